@@ -1,0 +1,44 @@
+#include "backend/address_space.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+
+#include "common/align.h"
+
+namespace mempool {
+
+void* map_space(std::size_t bytes, std::size_t alignment) noexcept {
+  if (bytes == 0 || rounds_past_max(bytes, alignment)) return nullptr;
+  // The kernel aligns to its own page: reserve more and give the ends back.
+  const std::size_t padded = bytes + alignment;
+  void* const raw = mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  const auto begin = reinterpret_cast<std::uintptr_t>(raw);
+  const std::uintptr_t start = align_up(begin, alignment);
+  if (start > begin) munmap(raw, start - begin);
+  const std::uintptr_t end = begin + padded;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
+  if (end > start + bytes) munmap(reinterpret_cast<void*>(start + bytes), end - (start + bytes));
+  return reinterpret_cast<void*>(start);  // NOLINT(performance-no-int-to-ptr)
+}
+
+void unmap_space(void* address, std::size_t bytes) noexcept { munmap(address, bytes); }
+
+bool open_space(void* address, std::size_t bytes) noexcept {
+  return mprotect(address, bytes, PROT_READ | PROT_WRITE) == 0;
+}
+
+bool shut_space(void* address, std::size_t bytes) noexcept {
+  // Protection first: it can fail (a mapping more may pass the system's limit), dropping the pages then cannot.
+  if (mprotect(address, bytes, PROT_NONE) != 0) return false;
+  if (madvise(address, bytes, MADV_DONTNEED) == 0) return true;
+  open_space(address, bytes);
+  return false;
+}
+
+bool advise_huge_pages(void* address, std::size_t bytes, bool wanted) noexcept {
+  return madvise(address, bytes, wanted ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) == 0;
+}
+
+}  // namespace mempool

@@ -1,0 +1,206 @@
+#include "backend/fake_memory.h"
+
+#include <cstring>
+#include <iterator>
+#include <numeric>
+
+#include "backend/address_space.h"
+#include "common/align.h"
+
+namespace mempool {
+namespace {
+
+using Guard = std::lock_guard<std::mutex>;
+
+std::uintptr_t number(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
+
+}  // namespace
+
+FakeMemory::FakeMemory(const Settings& settings)
+    : settings_(settings), next_address_(std::uintptr_t{1} << 40) {}
+
+FakeMemory::~FakeMemory() {
+  if (!settings_.accessible) return;
+  for (const auto& [start, bytes] : reserved_) unmap_space(reinterpret_cast<void*>(start), bytes);  // NOLINT
+}
+
+PhysicalMemory::Capabilities FakeMemory::capabilities() const noexcept {
+  const bool host = settings_.personality == Personality::host;
+  return {.can_cut = host, .can_alias = !host, .can_move = true};
+}
+
+// ---- checking ----------------------------------------------------------------------------------------------------
+
+bool FakeMemory::enter(Call call) noexcept {
+  ++calls_[static_cast<std::size_t>(call)];
+  if (call == Call::unreserve || fail_after_ == 0) return true;
+  return --fail_after_ != 0;
+}
+
+bool FakeMemory::broken(const char* what) noexcept {
+  if (violation_.empty()) violation_ = what;
+  return false;
+}
+
+bool FakeMemory::inside(const Ranges& ranges, std::uintptr_t start, std::size_t bytes) noexcept {
+  auto it = ranges.upper_bound(start);
+  if (it == ranges.begin()) return false;
+  --it;
+  return start + bytes <= it->first + it->second;
+}
+
+bool FakeMemory::touches(const Ranges& ranges, std::uintptr_t start, std::size_t bytes) noexcept {
+  auto it = ranges.lower_bound(start);
+  if (it != ranges.end() && it->first < start + bytes) return true;
+  return it != ranges.begin() && std::prev(it)->first + std::prev(it)->second > start;
+}
+
+bool FakeMemory::is_free_space(std::uintptr_t start, std::size_t bytes) const noexcept {
+  return bytes != 0 && start % settings_.granule_bytes == 0 && bytes % settings_.granule_bytes == 0 &&
+         inside(reserved_, start, bytes) && !touches(mapped_, start, bytes);
+}
+
+bool FakeMemory::is_mapped_exactly(const Handle& handle) const noexcept {
+  const auto it = mapped_.find(number(handle.address));
+  return it != mapped_.end() && it->second == handle.bytes;
+}
+
+// ---- the contract ------------------------------------------------------------------------------------------------
+
+void* FakeMemory::reserve(std::size_t bytes) noexcept {
+  const Guard guard(mutex_);
+  if (!enter(Call::reserve)) return nullptr;
+  if (bytes == 0 || bytes % settings_.granule_bytes != 0) {
+    broken("reserve: odd size");
+    return nullptr;
+  }
+  std::uintptr_t start = 0;
+  if (settings_.accessible) {
+    start = number(map_space(bytes, settings_.granule_bytes));
+    if (start == 0) return nullptr;
+  } else {
+    start = align_up(next_address_, settings_.granule_bytes);
+    next_address_ = start + bytes + settings_.granule_bytes;
+  }
+  reserved_[start] = bytes;
+  return reinterpret_cast<void*>(start);  // NOLINT(performance-no-int-to-ptr)
+}
+
+void FakeMemory::unreserve(void* address, std::size_t bytes) noexcept {
+  const Guard guard(mutex_);
+  enter(Call::unreserve);
+  const auto it = reserved_.find(number(address));
+  if (it == reserved_.end() || it->second != bytes || touches(mapped_, number(address), bytes)) {
+    broken("unreserve: not a whole reservation, or something is mapped in it");
+    return;
+  }
+  if (settings_.accessible) unmap_space(address, bytes);
+  reserved_.erase(it);
+}
+
+bool FakeMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
+  const Guard guard(mutex_);
+  if (!enter(Call::commit)) return false;
+  if (!is_free_space(number(address), bytes)) return broken("commit: not free reserved space on granules");
+  if (bytes > settings_.capacity_bytes - committed_) return false;
+  if (settings_.accessible && !open_space(address, bytes)) return false;
+  mapped_[number(address)] = bytes;
+  committed_ += bytes;
+  out = {address, bytes, 0};
+  return true;
+}
+
+bool FakeMemory::decommit(const Handle& handle) noexcept {
+  const Guard guard(mutex_);
+  if (!enter(Call::decommit)) return false;
+  if (!is_mapped_exactly(handle)) return broken("decommit: not a whole handle");
+  if (settings_.accessible && !shut_space(handle.address, handle.bytes)) return false;
+  mapped_.erase(number(handle.address));
+  committed_ -= handle.bytes;
+  return true;
+}
+
+bool FakeMemory::cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept {
+  const Guard guard(mutex_);
+  if (!enter(Call::cut)) return false;
+  if (!capabilities().can_cut) return broken("cut: handles of this memory stay whole");
+  if (!is_mapped_exactly(handle)) return broken("cut: not a whole handle");
+  if (first_bytes == 0 || first_bytes >= handle.bytes || first_bytes % settings_.granule_bytes != 0) {
+    return broken("cut: not on a granule inside the handle");
+  }
+  rest = {static_cast<char*>(handle.address) + first_bytes, handle.bytes - first_bytes, 0};
+  handle.bytes = first_bytes;
+  mapped_[number(handle.address)] = handle.bytes;
+  mapped_[number(rest.address)] = rest.bytes;
+  return true;
+}
+
+bool FakeMemory::join(Handle& first, const Handle& second) noexcept {
+  const Guard guard(mutex_);
+  if (!enter(Call::join)) return false;
+  if (!capabilities().can_cut) return broken("join: handles of this memory stay whole");
+  if (!is_mapped_exactly(first) || !is_mapped_exactly(second)) return broken("join: not whole handles");
+  const std::size_t bytes = first.bytes + second.bytes;
+  if (number(first.address) + first.bytes != number(second.address) ||
+      !inside(reserved_, number(first.address), bytes)) {
+    return broken("join: not neighbours in one reservation");
+  }
+  mapped_.erase(number(second.address));
+  first.bytes = bytes;
+  mapped_[number(first.address)] = bytes;
+  return true;
+}
+
+bool FakeMemory::move(Handle& handle, void* to) noexcept {
+  const Guard guard(mutex_);
+  if (!enter(Call::move)) return false;
+  if (!is_mapped_exactly(handle)) return broken("move: not a whole handle");
+  if (!is_free_space(number(to), handle.bytes)) return broken("move: the target is not free reserved space");
+  if (settings_.accessible) {
+    // A stand-in may copy: what is tested is that contents arrive and that the old address is no longer used.
+    if (!open_space(to, handle.bytes)) return false;
+    std::memcpy(to, handle.address, handle.bytes);
+    if (!shut_space(handle.address, handle.bytes)) return false;
+  }
+  mapped_.erase(number(handle.address));
+  mapped_[number(to)] = handle.bytes;
+  handle.address = to;
+  return true;
+}
+
+// ---- controls ----------------------------------------------------------------------------------------------------
+
+void FakeMemory::fail_call(std::uint64_t n) noexcept {
+  const Guard guard(mutex_);
+  fail_after_ = n;
+}
+
+std::uint64_t FakeMemory::calls(Call call) const noexcept {
+  const Guard guard(mutex_);
+  return calls_[static_cast<std::size_t>(call)];
+}
+
+std::uint64_t FakeMemory::fallible_calls() const noexcept {
+  const Guard guard(mutex_);
+  return std::accumulate(calls_.begin(), calls_.end(), std::uint64_t{0}) -
+         calls_[static_cast<std::size_t>(Call::unreserve)];
+}
+
+std::size_t FakeMemory::committed_bytes() const noexcept {
+  const Guard guard(mutex_);
+  return committed_;
+}
+
+std::size_t FakeMemory::reserved_bytes() const noexcept {
+  const Guard guard(mutex_);
+  std::size_t sum = 0;
+  for (const auto& [start, bytes] : reserved_) sum += bytes;
+  return sum;
+}
+
+std::string FakeMemory::violation() const {
+  const Guard guard(mutex_);
+  return violation_;
+}
+
+}  // namespace mempool

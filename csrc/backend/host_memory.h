@@ -1,0 +1,30 @@
+// CPU memory: private anonymous pages in reservations aligned for huge pages. A handle is nothing but its address range,
+// so cutting and joining are free. Backing comes at the first touch, one huge page at a time where the system has them.
+#pragma once
+
+#include <cstddef>
+
+#include "core/physical_memory.h"
+
+namespace mempool {
+
+class HostMemory final : public PhysicalMemory {
+ public:
+  explicit HostMemory(bool huge_pages) noexcept;
+
+  std::size_t granule_bytes() const noexcept override { return granule_; }
+  Capabilities capabilities() const noexcept override { return {.can_cut = true, .can_alias = false, .can_move = true}; }
+  void* reserve(std::size_t bytes) noexcept override;
+  void unreserve(void* address, std::size_t bytes) noexcept override;
+  bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
+  bool decommit(const Handle& handle) noexcept override;
+  bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept override;
+  bool join(Handle& first, const Handle& second) noexcept override;
+  bool move(Handle& handle, void* to) noexcept override;
+
+ private:
+  const bool huge_pages_;
+  const std::size_t granule_;
+};
+
+}  // namespace mempool

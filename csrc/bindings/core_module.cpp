@@ -1,0 +1,39 @@
+// mempool._core: the allocator for Python. Knows nothing of torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "backend/host_info.h"
+#include "common/bytes.h"
+#include "common/errors.h"
+#include "common/options.h"
+#include "device_binding.h"
+#include "python_hooks.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_core, m) {
+  using namespace pybind11::literals;
+  m.doc() = "The compiled part of mempool.";
+  py::register_exception<mempool::ConfigError>(m, "ConfigError", PyExc_ValueError);
+  py::register_exception<mempool::PoolClosedError>(m, "PoolClosedError", PyExc_RuntimeError);
+
+  m.attr("version") = MEMPOOL_VERSION;
+  m.attr("torch_version") = MEMPOOL_TORCH_VERSION;
+  m.def("parse_bytes", &mempool::parse_bytes, "text"_a, "whole_bytes"_a = 0);
+  m.def("format_bytes", &mempool::format_bytes, "bytes"_a);
+  m.def("usable_memory_bytes", [] { return mempool::usable_memory_bytes(); });
+  m.def("huge_page_bytes", &mempool::huge_page_bytes);
+  m.def("huge_pages_available", &mempool::huge_pages_available);
+  m.def("options", [] {
+    py::list out;
+    for (const mempool::OptionInfo& info : mempool::option_table()) {
+      out.append(py::make_tuple(info.key, info.type, info.help));
+    }
+    return out;
+  });
+  mempool::bindings::add_device_classes(m);
+  m.def("set_pressure_handler", &mempool::bindings::set_pressure_handler, "handler"_a.none(true));
+  m.def("set_stack_capture", &mempool::bindings::set_stack_capture, "on"_a);
+  m.def("stack_frames", &mempool::bindings::stack_frames, "id"_a);
+  mempool::bindings::install_hooks();
+}

@@ -1,0 +1,218 @@
+// _core.Device and _core.Pool: thin handles on the core's objects. Units are bytes; None stands for "no limit".
+#include "device_binding.h"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "backend/cpu_device.h"
+#include "backend/host_info.h"
+#include "core/caching_allocator.h"
+
+namespace py = pybind11;
+
+namespace mempool::bindings {
+namespace {
+
+using Limit = std::optional<std::size_t>;
+
+std::size_t from_limit(Limit limit) { return limit.value_or(kNoLimit); }
+Limit to_limit(std::size_t limit) { return limit == kNoLimit ? Limit{} : Limit{limit}; }
+
+// Keeps the account alive for Python; the record itself goes with the last block.
+class Pool {
+ public:
+  Pool(CachingAllocator& device, Account* account, std::shared_ptr<Pool> parent)
+      : device_(device), account_(account), parent_(std::move(parent)) {}
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+  ~Pool() { device_.drop_pool(*account_); }
+
+  Account read() const { return device_.ledger().read(*account_); }
+  CachingAllocator& device() const { return device_; }
+  Account& account() const { return *account_; }
+
+ private:
+  CachingAllocator& device_;
+  Account* const account_;
+  const std::shared_ptr<Pool> parent_;
+};
+
+void put(py::dict& out, const std::string& key, const Stat& stat) {
+  out[py::str(key + ".current")] = stat.current;
+  out[py::str(key + ".peak")] = stat.peak;
+  out[py::str(key + ".allocated")] = stat.allocated;
+  out[py::str(key + ".freed")] = stat.freed;
+}
+
+void put(py::dict& out, const std::string& key, const ByPool<Stat>& stats) {
+  put(out, key + ".all", stats.all);
+  put(out, key + ".small_pool", stats.small);
+  put(out, key + ".large_pool", stats.large);
+}
+
+// One member of the three BlockStats, as a ByPool of Stat.
+ByPool<Stat> pick(const ByPool<BlockStats>& blocks, Stat BlockStats::* member) {
+  return {blocks.all.*member, blocks.small.*member, blocks.large.*member};
+}
+
+// The keys of torch.cuda.memory_stats. Without streams a block is active exactly while it is allocated.
+py::dict device_stats(CachingAllocator& device) {
+  const DeviceStats stats = device.stats();
+  py::dict out;
+  put(out, "allocation", pick(stats.blocks, &BlockStats::count));
+  put(out, "active", pick(stats.blocks, &BlockStats::count));
+  put(out, "allocated_bytes", pick(stats.blocks, &BlockStats::bytes));
+  put(out, "active_bytes", pick(stats.blocks, &BlockStats::bytes));
+  put(out, "requested_bytes", pick(stats.blocks, &BlockStats::requested));
+  put(out, "reserved_bytes", stats.reserved_bytes);
+  put(out, "segment", stats.segments);
+  put(out, "inactive_split", stats.free_ranges.count);
+  put(out, "inactive_split_bytes", stats.free_ranges.bytes);
+  // Nothing is "oversize" here: there is no size from which blocks would be kept whole.
+  put(out, "oversize_allocations", Stat{});
+  put(out, "oversize_segments", Stat{});
+  out["max_split_size"] = -1;
+  out["num_alloc_retries"] = stats.alloc_retries;
+  out["num_ooms"] = stats.ooms;
+  out["num_sync_all_streams"] = 0;
+  out["num_device_alloc"] = stats.commits;
+  out["num_device_free"] = stats.decommits;
+  out["num_pressure_calls"] = stats.pressure_calls;
+  return out;
+}
+
+py::dict pool_stats(const Pool& pool) {
+  const Account account = pool.read();
+  py::dict out;
+  put(out, "allocation", account.blocks.count);
+  put(out, "allocated_bytes", account.blocks.bytes);
+  put(out, "requested_bytes", account.blocks.requested);
+  out["num_ooms"] = account.ooms;
+  out["num_pressure_calls"] = account.pressure_calls;
+  return out;
+}
+
+// (address, bytes, arena, [(address, bytes, requested, account, live), ...]) for each contiguous backed range.
+py::list snapshot(CachingAllocator& device) {
+  std::vector<SnapshotSegment> segments;
+  {
+    const py::gil_scoped_release release;
+    segments = device.snapshot();
+  }
+  py::list out;
+  for (const SnapshotSegment& segment : segments) {
+    py::list blocks;
+    for (const SnapshotBlock& block : segment.blocks) {
+      blocks.append(py::make_tuple(block.address, block.bytes, block.requested, block.account, block.live));
+    }
+    out.append(py::make_tuple(segment.address, segment.bytes, segment.arena, blocks));
+  }
+  return out;
+}
+
+py::tuple to_tuple(const HistoryEvent& event) {
+  return py::make_tuple(event.action == HistoryEvent::Action::alloc, event.address, event.bytes, event.requested,
+                        event.stack, event.account, event.time_us);
+}
+
+// (live events by address, events oldest first, number of dropped events); an event is
+// (is_alloc, address, bytes, requested, stack, account, time_us).
+py::tuple history_view(CachingAllocator& device) {
+  History::View view;
+  {
+    const py::gil_scoped_release release;
+    view = device.history().view();
+  }
+  py::dict live;
+  for (const auto& [address, event] : view.live) live[py::int_(address)] = to_tuple(event);
+  py::list events;
+  for (const HistoryEvent& event : view.events) events.append(to_tuple(event));
+  return py::make_tuple(live, events, view.dropped);
+}
+
+std::shared_ptr<Pool> open_pool(CachingAllocator& device, std::string name, std::shared_ptr<Pool> parent, bool isolated,
+                                Limit limit, Limit soft_limit) {
+  Account* const above = parent != nullptr ? &parent->account() : nullptr;
+  if (parent != nullptr && parent->read().closed) {
+    throw PoolClosedError("mempool: pool '" + parent->read().name + "' is closed: it takes no children.");
+  }
+  Account* const account =
+      device.open_pool(std::move(name), above, isolated, from_limit(limit), from_limit(soft_limit));
+  return std::make_shared<Pool>(device, account, std::move(parent));
+}
+
+void add_pool(py::module_& m) {
+  using namespace pybind11::literals;
+  py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool", "An account: limit and statistics over an arena.")
+      .def_property_readonly("name", [](const Pool& p) { return p.read().name; })
+      .def_property_readonly("account", [](const Pool& p) { return p.account().id; })
+      .def_property_readonly("isolated", [](const Pool& p) { return p.account().isolated; })
+      .def_property_readonly("closed", [](const Pool& p) { return p.read().closed; })
+      .def_property(
+          "limit", [](const Pool& p) { return to_limit(p.read().limit); },
+          [](const Pool& p, Limit limit) { p.device().set_pool_limit(p.account(), from_limit(limit)); })
+      .def_property(
+          "soft_limit", [](const Pool& p) { return to_limit(p.read().soft_limit); },
+          [](const Pool& p, Limit limit) { p.device().ledger().set_soft_limit(p.account(), from_limit(limit)); })
+      .def("stats", &pool_stats)
+      .def("reset_peaks", [](const Pool& p) { p.device().ledger().reset_peaks(p.account()); })
+      .def("held_bytes", [](const Pool& p) { return p.device().pool_held_bytes(p.account()); })
+      .def("trim", [](const Pool& p) { return p.device().trim_pool(p.account()); },
+           py::call_guard<py::gil_scoped_release>())
+      .def("close", [](const Pool& p) { p.device().close_pool(p.account()); });
+}
+
+}  // namespace
+
+void add_device_classes(py::module_& m) {
+  using namespace pybind11::literals;
+  add_pool(m);
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<CachingAllocator, std::unique_ptr<CachingAllocator, py::nodelete>>(m, "Device",
+                                                                                "The allocator of one device.")
+      .def_property_readonly("name", &CachingAllocator::device)
+      .def_property_readonly("history_events", [](CachingAllocator& d) { return d.options().history_events; })
+      .def("stats", &device_stats)
+      .def("reset_peaks", &CachingAllocator::reset_peaks, Release())
+      .def("reset_sums", &CachingAllocator::reset_sums, Release())
+      .def("held_bytes", [](CachingAllocator& d) { return d.ledger().held(); })
+      .def_property(
+          "limit", [](CachingAllocator& d) { return to_limit(d.ledger().limit()); },
+          [](CachingAllocator& d, Limit limit) {
+            const py::gil_scoped_release release;
+            d.set_limit(from_limit(limit));
+          })
+      .def_property(
+          "soft_limit", [](CachingAllocator& d) { return to_limit(d.ledger().soft_limit()); },
+          [](CachingAllocator& d, Limit limit) { d.set_soft_limit(from_limit(limit)); })
+      .def("trim", &CachingAllocator::trim, "target_bytes"_a, Release())
+      .def("open_pool", &open_pool, "name"_a, "parent"_a.none(true), "isolated"_a, "limit"_a, "soft_limit"_a)
+      .def(
+          "set_current_pool",
+          [](CachingAllocator& d, const std::shared_ptr<Pool>& pool) {
+            d.set_current_pool(pool != nullptr ? &pool->account() : nullptr);
+          },
+          "pool"_a.none(true))
+      .def("snapshot", &snapshot)
+      .def("history_start", [](CachingAllocator& d, std::size_t most) { d.history().start(most); }, "most_events"_a)
+      .def("history_stop", [](CachingAllocator& d) { d.history().stop(); })
+      .def("history_enabled", [](CachingAllocator& d) { return d.history().enabled(); })
+      .def("history_view", &history_view)
+      .def("account_name", [](CachingAllocator& d, std::uint32_t id) { return d.ledger().name_of(id); })
+      .def("check_invariants", &CachingAllocator::check_invariants, Release());
+  m.def(
+      "cpu_device",
+      [](const std::string& conf) -> CachingAllocator& {
+        Options options;
+        parse_conf(options, conf, usable_memory_bytes());
+        return cpu_device(options);
+      },
+      "conf"_a, py::return_value_policy::reference,
+      "The CPU allocator. Made at the first call with the options in `conf` (\"key:value,key:value\").");
+}
+
+}  // namespace mempool::bindings

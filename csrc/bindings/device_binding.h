@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace mempool::bindings {
+
+// Adds the classes Device and Pool to the module.
+void add_device_classes(pybind11::module_& m);
+
+}  // namespace mempool::bindings

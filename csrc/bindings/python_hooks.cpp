@@ -1,0 +1,135 @@
+#include "python_hooks.h"
+
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "core/caching_allocator.h"
+
+namespace py = pybind11;
+
+namespace mempool::bindings {
+namespace {
+
+// Guarded by the interpreter's lock. Never destroyed: a thread may still allocate while the interpreter goes.
+struct State {
+  py::object pressure_handler = py::none();
+  bool capturing = false;
+  // Distinct stacks, innermost frame first. Code objects are kept alive until capturing is switched off.
+  using Stack = std::vector<std::pair<PyObject*, int>>;
+  std::map<Stack, std::uint32_t> ids;
+  std::vector<const Stack*> stacks;  // by id - 1
+};
+
+State& state() {
+  static State* const instance = new State;
+  return *instance;
+}
+
+bool interpreter_is_usable() {
+#if PY_VERSION_HEX >= 0x030d0000
+  return Py_IsInitialized() && !Py_IsFinalizing();
+#else
+  return Py_IsInitialized() && !_Py_IsFinalizing();
+#endif
+}
+
+void call_pressure_handler(const char* pool, std::size_t needed, bool failing, PressureOutcome& outcome) {
+  const py::gil_scoped_acquire gil;
+  const py::object handler = state().pressure_handler;
+  if (handler.is_none()) return;
+  // An allocation can fail while an exception is on its way; it must survive the callback.
+  const py::error_scope keep;
+  try {
+    const auto result = handler(pool, needed, failing).cast<py::tuple>();
+    outcome.calls += result[0].cast<std::size_t>();
+    if (outcome.error_id == 0) {
+      outcome.error = result[1].cast<std::string>();
+      outcome.error_id = result[2].cast<std::size_t>();
+    }
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("mempool pressure handler");
+  }
+}
+
+void pressure(const char* pool, std::size_t needed, bool failing, PressureOutcome& outcome) noexcept {
+  if (!interpreter_is_usable()) return;
+  try {
+    call_pressure_handler(pool, needed, failing, outcome);
+  } catch (const std::exception&) {
+    // Nothing may escape into the allocator: the allocation is refused as it would have been.
+  }
+}
+
+std::uint32_t intern(State::Stack&& stack) {
+  State& s = state();
+  const auto [found, fresh] = s.ids.try_emplace(std::move(stack), static_cast<std::uint32_t>(s.ids.size() + 1));
+  if (fresh) {
+    for (const auto& [code, line] : found->first) Py_INCREF(code);
+    s.stacks.push_back(&found->first);
+  }
+  return found->second;
+}
+
+std::uint32_t capture_stack() noexcept {
+  // A thread that Python does not know has no Python stack.
+  if (!interpreter_is_usable() || PyGILState_GetThisThreadState() == nullptr) return 0;
+  constexpr std::size_t kMostFrames = 64;
+  const PyGILState_STATE gil = PyGILState_Ensure();
+  std::uint32_t id = 0;
+  try {
+    if (state().capturing) {
+      State::Stack stack;
+      PyFrameObject* frame = PyThreadState_GetFrame(PyThreadState_Get());
+      while (frame != nullptr && stack.size() < kMostFrames) {
+        PyCodeObject* const code = PyFrame_GetCode(frame);
+        stack.emplace_back(reinterpret_cast<PyObject*>(code), PyFrame_GetLineNumber(frame));
+        Py_DECREF(code);  // the frame holds it; intern() takes a reference of its own
+        PyFrameObject* const back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = back;
+      }
+      Py_XDECREF(frame);
+      if (!stack.empty()) id = intern(std::move(stack));
+    }
+  } catch (const std::exception&) {
+    id = 0;
+  }
+  PyGILState_Release(gil);
+  return id;
+}
+
+const Hooks kHooks{.pressure = pressure, .capture_stack = capture_stack};
+
+}  // namespace
+
+void install_hooks() { CachingAllocator::set_hooks(&kHooks); }
+
+void set_pressure_handler(py::object handler) { state().pressure_handler = std::move(handler); }
+
+void set_stack_capture(bool on) {
+  State& s = state();
+  s.capturing = on;
+  if (on) return;
+  s.stacks.clear();
+  for (auto& [stack, id] : std::exchange(s.ids, {})) {
+    for (const auto& [code, line] : stack) Py_DECREF(code);
+  }
+}
+
+py::list stack_frames(std::uint32_t id) {
+  py::list frames;
+  const State& s = state();
+  if (id == 0 || id > s.stacks.size()) return frames;
+  for (const auto& [object, line] : *s.stacks[id - 1]) {
+    const py::handle code(object);
+    py::dict frame;
+    frame["filename"] = code.attr("co_filename");
+    frame["name"] = code.attr("co_name");
+    frame["line"] = line;
+    frames.append(frame);
+  }
+  return frames;
+}
+
+}  // namespace mempool::bindings

@@ -1,0 +1,21 @@
+// What the core's hooks do in a Python process: run pressure callbacks, remember Python stacks.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace mempool::bindings {
+
+// Installs the hooks for good. They do nothing during interpreter shutdown.
+void install_hooks();
+
+// handler(pool: str, needed_bytes: int, failing: bool) -> (calls: int, error: str, error_id: int), or None for none.
+void set_pressure_handler(pybind11::object handler);
+
+// While on, each recorded allocation carries the id of its Python stack.
+void set_stack_capture(bool on);
+// The frames behind an id, innermost first: [{"filename", "name", "line"}, ...]. Empty for 0 and unknown ids.
+pybind11::list stack_frames(std::uint32_t id);
+
+}  // namespace mempool::bindings

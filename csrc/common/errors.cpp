@@ -1,0 +1,83 @@
+#include "common/errors.h"
+
+#include <utility>
+
+#include "common/bytes.h"
+
+namespace mempool {
+namespace {
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out.push_back('\\');
+    if (c == '\n') {
+      out += "\\n";
+    } else {
+      out.push_back(c);
+    }
+  }
+  return out + "\"";
+}
+
+std::string advice(OomReason reason) {
+  switch (reason) {
+    case OomReason::pool_limit:
+      return "Free tensors of this pool, or raise its limit with pool.set_limit().";
+    case OomReason::device_limit:
+      return "Free tensors, or raise the limit with mempool.set_limit().";
+    case OomReason::backend_refused:
+      return "The system has no more memory to give: free tensors, or set a limit so that one pool fails before the machine does.";
+    case OomReason::metadata_refused:
+      return "The system has no memory left even for the allocator's own records.";
+    case OomReason::size_overflow:
+      return "The size is larger than any address space: check the shape.";
+  }
+  return "";
+}
+
+// The last line is for machines: `oom_info` reads it back, also from an exception that crossed a process.
+std::string fields(const OomInfo& info) {
+  std::string out = "[mempool.oom reason=" + std::string(to_string(info.reason)) + " device=" + info.device +
+                    " requested=" + std::to_string(info.requested) + " allocated=" + std::to_string(info.allocated) +
+                    " limit=" + (info.limit == kNoLimit ? "none" : std::to_string(info.limit)) +
+                    " held=" + std::to_string(info.held) + " largest_free=" + std::to_string(info.largest_free) +
+                    " pressure_calls=" + std::to_string(info.pressure_calls);
+  if (info.callback_error_id != 0) out += " callback_error=" + std::to_string(info.callback_error_id);
+  return out + " pool=" + quoted(info.pool) + "]";
+}
+
+std::string describe(const OomInfo& info) {
+  std::string out = "mempool: out of memory on " + info.device + " in pool '" + info.pool + "': tried to allocate " +
+                    format_bytes(info.requested) + "; " + format_bytes(info.allocated) + " in use";
+  if (info.limit != kNoLimit) {
+    out += info.reason == OomReason::device_limit ? ", device limit " : ", limit ";
+    out += format_bytes(info.limit);
+  }
+  out += "; the device holds " + format_bytes(info.held) + ", largest free range " + format_bytes(info.largest_free) +
+         ". " + advice(info.reason);
+  if (!info.callback_error.empty()) out += " A pressure callback raised " + info.callback_error + ".";
+  return out + "\n" + fields(info);
+}
+
+}  // namespace
+
+const char* to_string(OomReason reason) {
+  switch (reason) {
+    case OomReason::pool_limit:
+      return "pool_limit";
+    case OomReason::device_limit:
+      return "device_limit";
+    case OomReason::backend_refused:
+      return "backend_refused";
+    case OomReason::metadata_refused:
+      return "metadata_refused";
+    case OomReason::size_overflow:
+      return "size_overflow";
+  }
+  return "unknown";
+}
+
+OutOfMemory::OutOfMemory(OomInfo info) : info_(std::move(info)), message_(describe(info_)) {}
+
+}  // namespace mempool

@@ -1,0 +1,61 @@
+// The typed errors of the library. Bindings turn each into one Python exception; nothing here prints or aborts.
+#pragma once
+
+#include <cstddef>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace mempool {
+
+// A setting that cannot be: an unknown option, a size that does not parse, a limit below what is in use.
+class ConfigError : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
+// A pool that is closed was asked for memory or for a change.
+class PoolClosedError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Why an allocation was refused, in the words that users see in `oom_info(exc)["reason"]`.
+enum class OomReason {
+  pool_limit,        // the allocated bytes of a pool would pass its limit
+  device_limit,      // the held bytes of the device would pass its limit
+  backend_refused,   // the operating system or driver gave no memory
+  metadata_refused,  // no memory for the allocator's own records
+  size_overflow,     // the size cannot be represented once rounded
+};
+
+const char* to_string(OomReason reason);
+
+// What `oom_info` returns. Bytes everywhere; kNoLimit where no limit is set.
+struct OomInfo {
+  OomReason reason = OomReason::backend_refused;
+  std::string device{};
+  std::string pool{};             // the pool whose limit refused, else the pool that asked
+  std::size_t requested = 0;    // as asked by the caller, not rounded
+  std::size_t allocated = 0;    // rounded bytes live in that pool
+  std::size_t limit = 0;        // the limit that refused
+  std::size_t held = 0;         // physical memory of the whole device
+  std::size_t largest_free = 0; // largest contiguous free range in the pool's arena
+  std::size_t pressure_calls = 0;     // callbacks that ran before giving up
+  std::string callback_error{};         // text of the first error that a callback raised, or empty
+  std::size_t callback_error_id = 0;  // the installer's key for that error, 0 = none
+};
+
+// Derives from bad_alloc, so that code which knows only the standard library treats it rightly.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(OomInfo info);
+  const char* what() const noexcept override { return message_.c_str(); }
+  const OomInfo& info() const noexcept { return info_; }
+
+ private:
+  OomInfo info_;
+  std::string message_;
+};
+
+}  // namespace mempool

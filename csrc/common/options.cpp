@@ -1,0 +1,122 @@
+#include "common/options.h"
+
+#include <algorithm>
+#include <charconv>
+#include <numeric>
+
+#include "common/errors.h"
+#include "common/text.h"
+
+namespace mempool {
+namespace {
+
+std::size_t parse_count(std::string_view key, std::string_view value) {
+  std::size_t out = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), out);
+  if (error != std::errc() || end != value.data() + value.size()) {
+    throw ConfigError("option '" + std::string(key) + "' wants a whole number, not '" + std::string(value) + "'.");
+  }
+  return out;
+}
+
+bool parse_bool(std::string_view key, std::string_view value) {
+  for (const char* yes : {"true", "True", "1", "on", "yes"}) {
+    if (value == yes) return true;
+  }
+  for (const char* no : {"false", "False", "0", "off", "no"}) {
+    if (value == no) return false;
+  }
+  throw ConfigError("option '" + std::string(key) + "' wants true or false, not '" + std::string(value) + "'.");
+}
+
+// Zero is a meaning of its own for these ("off"), so it is let through where parse_bytes refuses it.
+std::size_t parse_bytes_or_zero(std::string_view value, std::size_t whole_bytes) {
+  return value == "0" ? 0 : parse_bytes(value, whole_bytes);
+}
+
+struct Entry {
+  OptionInfo info;
+  void (*set)(Options&, std::string_view key, std::string_view value, std::size_t whole_bytes);
+};
+
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> table{
+      {{"limit", "bytes", "most bytes the device may hold from the system; a size or a percentage of the memory available"},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.limit = parse_bytes(v, w); }},
+      {{"soft_limit", "bytes", "held bytes above which caches are trimmed and pressure callbacks run"},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.soft_limit = parse_bytes(v, w); }},
+      {{"thread_cache_bytes", "bytes", "free bytes that one thread may keep for itself; 0 turns thread caches off"},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) {
+         o.thread_cache_bytes = parse_bytes_or_zero(v, w);
+       }},
+      {{"segment_bytes", "bytes", "address space (not memory) that is reserved at once"},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.segment_bytes = parse_bytes(v, w); }},
+      {{"huge_pages", "bool", "advise transparent huge pages for CPU memory"},
+       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.huge_pages = parse_bool(k, v); }},
+      {{"history_events", "count", "allocation events that record_history keeps"},
+       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.history_events = parse_count(k, v); }},
+  };
+  return table;
+}
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t substituted = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substituted});
+    }
+  }
+  return row[b.size()];
+}
+
+}  // namespace
+
+const std::vector<OptionInfo>& option_table() {
+  static const std::vector<OptionInfo> table = [] {
+    std::vector<OptionInfo> out;
+    for (const Entry& entry : entries()) out.push_back(entry.info);
+    return out;
+  }();
+  return table;
+}
+
+void set_option(Options& options, std::string_view key, std::string_view value, std::size_t whole_bytes) {
+  const Entry* nearest = nullptr;
+  std::size_t nearest_distance = SIZE_MAX;
+  for (const Entry& entry : entries()) {
+    if (entry.info.key == key) {
+      entry.set(options, key, value, whole_bytes);
+      return;
+    }
+    const std::size_t distance = edit_distance(entry.info.key, key);
+    if (distance < nearest_distance) {
+      nearest_distance = distance;
+      nearest = &entry;
+    }
+  }
+  throw ConfigError("unknown option '" + std::string(key) + "'. Did you mean '" + std::string(nearest->info.key) +
+                    "'? The options are listed by `mempool options`.");
+}
+
+void parse_conf(Options& options, std::string_view conf, std::size_t whole_bytes) {
+  Options parsed = options;
+  while (!conf.empty()) {
+    const auto comma = conf.find(',');
+    const std::string_view item = strip(conf.substr(0, comma));
+    conf = comma == std::string_view::npos ? std::string_view{} : conf.substr(comma + 1);
+    if (item.empty()) continue;
+    const auto colon = item.find(':');
+    if (colon == std::string_view::npos) {
+      throw ConfigError("'" + std::string(item) + "' is not an option: write key:value,key:value.");
+    }
+    set_option(parsed, strip(item.substr(0, colon)), strip(item.substr(colon + 1)), whole_bytes);
+  }
+  options = parsed;
+}
+
+}  // namespace mempool

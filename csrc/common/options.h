@@ -1,0 +1,45 @@
+// The one table of options. MEMPOOL_CONF and the Python API both go through it, so that a key is spelled, checked and
+// documented once.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/bytes.h"
+
+namespace mempool {
+
+struct Options {
+  // Bytes held from the system by the device; kNoLimit = no limit.
+  std::size_t limit = kNoLimit;
+  // Above this many held bytes the allocator trims and calls pressure callbacks; kNoLimit = never.
+  std::size_t soft_limit = kNoLimit;
+  // Free bytes that one thread may keep for itself. 0 turns thread caches off.
+  std::size_t thread_cache_bytes = 4u << 20;
+  // Address space (not memory) that is reserved at once. A larger block gets a reservation of its own size.
+  std::size_t segment_bytes = std::size_t{1} << 30;
+  // Advise transparent huge pages for CPU memory.
+  bool huge_pages = true;
+  // Allocation events that record_history keeps; the oldest go first.
+  std::size_t history_events = 100000;
+};
+
+struct OptionInfo {
+  std::string_view key;
+  std::string_view type;  // "bytes", "count", "bool"
+  std::string_view help;
+};
+
+// Every key, in the order of the documentation.
+const std::vector<OptionInfo>& option_table();
+
+// Sets one option from text. `whole_bytes` is what percentages are taken of. Throws ConfigError for an unknown key (the
+// message names the nearest known one) and for a value that does not parse.
+void set_option(Options& options, std::string_view key, std::string_view value, std::size_t whole_bytes);
+
+// Reads "key:value,key:value". Nothing is changed when any part is wrong.
+void parse_conf(Options& options, std::string_view conf, std::size_t whole_bytes);
+
+}  // namespace mempool

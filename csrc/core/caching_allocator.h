@@ -1,0 +1,133 @@
+// The allocator of one device: rounds, charges, takes blocks from thread caches and arenas, and on a miss makes room
+// before it refuses. Thread-safe.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "common/errors.h"
+#include "common/options.h"
+#include "core/arena.h"
+#include "core/history.h"
+#include "core/hooks.h"
+#include "core/ledger.h"
+#include "core/physical_memory.h"
+#include "core/snapshot.h"
+#include "core/thread_registry.h"
+
+namespace mempool {
+
+class CachingAllocator {
+ public:
+  CachingAllocator(std::string device, std::unique_ptr<PhysicalMemory> memory, const Options& options);
+  CachingAllocator(const CachingAllocator&) = delete;
+  CachingAllocator& operator=(const CachingAllocator&) = delete;
+  // For tests: the allocators of a process are immortal. Precondition: no block is live, no other thread uses it.
+  ~CachingAllocator();
+
+  // A block of at least `bytes`, aligned to at least 64; nullptr for 0 bytes. Charged to the calling thread's pool.
+  // Throws OutOfMemory, or PoolClosedError when that pool is closed.
+  void* allocate(std::size_t bytes);
+  // False, with nothing done, when `address` is not a live block of an allocator of this process. nullptr is fine.
+  bool deallocate(void* address) noexcept;
+  // Bytes charged for a live block; 0 when the address is not one.
+  static std::size_t block_bytes(const void* address) noexcept;
+
+  // ---- pools
+  // `isolated` gives the pool an arena of its own. Children share the arena of their parent unless isolated too.
+  Account* open_pool(std::string name, Account* parent, bool isolated, std::size_t limit, std::size_t soft_limit);
+  // No new blocks from now on; live ones stay valid and are charged until they die.
+  void close_pool(Account& pool) noexcept;
+  // The last handle is gone. Closes the pool; its record goes with its last block.
+  void drop_pool(Account& pool) noexcept;
+  // The calling thread's pool for new blocks (nullptr: root). Returns the one before. Throws PoolClosedError.
+  Account* set_current_pool(Account* pool);
+  Account* current_pool() noexcept;
+  // Physical bytes of the pool's own arena; of a pool that is not isolated, what it is charged with.
+  std::size_t pool_held_bytes(const Account& pool);
+  std::size_t trim_pool(Account& pool) noexcept;
+  // Throws ConfigError when more is in use.
+  void set_pool_limit(Account& pool, std::size_t limit);
+
+  // ---- device
+  void set_limit(std::size_t limit);  // trims first; throws ConfigError when more is held even so
+  void set_soft_limit(std::size_t limit) { ledger_.set_soft_limit(limit); }
+  // Recalls thread caches and gives free memory back until at most `target_bytes` are held. Returns the bytes given.
+  std::size_t trim(std::size_t target_bytes) noexcept;
+
+  // ---- reading
+  DeviceStats stats();
+  void reset_peaks();
+  void reset_sums();
+  std::vector<SnapshotSegment> snapshot();
+  // The first broken invariant, or an empty string. check_invariants() also compares sums and wants every other thread
+  // at rest.
+  std::string check_structure();
+  std::string check_invariants();
+
+  const std::string& device() const noexcept { return device_; }
+  const Options& options() const noexcept { return options_; }
+  Ledger& ledger() noexcept { return ledger_; }
+  History& history() noexcept { return history_; }
+  PhysicalMemory& memory() noexcept { return *memory_; }
+
+  // `hooks` must outlive its installation; nullptr removes.
+  static void set_hooks(const Hooks* hooks) noexcept;
+
+  // ---- fork: prepare takes every lock, so that the child finds whole structures.
+  void prepare_fork();
+  void after_fork() noexcept;  // in the parent, and first in the child
+
+ private:
+  struct Request {
+    std::size_t asked;
+    std::size_t rounded;
+    Account* account;
+    ThreadCache* cache;
+    bool is_small;  // torch's word: at most kMediumMax
+  };
+  // How hard obtain() was tried already.
+  enum class Effort : std::uint8_t { none, recalled, released, pressed };
+
+  ThreadCache* cache() noexcept {
+    ThreadCache* const found = ThreadRegistry::find(slot_);
+    return found != nullptr ? found : make_cache();
+  }
+  ThreadCache* make_cache() noexcept;
+
+  void* allocate_cached(ThreadCache& cache, std::size_t bytes) noexcept;
+  void* allocate_slow(std::size_t bytes);
+  void charge(Request& request);
+  void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
+                ThreadCache* cache) noexcept;
+  void* obtain(const Request& request, Refusal& why) noexcept;
+  void* obtain_cached(const Request& request, Refusal& why) noexcept;
+  void make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);
+  void free_slow(Span* span, const SmallBlock& block, ThreadCache* cache) noexcept;
+  void after_growth();
+  void press(Account* account, const std::string& pool, std::size_t needed, bool failing, PressureOutcome& outcome);
+  [[noreturn]] void refuse(const Request& request, OomInfo info, const PressureOutcome& outcome);
+
+  void recall() noexcept;
+  std::size_t release(std::size_t bytes) noexcept;
+  void retire(Account* account) noexcept;
+  void forget_retired() noexcept;
+  Arena& arena_of(const Account* account) noexcept { return account != nullptr ? *account->arena : *default_arena_; }
+
+  const std::string device_;
+  const Options options_;
+  const std::unique_ptr<PhysicalMemory> memory_;
+  Ledger ledger_;
+  History history_;
+  const std::size_t slot_;
+  const std::unique_ptr<Arena> default_arena_;
+  std::mutex arenas_mutex_;  // after the caches' locks, before the arenas'
+  std::vector<std::unique_ptr<Arena>> isolated_;  // also those of retired pools whose memory would not go back yet
+};
+
+}  // namespace mempool

@@ -1,0 +1,177 @@
+// Pools, limits, giving memory back, and fork.
+#include <algorithm>
+#include <utility>
+
+#include "core/caching_allocator.h"
+
+namespace mempool {
+namespace {
+
+using CacheGuard = std::lock_guard<SpinLock>;
+using ArenaGuard = std::lock_guard<std::mutex>;
+
+}  // namespace
+
+CachingAllocator::CachingAllocator(std::string device, std::unique_ptr<PhysicalMemory> memory, const Options& options)
+    : device_(std::move(device)),
+      options_(options),
+      memory_(std::move(memory)),
+      slot_(ThreadRegistry::instance().add_allocator()),
+      default_arena_(std::make_unique<Arena>("default", *memory_, ledger_, options.segment_bytes, true)) {
+  ledger_.set_limit(options.limit);
+  ledger_.set_soft_limit(options.soft_limit);
+}
+
+CachingAllocator::~CachingAllocator() {
+  recall();
+  ThreadRegistry::instance().remove_allocator(slot_);
+}
+
+ThreadCache* CachingAllocator::make_cache() noexcept {
+  return ThreadRegistry::instance().obtain(slot_, *default_arena_, ledger_, options_.thread_cache_bytes);
+}
+
+// ---- pools -------------------------------------------------------------------------------------------------------
+
+Account* CachingAllocator::open_pool(std::string name, Account* parent, bool isolated, std::size_t limit,
+                                     std::size_t soft_limit) {
+  if (!isolated) return ledger_.open(std::move(name), parent, &arena_of(parent), false, limit, soft_limit);
+  auto arena = std::make_unique<Arena>(name, *memory_, ledger_, options_.segment_bytes, false);
+  const std::lock_guard guard(arenas_mutex_);
+  isolated_.reserve(isolated_.size() + 1);
+  Account* const account = ledger_.open(std::move(name), parent, arena.get(), true, limit, soft_limit);
+  isolated_.push_back(std::move(arena));
+  return account;
+}
+
+void CachingAllocator::close_pool(Account& pool) noexcept { ledger_.close(pool); }
+
+void CachingAllocator::drop_pool(Account& pool) noexcept {
+  if (Account* const done = ledger_.drop(pool)) retire(done);
+}
+
+// Frees the record of a pool that nothing uses any more, its arena, and parents that only waited for it.
+void CachingAllocator::retire(Account* account) noexcept {
+  while (account != nullptr) {
+    if (account->isolated) {
+      const std::lock_guard guard(arenas_mutex_);
+      {
+        const ArenaGuard arena_guard(account->arena->mutex);
+        account->arena->retired = true;
+        account->arena->pages.release(SIZE_MAX);
+      }
+      forget_retired();
+    }
+    account = ledger_.erase(account);
+  }
+}
+
+// Deletes retired arenas that hold nothing. `arenas_mutex_` must be held. What the backend would not take back stays
+// on the books until a later trim gets rid of it.
+void CachingAllocator::forget_retired() noexcept {
+  std::erase_if(isolated_, [](const std::unique_ptr<Arena>& arena) {
+    const ArenaGuard guard(arena->mutex);
+    return arena->retired && arena->pages.backed_bytes() == 0;
+  });
+}
+
+Account* CachingAllocator::set_current_pool(Account* pool) {
+  if (pool != nullptr && ledger_.read(*pool).closed) {
+    throw PoolClosedError("mempool: pool '" + pool->name + "' is closed: it takes no new blocks.");
+  }
+  ThreadCache* const mine = cache();
+  if (mine == nullptr) throw std::bad_alloc();
+  return std::exchange(mine->current, pool);
+}
+
+Account* CachingAllocator::current_pool() noexcept {
+  const ThreadCache* const mine = ThreadRegistry::find(slot_);
+  return mine != nullptr ? mine->current : nullptr;
+}
+
+std::size_t CachingAllocator::pool_held_bytes(const Account& pool) {
+  if (!pool.isolated) return static_cast<std::size_t>(ledger_.read(pool).blocks.bytes.current);
+  const ArenaGuard guard(pool.arena->mutex);
+  return pool.arena->pages.backed_bytes();
+}
+
+std::size_t CachingAllocator::trim_pool(Account& pool) noexcept {
+  if (!pool.isolated) recall();
+  const ArenaGuard guard(pool.arena->mutex);
+  return pool.arena->pages.release(SIZE_MAX);
+}
+
+void CachingAllocator::set_pool_limit(Account& pool, std::size_t limit) {
+  if (ledger_.set_limit(pool, limit)) return;
+  const auto used = static_cast<std::size_t>(ledger_.read(pool).blocks.bytes.current);
+  throw ConfigError("a limit of " + format_bytes(limit) + " (" + std::to_string(limit) + " bytes) for pool '" +
+                    pool.name + "' is below the " + std::to_string(used) +
+                    " bytes that it has in use: free tensors first. The limit is unchanged.");
+}
+
+// ---- device ------------------------------------------------------------------------------------------------------
+
+void CachingAllocator::set_limit(std::size_t limit) {
+  if (ledger_.set_limit(limit)) return;
+  trim(limit);
+  if (ledger_.set_limit(limit)) return;
+  throw ConfigError("a limit of " + format_bytes(limit) + " (" + std::to_string(limit) + " bytes) for device " +
+                    device_ + " is below the " + std::to_string(ledger_.held()) +
+                    " bytes that it holds even after a trim: free tensors first. The limit is unchanged.");
+}
+
+std::size_t CachingAllocator::trim(std::size_t target_bytes) noexcept {
+  recall();
+  const std::size_t held = ledger_.held();
+  return held > target_bytes ? release(held - target_bytes) : 0;
+}
+
+// Takes the free blocks out of every thread's cache.
+void CachingAllocator::recall() noexcept {
+  ThreadRegistry& registry = ThreadRegistry::instance();
+  const std::lock_guard guard(registry.mutex);
+  registry.for_each(slot_, [](ThreadCache& cache) {
+    const CacheGuard cache_guard(cache.lock);
+    cache.flush();
+  });
+}
+
+std::size_t CachingAllocator::release(std::size_t bytes) noexcept {
+  std::size_t given = 0;
+  const std::lock_guard guard(arenas_mutex_);
+  const auto take = [&](Arena& arena) {
+    if (given >= bytes) return;
+    const ArenaGuard arena_guard(arena.mutex);
+    given += arena.pages.release(bytes - given);
+  };
+  for (const auto& arena : isolated_) take(*arena);
+  take(*default_arena_);
+  forget_retired();
+  return given;
+}
+
+// ---- fork --------------------------------------------------------------------------------------------------------
+
+void CachingAllocator::prepare_fork() {
+  ThreadRegistry& registry = ThreadRegistry::instance();
+  registry.mutex.lock();
+  registry.for_each(slot_, [](ThreadCache& cache) { cache.lock.lock(); });
+  arenas_mutex_.lock();
+  default_arena_->mutex.lock();
+  for (const auto& arena : isolated_) arena->mutex.lock();
+  ledger_.lock_for_fork().lock();
+  history_.lock_for_fork().lock();
+}
+
+void CachingAllocator::after_fork() noexcept {
+  ThreadRegistry& registry = ThreadRegistry::instance();
+  history_.lock_for_fork().unlock();
+  ledger_.lock_for_fork().unlock();
+  for (const auto& arena : isolated_) arena->mutex.unlock();
+  default_arena_->mutex.unlock();
+  arenas_mutex_.unlock();
+  registry.for_each(slot_, [](ThreadCache& cache) { cache.lock.unlock(); });
+  registry.mutex.unlock();
+}
+
+}  // namespace mempool

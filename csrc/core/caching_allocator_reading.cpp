@@ -1,0 +1,160 @@
+// Statistics, snapshots and checks: whatever looks at the whole allocator at one moment.
+#include <algorithm>
+#include <vector>
+
+#include "core/caching_allocator.h"
+
+namespace mempool {
+namespace {
+
+// Holds every thread's cache of one allocator, so that sums over them belong to one moment.
+class AllCaches {
+ public:
+  explicit AllCaches(std::size_t slot) : slot_(slot), guard_(ThreadRegistry::instance().mutex) {
+    for_each([](ThreadCache& cache) { cache.lock.lock(); });
+  }
+  AllCaches(const AllCaches&) = delete;
+  AllCaches& operator=(const AllCaches&) = delete;
+  ~AllCaches() {
+    for_each([](ThreadCache& cache) { cache.lock.unlock(); });
+  }
+  template <typename Action>
+  void for_each(Action action) {
+    ThreadRegistry::instance().for_each(slot_, action);
+  }
+
+ private:
+  const std::size_t slot_;
+  const std::lock_guard<std::mutex> guard_;
+};
+
+void add(Stat& to, const Stat& from) {
+  to.current += from.current;
+  to.peak += from.peak;
+  to.allocated += from.allocated;
+  to.freed += from.freed;
+}
+
+void add(ByPool<Stat>& to, const ByPool<Stat>& from) {
+  add(to.all, from.all);
+  add(to.small, from.small);
+  add(to.large, from.large);
+}
+
+void append_slab(const Span& span, std::vector<SnapshotBlock>& out) {
+  const Slab& slab = *span.slab;
+  const std::size_t size = slab.info().block_bytes;
+  for (std::uint32_t i = 0; i < slab.info().blocks; ++i) {
+    const BlockTag& tag = slab.tags()[i];
+    const bool live = tag.requested != kFreeTag;
+    out.push_back({span.start + i * size, size, live ? tag.requested : 0, tag.account, live});
+  }
+  if (const std::size_t used = size * slab.info().blocks; used < span.bytes) {
+    out.push_back({span.start + used, span.bytes - used, 0, 0, false});  // the tail that no block fits
+  }
+}
+
+void append_span(const Span& span, std::vector<SnapshotBlock>& out) {
+  if (span.state == Span::State::slab) {
+    append_slab(span, out);
+    return;
+  }
+  const bool live = span.state == Span::State::block && span.tag.requested != kFreeTag;
+  const std::size_t requested = span.bytes > kMediumMax ? span.requested : span.tag.requested;
+  out.push_back({span.start, span.bytes, live ? requested : 0, live ? span.tag.account : 0, live});
+}
+
+void append_arena(const Arena& arena, std::vector<SnapshotSegment>& out) {
+  for (const Segment* segment = arena.pages.first_segment(); segment != nullptr; segment = segment->next) {
+    bool open = false;
+    for (const Span* span = segment->first; span != nullptr; span = span->next) {
+      const bool backed = span->state != Span::State::hole;
+      if (backed && !open) out.push_back({span->start, 0, arena.name, {}});
+      open = backed;
+      if (!backed) continue;
+      out.back().bytes += span->bytes;
+      append_span(*span, out.back().blocks);
+    }
+  }
+}
+
+}  // namespace
+
+DeviceStats CachingAllocator::stats() {
+  AllCaches caches(slot_);
+  caches.for_each([](ThreadCache& cache) { cache.fold(); });
+  DeviceStats out = ledger_.read_stats();
+  const std::lock_guard guard(arenas_mutex_);
+  const auto collect = [&out](Arena& arena) {
+    const std::lock_guard arena_guard(arena.mutex);
+    add(out.free_ranges.count, arena.pages.free_ranges().count);
+    add(out.free_ranges.bytes, arena.pages.free_ranges().bytes);
+  };
+  collect(*default_arena_);
+  for (const auto& arena : isolated_) collect(*arena);
+  return out;
+}
+
+namespace {
+void reset(Arena& arena, void (*action)(Stat&)) {
+  const std::lock_guard guard(arena.mutex);
+  arena.pages.free_ranges().count.for_each(action);
+  arena.pages.free_ranges().bytes.for_each(action);
+}
+}  // namespace
+
+void CachingAllocator::reset_peaks() {
+  AllCaches caches(slot_);
+  caches.for_each([](ThreadCache& cache) { cache.fold(); });
+  ledger_.reset_peaks();
+  const std::lock_guard guard(arenas_mutex_);
+  reset(*default_arena_, Stat::reset_peak);
+  for (const auto& arena : isolated_) reset(*arena, Stat::reset_peak);
+}
+
+void CachingAllocator::reset_sums() {
+  AllCaches caches(slot_);
+  caches.for_each([](ThreadCache& cache) { cache.fold(); });
+  ledger_.reset_sums();
+  const std::lock_guard guard(arenas_mutex_);
+  reset(*default_arena_, Stat::reset_sum);
+  for (const auto& arena : isolated_) reset(*arena, Stat::reset_sum);
+}
+
+std::vector<SnapshotSegment> CachingAllocator::snapshot() {
+  std::vector<SnapshotSegment> out;
+  const AllCaches caches(slot_);
+  const std::lock_guard guard(arenas_mutex_);
+  const auto collect = [&out](Arena& arena) {
+    const std::lock_guard arena_guard(arena.mutex);
+    append_arena(arena, out);
+  };
+  collect(*default_arena_);
+  for (const auto& arena : isolated_) collect(*arena);
+  return out;
+}
+
+std::string CachingAllocator::check_invariants() {
+  std::size_t live = 0;
+  std::size_t backed = 0;
+  for (const SnapshotSegment& segment : snapshot()) {
+    backed += segment.bytes;
+    for (const SnapshotBlock& block : segment.blocks) live += block.live ? block.bytes : 0;
+  }
+  if (live != static_cast<std::size_t>(stats().blocks.all.bytes.current)) return "allocated bytes against live blocks";
+  if (backed != ledger_.held()) return "held bytes against backed segments";
+  return check_structure();
+}
+
+std::string CachingAllocator::check_structure() {
+  const std::lock_guard guard(arenas_mutex_);
+  const auto check = [](Arena& arena) {
+    const std::lock_guard arena_guard(arena.mutex);
+    return arena.check_invariants();
+  };
+  std::string broken = check(*default_arena_);
+  for (auto it = isolated_.begin(); broken.empty() && it != isolated_.end(); ++it) broken = check(**it);
+  return broken;
+}
+
+}  // namespace mempool

@@ -1,0 +1,24 @@
+// Functions that the layers above install, so that the core never calls upward. All run with no allocator lock held, and
+// may allocate; an allocation inside a pressure callback that fails in turn does not call the callbacks again.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace mempool {
+
+struct PressureOutcome {
+  std::size_t calls = 0;     // callbacks that ran
+  std::string error;         // text of the first error that one raised
+  std::size_t error_id = 0;  // the installer's key for that error; 0 = none
+};
+
+struct Hooks {
+  // `failing`: the allocation is about to be refused; else a soft limit was crossed and it will succeed anyway.
+  void (*pressure)(const char* pool, std::size_t needed_bytes, bool failing, PressureOutcome& outcome) noexcept = nullptr;
+  // An id for the calling thread's stack, for History; 0 = unknown.
+  std::uint32_t (*capture_stack)() noexcept = nullptr;
+};
+
+}  // namespace mempool

@@ -1,0 +1,277 @@
+#include "core/ledger.h"
+
+#include <mutex>
+#include <utility>
+
+namespace mempool {
+namespace {
+
+using Guard = std::lock_guard<SpinLock>;
+
+std::int64_t as_signed(std::size_t bytes) { return static_cast<std::int64_t>(bytes); }
+std::size_t as_size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
+
+void for_each_stat(BlockStats& blocks, void (*action)(Stat&)) {
+  action(blocks.count);
+  action(blocks.bytes);
+  action(blocks.requested);
+}
+
+void for_each_stat(DeviceStats& stats, void (*action)(Stat&)) {
+  for (BlockStats* blocks : {&stats.blocks.all, &stats.blocks.small, &stats.blocks.large}) for_each_stat(*blocks, action);
+  stats.reserved_bytes.for_each(action);
+  stats.segments.for_each(action);
+}
+
+}  // namespace
+
+void Ledger::fold_locked(Shard& shard) {
+  for (BlockStats* blocks : {&stats_.blocks.all, &stats_.blocks.small}) {
+    blocks->count.fold(shard.count.up, shard.count.down, shard.count.high);
+    blocks->bytes.fold(shard.bytes.up, shard.bytes.down, shard.bytes.high);
+    blocks->requested.fold(shard.requested.up, shard.requested.down, shard.requested.high);
+  }
+  shard = Shard{};
+}
+
+void Ledger::fold(Shard& shard) {
+  const Guard guard(lock_);
+  fold_locked(shard);
+}
+
+Ledger::Charge Ledger::charge(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard) {
+  Charge result;
+  const Guard guard(lock_);
+  for (Account* a = account; a != nullptr; a = a->parent) {
+    const std::size_t used = as_size(a->blocks.bytes.current);
+    if (a->closed) {
+      result.outcome = Charge::Outcome::closed;
+      result.pool = a->name;
+      return result;
+    }
+    // used <= limit always holds, so the subtraction cannot wrap.
+    if (rounded > a->limit - used) {
+      result.outcome = Charge::Outcome::refused;
+      result.pool = a->name;
+      result.allocated = used;
+      result.limit = a->limit;
+      return result;
+    }
+  }
+  if (shard != nullptr) fold_locked(*shard);
+  for (Account* a = account; a != nullptr; a = a->parent) {
+    a->blocks.add(rounded, asked);
+    const std::size_t used = as_size(a->blocks.bytes.current);
+    // One crossing at a time: a parent that crossed too stays armed and fires at its next charge.
+    if (result.soft_over == 0 && used > a->soft_limit && a->soft_armed) {
+      a->soft_armed = false;
+      result.pool = a->name;
+      result.soft_over = used - a->soft_limit;
+    }
+  }
+  stats_.blocks.all.add(rounded, asked);
+  stats_.blocks.of(is_small).add(rounded, asked);
+  return result;
+}
+
+Account* Ledger::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
+                          Shard* shard) {
+  const Guard guard(lock_);
+  if (shard != nullptr) fold_locked(*shard);
+  stats_.blocks.all.subtract(rounded, asked);
+  stats_.blocks.of(is_small).subtract(rounded, asked);
+  Account* const own = accounts_[account_id].get();
+  for (Account* a = own; a != nullptr; a = a->parent) {
+    a->blocks.subtract(rounded, asked);
+    if (as_size(a->blocks.bytes.current) <= a->soft_limit) a->soft_armed = true;
+  }
+  return own != nullptr && is_done(*own) ? own : nullptr;
+}
+
+bool Ledger::try_hold(std::size_t bytes) {
+  const Guard guard(lock_);
+  if (held_ > limit_ || bytes > limit_ - held_) return false;
+  held_ += bytes;
+  if (held_ > soft_limit_ && soft_armed_) {
+    soft_armed_ = false;
+    soft_crossed_ = true;
+  }
+  return true;
+}
+
+void Ledger::unhold(std::size_t bytes) {
+  const Guard guard(lock_);
+  held_ -= bytes;
+  if (held_ <= soft_limit_) soft_armed_ = true;
+}
+
+void Ledger::count_commit(std::size_t bytes, int ranges) {
+  const Guard guard(lock_);
+  change_by(stats_.reserved_bytes, false, as_signed(bytes));
+  change_by(stats_.segments, false, ranges);
+  ++stats_.commits;
+}
+
+void Ledger::count_decommit(std::size_t bytes, int ranges) {
+  const Guard guard(lock_);
+  held_ -= bytes;
+  if (held_ <= soft_limit_) soft_armed_ = true;
+  change_by(stats_.reserved_bytes, false, -as_signed(bytes));
+  change_by(stats_.segments, false, ranges);
+  ++stats_.decommits;
+}
+
+void Ledger::share(std::int64_t bytes) {
+  const Guard guard(lock_);
+  Stat& to = bytes > 0 ? stats_.reserved_bytes.small : stats_.reserved_bytes.large;
+  Stat& from = bytes > 0 ? stats_.reserved_bytes.large : stats_.reserved_bytes.small;
+  to.add(bytes > 0 ? bytes : -bytes);
+  from.subtract(bytes > 0 ? bytes : -bytes);
+}
+
+bool Ledger::take_soft_crossing() {
+  const Guard guard(lock_);
+  return std::exchange(soft_crossed_, false);
+}
+
+std::size_t Ledger::held() const {
+  const Guard guard(lock_);
+  return held_;
+}
+
+std::size_t Ledger::limit() const {
+  const Guard guard(lock_);
+  return limit_;
+}
+
+std::size_t Ledger::soft_limit() const {
+  const Guard guard(lock_);
+  return soft_limit_;
+}
+
+bool Ledger::set_limit(std::size_t limit) {
+  const Guard guard(lock_);
+  if (limit < held_) return false;
+  limit_ = limit;
+  return true;
+}
+
+void Ledger::set_soft_limit(std::size_t limit) {
+  const Guard guard(lock_);
+  soft_limit_ = limit;
+  soft_armed_ = held_ <= limit;
+}
+
+Account* Ledger::open(std::string name, Account* parent, Arena* arena, bool isolated, std::size_t limit,
+                      std::size_t soft) {
+  auto account = std::make_unique<Account>();
+  account->name = std::move(name);
+  account->parent = parent;
+  account->arena = arena;
+  account->isolated = isolated;
+  account->limit = limit;
+  account->soft_limit = soft;
+  Account* const out = account.get();
+  const Guard guard(lock_);
+  if (free_ids_.empty()) {
+    free_ids_.reserve(accounts_.size() + 1);  // so that erase() never allocates
+    out->id = static_cast<std::uint32_t>(accounts_.size());
+    accounts_.push_back(std::move(account));
+  } else {
+    out->id = free_ids_.back();
+    free_ids_.pop_back();
+    accounts_[out->id] = std::move(account);
+  }
+  if (parent != nullptr) ++parent->children;
+  return out;
+}
+
+Account* Ledger::close(Account& account) {
+  const Guard guard(lock_);
+  account.closed = true;
+  return is_done(account) ? &account : nullptr;
+}
+
+Account* Ledger::drop(Account& account) {
+  const Guard guard(lock_);
+  account.closed = true;
+  account.referenced = false;
+  return is_done(account) ? &account : nullptr;
+}
+
+Account* Ledger::erase(Account* account) {
+  std::unique_ptr<Account> gone;  // destroyed behind the lock: it frees memory
+  const Guard guard(lock_);
+  Account* const parent = account->parent;
+  gone = std::move(accounts_[account->id]);
+  free_ids_.push_back(account->id);
+  if (parent == nullptr) return nullptr;
+  --parent->children;
+  return is_done(*parent) ? parent : nullptr;
+}
+
+bool Ledger::set_limit(Account& account, std::size_t limit) {
+  const Guard guard(lock_);
+  if (limit < as_size(account.blocks.bytes.current)) return false;
+  account.limit = limit;
+  return true;
+}
+
+void Ledger::set_soft_limit(Account& account, std::size_t limit) {
+  const Guard guard(lock_);
+  account.soft_limit = limit;
+  account.soft_armed = as_size(account.blocks.bytes.current) <= limit;
+}
+
+Account Ledger::read(const Account& account) const {
+  Account out;
+  out.name.reserve(account.name.size());  // the copy below must not allocate under the lock
+  const Guard guard(lock_);
+  out = account;
+  return out;
+}
+
+std::string Ledger::name_of(std::uint32_t account_id) const {
+  const Guard guard(lock_);
+  if (account_id >= accounts_.size() || accounts_[account_id] == nullptr) return "default";
+  return accounts_[account_id]->name;
+}
+
+DeviceStats Ledger::read_stats() const {
+  const Guard guard(lock_);
+  return stats_;
+}
+
+void Ledger::reset_peaks() {
+  const Guard guard(lock_);
+  for_each_stat(stats_, Stat::reset_peak);
+}
+
+void Ledger::reset_sums() {
+  const Guard guard(lock_);
+  for_each_stat(stats_, Stat::reset_sum);
+}
+
+void Ledger::reset_peaks(Account& account) {
+  const Guard guard(lock_);
+  for_each_stat(account.blocks, Stat::reset_peak);
+}
+
+void Ledger::count_oom(Account* account) {
+  const Guard guard(lock_);
+  ++stats_.ooms;
+  if (account != nullptr) ++account->ooms;
+}
+
+void Ledger::count_retry() {
+  const Guard guard(lock_);
+  ++stats_.alloc_retries;
+}
+
+void Ledger::count_pressure_call(Account* account) {
+  const Guard guard(lock_);
+  ++stats_.pressure_calls;
+  if (account != nullptr) ++account->pressure_calls;
+}
+
+}  // namespace mempool

@@ -1,0 +1,153 @@
+// Who uses how much. One ledger for each device: the totals of its root pool, the accounts of all other pools, and the
+// physical memory held.
+//
+// How exact figures and a fast path go together:
+//   - The root pool has no limit on allocated bytes, so a small block of the root pool is counted in the Shard of its
+//     thread, which only that thread's lock guards. Shards are folded into the totals when their balance passes
+//     kFoldBytes, before every other change that the same thread makes, and before every reading.
+//   - Every other pool may have a limit, so its blocks, and all large ones, are counted here, under one spin lock for
+//     the whole chain of parents: a check and all its charges are one step, a limit is never passed by a byte, and no
+//     half-made charge of one thread can refuse another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/bytes.h"
+#include "common/spin_lock.h"
+#include "core/stats.h"
+
+namespace mempool {
+
+class Arena;
+
+struct Account {
+  std::uint32_t id = 0;
+  std::string name;
+  Account* parent = nullptr;  // nullptr: the root pool, which is no Account
+  Arena* arena = nullptr;     // where blocks come from; shared with the parent unless `isolated`
+  bool isolated = false;
+  std::size_t limit = kNoLimit;
+  std::size_t soft_limit = kNoLimit;
+  bool soft_armed = true;     // fires once for each crossing from below
+  bool closed = false;        // no new blocks
+  bool referenced = true;     // a handle of the user still exists
+  std::uint32_t children = 0; // accounts whose parent this is; they keep it alive
+  BlockStats blocks;
+  std::int64_t ooms = 0;
+  std::int64_t pressure_calls = 0;
+};
+
+class Ledger {
+ public:
+  // A thread may be this many bytes ahead of the totals.
+  static constexpr std::int64_t kFoldBytes = 256 << 10;
+
+  // Counts of one thread: blocks of at most kMediumMax bytes that the root pool is charged with.
+  struct Shard {
+    struct Balance {
+      std::int64_t up = 0;
+      std::int64_t down = 0;
+      std::int64_t high = 0;
+      void add(std::int64_t amount) {
+        up += amount;
+        high = high > up - down ? high : up - down;
+      }
+    };
+    Balance count;
+    Balance bytes;
+    Balance requested;
+
+    void add(std::size_t rounded, std::size_t asked) {
+      count.add(1);
+      bytes.add(static_cast<std::int64_t>(rounded));
+      requested.add(static_cast<std::int64_t>(asked));
+    }
+    void subtract(std::size_t rounded, std::size_t asked) {
+      count.down += 1;
+      bytes.down += static_cast<std::int64_t>(rounded);
+      requested.down += static_cast<std::int64_t>(asked);
+    }
+    bool due() const {
+      const std::int64_t balance = bytes.up - bytes.down;
+      return balance > kFoldBytes || balance < -kFoldBytes;
+    }
+  };
+
+  struct Charge {
+    enum class Outcome : std::uint8_t { charged, refused, closed } outcome = Outcome::charged;
+    // refused: the pool whose limit said no, and its figures at that moment.
+    std::string pool;
+    std::size_t allocated = 0;
+    std::size_t limit = kNoLimit;
+    // charged: a soft limit was crossed from below by `over` bytes in `pool`.
+    std::size_t soft_over = 0;
+  };
+
+  // Charges a block to `account` (nullptr: root) and its parents. `shard`: the calling thread's, whose lock it holds.
+  Charge charge(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard);
+  // Returns the account when this was the last thing that kept a closed one alive: the caller retires it.
+  Account* uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard);
+  void fold(Shard& shard);
+
+  // Held bytes. False when the device limit would be passed.
+  bool try_hold(std::size_t bytes);
+  void unhold(std::size_t bytes);
+  void count_commit(std::size_t bytes, int ranges);    // after a commit that try_hold() allowed
+  void count_decommit(std::size_t bytes, int ranges);  // includes unhold()
+  void share(std::int64_t bytes);                      // moves held bytes into (or out of) the small pool
+  // True once after held bytes crossed the device's soft limit from below.
+  bool take_soft_crossing();
+
+  std::size_t held() const;
+  std::size_t limit() const;
+  std::size_t soft_limit() const;
+  // False, and nothing changed, when more than `limit` is held.
+  bool set_limit(std::size_t limit);
+  void set_soft_limit(std::size_t limit);
+
+  Account* open(std::string name, Account* parent, Arena* arena, bool isolated, std::size_t limit, std::size_t soft);
+  // The user's handle is gone (drop) or the pool is closed for new blocks. Both return the account when nothing keeps
+  // it alive any more: the caller then calls erase().
+  Account* close(Account& account);
+  Account* drop(Account& account);
+  // Frees the record and its id. Returns the parent when that in turn is now free to go.
+  Account* erase(Account* account);
+
+  // False, and nothing changed, when more than `limit` is allocated.
+  bool set_limit(Account& account, std::size_t limit);
+  void set_soft_limit(Account& account, std::size_t limit);
+  Account read(const Account& account) const;      // a copy, taken at one moment
+  std::string name_of(std::uint32_t account_id) const;
+
+  DeviceStats read_stats() const;
+  void reset_peaks();
+  void reset_sums();
+  void reset_peaks(Account& account);
+  void count_oom(Account* account);
+  void count_retry();
+  void count_pressure_call(Account* account);
+
+  SpinLock& lock_for_fork() { return lock_; }
+
+ private:
+  void fold_locked(Shard& shard);
+  static bool is_done(const Account& account) {
+    return account.closed && !account.referenced && account.children == 0 && account.blocks.count.current == 0;
+  }
+
+  mutable SpinLock lock_;
+  DeviceStats stats_;
+  std::size_t held_ = 0;
+  std::size_t limit_ = kNoLimit;
+  std::size_t soft_limit_ = kNoLimit;
+  bool soft_armed_ = true;
+  bool soft_crossed_ = false;
+  std::vector<std::unique_ptr<Account>> accounts_{1};  // by id; slot 0 is the root pool, which has no record
+  std::vector<std::uint32_t> free_ids_;
+};
+
+}  // namespace mempool

@@ -1,0 +1,113 @@
+// Pages of one arena: segments, spans, growth, and giving memory back. Not thread-safe: the arena's mutex guards it.
+//
+// Invariants:
+//   - the spans of a segment cover it without a gap; two neighbours are never both holes, nor both free with the same
+//     `shared`;
+//   - a span that is not a hole is backed in full; holes begin and end on granules;
+//   - shared spans come from whole granules; a granule that becomes free in it goes back to the large ranges;
+//   - the page map knows the first page of each block and each page of each slab, and nothing else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "core/free_index.h"
+#include "core/ledger.h"
+#include "core/physical_memory.h"
+#include "core/span.h"
+#include "core/stats.h"
+
+namespace mempool {
+
+// Why pages could not be had.
+enum class Refusal : std::uint8_t { none, limit, backend, metadata };
+
+class PageHeap {
+ public:
+  PageHeap(PhysicalMemory& memory, Ledger& ledger, std::size_t segment_bytes, Arena* arena);
+  PageHeap(const PageHeap&) = delete;
+  PageHeap& operator=(const PageHeap&) = delete;
+  // Precondition: no block and no slab is left. Memory that the backend will not take back stays with it.
+  ~PageHeap();
+
+  // A span in state `block` of exactly `bytes` (a multiple of kPageBytes), known to the page map. nullptr, and nothing
+  // changed, when refused.
+  Span* allocate(std::size_t bytes, Refusal& why) noexcept;
+  // Turns a block into a slab: all its pages become known to the page map.
+  void make_slab(Span* span, Slab* slab) noexcept;
+  // Precondition: a block or an empty slab of this heap.
+  void free(Span* span) noexcept;
+
+  // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
+  // first. Returns the bytes given back.
+  std::size_t release(std::size_t bytes) noexcept;
+
+  std::size_t largest_free() const noexcept;
+  std::size_t backed_bytes() const noexcept;
+  const Segment* first_segment() const noexcept { return segments_; }
+  FreeRangeStats& free_ranges() noexcept { return free_ranges_; }
+
+  // Walks everything and returns the first broken invariant, or an empty string.
+  std::string check_invariants() const;
+
+ private:
+  struct Growth {
+    Span* hole = nullptr;
+    std::uintptr_t start = 0;
+    std::size_t bytes = 0;
+  };
+
+  FreeIndex& index_of(const Span& span) noexcept { return span.shared ? shared_ : large_; }
+  void index(Span* span) noexcept;
+  void unindex(Span* span) noexcept;
+
+  bool reserve_records(std::size_t spans) noexcept;
+  Span* take_record() noexcept;
+  void return_record(Span* span) noexcept;
+
+  // Cuts [start, start + bytes) out of `span`, which must not be indexed. What lies before and behind become spans of
+  // the same state; they are returned to the index if free. Needs two records.
+  Span* isolate(Span* span, std::uintptr_t start, std::size_t bytes) noexcept;
+  Span* cut_front(Span* span, std::size_t bytes) noexcept;
+  Span* merge(Span* span) noexcept;
+  static bool mergeable(const Span* a, const Span* b) noexcept;
+
+  Span* allocate_large(std::size_t bytes, std::size_t alignment, Refusal& why) noexcept;
+  bool take_chunk(Refusal& why) noexcept;
+  void return_granules(Span* span) noexcept;
+  Span* find_free(std::size_t bytes, std::size_t alignment) const noexcept;
+
+  bool grow(std::size_t bytes, bool aligned, Refusal& why) noexcept;
+  Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
+  bool commit(const Growth& growth, Refusal& why) noexcept;
+  bool add_segment(std::size_t bytes, Refusal& why) noexcept;
+  void remove_segment(Segment* segment) noexcept;
+
+  std::size_t release_from(Span* span, std::size_t bytes) noexcept;
+  bool cut_handle_at(std::uintptr_t address) noexcept;
+  Span* make_hole(Span* span, std::uintptr_t start, std::size_t bytes) noexcept;
+
+  PhysicalMemory& memory_;
+  Ledger& ledger_;
+  const PhysicalMemory::Capabilities capabilities_;
+  const std::size_t granule_;
+  const std::size_t chunk_;  // what medium blocks and slabs share, one piece; a multiple of the granule
+  const std::size_t segment_bytes_;
+  Arena* const arena_;
+
+  FreeIndex large_;
+  FreeIndex shared_;
+  FreeIndex holes_;
+  FreeRangeStats free_ranges_;
+  Segment* segments_ = nullptr;
+  std::map<std::uintptr_t, Handle> handles_;  // by address
+
+  std::vector<std::unique_ptr<Span[]>> record_chunks_;
+  Span* free_records_ = nullptr;
+  std::size_t free_record_count_ = 0;
+};
+
+}  // namespace mempool

@@ -1,0 +1,69 @@
+// THE contract between the allocator and whatever gives it memory: an operating system, a driver, or a test.
+//
+// Three things are kept apart:
+//   address space   reserve / unreserve      costs nothing physical, an access to it faults
+//   backing         commit / decommit        one handle of physical memory, mapped whole at one address
+//   identity        cut / move               what makes defragmentation possible without a copy
+//
+// Rules for every implementation:
+//   - sizes and addresses are multiples of granule_bytes();
+//   - a call that returns false (or nullptr) has changed nothing;
+//   - nothing throws, prints or aborts;
+//   - calls on disjoint ranges may come from several threads at once;
+//   - fresh backing reads as zeros or as anything else: callers must not rely on it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mempool {
+
+// A piece of physical memory, mapped at `address`. `token` is the backend's own name for it (a CUDA driver handle, an
+// index), 0 where the backend needs none.
+struct Handle {
+  void* address = nullptr;
+  std::size_t bytes = 0;
+  std::uint64_t token = 0;
+};
+
+class PhysicalMemory {
+ public:
+  struct Capabilities {
+    bool can_cut = false;    // one handle can become two, and neighbours one; else handles stay whole for life
+    bool can_alias = false;  // move() may leave the old address mapped until the caller unmaps it
+    bool can_move = false;   // move() is implemented; without it memory is never defragmented
+  };
+
+  PhysicalMemory() = default;
+  PhysicalMemory(const PhysicalMemory&) = delete;
+  PhysicalMemory& operator=(const PhysicalMemory&) = delete;
+  virtual ~PhysicalMemory() = default;
+
+  // Smallest piece that can be mapped, a power of two. Constant for the life of the object.
+  virtual std::size_t granule_bytes() const noexcept = 0;
+  virtual Capabilities capabilities() const noexcept = 0;
+
+  // Address space, aligned to a granule, with nothing mapped in it. nullptr when refused.
+  virtual void* reserve(std::size_t bytes) noexcept = 0;
+  // Precondition: exactly a range that reserve() returned, with nothing mapped in it.
+  virtual void unreserve(void* address, std::size_t bytes) noexcept = 0;
+
+  // Makes new physical memory and maps it at `address`, inside reserved space where nothing is mapped. Fills `out`.
+  virtual bool commit(void* address, std::size_t bytes, Handle& out) noexcept = 0;
+  // Unmaps the handle and gives its memory back. Precondition: all work that used it has finished. False: the handle is
+  // still mapped and whole, its contents are undefined.
+  virtual bool decommit(const Handle& handle) noexcept = 0;
+
+  // Splits `handle` into its first `first_bytes` (which stay in `handle`) and `rest`. Precondition: can_cut,
+  // 0 < first_bytes < handle.bytes. Costs no system call.
+  virtual bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept = 0;
+  // The reverse: `second` begins where `first` ends, in the same reservation; afterwards `first` is both. Precondition:
+  // can_cut. Costs no system call.
+  virtual bool join(Handle& first, const Handle& second) noexcept = 0;
+
+  // Maps the handle's memory, contents and all, at `to` (reserved, nothing mapped) and unmaps it from where it was.
+  // Precondition: can_move, all work that used the memory has finished.
+  virtual bool move(Handle& handle, void* to) noexcept = 0;
+};
+
+}  // namespace mempool

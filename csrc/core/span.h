@@ -1,0 +1,73 @@
+// The records of the page level. Memory itself is never touched by the allocator: every record lives outside of it, so
+// that the same code serves memory that the CPU cannot read.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mempool {
+
+class Arena;
+struct Segment;
+struct Slab;
+
+// The allocator's page: the unit in which spans are cut. Not the system's page, though it often has the same size.
+inline constexpr std::size_t kPageBytes = 4096;
+
+// Blocks up to kSmallMax come from slabs, up to kMediumMax from granules that medium blocks share, others from large
+// ranges. kMediumMax is also where torch divides its "small_pool" from its "large_pool".
+inline constexpr std::size_t kSmallMax = std::size_t{32} << 10;
+inline constexpr std::size_t kMediumMax = std::size_t{1} << 20;
+
+// What is remembered of a live block of at most kMediumMax bytes. kFreeTag in `requested` marks a free one.
+struct BlockTag {
+  std::uint32_t requested = 0;  // bytes as asked
+  std::uint32_t account = 0;    // id of the pool that is charged; 0 is the device's root pool
+};
+inline constexpr std::uint32_t kFreeTag = UINT32_MAX;
+
+// A run of pages inside one segment. The spans of a segment cover it without gaps, linked in address order.
+struct Span {
+  enum class State : std::uint8_t {
+    hole,   // reserved address space without backing
+    free,   // backed, in a free index
+    block,  // one medium or large block; handed out or waiting in a thread cache
+    slab,   // cut into small blocks
+  };
+
+  std::uintptr_t start = 0;
+  std::size_t bytes = 0;  // a multiple of kPageBytes; of the granule for a hole
+  Span* previous = nullptr;
+  Span* next = nullptr;
+  Segment* segment = nullptr;
+  State state = State::hole;
+  bool shared = false;  // lies in granules that medium blocks and slabs share; such spans merge only with each other
+
+  // free: links of the index (a treap ordered by size, then address).
+  Span* left = nullptr;
+  Span* right = nullptr;
+
+  // slab
+  Slab* slab = nullptr;
+
+  // block
+  BlockTag tag;
+  std::size_t requested = 0;   // bytes as asked; unlike the tag's it holds large sizes too
+  Span* cached_next = nullptr; // link of a thread cache's list
+
+  std::uintptr_t end() const { return start + bytes; }
+  void* address() const { return reinterpret_cast<void*>(start); }  // NOLINT(performance-no-int-to-ptr)
+};
+
+// One reservation of address space.
+struct Segment {
+  std::uintptr_t start = 0;
+  std::size_t bytes = 0;
+  std::size_t backed_bytes = 0;
+  Arena* arena = nullptr;
+  Span* first = nullptr;
+  Segment* previous = nullptr;
+  Segment* next = nullptr;
+};
+
+}  // namespace mempool

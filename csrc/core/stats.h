@@ -1,0 +1,104 @@
+// Counters, in the shape of torch.cuda.memory_stats.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace mempool {
+
+// One figure. `allocated` and `freed` only grow (until they are reset); current = allocated - freed since the start.
+struct Stat {
+  std::int64_t current = 0;
+  std::int64_t peak = 0;
+  std::int64_t allocated = 0;
+  std::int64_t freed = 0;
+
+  void add(std::int64_t amount) {
+    current += amount;
+    allocated += amount;
+    peak = std::max(peak, current);
+  }
+  void subtract(std::int64_t amount) {
+    current -= amount;
+    freed += amount;
+  }
+  // Takes over what happened elsewhere: `up` and `down` in sum, `high` the most that (ups - downs) ever was.
+  void fold(std::int64_t up, std::int64_t down, std::int64_t high) {
+    peak = std::max(peak, current + high);
+    current += up - down;
+    allocated += up;
+    freed += down;
+  }
+  static void reset_peak(Stat& stat) { stat.peak = stat.current; }
+  static void reset_sum(Stat& stat) { stat.allocated = stat.freed = 0; }
+};
+
+// Figures of blocks: how many, their rounded bytes, the bytes that were asked for.
+struct BlockStats {
+  Stat count;
+  Stat bytes;
+  Stat requested;
+
+  void add(std::size_t rounded, std::size_t asked) {
+    count.add(1);
+    bytes.add(static_cast<std::int64_t>(rounded));
+    requested.add(static_cast<std::int64_t>(asked));
+  }
+  void subtract(std::size_t rounded, std::size_t asked) {
+    count.subtract(1);
+    bytes.subtract(static_cast<std::int64_t>(rounded));
+    requested.subtract(static_cast<std::int64_t>(asked));
+  }
+};
+
+// Torch's division: blocks up to kMediumMax are its "small_pool", others its "large_pool".
+template <typename T>
+struct ByPool {
+  T all;
+  T small;
+  T large;
+
+  T& of(bool is_small) { return is_small ? small : large; }
+  void for_each(void (*action)(T&)) {
+    action(all);
+    action(small);
+    action(large);
+  }
+};
+
+// Adds to (or, with a negative amount, takes from) one pool and the sum of both.
+inline void change_by(ByPool<Stat>& pools, bool is_small, std::int64_t amount) {
+  for (Stat* stat : {&pools.all, &pools.of(is_small)}) {
+    if (amount >= 0) {
+      stat->add(amount);
+    } else {
+      stat->subtract(-amount);
+    }
+  }
+}
+
+// Free ranges of the arenas' indexes. Memory that waits in thread caches or inside slabs is in none of them.
+struct FreeRangeStats {
+  ByPool<Stat> count;
+  ByPool<Stat> bytes;
+
+  void change(bool is_small, std::int64_t ranges, std::int64_t range_bytes) {
+    change_by(count, is_small, ranges);
+    change_by(bytes, is_small, range_bytes);
+  }
+};
+
+struct DeviceStats {
+  ByPool<BlockStats> blocks;        // live blocks ("allocation", "allocated_bytes", "active…", "requested_bytes")
+  ByPool<Stat> reserved_bytes;      // physical memory held
+  ByPool<Stat> segments;            // contiguous backed ranges
+  FreeRangeStats free_ranges;       // "inactive_split": summed over arenas, so its peaks are upper bounds
+  // For ever: a reset of peaks or sums leaves these alone.
+  std::int64_t ooms = 0;
+  std::int64_t alloc_retries = 0;   // allocations that succeeded only after memory was reclaimed
+  std::int64_t pressure_calls = 0;
+  std::int64_t commits = 0;         // handles taken from the backend
+  std::int64_t decommits = 0;
+};
+
+}  // namespace mempool

@@ -1,0 +1,2 @@
+import torch
+from mempool import _core, _torch_cpu

@@ -1,0 +1,122 @@
+// One suite that every backend must pass: the contract of physical_memory.h, call by call.
+#include <cstring>
+#include <functional>
+#include <memory>
+
+#include "backend/fake_memory.h"
+#include "backend/host_memory.h"
+#include "check.h"
+
+using namespace mempool;
+
+namespace {
+
+using Backend = std::function<std::unique_ptr<PhysicalMemory>()>;
+
+void for_each_backend(const std::function<void(PhysicalMemory&)>& body) {
+  using Personality = FakeMemory::Personality;
+  const std::vector<Backend> backends{
+      [] { return std::make_unique<FakeMemory>(FakeMemory::Settings{.personality = Personality::host}); },
+      [] { return std::make_unique<FakeMemory>(FakeMemory::Settings{.personality = Personality::device}); },
+      [] {
+        return std::make_unique<FakeMemory>(
+            FakeMemory::Settings{.personality = Personality::host, .granule_bytes = std::size_t{64} << 10});
+      },
+      [] { return std::make_unique<HostMemory>(true); },
+      [] { return std::make_unique<HostMemory>(false); },
+  };
+  for (const Backend& make : backends) {
+    const std::unique_ptr<PhysicalMemory> memory = make();
+    body(*memory);
+    if (const auto* fake = dynamic_cast<FakeMemory*>(memory.get())) CHECK_EQ(fake->violation(), "");
+  }
+}
+
+char* at(void* address, std::size_t offset) { return static_cast<char*>(address) + offset; }
+
+}  // namespace
+
+TEST(reserved_space_is_aligned_and_commits_are_writable) {
+  for_each_backend([](PhysicalMemory& memory) {
+    const std::size_t granule = memory.granule_bytes();
+    CHECK(granule >= 4096 && (granule & (granule - 1)) == 0);
+    void* const space = memory.reserve(4 * granule);
+    CHECK(space != nullptr);
+    CHECK_EQ(reinterpret_cast<std::uintptr_t>(space) % granule, 0u);
+    Handle handle;
+    CHECK(memory.commit(at(space, granule), 2 * granule, handle));
+    CHECK(handle.address == at(space, granule));
+    CHECK_EQ(handle.bytes, 2 * granule);
+    std::memset(handle.address, 7, handle.bytes);
+    CHECK(memory.decommit(handle));
+    memory.unreserve(space, 4 * granule);
+  });
+}
+
+TEST(handles_are_cut_and_joined_where_that_is_possible) {
+  for_each_backend([](PhysicalMemory& memory) {
+    if (!memory.capabilities().can_cut) return;
+    const std::size_t granule = memory.granule_bytes();
+    void* const space = memory.reserve(4 * granule);
+    Handle whole;
+    CHECK(memory.commit(space, 4 * granule, whole));
+    *at(space, 3 * granule) = 42;
+    Handle rest;
+    CHECK(memory.cut(whole, granule, rest));
+    CHECK_EQ(whole.bytes, granule);
+    CHECK(rest.address == at(space, granule));
+    Handle tail;
+    CHECK(memory.cut(rest, 2 * granule, tail));
+    CHECK(memory.decommit(rest));
+    CHECK_EQ(*at(space, 3 * granule), 42);
+    Handle again;
+    CHECK(memory.commit(at(space, granule), 2 * granule, again));
+    CHECK(memory.join(whole, again));
+    CHECK(memory.join(whole, tail));
+    CHECK_EQ(whole.bytes, 4 * granule);
+    CHECK_EQ(*at(space, 3 * granule), 42);
+    CHECK(memory.decommit(whole));
+    memory.unreserve(space, 4 * granule);
+  });
+}
+
+TEST(moving_a_handle_carries_its_contents) {
+  for_each_backend([](PhysicalMemory& memory) {
+    if (!memory.capabilities().can_move) return;
+    const std::size_t granule = memory.granule_bytes();
+    void* const space = memory.reserve(4 * granule);
+    Handle handle;
+    CHECK(memory.commit(space, granule, handle));
+    std::memset(handle.address, 9, granule);
+    CHECK(memory.move(handle, at(space, 2 * granule)));
+    CHECK(handle.address == at(space, 2 * granule));
+    for (std::size_t i = 0; i < granule; i += 4096) CHECK_EQ(*at(handle.address, i), 9);
+    Handle other;
+    CHECK(memory.commit(space, granule, other));  // the old place is free again
+    *at(space, 0) = 1;
+    CHECK(memory.decommit(other));
+    CHECK(memory.decommit(handle));
+    memory.unreserve(space, 4 * granule);
+  });
+}
+
+TEST(an_impossible_reservation_is_refused) {
+  for_each_backend([](PhysicalMemory& memory) { CHECK(memory.reserve(std::size_t{1} << 60) == nullptr); });
+}
+
+TEST(the_fake_counts_fails_and_checks) {
+  FakeMemory memory({.capacity_bytes = std::size_t{4} << 20});
+  const std::size_t granule = memory.granule_bytes();
+  void* const space = memory.reserve(8 * granule);
+  Handle handle;
+  memory.fail_call(2);
+  CHECK(memory.commit(space, granule, handle));
+  CHECK(!memory.commit(at(space, granule), granule, handle));  // the second call
+  CHECK(!memory.commit(at(space, granule), 3 * granule, handle));  // over the capacity
+  CHECK_EQ(memory.calls(FakeMemory::Call::commit), 3u);
+  CHECK_EQ(memory.fallible_calls(), 4u);
+  CHECK_EQ(memory.committed_bytes(), granule);
+  CHECK_EQ(memory.violation(), "");
+  CHECK(!memory.commit(space, granule, handle));
+  CHECK_EQ(memory.violation(), "commit: not free reserved space on granules");
+}

@@ -1,0 +1,49 @@
+#include "common/options.h"
+
+#include "check.h"
+#include "common/errors.h"
+
+using mempool::ConfigError;
+using mempool::Options;
+using mempool::parse_conf;
+
+TEST(conf_sets_every_kind_of_option) {
+  Options options;
+  parse_conf(options, "limit:50%, thread_cache_bytes:0 ,huge_pages:false,,history_events:12", 1000);
+  CHECK_EQ(options.limit, 500u);
+  CHECK_EQ(options.thread_cache_bytes, 0u);
+  CHECK_EQ(options.huge_pages, false);
+  CHECK_EQ(options.history_events, 12u);
+  CHECK_EQ(options.soft_limit, mempool::kNoLimit);
+}
+
+TEST(an_unknown_key_names_the_nearest) {
+  Options options;
+  try {
+    parse_conf(options, "sofy_limit:1GiB", 0);
+    CHECK(false);
+  } catch (const ConfigError& error) {
+    const std::string what = error.what();
+    CHECK(what.find("'sofy_limit'") != std::string::npos);
+    CHECK(what.find("'soft_limit'") != std::string::npos);
+  }
+}
+
+TEST(a_wrong_part_changes_nothing) {
+  Options options;
+  for (const char* conf : {"limit:1GiB,limitt:2", "limit:1GiB,huge_pages:maybe", "limit:1GiB,history_events:1x",
+                           "limit:1GiB,soft_limit", "limit:1GiB,soft_limit:0"}) {
+    CHECK_THROWS(ConfigError, parse_conf(options, conf, 0));
+    CHECK_EQ(options.limit, mempool::kNoLimit);
+  }
+}
+
+TEST(the_table_lists_what_can_be_set) {
+  for (const mempool::OptionInfo& info : mempool::option_table()) {
+    Options options;
+    const char* value = info.type == "bool" ? "true" : "7";
+    set_option(options, info.key, value, 0);
+    CHECK(!info.help.empty());
+  }
+  CHECK_EQ(mempool::option_table().size(), 6u);
+}

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/fake_memory.h"
+#include "backend/host_memory.h"
+#include "check.h"
+#include "core/caching_allocator.h"
+
+namespace fixtures {
+
+using mempool::CachingAllocator;
+using mempool::FakeMemory;
+using mempool::Options;
+
+inline constexpr std::size_t kMiB = std::size_t{1} << 20;
+
+// An allocator over a fake backend that stays in reach.
+struct FakeDevice {
+  explicit FakeDevice(const Options& options = {}, const FakeMemory::Settings& settings = {}) {
+    auto owned = std::make_unique<FakeMemory>(settings);
+    memory = owned.get();
+    allocator = std::make_unique<CachingAllocator>("fake", std::move(owned), options);
+  }
+  FakeMemory* memory = nullptr;
+  std::unique_ptr<CachingAllocator> allocator;
+
+  std::int64_t allocated() const { return allocator->stats().blocks.all.bytes.current; }
+  // Nothing is live: every byte must be able to go back.
+  void check_empty() const {
+    CHECK_EQ(allocated(), 0);
+    CHECK_EQ(allocator->check_invariants(), "");
+    allocator->trim(0);
+    CHECK_EQ(allocator->ledger().held(), 0u);
+    CHECK_EQ(memory->committed_bytes(), 0u);
+    CHECK_EQ(memory->reserved_bytes(), 0u);
+    CHECK_EQ(memory->violation(), "");
+  }
+};
+
+inline std::vector<FakeMemory::Settings> personalities() {
+  using Personality = FakeMemory::Personality;
+  return {{.personality = Personality::host},
+          {.personality = Personality::device},
+          {.personality = Personality::host, .granule_bytes = std::size_t{64} << 10}};
+}
+
+}  // namespace fixtures

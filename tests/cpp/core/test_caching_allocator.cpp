@@ -1,0 +1,395 @@
+#include "core/caching_allocator.h"
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/size_classes.h"
+#include "fixtures.h"
+
+using namespace mempool;
+using fixtures::FakeDevice;
+using fixtures::kMiB;
+
+TEST(zero_bytes_are_null_and_free) {
+  const FakeDevice device;
+  CHECK(device.allocator->allocate(0) == nullptr);
+  CHECK(device.allocator->deallocate(nullptr));
+  CHECK_EQ(device.memory->calls(FakeMemory::Call::reserve), 0u);
+}
+
+TEST(blocks_are_aligned_writable_and_counted) {
+  const FakeDevice device;
+  std::vector<void*> blocks;
+  std::int64_t expected = 0;
+  for (std::size_t bytes = 1; bytes < 8 * kMiB; bytes = bytes * 5 / 3 + 1) {
+    void* const block = device.allocator->allocate(bytes);
+    CHECK_EQ(reinterpret_cast<std::uintptr_t>(block) % kMinAlignment, 0u);
+    CHECK_EQ(CachingAllocator::block_bytes(block), round_block(bytes));
+    std::memset(block, 1, bytes);
+    expected += static_cast<std::int64_t>(round_block(bytes));
+    blocks.push_back(block);
+  }
+  CHECK_EQ(device.allocated(), expected);
+  CHECK_EQ(device.allocator->check_invariants(), "");
+  for (void* block : blocks) CHECK(device.allocator->deallocate(block));
+  device.check_empty();
+}
+
+TEST(what_is_not_a_block_is_refused) {
+  const FakeDevice device;
+  int local = 0;
+  CHECK(!device.allocator->deallocate(&local));
+  CHECK(!device.allocator->deallocate(reinterpret_cast<void*>(0x7fffffffffff)));
+  CHECK(!device.allocator->deallocate(reinterpret_cast<void*>(UINTPTR_MAX - 63)));
+}
+
+TEST(a_size_that_overflows_is_out_of_memory) {
+  const FakeDevice device;
+  for (const std::size_t bytes : {SIZE_MAX, SIZE_MAX - 4096, std::size_t{1} << 63, (std::size_t{1} << 47) + 1}) {
+    try {
+      device.allocator->allocate(bytes);
+      CHECK(false);
+    } catch (const OutOfMemory& error) {
+      CHECK_EQ(std::string(to_string(error.info().reason)), "size_overflow");
+      CHECK_EQ(error.info().requested, bytes);
+    }
+  }
+  device.check_empty();
+}
+
+TEST(large_blocks_are_packed_densely_and_memory_is_used_again) {
+  const FakeDevice device;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 8; ++i) blocks.push_back(device.allocator->allocate(kMiB + 4096));
+  // Eight blocks of 1 MiB and a page: a fifth granule, not eight.
+  CHECK_EQ(device.allocator->ledger().held(), 10 * kMiB);
+  for (void* block : blocks) device.allocator->deallocate(block);
+  const auto commits = device.memory->calls(FakeMemory::Call::commit);
+  void* const whole = device.allocator->allocate(8 * (kMiB + 4096));  // they coalesced
+  CHECK_EQ(device.memory->calls(FakeMemory::Call::commit), commits);
+  device.allocator->deallocate(whole);
+  device.check_empty();
+}
+
+TEST(a_cached_pair_calls_nobody) {
+  const FakeDevice device;
+  for (const std::size_t bytes : {std::size_t{100}, std::size_t{20000}, 300 * kPageBytes / 2, 3 * kMiB}) {
+    device.allocator->deallocate(device.allocator->allocate(bytes));
+    const auto calls = device.memory->fallible_calls();
+    for (int i = 0; i < 100; ++i) device.allocator->deallocate(device.allocator->allocate(bytes));
+    CHECK_EQ(device.memory->fallible_calls(), calls);
+  }
+  device.check_empty();
+}
+
+TEST(granules_of_small_blocks_serve_large_ones_when_free) {
+  const FakeDevice device;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 3000; ++i) blocks.push_back(device.allocator->allocate(8192));
+  const std::size_t held = device.allocator->ledger().held();
+  for (void* block : blocks) device.allocator->deallocate(block);
+  device.allocator->trim(SIZE_MAX);  // recalls the thread cache, gives nothing back
+  void* const large = device.allocator->allocate(20 * kMiB);
+  CHECK_EQ(device.allocator->ledger().held(), held);
+  device.allocator->deallocate(large);
+  device.check_empty();
+}
+
+TEST(trim_stops_at_its_target) {
+  const FakeDevice device;
+  void* const kept = device.allocator->allocate(3 * kMiB);
+  void* const freed = device.allocator->allocate(40 * kMiB);
+  device.allocator->deallocate(freed);
+  CHECK_EQ(device.allocator->ledger().held(), 44 * kMiB);
+  CHECK_EQ(device.allocator->trim(20 * kMiB), 24 * kMiB);
+  CHECK_EQ(device.allocator->ledger().held(), 20 * kMiB);
+  CHECK_EQ(device.allocator->trim(0), 16 * kMiB);
+  CHECK_EQ(device.allocator->ledger().held(), 4 * kMiB);
+  device.allocator->deallocate(kept);
+  device.check_empty();
+}
+
+TEST(whole_handles_go_back_where_they_cannot_be_cut) {
+  const FakeDevice device({}, {.personality = FakeMemory::Personality::device});
+  void* const first = device.allocator->allocate(40 * kMiB);
+  void* const second = device.allocator->allocate(6 * kMiB);
+  device.allocator->deallocate(first);
+  CHECK_EQ(device.allocator->trim(44 * kMiB), 40 * kMiB);
+  CHECK_EQ(device.allocator->check_invariants(), "");
+  device.allocator->deallocate(second);
+  device.check_empty();
+}
+
+TEST(the_device_limit_is_on_held_bytes_and_free_memory_is_given_up_first) {
+  const FakeDevice device({.limit = 16 * kMiB});
+  void* const low = device.allocator->allocate(6 * kMiB);
+  void* const middle = device.allocator->allocate(4 * kMiB);
+  void* const high = device.allocator->allocate(6 * kMiB);
+  CHECK_THROWS(OutOfMemory, device.allocator->allocate(64));
+  device.allocator->deallocate(low);
+  device.allocator->deallocate(high);
+  // 12 MiB are free but not in one range: their granules are given back and asked for anew.
+  void* const wide = device.allocator->allocate(12 * kMiB);
+  CHECK_EQ(device.allocator->ledger().held(), 16 * kMiB);
+  CHECK_EQ(device.allocator->stats().alloc_retries, 1);
+  device.allocator->deallocate(wide);
+  device.allocator->deallocate(middle);
+  device.check_empty();
+}
+
+TEST(what_waits_in_a_cache_is_recalled_before_a_refusal) {
+  const FakeDevice device({.limit = 2 * kMiB});
+  std::vector<void*> blocks;
+  for (int i = 0; i < 2; ++i) blocks.push_back(device.allocator->allocate(kMiB));
+  for (void* block : blocks) device.allocator->deallocate(block);
+  void* const other = device.allocator->allocate(kMiB + kPageBytes);
+  CHECK(other != nullptr);
+  device.allocator->deallocate(other);
+  device.check_empty();
+}
+
+TEST(the_message_and_the_fields_of_a_refusal) {
+  const FakeDevice device({.limit = 64 * kMiB});
+  Account* const pool = device.allocator->open_pool("requests \"a\"", nullptr, false, 4096, kNoLimit);
+  device.allocator->set_current_pool(pool);
+  void* const block = device.allocator->allocate(4000);
+  try {
+    device.allocator->allocate(100);
+    CHECK(false);
+  } catch (const OutOfMemory& error) {
+    const OomInfo& info = error.info();
+    CHECK_EQ(std::string(to_string(info.reason)), "pool_limit");
+    CHECK_EQ(info.pool, "requests \"a\"");
+    CHECK_EQ(info.device, "fake");
+    CHECK_EQ(info.requested, 100u);
+    CHECK_EQ(info.allocated, 4096u);
+    CHECK_EQ(info.limit, 4096u);
+    CHECK_EQ(info.held, 2 * kMiB);
+    CHECK(info.largest_free > 0);
+    const std::string what = error.what();
+    CHECK(what.find("pool=\"requests \\\"a\\\"\"]") != std::string::npos);
+    CHECK(what.find("requested=100 allocated=4096 limit=4096") != std::string::npos);
+  }
+  device.allocator->set_current_pool(nullptr);
+  try {
+    device.allocator->allocate(100 * kMiB);
+    CHECK(false);
+  } catch (const OutOfMemory& error) {
+    CHECK_EQ(error.info().pool, "default");
+    CHECK_EQ(error.info().allocated, 4096u);
+    CHECK_EQ(error.info().limit, 64 * kMiB);
+    CHECK_EQ(std::string(to_string(error.info().reason)), "device_limit");
+  }
+  CHECK_EQ(device.allocator->stats().ooms, 2);
+  CHECK_EQ(device.allocator->ledger().read(*pool).ooms, 1);
+  device.allocator->deallocate(block);
+  device.allocator->drop_pool(*pool);
+  device.check_empty();
+}
+
+TEST(an_isolated_pool_has_memory_of_its_own_and_takes_it_along) {
+  const FakeDevice device;
+  Account* const pool = device.allocator->open_pool("own", nullptr, true, kNoLimit, kNoLimit);
+  device.allocator->set_current_pool(pool);
+  void* const small = device.allocator->allocate(100);
+  void* const large = device.allocator->allocate(5 * kMiB);
+  device.allocator->set_current_pool(nullptr);
+  void* const outside = device.allocator->allocate(100);
+  CHECK_EQ(device.allocator->pool_held_bytes(*pool), 8 * kMiB);
+  CHECK_EQ(device.allocator->ledger().held(), 10 * kMiB);
+  CHECK_EQ(device.allocator->ledger().read(*pool).blocks.bytes.current,
+           static_cast<std::int64_t>(round_block(100) + round_block(5 * kMiB)));
+  device.allocator->deallocate(large);
+  CHECK_EQ(device.allocator->trim_pool(*pool), 6 * kMiB);
+  CHECK_EQ(device.allocator->check_invariants(), "");
+  device.allocator->drop_pool(*pool);
+  CHECK_EQ(device.allocator->ledger().held(), 4 * kMiB);  // a block is still live
+  device.allocator->deallocate(small);
+  CHECK_EQ(device.allocator->ledger().held(), 2 * kMiB);
+  device.allocator->deallocate(outside);
+  device.check_empty();
+}
+
+TEST(a_closed_pool_refuses_new_blocks) {
+  const FakeDevice device;
+  Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
+  device.allocator->set_current_pool(pool);
+  device.allocator->close_pool(*pool);
+  CHECK_THROWS(PoolClosedError, device.allocator->allocate(1));
+  device.allocator->set_current_pool(nullptr);
+  CHECK_THROWS(PoolClosedError, device.allocator->set_current_pool(pool));
+  device.allocator->drop_pool(*pool);
+  device.check_empty();
+}
+
+TEST(limits_below_what_is_in_use_are_refused) {
+  const FakeDevice device;
+  Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
+  device.allocator->set_current_pool(pool);
+  void* const block = device.allocator->allocate(3 * kMiB);
+  CHECK_THROWS(ConfigError, device.allocator->set_pool_limit(*pool, kMiB));
+  CHECK_THROWS(ConfigError, device.allocator->set_limit(kMiB));
+  device.allocator->set_pool_limit(*pool, 3 * kMiB);
+  device.allocator->set_limit(4 * kMiB);
+  CHECK_THROWS(OutOfMemory, device.allocator->allocate(1));
+  device.allocator->set_current_pool(nullptr);
+  device.allocator->deallocate(block);
+  device.allocator->set_limit(kNoLimit);
+  device.allocator->drop_pool(*pool);
+  device.check_empty();
+}
+
+namespace {
+CachingAllocator* g_pressed = nullptr;
+std::vector<void*> g_droppable;
+std::string g_pool;
+std::size_t g_needed = 0;
+bool g_failing = false;
+
+void pressure(const char* pool, std::size_t needed, bool failing, PressureOutcome& outcome) noexcept {
+  g_pool = pool;
+  g_needed = needed;
+  g_failing = failing;
+  ++outcome.calls;
+  g_pressed->deallocate(g_pressed->allocate(100));  // a callback may allocate
+  for (void* block : g_droppable) g_pressed->deallocate(block);
+  g_droppable.clear();
+}
+
+struct Installed {
+  explicit Installed(CachingAllocator& allocator) {
+    g_pressed = &allocator;
+    CachingAllocator::set_hooks(&hooks);
+  }
+  Installed(const Installed&) = delete;
+  Installed& operator=(const Installed&) = delete;
+  ~Installed() { CachingAllocator::set_hooks(nullptr); }
+  Hooks hooks{.pressure = pressure};
+};
+}  // namespace
+
+TEST(a_pressure_callback_saves_an_allocation) {
+  const FakeDevice device({.limit = 8 * kMiB});
+  const Installed installed(*device.allocator);
+  g_droppable = {device.allocator->allocate(4 * kMiB)};
+  void* const block = device.allocator->allocate(6 * kMiB);
+  CHECK_EQ(g_pool, "default");
+  CHECK(g_failing);
+  CHECK_EQ(device.allocator->stats().pressure_calls, 1);
+  CHECK_EQ(device.allocator->stats().ooms, 0);
+  CHECK_THROWS(OutOfMemory, device.allocator->allocate(6 * kMiB));
+  CHECK_EQ(device.allocator->stats().pressure_calls, 2);
+  device.allocator->deallocate(block);
+  device.check_empty();
+}
+
+TEST(a_pool_at_its_limit_presses_with_what_is_missing) {
+  const FakeDevice device;
+  const Installed installed(*device.allocator);
+  Account* const pool = device.allocator->open_pool("p", nullptr, false, 4 * kMiB, kNoLimit);
+  device.allocator->set_current_pool(pool);
+  g_droppable = {device.allocator->allocate(3 * kMiB)};
+  void* const block = device.allocator->allocate(2 * kMiB);
+  CHECK_EQ(g_pool, "p");
+  CHECK_EQ(g_needed, kMiB);
+  CHECK_EQ(device.allocator->ledger().read(*pool).pressure_calls, 1);
+  device.allocator->set_current_pool(nullptr);
+  device.allocator->deallocate(block);
+  device.allocator->drop_pool(*pool);
+  device.check_empty();
+}
+
+TEST(a_soft_limit_trims_and_then_presses_without_failing) {
+  const FakeDevice device({.soft_limit = 8 * kMiB});
+  const Installed installed(*device.allocator);
+  g_pool.clear();
+  device.allocator->deallocate(device.allocator->allocate(6 * kMiB));
+  void* const first = device.allocator->allocate(7 * kMiB);
+  CHECK_EQ(g_pool, "");  // trimming was enough
+  CHECK_EQ(device.allocator->ledger().held(), 8 * kMiB);
+  g_droppable = {device.allocator->allocate(4 * kMiB)};
+  CHECK_EQ(g_pool, "default");
+  CHECK(!g_failing);
+  CHECK_EQ(g_needed, 4 * kMiB);
+  device.allocator->deallocate(first);
+  for (void* block : g_droppable) device.allocator->deallocate(block);
+  g_droppable.clear();
+  device.check_empty();
+}
+
+TEST(history_knows_live_blocks_and_the_last_events) {
+  const FakeDevice device;
+  void* const before = device.allocator->allocate(10);
+  device.allocator->history().start(3);
+  void* const first = device.allocator->allocate(100);
+  void* const second = device.allocator->allocate(5 * kMiB);
+  device.allocator->deallocate(before);
+  device.allocator->deallocate(first);
+  device.allocator->deallocate(device.allocator->allocate(100));
+  const History::View view = device.allocator->history().view();
+  CHECK_EQ(view.live.size(), 1u);
+  CHECK_EQ(view.live.begin()->second.requested, 5 * kMiB);
+  CHECK_EQ(view.events.size(), 3u);
+  CHECK_EQ(view.dropped, 2u);
+  CHECK(view.events.back().action == HistoryEvent::Action::free);
+  device.allocator->history().stop();
+  device.allocator->deallocate(second);
+  device.check_empty();
+}
+
+TEST(a_snapshot_covers_every_held_byte) {
+  const FakeDevice device;
+  Account* const pool = device.allocator->open_pool("own", nullptr, true, kNoLimit, kNoLimit);
+  std::vector<void*> blocks;
+  for (const std::size_t bytes : {100u, 3000u, 50000u, 3000000u}) {
+    for (Account* where : {static_cast<Account*>(nullptr), pool}) {
+      device.allocator->set_current_pool(where);
+      blocks.push_back(device.allocator->allocate(bytes));
+    }
+  }
+  device.allocator->set_current_pool(nullptr);
+  std::size_t total = 0;
+  std::size_t live = 0;
+  std::size_t requested = 0;
+  for (const SnapshotSegment& segment : device.allocator->snapshot()) {
+    std::uintptr_t end = segment.address;
+    for (const SnapshotBlock& block : segment.blocks) {
+      CHECK_EQ(block.address, end);
+      end += block.bytes;
+      live += block.live;
+      requested += block.requested;
+      CHECK_EQ(block.live && block.account != 0, block.live && segment.arena == "own");
+    }
+    CHECK_EQ(end, segment.address + segment.bytes);
+    total += segment.bytes;
+  }
+  CHECK_EQ(total, device.allocator->ledger().held());
+  CHECK_EQ(live, blocks.size());
+  CHECK_EQ(requested, 2u * (100 + 3000 + 50000 + 3000000));
+  for (void* block : blocks) device.allocator->deallocate(block);
+  device.allocator->drop_pool(*pool);
+  device.check_empty();
+}
+
+TEST(statistics_name_current_peak_and_sums) {
+  const FakeDevice device;
+  void* const small = device.allocator->allocate(1000);
+  void* const large = device.allocator->allocate(2 * kMiB);
+  device.allocator->deallocate(large);
+  const DeviceStats stats = device.allocator->stats();
+  CHECK_EQ(stats.blocks.all.bytes.current, 1024);
+  CHECK_EQ(stats.blocks.all.bytes.peak, static_cast<std::int64_t>(2 * kMiB + 1024));
+  CHECK_EQ(stats.blocks.all.bytes.allocated, static_cast<std::int64_t>(2 * kMiB + 1024));
+  CHECK_EQ(stats.blocks.all.bytes.freed, static_cast<std::int64_t>(2 * kMiB));
+  CHECK_EQ(stats.blocks.small.requested.current, 1000);
+  CHECK_EQ(stats.blocks.large.count.freed, 1);
+  CHECK_EQ(stats.reserved_bytes.small.current, static_cast<std::int64_t>(2 * kMiB));
+  CHECK_EQ(stats.reserved_bytes.large.current, static_cast<std::int64_t>(2 * kMiB));
+  CHECK_EQ(stats.free_ranges.bytes.large.current, static_cast<std::int64_t>(2 * kMiB));
+  device.allocator->reset_peaks();
+  device.allocator->reset_sums();
+  CHECK_EQ(device.allocator->stats().blocks.all.bytes.peak, 1024);
+  CHECK_EQ(device.allocator->stats().blocks.all.bytes.allocated, 0);
+  device.allocator->deallocate(small);
+  device.check_empty();
+}

@@ -1,0 +1,195 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "backend/cpu_device.h"
+#include "core/size_classes.h"
+#include "fixtures.h"
+
+using namespace mempool;
+using fixtures::FakeDevice;
+using fixtures::kMiB;
+
+namespace {
+
+template <typename Body>
+void in_threads(int count, Body body) {
+  std::vector<std::thread> threads;
+  std::atomic<int> ready{0};
+  for (int i = 0; i < count; ++i) {
+    threads.emplace_back([&, i] {
+      for (++ready; ready.load() < count;) std::this_thread::yield();
+      body(i);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+
+TEST(a_pool_limit_is_exact_with_sixteen_threads_racing_at_it) {
+  const FakeDevice device;
+  constexpr std::size_t kLimit = kMiB + 64 * 3;  // not a multiple of anything but a block
+  Account* const parent = device.allocator->open_pool("parent", nullptr, false, kLimit, kNoLimit);
+  std::vector<Account*> pools;
+  for (int i = 0; i < 16; ++i) {
+    pools.push_back(device.allocator->open_pool("child", parent, false, kNoLimit, kNoLimit));
+  }
+  std::vector<std::vector<void*>> blocks(16);
+  in_threads(16, [&](int i) {
+    device.allocator->set_current_pool(pools[static_cast<std::size_t>(i)]);
+    try {
+      while (true) blocks[static_cast<std::size_t>(i)].push_back(device.allocator->allocate(64));
+    } catch (const OutOfMemory& error) {
+      CHECK_EQ(error.info().allocated, kLimit);
+    }
+  });
+  std::size_t count = 0;
+  for (const auto& mine : blocks) count += mine.size();
+  CHECK_EQ(count * 64, kLimit);
+  const Account account = device.allocator->ledger().read(*parent);
+  CHECK_EQ(static_cast<std::size_t>(account.blocks.bytes.current), kLimit);
+  CHECK_EQ(static_cast<std::size_t>(account.blocks.bytes.peak), kLimit);
+  in_threads(16, [&](int i) {
+    for (void* block : blocks[static_cast<std::size_t>((i + 1) % 16)]) device.allocator->deallocate(block);
+  });
+  for (Account* pool : pools) device.allocator->drop_pool(*pool);
+  device.allocator->drop_pool(*parent);
+  device.check_empty();
+}
+
+TEST(the_device_limit_is_used_up_to_the_last_byte_by_sixteen_threads) {
+  const FakeDevice device({.limit = 64 * kMiB});
+  std::atomic<int> got{0};
+  std::vector<std::vector<void*>> blocks(16);
+  in_threads(16, [&](int i) {
+    try {
+      while (true) {
+        // Something that waits in this thread's cache must not stand in the way of the others.
+        device.allocator->deallocate(device.allocator->allocate(kMiB));
+        blocks[static_cast<std::size_t>(i)].push_back(device.allocator->allocate(kMiB));
+        ++got;
+      }
+    } catch (const OutOfMemory&) {
+    }
+  });
+  try {
+    while (true) {
+      blocks[0].push_back(device.allocator->allocate(kMiB));
+      ++got;
+    }
+  } catch (const OutOfMemory&) {
+  }
+  CHECK_EQ(got.load(), 64);
+  CHECK_EQ(device.allocator->ledger().held(), 64 * kMiB);
+  for (const auto& mine : blocks) {
+    for (void* block : mine) device.allocator->deallocate(block);
+  }
+  device.check_empty();
+}
+
+TEST(a_thread_that_ends_gives_its_cache_back) {
+  const FakeDevice device;
+  for (int round = 0; round < 20; ++round) {
+    in_threads(4, [&](int) {
+      std::vector<void*> blocks;
+      for (int i = 0; i < 200; ++i) blocks.push_back(device.allocator->allocate(10000));
+      for (void* block : blocks) device.allocator->deallocate(block);
+    });
+  }
+  CHECK_EQ(device.allocated(), 0);
+  // No trim of caches: what the threads kept is in the arena already, so all of it can go.
+  DeviceStats stats = device.allocator->stats();
+  CHECK_EQ(stats.free_ranges.bytes.all.current, stats.reserved_bytes.all.current);
+  device.check_empty();
+}
+
+TEST(mixed_work_of_many_threads_loses_nothing) {
+  const FakeDevice device({.thread_cache_bytes = std::size_t{1} << 20, .segment_bytes = 64 * kMiB});
+  constexpr int kThreads = 8;
+  constexpr int kShared = 64;
+  std::vector<std::atomic<void*>> shared(kShared);
+  Account* const pool = device.allocator->open_pool("pool", nullptr, false, 32 * kMiB, kNoLimit);
+  Account* const isolated = device.allocator->open_pool("isolated", nullptr, true, kNoLimit, kNoLimit);
+  in_threads(kThreads, [&](int i) {
+    std::mt19937 random(static_cast<unsigned>(i));
+    for (int step = 0; step < 4000; ++step) {
+      const unsigned roll = random() % 100;
+      device.allocator->set_current_pool(roll < 20 ? pool : roll < 30 ? isolated : nullptr);
+      void* fresh = nullptr;
+      try {
+        const std::size_t low = std::size_t{1} << (random() % 21);
+        fresh = device.allocator->allocate(low + random() % low);
+        *static_cast<volatile char*>(fresh) = 1;
+      } catch (const OutOfMemory&) {
+      }
+      // What one thread made another frees.
+      device.allocator->deallocate(shared[random() % kShared].exchange(fresh));
+      if (step % 500 == 0) device.allocator->trim(0);
+      if (step % 300 == 0) CHECK(device.allocator->stats().blocks.all.bytes.current >= 0);
+    }
+    device.allocator->set_current_pool(nullptr);
+  });
+  for (auto& block : shared) device.allocator->deallocate(block.exchange(nullptr));
+  device.allocator->drop_pool(*pool);
+  device.allocator->drop_pool(*isolated);
+  device.check_empty();
+}
+
+TEST(pools_come_and_go_while_others_allocate) {
+  const FakeDevice device;
+  in_threads(4, [&](int i) {
+    for (int round = 0; round < 300; ++round) {
+      Account* const pool = device.allocator->open_pool("request", nullptr, (i + round) % 4 == 0, kNoLimit, kNoLimit);
+      device.allocator->set_current_pool(pool);
+      void* const small = device.allocator->allocate(500);
+      void* const large = device.allocator->allocate(2 * kMiB);
+      device.allocator->set_current_pool(nullptr);
+      device.allocator->deallocate(small);
+      device.allocator->drop_pool(*pool);
+      device.allocator->deallocate(large);  // the last block takes the pool with it
+    }
+  });
+  device.check_empty();
+}
+
+#if !defined(__SANITIZE_THREAD__)  // fork with live threads is outside of what TSan follows
+TEST(a_forked_child_has_a_private_copy_and_whole_locks) {
+  CachingAllocator& allocator = cpu_device({});
+  auto* const data = static_cast<char*>(allocator.allocate(3 * kMiB));
+  data[0] = 1;
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&] {
+      while (!stop) {
+        for (const std::size_t bytes : {100u, 50000u, 2000000u}) allocator.deallocate(allocator.allocate(bytes));
+        allocator.stats();
+      }
+    });
+  }
+  for (int round = 0; round < 30; ++round) {
+    const pid_t child = fork();
+    if (child == 0) {
+      data[0] = 2;
+      std::vector<void*> blocks;
+      for (int i = 0; i < 100; ++i) blocks.push_back(allocator.allocate(static_cast<std::size_t>(i) * 20000 + 1));
+      for (void* block : blocks) allocator.deallocate(block);
+      allocator.trim(0);
+      _exit(allocator.check_structure().empty() ? 0 : 1);
+    }
+    int status = 0;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK_EQ(data[0], 1);
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  allocator.deallocate(data);
+  CHECK_EQ(allocator.check_invariants(), "");
+  CHECK_EQ(allocator.stats().blocks.all.bytes.current, 0);
+}
+#endif
