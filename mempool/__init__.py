@@ -1,2 +1,82 @@
-import torch
-from mempool import _core, _torch_cpu
+"""Memory that a PyTorch user can control.
+
+>>> import mempool
+>>> mempool.enable()
+{'cpu': True, ...}
+
+From that line on every new CPU tensor comes from mempool's allocator; pools, limits and statistics belong to you. Sizes
+are bytes as ``int`` or text such as ``"1.5GiB"``; a limit may also be a share of the machine's memory, ``"50%"``.
+"""
+
+from __future__ import annotations
+
+from mempool import _build
+
+_build.check_torch()  # before the module that links torch is loaded
+
+from mempool._build import __version__  # noqa: E402
+from mempool.control import (  # noqa: E402
+    disable,
+    empty_cache,
+    enable,
+    get_limit,
+    is_enabled,
+    set_limit,
+    trim,
+)
+from mempool.errors import ConfigError, DeviceError, OutOfMemoryError, PoolClosedError, SnapshotError  # noqa: E402
+from mempool.pools import MemoryPool, bind, current_pool, in_pool, use_pool  # noqa: E402
+from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
+from mempool.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history  # noqa: E402
+from mempool.stats import (  # noqa: E402
+    max_memory_allocated,
+    max_memory_reserved,
+    memory_allocated,
+    memory_reserved,
+    memory_stats,
+    memory_summary,
+    reset_accumulated_memory_stats,
+    reset_peak_memory_stats,
+)
+
+__all__ = [
+    "__version__",
+    # the switch
+    "enable",
+    "disable",
+    "is_enabled",
+    # statistics, named as in torch.cuda.memory
+    "memory_allocated",
+    "max_memory_allocated",
+    "memory_reserved",
+    "max_memory_reserved",
+    "memory_stats",
+    "memory_summary",
+    "reset_peak_memory_stats",
+    "reset_accumulated_memory_stats",
+    # snapshots
+    "memory_snapshot",
+    "dump_snapshot",
+    "load_snapshot",
+    "record_history",
+    # pools
+    "MemoryPool",
+    "use_pool",
+    "in_pool",
+    "bind",
+    "current_pool",
+    # limits and pressure
+    "set_limit",
+    "get_limit",
+    "empty_cache",
+    "trim",
+    "on_pressure",
+    "PressureHandle",
+    "oom_info",
+    # errors
+    "ConfigError",
+    "DeviceError",
+    "OutOfMemoryError",
+    "PoolClosedError",
+    "SnapshotError",
+]

@@ -16,8 +16,7 @@ std::uintptr_t number(const void* address) { return reinterpret_cast<std::uintpt
 
 }  // namespace
 
-FakeMemory::FakeMemory(const Settings& settings)
-    : settings_(settings), next_address_(std::uintptr_t{1} << 40) {}
+FakeMemory::FakeMemory(const Settings& settings) : settings_(settings), next_address_(std::uintptr_t{1} << 40) {}
 
 FakeMemory::~FakeMemory() {
   if (!settings_.accessible) return;

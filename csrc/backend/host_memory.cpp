@@ -40,8 +40,8 @@ bool HostMemory::join(Handle& first, const Handle& second) noexcept {
 bool HostMemory::move(Handle& handle, void* to) noexcept {
   // The page tables move, not the bytes. The source must become a reservation again at once, before another thread's
   // mmap can land in the gap: DONTUNMAP leaves it mapped and empty.
-  void* const moved = mremap(handle.address, handle.bytes, handle.bytes,
-                             MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to);
+  void* const moved =
+      mremap(handle.address, handle.bytes, handle.bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to);
   if (moved == MAP_FAILED) return false;
   mprotect(handle.address, handle.bytes, PROT_NONE);
   handle.address = to;

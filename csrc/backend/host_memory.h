@@ -1,5 +1,6 @@
-// CPU memory: private anonymous pages in reservations aligned for huge pages. A handle is nothing but its address range,
-// so cutting and joining are free. Backing comes at the first touch, one huge page at a time where the system has them.
+// CPU memory: private anonymous pages in reservations aligned for huge pages. A handle is nothing but its address
+// range, so cutting and joining are free. Backing comes at the first touch, one huge page at a time where the system
+// has them.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,9 @@ class HostMemory final : public PhysicalMemory {
   explicit HostMemory(bool huge_pages) noexcept;
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
-  Capabilities capabilities() const noexcept override { return {.can_cut = true, .can_alias = false, .can_move = true}; }
+  Capabilities capabilities() const noexcept override {
+    return {.can_cut = true, .can_alias = false, .can_move = true};
+  }
   void* reserve(std::size_t bytes) noexcept override;
   void unreserve(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;

@@ -35,5 +35,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_pressure_handler", &mempool::bindings::set_pressure_handler, "handler"_a.none(true));
   m.def("set_stack_capture", &mempool::bindings::set_stack_capture, "on"_a);
   m.def("stack_frames", &mempool::bindings::stack_frames, "id"_a);
+  m.def("retire_hooks", &mempool::bindings::retire_hooks);
   mempool::bindings::install_hooks();
 }

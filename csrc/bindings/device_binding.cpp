@@ -55,7 +55,7 @@ void put(py::dict& out, const std::string& key, const ByPool<Stat>& stats) {
 }
 
 // One member of the three BlockStats, as a ByPool of Stat.
-ByPool<Stat> pick(const ByPool<BlockStats>& blocks, Stat BlockStats::* member) {
+ByPool<Stat> pick(const ByPool<BlockStats>& blocks, Stat BlockStats::*member) {
   return {blocks.all.*member, blocks.small.*member, blocks.large.*member};
 }
 
@@ -161,8 +161,9 @@ void add_pool(py::module_& m) {
       .def("stats", &pool_stats)
       .def("reset_peaks", [](const Pool& p) { p.device().ledger().reset_peaks(p.account()); })
       .def("held_bytes", [](const Pool& p) { return p.device().pool_held_bytes(p.account()); })
-      .def("trim", [](const Pool& p) { return p.device().trim_pool(p.account()); },
-           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "trim", [](const Pool& p) { return p.device().trim_pool(p.account()); },
+          py::call_guard<py::gil_scoped_release>())
       .def("close", [](const Pool& p) { p.device().close_pool(p.account()); });
 }
 
@@ -198,7 +199,8 @@ void add_device_classes(py::module_& m) {
           },
           "pool"_a.none(true))
       .def("snapshot", &snapshot)
-      .def("history_start", [](CachingAllocator& d, std::size_t most) { d.history().start(most); }, "most_events"_a)
+      .def(
+          "history_start", [](CachingAllocator& d, std::size_t most) { d.history().start(most); }, "most_events"_a)
       .def("history_stop", [](CachingAllocator& d) { d.history().stop(); })
       .def("history_enabled", [](CachingAllocator& d) { return d.history().enabled(); })
       .def("history_view", &history_view)

@@ -1,6 +1,9 @@
 #include "python_hooks.h"
 
+#include <atomic>
+#include <chrono>
 #include <map>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -26,13 +29,18 @@ State& state() {
   return *instance;
 }
 
-bool interpreter_is_usable() {
-#if PY_VERSION_HEX >= 0x030d0000
-  return Py_IsInitialized() && !Py_IsFinalizing();
-#else
-  return Py_IsInitialized() && !_Py_IsFinalizing();
-#endif
-}
+std::atomic<bool> g_retired{false};
+std::atomic<int> g_running{0};
+
+// Announces a hook that may take the interpreter's lock. False once the hooks are retired.
+class Running {
+ public:
+  Running() { g_running.fetch_add(1); }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+  ~Running() { g_running.fetch_sub(1); }
+  explicit operator bool() const { return !g_retired.load(); }
+};
 
 void call_pressure_handler(const char* pool, std::size_t needed, bool failing, PressureOutcome& outcome) {
   const py::gil_scoped_acquire gil;
@@ -53,7 +61,8 @@ void call_pressure_handler(const char* pool, std::size_t needed, bool failing, P
 }
 
 void pressure(const char* pool, std::size_t needed, bool failing, PressureOutcome& outcome) noexcept {
-  if (!interpreter_is_usable()) return;
+  const Running running;
+  if (!running) return;
   try {
     call_pressure_handler(pool, needed, failing, outcome);
   } catch (const std::exception&) {
@@ -72,8 +81,9 @@ std::uint32_t intern(State::Stack&& stack) {
 }
 
 std::uint32_t capture_stack() noexcept {
+  const Running running;
   // A thread that Python does not know has no Python stack.
-  if (!interpreter_is_usable() || PyGILState_GetThisThreadState() == nullptr) return 0;
+  if (!running || PyGILState_GetThisThreadState() == nullptr) return 0;
   constexpr std::size_t kMostFrames = 64;
   const PyGILState_STATE gil = PyGILState_Ensure();
   std::uint32_t id = 0;
@@ -104,6 +114,16 @@ const Hooks kHooks{.pressure = pressure, .capture_stack = capture_stack};
 }  // namespace
 
 void install_hooks() { CachingAllocator::set_hooks(&kHooks); }
+
+void retire_hooks() {
+  g_retired.store(true);
+  const py::gil_scoped_release release;
+  // A callback that never returns must not keep the process from ending.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  while (g_running.load() > 0 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
 
 void set_pressure_handler(py::object handler) { state().pressure_handler = std::move(handler); }
 

@@ -7,8 +7,11 @@
 
 namespace mempool::bindings {
 
-// Installs the hooks for good. They do nothing during interpreter shutdown.
+// Installs the hooks for good.
 void install_hooks();
+// For atexit: from now on the hooks do nothing. Waits for those that are running, because a thread that asks for the
+// interpreter's lock during its shutdown is ended by Python on the spot, and the process with it.
+void retire_hooks();
 
 // handler(pool: str, needed_bytes: int, failing: bool) -> (calls: int, error: str, error_id: int), or None for none.
 void set_pressure_handler(pybind11::object handler);

@@ -27,7 +27,8 @@ std::string advice(OomReason reason) {
     case OomReason::device_limit:
       return "Free tensors, or raise the limit with mempool.set_limit().";
     case OomReason::backend_refused:
-      return "The system has no more memory to give: free tensors, or set a limit so that one pool fails before the machine does.";
+      return "The system has no more memory to give: free tensors, or set a limit so that one pool fails before the "
+             "machine does.";
     case OomReason::metadata_refused:
       return "The system has no memory left even for the allocator's own records.";
     case OomReason::size_overflow:

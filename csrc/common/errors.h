@@ -35,14 +35,14 @@ const char* to_string(OomReason reason);
 struct OomInfo {
   OomReason reason = OomReason::backend_refused;
   std::string device{};
-  std::string pool{};             // the pool whose limit refused, else the pool that asked
-  std::size_t requested = 0;    // as asked by the caller, not rounded
-  std::size_t allocated = 0;    // rounded bytes live in that pool
-  std::size_t limit = 0;        // the limit that refused
-  std::size_t held = 0;         // physical memory of the whole device
-  std::size_t largest_free = 0; // largest contiguous free range in the pool's arena
+  std::string pool{};                 // the pool whose limit refused, else the pool that asked
+  std::size_t requested = 0;          // as asked by the caller, not rounded
+  std::size_t allocated = 0;          // rounded bytes live in that pool
+  std::size_t limit = 0;              // the limit that refused
+  std::size_t held = 0;               // physical memory of the whole device
+  std::size_t largest_free = 0;       // largest contiguous free range in the pool's arena
   std::size_t pressure_calls = 0;     // callbacks that ran before giving up
-  std::string callback_error{};         // text of the first error that a callback raised, or empty
+  std::string callback_error{};       // text of the first error that a callback raised, or empty
   std::size_t callback_error_id = 0;  // the installer's key for that error, 0 = none
 };
 

@@ -41,7 +41,8 @@ struct Entry {
 
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> table{
-      {{"limit", "bytes", "most bytes the device may hold from the system; a size or a percentage of the memory available"},
+      {{"limit", "bytes",
+        "most bytes the device may hold from the system; a size or a percentage of the memory available"},
        [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.limit = parse_bytes(v, w); }},
       {{"soft_limit", "bytes", "held bytes above which caches are trimmed and pressure callbacks run"},
        [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.soft_limit = parse_bytes(v, w); }},

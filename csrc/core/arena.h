@@ -25,7 +25,7 @@ class Arena {
   // finds everything in its place.
   const bool thread_cached;
 
-  std::mutex mutex;  // guards what follows
+  std::mutex mutex;      // guards what follows
   bool retired = false;  // its pool is gone: deleted as soon as nothing is backed
   PageHeap pages;
   SlabHeap slabs;

@@ -145,7 +145,8 @@ void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::si
   } else {
     done = ledger_.uncharge(account_id, is_small, rounded, asked, nullptr);
   }
-  if (done != nullptr) [[unlikely]] retire(done);
+  if (done != nullptr) [[unlikely]]
+    retire(done);
 }
 
 void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
@@ -276,7 +277,8 @@ bool CachingAllocator::deallocate(void* address) noexcept {
   if (address == nullptr) return true;
   Span* const span = PageMap::instance().find(address);
   if (span == nullptr) return false;
-  if (history_.enabled()) [[unlikely]] history_.on_free(address);
+  if (history_.enabled()) [[unlikely]]
+    history_.on_free(address);
   ThreadCache* const mine = cache();
   SmallBlock block{address, &span->tag};
   if (span->state == Span::State::slab) block.tag = span->slab->tags() + span->slab->index_of(address);
@@ -301,8 +303,8 @@ bool CachingAllocator::deallocate(void* address) noexcept {
   return true;
 }
 
-// A block of a pool, of an isolated arena, or a large one. The block goes first, then its charge: a retired pool's arena
-// may be gone right after.
+// A block of a pool, of an isolated arena, or a large one. The block goes first, then its charge: a retired pool's
+// arena may be gone right after.
 void CachingAllocator::free_slow(Span* span, const SmallBlock& block, ThreadCache* mine) noexcept {
   Arena& arena = *span->segment->arena;
   const bool is_slab = span->state == Span::State::slab;

@@ -45,7 +45,8 @@ class CachingAllocator {
   void close_pool(Account& pool) noexcept;
   // The last handle is gone. Closes the pool; its record goes with its last block.
   void drop_pool(Account& pool) noexcept;
-  // The calling thread's pool for new blocks (nullptr: root). Returns the one before. Throws PoolClosedError.
+  // The calling thread's pool for new blocks (nullptr: root). Returns the one before. A closed pool is let in: the
+  // allocations that it then refuses say why.
   Account* set_current_pool(Account* pool);
   Account* current_pool() noexcept;
   // Physical bytes of the pool's own arena; of a pool that is not isolated, what it is charged with.
@@ -126,7 +127,7 @@ class CachingAllocator {
   History history_;
   const std::size_t slot_;
   const std::unique_ptr<Arena> default_arena_;
-  std::mutex arenas_mutex_;  // after the caches' locks, before the arenas'
+  std::mutex arenas_mutex_;                       // after the caches' locks, before the arenas'
   std::vector<std::unique_ptr<Arena>> isolated_;  // also those of retired pools whose memory would not go back yet
 };
 

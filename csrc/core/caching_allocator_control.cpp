@@ -76,9 +76,6 @@ void CachingAllocator::forget_retired() noexcept {
 }
 
 Account* CachingAllocator::set_current_pool(Account* pool) {
-  if (pool != nullptr && ledger_.read(*pool).closed) {
-    throw PoolClosedError("mempool: pool '" + pool->name + "' is closed: it takes no new blocks.");
-  }
   ThreadCache* const mine = cache();
   if (mine == nullptr) throw std::bad_alloc();
   return std::exchange(mine->current, pool);

@@ -15,11 +15,11 @@ namespace mempool {
 struct HistoryEvent {
   enum class Action : std::uint8_t { alloc, free } action = Action::alloc;
   std::uintptr_t address = 0;
-  std::size_t bytes = 0;      // rounded
+  std::size_t bytes = 0;  // rounded
   std::size_t requested = 0;
-  std::uint32_t stack = 0;    // id from Hooks::capture_stack
+  std::uint32_t stack = 0;  // id from Hooks::capture_stack
   std::uint32_t account = 0;
-  std::int64_t time_us = 0;   // microseconds since the epoch
+  std::int64_t time_us = 0;  // microseconds since the epoch
 };
 
 class History {

@@ -1,5 +1,5 @@
-// Functions that the layers above install, so that the core never calls upward. All run with no allocator lock held, and
-// may allocate; an allocation inside a pressure callback that fails in turn does not call the callbacks again.
+// Functions that the layers above install, so that the core never calls upward. All run with no allocator lock held,
+// and may allocate; an allocation inside a pressure callback that fails in turn does not call the callbacks again.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,8 @@ struct PressureOutcome {
 
 struct Hooks {
   // `failing`: the allocation is about to be refused; else a soft limit was crossed and it will succeed anyway.
-  void (*pressure)(const char* pool, std::size_t needed_bytes, bool failing, PressureOutcome& outcome) noexcept = nullptr;
+  void (*pressure)(const char* pool, std::size_t needed_bytes, bool failing,
+                   PressureOutcome& outcome) noexcept = nullptr;
   // An id for the calling thread's stack, for History; 0 = unknown.
   std::uint32_t (*capture_stack)() noexcept = nullptr;
 };

@@ -18,7 +18,8 @@ void for_each_stat(BlockStats& blocks, void (*action)(Stat&)) {
 }
 
 void for_each_stat(DeviceStats& stats, void (*action)(Stat&)) {
-  for (BlockStats* blocks : {&stats.blocks.all, &stats.blocks.small, &stats.blocks.large}) for_each_stat(*blocks, action);
+  for (BlockStats* blocks : {&stats.blocks.all, &stats.blocks.small, &stats.blocks.large})
+    for_each_stat(*blocks, action);
   stats.reserved_bytes.for_each(action);
   stats.segments.for_each(action);
 }

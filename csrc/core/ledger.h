@@ -32,10 +32,10 @@ struct Account {
   bool isolated = false;
   std::size_t limit = kNoLimit;
   std::size_t soft_limit = kNoLimit;
-  bool soft_armed = true;     // fires once for each crossing from below
-  bool closed = false;        // no new blocks
-  bool referenced = true;     // a handle of the user still exists
-  std::uint32_t children = 0; // accounts whose parent this is; they keep it alive
+  bool soft_armed = true;      // fires once for each crossing from below
+  bool closed = false;         // no new blocks
+  bool referenced = true;      // a handle of the user still exists
+  std::uint32_t children = 0;  // accounts whose parent this is; they keep it alive
   BlockStats blocks;
   std::int64_t ooms = 0;
   std::int64_t pressure_calls = 0;
@@ -120,7 +120,7 @@ class Ledger {
   // False, and nothing changed, when more than `limit` is allocated.
   bool set_limit(Account& account, std::size_t limit);
   void set_soft_limit(Account& account, std::size_t limit);
-  Account read(const Account& account) const;      // a copy, taken at one moment
+  Account read(const Account& account) const;  // a copy, taken at one moment
   std::string name_of(std::uint32_t account_id) const;
 
   DeviceStats read_stats() const;

@@ -291,8 +291,8 @@ bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
   }
   if (capabilities_.can_cut && record != handles_.begin()) {
     const auto previous = std::prev(record);
-    const bool adjacent = previous->first + previous->second.bytes == growth.start &&
-                          growth.start != growth.hole->segment->start;
+    const bool adjacent =
+        previous->first + previous->second.bytes == growth.start && growth.start != growth.hole->segment->start;
     if (adjacent && memory_.join(previous->second, record->second)) handles_.erase(record);
   }
   unindex(growth.hole);

@@ -1,5 +1,5 @@
-// Address -> Span, for the first page of a block and for every page of a slab. A radix tree of three levels over 48 bits
-// of address. Readers take no lock; leaves are never freed.
+// Address -> Span, for the first page of a block and for every page of a slab. A radix tree of three levels over 48
+// bits of address. Readers take no lock; leaves are never freed.
 //
 // One map serves the whole process: an address belongs to one span whichever device or arena it came from.
 #pragma once

@@ -20,7 +20,7 @@ struct SnapshotBlock {
 struct SnapshotSegment {
   std::uintptr_t address = 0;
   std::size_t bytes = 0;
-  std::string arena;  // "default", or the isolated pool's name
+  std::string arena;                  // "default", or the isolated pool's name
   std::vector<SnapshotBlock> blocks;  // in address order, covering the range
 };
 

@@ -52,8 +52,8 @@ struct Span {
 
   // block
   BlockTag tag;
-  std::size_t requested = 0;   // bytes as asked; unlike the tag's it holds large sizes too
-  Span* cached_next = nullptr; // link of a thread cache's list
+  std::size_t requested = 0;    // bytes as asked; unlike the tag's it holds large sizes too
+  Span* cached_next = nullptr;  // link of a thread cache's list
 
   std::uintptr_t end() const { return start + bytes; }
   void* address() const { return reinterpret_cast<void*>(start); }  // NOLINT(performance-no-int-to-ptr)

@@ -89,15 +89,15 @@ struct FreeRangeStats {
 };
 
 struct DeviceStats {
-  ByPool<BlockStats> blocks;        // live blocks ("allocation", "allocated_bytes", "active…", "requested_bytes")
-  ByPool<Stat> reserved_bytes;      // physical memory held
-  ByPool<Stat> segments;            // contiguous backed ranges
-  FreeRangeStats free_ranges;       // "inactive_split": summed over arenas, so its peaks are upper bounds
+  ByPool<BlockStats> blocks;    // live blocks ("allocation", "allocated_bytes", "active…", "requested_bytes")
+  ByPool<Stat> reserved_bytes;  // physical memory held
+  ByPool<Stat> segments;        // contiguous backed ranges
+  FreeRangeStats free_ranges;   // "inactive_split": summed over arenas, so its peaks are upper bounds
   // For ever: a reset of peaks or sums leaves these alone.
   std::int64_t ooms = 0;
-  std::int64_t alloc_retries = 0;   // allocations that succeeded only after memory was reclaimed
+  std::int64_t alloc_retries = 0;  // allocations that succeeded only after memory was reclaimed
   std::int64_t pressure_calls = 0;
-  std::int64_t commits = 0;         // handles taken from the backend
+  std::int64_t commits = 0;  // handles taken from the backend
   std::int64_t decommits = 0;
 };
 

@@ -58,13 +58,15 @@ class ThreadCache {
   void flush() noexcept;
   void fold() noexcept { ledger_.fold(shard); }
   void fold_if_due() noexcept {
-    if (shard.due()) [[unlikely]] fold();
+    if (shard.due()) [[unlikely]]
+      fold();
   }
   std::size_t bytes() const noexcept { return bytes_; }
 
   SpinLock lock;
   Ledger::Shard shard;
-  Account* current = nullptr;  // the pool of this thread's new blocks; nullptr is the root. Its own thread alone uses it.
+  Account* current =
+      nullptr;  // the pool of this thread's new blocks; nullptr is the root. Its own thread alone uses it.
 
  private:
   struct Bin {

@@ -10,8 +10,8 @@
 namespace mempool::torch_cpu {
 namespace {
 
-CachingAllocator* g_device = nullptr;    // set once, before the first allocation
-c10::Allocator* g_previous = nullptr;    // likewise
+CachingAllocator* g_device = nullptr;  // set once, before the first allocation
+c10::Allocator* g_previous = nullptr;  // likewise
 std::atomic<bool> g_enabled{false};
 
 // Every block of ours, and every pointer that raw_deallocate is given, passes here. A pointer that is not ours was made

@@ -67,22 +67,22 @@ inline int run(int argc, char** argv) {
 
 }  // namespace check
 
-#define TEST(name)                                              \
-  static void test_##name();                                    \
+#define TEST(name)                                                          \
+  static void test_##name();                                                \
   static const check::Registration registration_##name{#name, test_##name}; \
   static void test_##name()
-#define CHECK(condition)                                              \
-  do {                                                                \
-    if (!(condition)) check::fail(__FILE__, __LINE__, #condition);    \
+#define CHECK(condition)                                           \
+  do {                                                             \
+    if (!(condition)) check::fail(__FILE__, __LINE__, #condition); \
   } while (false)
 #define CHECK_EQ(actual, expected) check::equal((actual), (expected), #actual, __FILE__, __LINE__)
-#define CHECK_THROWS(type, expression)                                          \
-  do {                                                                          \
-    bool thrown = false;                                                        \
-    try {                                                                       \
-      static_cast<void>(expression);                                            \
-    } catch (const type&) {                                                     \
-      thrown = true;                                                            \
-    }                                                                           \
+#define CHECK_THROWS(type, expression)                                                 \
+  do {                                                                                 \
+    bool thrown = false;                                                               \
+    try {                                                                              \
+      static_cast<void>(expression);                                                   \
+    } catch (const type&) {                                                            \
+      thrown = true;                                                                   \
+    }                                                                                  \
     if (!thrown) check::fail(__FILE__, __LINE__, #expression " did not throw " #type); \
   } while (false)

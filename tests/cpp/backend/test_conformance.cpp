@@ -111,7 +111,7 @@ TEST(the_fake_counts_fails_and_checks) {
   Handle handle;
   memory.fail_call(2);
   CHECK(memory.commit(space, granule, handle));
-  CHECK(!memory.commit(at(space, granule), granule, handle));  // the second call
+  CHECK(!memory.commit(at(space, granule), granule, handle));      // the second call
   CHECK(!memory.commit(at(space, granule), 3 * granule, handle));  // over the capacity
   CHECK_EQ(memory.calls(FakeMemory::Call::commit), 3u);
   CHECK_EQ(memory.fallible_calls(), 4u);

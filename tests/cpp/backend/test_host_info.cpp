@@ -1,10 +1,9 @@
-#include "backend/host_info.h"
-
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
 
+#include "backend/host_info.h"
 #include "check.h"
 
 namespace fs = std::filesystem;

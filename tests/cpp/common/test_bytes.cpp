@@ -1,6 +1,5 @@
-#include "common/bytes.h"
-
 #include "check.h"
+#include "common/bytes.h"
 #include "common/errors.h"
 
 using mempool::ConfigError;
@@ -18,9 +17,7 @@ TEST(sizes_with_units) {
   CHECK_EQ(parse_bytes("0.5 KiB"), 512u);
 }
 
-TEST(whole_bytes_are_exact_beyond_what_a_double_holds) {
-  CHECK_EQ(parse_bytes("9007199254740993"), 9007199254740993u);
-}
+TEST(whole_bytes_are_exact_beyond_what_a_double_holds) { CHECK_EQ(parse_bytes("9007199254740993"), 9007199254740993u); }
 
 TEST(percentages) {
   CHECK_EQ(parse_bytes("50%", 1000), 500u);
@@ -31,8 +28,8 @@ TEST(percentages) {
 }
 
 TEST(bad_sizes) {
-  for (const char* text : {"", "  ", "GiB", "12 GiBs", "-1", "-5MiB", "0", "0GiB", "1e400", "nan", "inf", "1.2.3", "0x10",
-                           "12 34", "99999999999999999999", "16000000 TiB", "0.1"}) {
+  for (const char* text : {"", "  ", "GiB", "12 GiBs", "-1", "-5MiB", "0", "0GiB", "1e400", "nan", "inf", "1.2.3",
+                           "0x10", "12 34", "99999999999999999999", "16000000 TiB", "0.1"}) {
     CHECK_THROWS(ConfigError, parse_bytes(text, 1000));
   }
 }

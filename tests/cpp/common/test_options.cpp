@@ -1,7 +1,6 @@
-#include "common/options.h"
-
 #include "check.h"
 #include "common/errors.h"
+#include "common/options.h"
 
 using mempool::ConfigError;
 using mempool::Options;

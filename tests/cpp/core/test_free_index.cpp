@@ -1,5 +1,3 @@
-#include "core/free_index.h"
-
 #include <memory>
 #include <random>
 #include <set>
@@ -7,6 +5,7 @@
 #include <vector>
 
 #include "check.h"
+#include "core/free_index.h"
 
 using mempool::FreeIndex;
 using mempool::Span;

@@ -1,6 +1,5 @@
-#include "core/ledger.h"
-
 #include "check.h"
+#include "core/ledger.h"
 
 using mempool::Account;
 using mempool::kNoLimit;

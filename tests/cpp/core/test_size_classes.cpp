@@ -1,6 +1,5 @@
-#include "core/size_classes.h"
-
 #include "check.h"
+#include "core/size_classes.h"
 #include "core/slab_heap.h"
 
 using namespace mempool;

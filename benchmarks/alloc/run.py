@@ -1,0 +1,130 @@
+"""Pairs of torch.empty and free by size, on mempool beside torch's own allocator on default glibc.
+
+    python -m benchmarks.alloc.run [--repeats N] [--threads 1 2] [--out benchmarks/results]
+
+Ends with status 2 if a child failed, also when mempool did not see every allocation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.alloc import SIZES
+from benchmarks.common import (
+    DEFAULT_OUT,
+    OURS,
+    PEER,
+    SIDES,
+    BenchmarkError,
+    Json,
+    Spread,
+    caption,
+    environment_facts,
+    in_turn,
+    paired_ratio,
+    progress,
+    run_child,
+    spread_json,
+    table_console,
+    write_report,
+)
+
+WORKER = "benchmarks.alloc.worker"
+
+
+def size_text(size: int) -> str:
+    """A size in bytes as a person writes it."""
+    for unit, scale in (("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale and size % scale == 0:
+            return f"{size // scale} {unit}"
+    return f"{size} B"
+
+
+def fastest(run: Json, size: int) -> float:
+    """Nanoseconds a pair in the fastest batch of one process: what disturbs a loop this short only ever adds to it."""
+    return min(run["nanoseconds_a_pair"][str(size)])  # JSON has made the sizes strings
+
+
+def summarize(threads: int, runs: dict[str, list[Json]]) -> Json:
+    """The figures of one number of threads: spreads over the processes, and every raw number."""
+    rows = []
+    for size in SIZES:
+        pair = {side: [fastest(run, size) for run in runs[side]] for side in SIDES}
+        above = {side: [fastest(run, size) - fastest(run, 0) for run in runs[side]] for side in SIDES}
+        rows.append(
+            {
+                "size_bytes": size,
+                "ratio": asdict(paired_ratio(pair[OURS], pair[PEER])),
+                "nanoseconds_a_pair": {side: spread_json(pair[side]) for side in SIDES},
+                "nanoseconds_above_empty": {side: spread_json(above[side]) for side in SIDES},
+            }
+        )
+    return {"threads": threads, "rows": rows, "runs": runs}
+
+
+def table_of(result: Json, facts: Json, repeats: int) -> Table:
+    """One row a size."""
+    title = f"torch.empty and free, {result['threads']} thread(s), ns a pair in each thread"
+    table = Table(title=title, caption=caption(facts, repeats))
+    for head in ("size", "torch", "mempool", "ratio", "torch above 0 B", "mempool above 0 B"):
+        table.add_column(head, justify="right")
+    for row in result["rows"]:
+        pair = [Spread(**row["nanoseconds_a_pair"][side]).text(0) for side in SIDES]
+        above = [Spread(**row["nanoseconds_above_empty"][side]).text(0) if row["size_bytes"] else "" for side in SIDES]
+        table.add_row(size_text(row["size_bytes"]), *pair, Spread(**row["ratio"]).text(2), *above)
+    return table
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="processes a side and number of threads")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="a table for each of these numbers")
+    parser.add_argument("--pairs", type=int, default=10_000, help="pairs a batch and thread")
+    parser.add_argument("--batches", type=int, default=7, help="batches a size; the fastest counts")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of alloc.json")
+    options = parser.parse_args(arguments)
+    if min(options.repeats, options.pairs, options.batches, *options.threads) < 1:
+        parser.error("--repeats, --threads, --pairs and --batches must be at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and returns its exit status."""
+    options = parse(arguments)
+    console = table_console()
+    facts = {threads: environment_facts(threads) for threads in options.threads}
+    results: list[Json] = []
+    try:
+        total = len(options.threads) * len(SIDES) * options.repeats
+        with progress(Console(stderr=True), total) as show:
+            for threads in options.threads:
+                counts = [f"--threads={threads}", f"--pairs={options.pairs}", f"--batches={options.batches}"]
+
+                def run(side: str, threads: int = threads, counts: Sequence[str] = tuple(counts)) -> Json:
+                    show(f"{threads} thread(s) on {side}")
+                    return run_child(WORKER, [f"--allocator={side}", *counts], threads)
+
+                results.append(summarize(threads, in_turn(options.repeats, run, lambda: show(""))))
+    except BenchmarkError as error:
+        console.print(f"[bold red]failed:[/] {error}", highlight=False)
+        return 2
+    settings = {"repeats": options.repeats, "pairs": options.pairs, "batches": options.batches}
+    environment = {**facts[options.threads[0]], "threads": options.threads}
+    report = {"benchmark": "alloc", "environment": environment, "settings": settings, "results": results}
+    path = write_report(options.out, "alloc", report)
+    for result in results:
+        console.print(table_of(result, facts[result["threads"]], options.repeats))
+    console.print(f"written to {path}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

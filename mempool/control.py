@@ -1,0 +1,119 @@
+"""The switch, the device's limits, and giving memory back."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from mempool import _torch_cpu
+from mempool._device import CUDA_MISSING, Device, Size, allocator, cpu, device_type, optional_size, size
+from mempool.errors import DeviceError
+
+
+def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | None = None) -> dict[str, bool | str]:
+    """Puts mempool under every new tensor of a device.
+
+    Tensors that are alive keep their memory and their way of freeing it, so this can be called at any time and from any
+    thread, also again.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, or None for both where usable.
+        limit: most bytes the device may hold from the system, as for :func:`set_limit`. None leaves it as it is.
+        soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None leaves it as it is.
+
+    Returns:
+        For each device True, or the reason why it is not enabled.
+
+    Raises:
+        ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF.
+        DeviceError: a device that was named cannot be used.
+    """
+    kinds = ("cpu", "cuda") if device is None else (device_type(device),)
+    if "cuda" in kinds and device is not None:
+        raise DeviceError(f"cuda: {CUDA_MISSING}.")
+    _warn_of_unused_settings()
+    # Everything that can fail comes before the switch: a call that raises has enabled nothing.
+    limit_bytes = optional_size(limit, "limit")
+    soft_bytes = optional_size(soft_limit, "soft_limit")
+    handle = cpu()
+    if limit_bytes is not None:
+        handle.limit = limit_bytes
+    if soft_bytes is not None:
+        handle.soft_limit = soft_bytes
+    _torch_cpu.enable()
+    result: dict[str, bool | str] = {"cpu": True}
+    if "cuda" in kinds:
+        result["cuda"] = CUDA_MISSING
+    return result
+
+
+def disable(device: Device = None) -> None:
+    """Gives new tensors back to the allocator that was in place before.
+
+    Blocks that are alive stay valid and go back to mempool when they die. Without an effect when it is not enabled.
+
+    Raises:
+        ConfigError: unknown device.
+        DeviceError: a named device that mempool cannot serve.
+    """
+    if device is not None:
+        allocator(device)
+    _torch_cpu.disable()
+
+
+def is_enabled(device: Device = "cpu") -> bool:
+    """Whether new tensors of the device come from mempool. Raises ConfigError for an unknown device."""
+    return (device is None or device_type(device) == "cpu") and _torch_cpu.is_enabled()
+
+
+def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) -> None:
+    """Bounds the bytes that a device *holds*: live blocks, caches and free memory not yet given back.
+
+    Free memory is given back first where that is needed to meet the new limit.
+
+    Args:
+        limit: bytes, ``"8GiB"``, ``"50%"`` (of the memory usable now, see the README), or None for no limit.
+        device: None means the only enabled one.
+        soft: set the soft limit instead: above it mempool trims and calls the pressure callbacks, but refuses nothing.
+
+    Raises:
+        ConfigError: the size does not parse, or more is in use than the limit allows; the limit is then unchanged.
+    """
+    bytes_or_none = None if limit is None else size(limit, "limit")
+    handle = allocator(device)
+    if soft:
+        handle.soft_limit = bytes_or_none
+    else:
+        handle.limit = bytes_or_none
+
+
+def get_limit(device: Device = None, *, soft: bool = False) -> int | None:
+    """The device's limit in bytes, None when there is none."""
+    handle = allocator(device)
+    return handle.soft_limit if soft else handle.limit
+
+
+def trim(device: Device = None, target_bytes: Size | int = 0) -> int:
+    """Gives free memory back to the system until at most ``target_bytes`` are held.
+
+    Free blocks that wait in thread caches are included. Live blocks stay where they are.
+
+    Returns:
+        The bytes given back.
+    """
+    target = 0 if target_bytes == 0 and not isinstance(target_bytes, bool) else size(target_bytes, "target_bytes")
+    return allocator(device).trim(target)
+
+
+def empty_cache(device: Device = None) -> None:
+    """Gives all free memory back to the system; the name is torch.cuda's."""
+    allocator(device).trim(0)
+
+
+def _warn_of_unused_settings() -> None:
+    if os.environ.get("PYTORCH_ALLOC_CONF"):
+        warnings.warn(
+            "PYTORCH_ALLOC_CONF configures torch's own device allocator; mempool's CPU allocator does not read it. "
+            "Use MEMPOOL_CONF (`mempool options` lists its keys).",
+            stacklevel=3,
+        )

@@ -1,0 +1,19 @@
+"""The errors that mempool raises. A torch operation that finds no memory raises torch's own OutOfMemoryError."""
+
+from __future__ import annotations
+
+import torch
+
+from mempool._core import ConfigError, PoolClosedError
+
+__all__ = ["ConfigError", "DeviceError", "OutOfMemoryError", "PoolClosedError", "SnapshotError"]
+
+OutOfMemoryError = torch.OutOfMemoryError
+
+
+class DeviceError(RuntimeError):
+    """A device that was named cannot be used; the message says why."""
+
+
+class SnapshotError(ValueError):
+    """A file is not a memory snapshot."""

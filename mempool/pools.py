@@ -1,0 +1,324 @@
+"""Pools: accounts with a limit and statistics, and the ways to charge new blocks to one."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from mempool import _core
+from mempool._device import Device, Size, allocator, optional_size
+from mempool.errors import ConfigError, PoolClosedError
+from mempool.pressure import chain_callback_error
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class MemoryPool:
+    """An account over the memory of a device, with a limit and statistics of its own.
+
+    A pool bounds the *allocated* bytes of the blocks that are charged to it and to its children: a request pool within
+    a model pool within the device. It shares its parent's memory, so thousands of pools cost thousands of counters; with
+    ``isolated=True`` it has segments of its own, which go back to the system when the pool is closed and empty.
+
+    Args:
+        name: shown in errors, snapshots and statistics; need not be unique.
+        device: ``"cpu"``.
+        limit: most bytes of live blocks (rounded as the README says); None for no limit.
+        soft_limit: above it the pressure callbacks run, but nothing is refused; None for none.
+        parent: a pool whose limit and statistics include this one's.
+        isolated: take memory that no other pool shares.
+
+    Raises:
+        ConfigError: a size that does not parse, a name that is not text, a parent of another device.
+        PoolClosedError: the parent is closed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: Device = "cpu",
+        limit: Size | None = None,
+        soft_limit: Size | None = None,
+        parent: MemoryPool | None = None,
+        isolated: bool = False,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"a pool's name must be text that is not empty, not {name!r}.")
+        if parent is not None and not isinstance(parent, MemoryPool):
+            raise ConfigError(f"parent must be a MemoryPool, not {parent!r}.")
+        self._device = allocator(device)
+        self._parent = parent
+        self._handle: _core.Pool = self._device.open_pool(
+            name,
+            parent._handle if parent is not None else None,
+            isolated,
+            optional_size(limit, "limit"),
+            optional_size(soft_limit, "soft_limit"),
+        )
+
+    @property
+    def name(self) -> str:
+        return self._handle.name
+
+    @property
+    def device(self) -> str:
+        return self._device.name
+
+    @property
+    def parent(self) -> MemoryPool | None:
+        return self._parent
+
+    @property
+    def isolated(self) -> bool:
+        return self._handle.isolated
+
+    @property
+    def closed(self) -> bool:
+        return self._handle.closed
+
+    def used_bytes(self) -> int:
+        """Bytes of live blocks charged to this pool and its children. Exact at every moment."""
+        return self._handle.stats()["allocated_bytes.current"]
+
+    def peak_bytes(self) -> int:
+        """Most :meth:`used_bytes` ever was, or since :meth:`reset_peak`. Exact, also with many threads."""
+        return self._handle.stats()["allocated_bytes.peak"]
+
+    def total_bytes(self) -> int:
+        """Bytes of physical memory: of an isolated pool what its own segments hold, else :meth:`used_bytes`."""
+        return self._handle.held_bytes()
+
+    def stats(self) -> dict[str, int]:
+        """Counters: ``{allocation, allocated_bytes, requested_bytes}.{current, peak, allocated, freed}``, ``num_ooms``
+        and ``num_pressure_calls``."""
+        return self._handle.stats()
+
+    def reset_peak(self) -> None:
+        """Sets the peaks to the current values."""
+        self._handle.reset_peaks()
+
+    def set_limit(self, limit: Size | None, *, soft: bool = False) -> None:
+        """Changes the limit; None removes it. Raises ConfigError, changing nothing, when more than that is in use."""
+        value = optional_size(limit, "limit")
+        if soft:
+            self._handle.soft_limit = value
+        else:
+            self._handle.limit = value
+
+    def get_limit(self, *, soft: bool = False) -> int | None:
+        """The limit in bytes, None when there is none."""
+        return self._handle.soft_limit if soft else self._handle.limit
+
+    def trim(self) -> int:
+        """Gives free memory of the arena that this pool uses back to the system. Returns the bytes given back."""
+        return self._handle.trim()
+
+    def close(self) -> None:
+        """Takes no new blocks from now on.
+
+        Tensors that are alive stay valid. The memory of a block goes back when its last tensor dies, and the pool's
+        record (and, of an isolated pool, its segments) with the last block. Closing again has no effect.
+        """
+        self._handle.close()
+
+    def __repr__(self) -> str:
+        limit = self.get_limit()
+        return (
+            f"MemoryPool({self.name!r}, device={self.device!r}, used={_core.format_bytes(self.used_bytes())}, "
+            f"limit={'none' if limit is None else _core.format_bytes(limit)}"
+            f"{', isolated' if self.isolated else ''}{', closed' if self.closed else ''})"
+        )
+
+
+class _Entry:
+    """One ``with use_pool`` that is open on a thread."""
+
+    __slots__ = ("pool", "suspended", "watch")
+
+    def __init__(self, pool: MemoryPool) -> None:
+        self.pool = pool
+        self.suspended = False  # other code of this thread ran in between: the entry was taken off the stack
+        self.watch: asyncio.Handle | None = None
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+
+
+_stack = _Stack()
+
+
+def _push(entry: _Entry) -> None:
+    if entry.pool.closed:
+        raise PoolClosedError(f"pool '{entry.pool.name}' is closed: it takes no new blocks.")
+    entry.pool._device.set_current_pool(entry.pool._handle)
+    _stack.entries.append(entry)
+
+
+def _drop(entry: _Entry) -> None:
+    """Takes the entry and all above it (suspended coroutines' or generators') off this thread's stack."""
+    entries = _stack.entries
+    position = entries.index(entry)
+    for above in entries[position + 1 :]:
+        above.suspended = True
+    del entries[position:]
+    _apply_top(entry.pool._device)
+
+
+def _apply_top(device: _core.Device) -> None:
+    # Also when the outer pool was closed meanwhile: then new blocks are refused, not charged to somebody else.
+    entries = _stack.entries
+    device.set_current_pool(entries[-1].pool._handle if entries else None)
+
+
+class use_pool:
+    """``with use_pool(pool):`` charges the new blocks of this thread to ``pool``. Nests; workers do not inherit it.
+
+    A ``with`` that stays open while a coroutine is suspended would charge other tasks' blocks to the pool. That is
+    found out, ended at once, and raised as RuntimeError at the end of the block: use :func:`in_pool` there.
+
+    Raises:
+        PoolClosedError: on entry, when the pool is closed.
+        RuntimeError: on exit, when the block was open across an ``await``.
+    """
+
+    def __init__(self, pool: MemoryPool) -> None:
+        if not isinstance(pool, MemoryPool):
+            raise ConfigError(f"use_pool wants a MemoryPool, not {pool!r}.")
+        self._pool = pool
+        self._open: dict[int, list[_Entry]] = {}  # by thread: one object may be entered by several, and nested
+
+    def __enter__(self) -> MemoryPool:
+        entry = _Entry(self._pool)
+        _push(entry)
+        self._open.setdefault(threading.get_ident(), []).append(entry)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return self._pool
+        # Runs only if control returns to the loop, and then before the suspended task goes on.
+        entry.watch = loop.call_soon(_end_suspended, entry)
+        return self._pool
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        thread = threading.get_ident()
+        opened = self._open.get(thread)
+        if not opened:
+            raise RuntimeError(
+                f"`with use_pool({self._pool.name!r})` was entered on another thread: a suspended generator or "
+                "coroutine went on elsewhere. Use mempool.in_pool for coroutines."
+            )
+        entry = opened.pop()
+        if not opened:
+            del self._open[thread]
+        if entry.watch is not None:
+            entry.watch.cancel()
+        chain_callback_error(exc)
+        if entry.suspended:
+            raise RuntimeError(
+                f"a plain `with use_pool({self._pool.name!r})` was open across an await: other tasks ran in between. "
+                f"Use `await mempool.in_pool(pool, coroutine)` instead."
+            )
+        _drop(entry)
+
+
+def _end_suspended(entry: _Entry) -> None:
+    entry.suspended = True
+    if entry in _stack.entries:
+        _stack.entries.remove(entry)
+        _apply_top(entry.pool._device)
+
+
+def current_pool() -> MemoryPool | None:
+    """The pool that this thread's new blocks are charged to; None for the device itself."""
+    entries = _stack.entries
+    return entries[-1].pool if entries else None
+
+
+class _Step:
+    """One resume of a coroutine: a use_pool that need not watch the event loop."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, pool: MemoryPool) -> None:
+        self._entry = _Entry(pool)
+
+    def __enter__(self) -> None:
+        _push(self._entry)
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        chain_callback_error(exc)
+        _drop(self._entry)
+
+
+@types.coroutine
+def _drive(pool: MemoryPool, inner: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Resumes ``inner`` with the pool set around each step and nothing set in between."""
+    value: Any = None
+    error: BaseException | None = None
+    try:
+        while True:
+            with _Step(pool):
+                try:
+                    yielded = inner.send(value) if error is None else inner.throw(error)
+                except StopIteration as stop:
+                    result: T = stop.value
+                    return result
+            value, error = None, None
+            try:
+                value = yield yielded
+            except BaseException as thrown:
+                error = thrown
+    finally:
+        inner.close()
+
+
+async def in_pool(pool: MemoryPool, awaitable: Awaitable[T]) -> T:
+    """Awaits ``awaitable`` with the blocks that it makes charged to ``pool``, in whatever order tasks run.
+
+    The pool is set around every resume of the coroutine, and unset while it is suspended, so tasks under
+    ``asyncio.gather`` each keep to their own. A task that the coroutine *starts* does not inherit the pool.
+
+    Raises:
+        PoolClosedError: the pool is closed, at the start or at a later resume; the coroutine is then closed.
+    """
+    if not isinstance(pool, MemoryPool):
+        raise ConfigError(f"in_pool wants a MemoryPool, not {pool!r}.")
+    return await _drive(pool, awaitable if isinstance(awaitable, Coroutine) else _wait_for(awaitable))
+
+
+async def _wait_for(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def bind(pool: MemoryPool, function: Callable[P, T]) -> Callable[P, T]:
+    """``function`` with its blocks charged to ``pool``, for executors and callbacks that run on other threads.
+
+    Of a coroutine function the coroutines run :func:`in_pool`.
+    """
+    if not isinstance(pool, MemoryPool):
+        raise ConfigError(f"bind wants a MemoryPool, not {pool!r}.")
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        def bound_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return in_pool(pool, function(*args, **kwargs))
+
+        return bound_coroutine
+
+    @functools.wraps(function)
+    def bound(*args: P.args, **kwargs: P.kwargs) -> T:
+        with use_pool(pool):
+            return function(*args, **kwargs)
+
+    return bound

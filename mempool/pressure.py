@@ -1,0 +1,122 @@
+"""Callbacks that free memory before an allocation fails, and the facts of one that failed."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from mempool import _core
+from mempool.errors import OutOfMemoryError
+
+Callback: TypeAlias = Callable[[str, int], object]
+
+_log = logging.getLogger("mempool")
+_log.addHandler(logging.NullHandler())  # a library stays silent until its user asks for its log
+_lock = threading.Lock()
+_callbacks: list[PressureHandle] = []
+# Errors that callbacks raised, by id, so that oom_info() can hand out the exception itself. The oldest go first.
+_errors: OrderedDict[int, BaseException] = OrderedDict()
+_error_ids = itertools.count(1)
+_MOST_ERRORS = 64
+
+
+class PressureHandle:
+    """What :func:`on_pressure` returns: ``remove()`` takes the callback away."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+
+    def remove(self) -> None:
+        """Takes the callback away. Without an effect the second time."""
+        with _lock:
+            if self in _callbacks:
+                _callbacks.remove(self)
+            if not _callbacks:
+                _core.set_pressure_handler(None)
+
+
+def on_pressure(callback: Callback) -> PressureHandle:
+    """Has ``callback(pool_name, needed_bytes)`` called when memory is short.
+
+    It runs on the thread that allocates: once before an allocation is refused (which is then tried again), and once
+    each time a soft limit is crossed from below. It may free tensors, allocate, and call mempool; an allocation of its own
+    that fails does not call the callbacks again. An error that it raises is logged; when the allocation then fails, the
+    error is named in the message, and is ``oom_info(exc)["callback_error"]``.
+    """
+    handle = PressureHandle(callback)
+    with _lock:
+        _callbacks.append(handle)
+        _core.set_pressure_handler(_run_callbacks)
+    return handle
+
+
+def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, str, int]:
+    with _lock:
+        handles = list(_callbacks)
+    first_error = ""
+    first_id = 0
+    for handle in handles:
+        try:
+            handle.callback(pool, needed_bytes)
+        except BaseException as error:  # the allocation goes on whatever a callback does
+            _log.warning("a pressure callback raised %r", error, exc_info=not failing)
+            if first_id == 0:
+                first_error, first_id = repr(error), next(_error_ids)
+                with _lock:
+                    _errors[first_id] = error
+                    while len(_errors) > _MOST_ERRORS:
+                        _errors.popitem(last=False)
+    return len(handles), first_error, first_id
+
+
+atexit.register(_core.retire_hooks)
+
+
+_FIELDS = re.compile(
+    r"\[mempool\.oom reason=(?P<reason>\w+) device=(?P<device>\S+) requested=(?P<requested>\d+) "
+    r"allocated=(?P<allocated>\d+) limit=(?P<limit>\d+|none) held=(?P<held>\d+) largest_free=(?P<largest_free>\d+) "
+    r"pressure_calls=(?P<pressure_calls>\d+)(?: callback_error=(?P<callback_error>\d+))? "
+    r'pool="(?P<pool>(?:[^"\\]|\\.)*)"\]'
+)
+_NUMBERS = ("requested", "allocated", "held", "largest_free", "pressure_calls")
+
+
+def oom_info(exc: BaseException) -> dict[str, Any] | None:
+    """The facts of an out-of-memory error, None when it did not come from mempool.
+
+    Works on any exception that carries mempool's message, also one that was pickled in another process.
+
+    Returns:
+        ``reason`` (``"pool_limit"``, ``"device_limit"``, ``"backend_refused"``, ``"metadata_refused"`` or
+        ``"size_overflow"``), ``device``, ``pool`` (whose limit refused, else the one that asked), and in bytes
+        ``requested`` (as asked), ``allocated`` (live in that pool), ``limit`` (None when none is set), ``held`` (by the
+        whole device), ``largest_free`` (contiguous); ``pressure_calls`` (callbacks that ran) and ``callback_error`` (the
+        exception that a pressure callback raised, its id if the exception is no longer kept, or None).
+    """
+    found = _FIELDS.search(str(exc))
+    if found is None:
+        return None
+    info: dict[str, Any] = dict(found.groupdict())
+    for key in _NUMBERS:
+        info[key] = int(info[key])
+    info["limit"] = None if info["limit"] == "none" else int(info["limit"])
+    info["pool"] = re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], info["pool"])
+    if info["callback_error"] is not None:
+        error_id = int(info["callback_error"])
+        info["callback_error"] = _errors.get(error_id, error_id)
+    return info
+
+
+def chain_callback_error(exc: BaseException | None) -> None:
+    """Makes the error of a pressure callback the cause of the out-of-memory error that followed it."""
+    if not isinstance(exc, OutOfMemoryError) or exc.__cause__ is not None:
+        return
+    info = oom_info(exc)
+    if info is not None and isinstance(info["callback_error"], BaseException):
+        exc.__cause__ = info["callback_error"]

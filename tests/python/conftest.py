@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import mempool
+from mempool._device import cpu
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def enabled() -> Iterator[None]:
+    """mempool under the test; nothing of it left behind."""
+    mempool.enable("cpu")
+    yield
+    assert mempool.current_pool() is None
+    mempool.record_history(False, "cpu")
+    mempool.set_limit(None, "cpu")
+    mempool.set_limit(None, "cpu", soft=True)
+    mempool.disable()
+
+
+@pytest.fixture
+def live_bytes(enabled: None) -> Callable[[], int]:
+    """Bytes that are allocated beyond what was at the start of the test."""
+    start = mempool.memory_allocated("cpu")
+    return lambda: mempool.memory_allocated("cpu") - start
+
+
+@pytest.fixture(autouse=True)
+def invariants() -> Iterator[None]:
+    """Whatever a test did, the allocator is whole after it."""
+    yield
+    assert cpu().check_invariants() == ""
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script in a fresh interpreter."""
+
+    def run(code: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MEMPOOL", "PYTORCH_", "THP_"))}
+        return subprocess.run(
+            [sys.executable, "-c", code, *args], env={**clean, **env}, capture_output=True, text=True, timeout=240
+        )
+
+    return run
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import mempool
+
+MIB = 1 << 20
+
+
+def bytes_of(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.uint8)
+
+
+def test_blocks_are_charged_to_the_innermost_pool_and_its_parents(enabled: None) -> None:
+    model = mempool.MemoryPool("model")
+    request = mempool.MemoryPool("request", parent=model)
+    other = mempool.MemoryPool("other")
+    with mempool.use_pool(request) as current:
+        assert current is request is mempool.current_pool()
+        kept = [bytes_of(1000)]
+        with mempool.use_pool(other):
+            kept.append(bytes_of(2000))
+        with mempool.use_pool(request):
+            kept.append(bytes_of(3 * MIB))
+        kept.append(bytes_of(64))
+    kept.append(bytes_of(5000))
+    assert request.used_bytes() == 1024 + 3 * MIB + 64
+    assert model.used_bytes() == request.used_bytes()
+    assert other.used_bytes() == 2048
+    assert request.stats()["requested_bytes.current"] == 1000 + 3 * MIB + 64
+    kept.clear()
+    assert request.used_bytes() == model.used_bytes() == other.used_bytes() == 0
+    assert request.peak_bytes() == 1024 + 3 * MIB + 64
+    request.reset_peak()
+    assert request.peak_bytes() == 0
+
+
+def test_a_parents_limit_bounds_its_children_together(enabled: None) -> None:
+    model = mempool.MemoryPool("model", limit="4MiB")
+    children = [mempool.MemoryPool(f"request {i}", parent=model, limit="3MiB") for i in range(2)]
+    with mempool.use_pool(children[0]):
+        first = bytes_of(3 * MIB)
+    with mempool.use_pool(children[1]):
+        with pytest.raises(mempool.OutOfMemoryError) as caught:
+            bytes_of(2 * MIB)
+        second = bytes_of(MIB)
+    info = mempool.oom_info(caught.value)
+    assert info is not None
+    assert info["pool"] == "model"
+    assert info["allocated"] == 3 * MIB
+    assert children[1].used_bytes() == MIB
+    del first, second
+
+
+def test_threads_do_not_inherit_a_pool_and_bind_carries_it(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    with ThreadPoolExecutor(1) as executor:
+        with mempool.use_pool(pool):
+            plain = executor.submit(bytes_of, 5000).result()
+            assert pool.used_bytes() == 0
+        bound = executor.submit(mempool.bind(pool, bytes_of), 5000).result()
+        assert pool.used_bytes() == 5120
+        after = executor.submit(bytes_of, 5000).result()
+        assert pool.used_bytes() == 5120
+    assert mempool.bind(pool, bytes_of).__name__ == "bytes_of"
+    del plain, bound, after
+
+
+def test_a_block_may_die_on_another_thread(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    box: list[torch.Tensor] = []
+
+    def make() -> None:
+        with mempool.use_pool(pool):
+            box.append(bytes_of(5000))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    assert pool.used_bytes() == 5120
+    box.clear()
+    assert pool.used_bytes() == 0
+
+
+def test_closing_refuses_new_blocks_and_keeps_the_live_ones(live_bytes: Callable[[], int]) -> None:
+    pool = mempool.MemoryPool("p", limit="64MiB")
+    with mempool.use_pool(pool):
+        kept = torch.arange(1000)
+        pool.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            bytes_of(1)
+    pool.close()
+    assert pool.closed
+    assert "closed" in repr(pool)
+    for call in (
+        lambda: mempool.use_pool(pool).__enter__(),
+        lambda: mempool.MemoryPool("child", parent=pool),
+        mempool.bind(pool, lambda: None),
+    ):
+        with pytest.raises(mempool.PoolClosedError, match="closed"):
+            call()
+    assert torch.equal(kept, torch.arange(1000))
+    assert pool.used_bytes() == 8192
+    del kept
+    assert pool.used_bytes() == 0
+    assert live_bytes() == 0
+
+
+def test_a_pool_that_is_forgotten_goes_with_its_last_block(live_bytes: Callable[[], int]) -> None:
+    parent = mempool.MemoryPool("parent")
+    with mempool.use_pool(mempool.MemoryPool("child", parent=parent, isolated=True)):
+        kept = bytes_of(3 * MIB)
+    gc.collect()
+    held = mempool.memory_reserved()
+    assert parent.used_bytes() == 3 * MIB
+    del kept
+    assert parent.used_bytes() == live_bytes() == 0
+    assert mempool.memory_reserved() == held - 4 * MIB
+
+
+def test_an_isolated_pool_has_segments_of_its_own(enabled: None) -> None:
+    pool = mempool.MemoryPool("own", isolated=True)
+    assert pool.total_bytes() == 0
+    with mempool.use_pool(pool):
+        small, large = bytes_of(100), bytes_of(5 * MIB)
+    assert pool.total_bytes() == 8 * MIB
+    shared = mempool.MemoryPool("shared")
+    with mempool.use_pool(shared):
+        other = bytes_of(100)
+    assert shared.total_bytes() == shared.used_bytes() == 128
+    del large
+    assert pool.trim() == 6 * MIB
+    assert pool.total_bytes() == 2 * MIB
+    del small, other
+
+
+def test_a_limit_below_what_is_used_is_refused(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    with mempool.use_pool(pool):
+        kept = bytes_of(3 * MIB)
+    with pytest.raises(mempool.ConfigError, match="in use"):
+        pool.set_limit("1MiB")
+    assert pool.get_limit() is None
+    pool.set_limit(3 * MIB)
+    with mempool.use_pool(pool), pytest.raises(mempool.OutOfMemoryError):
+        bytes_of(1)
+    pool.set_limit(None)
+    del kept
+
+
+@pytest.mark.parametrize("arguments", [{"name": ""}, {"name": 3}, {"name": "p", "parent": "model"}])
+def test_bad_pools_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(mempool.ConfigError):
+        mempool.MemoryPool(**arguments)  # type: ignore[arg-type]
+
+
+def test_only_pools_are_used() -> None:
+    with pytest.raises(mempool.ConfigError):
+        mempool.use_pool("requests")  # type: ignore[arg-type]
+    with pytest.raises(mempool.ConfigError):
+        mempool.bind(None, print)  # type: ignore[arg-type]
+    with pytest.raises(mempool.DeviceError):
+        mempool.MemoryPool("p", device="cuda")
+
+
+# ---- coroutines
+
+
+async def grow(pool: mempool.MemoryPool, size: int, steps: int) -> list[torch.Tensor]:
+    kept = []
+    for step in range(steps):
+        assert mempool.current_pool() is pool
+        kept.append(bytes_of(size))
+        await asyncio.sleep(0.001 * (step % 3))
+    return kept
+
+
+def test_two_tasks_each_in_their_pool_never_mix(enabled: None) -> None:
+    pools = [mempool.MemoryPool(f"task {i}") for i in range(3)]
+
+    async def main() -> list[list[torch.Tensor]]:
+        tasks = [mempool.in_pool(pool, grow(pool, 64 * (i + 1), 20)) for i, pool in enumerate(pools)]
+        result = await asyncio.gather(*tasks)
+        assert mempool.current_pool() is None
+        return result
+
+    kept = asyncio.run(main())
+    assert [pool.used_bytes() for pool in pools] == [64 * (i + 1) * 20 for i in range(3)]
+    assert all(pool.stats()["allocation.allocated"] == 20 for pool in pools)
+    kept.clear()
+
+
+def test_in_pool_carries_errors_results_and_cancellation(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", limit="1MiB")
+    cleaned: list[object] = []
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        bytes_of(2 * MIB)
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            cleaned.append(mempool.current_pool())
+
+    async def main() -> None:
+        with pytest.raises(mempool.OutOfMemoryError):
+            await mempool.in_pool(pool, fails())
+        task = asyncio.create_task(mempool.in_pool(pool, waits()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(future.set_result, 7)
+        assert await mempool.in_pool(pool, future) == 7
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(mempool.in_pool(pool, waits()), 0.01)
+
+    asyncio.run(main())
+    assert cleaned == [pool, pool]
+    assert mempool.current_pool() is None
+
+
+def test_a_pool_closed_meanwhile_ends_the_coroutine(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        finally:
+            ended.append("ended")
+
+    async def main() -> None:
+        task = asyncio.create_task(mempool.in_pool(pool, work()))
+        await asyncio.sleep(0)
+        pool.close()
+        with pytest.raises(mempool.PoolClosedError):
+            await task
+
+    asyncio.run(main())
+    assert ended == ["ended"]
+
+
+def test_a_plain_with_across_an_await_is_an_error(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    seen: list[object] = []
+
+    async def wrong() -> None:
+        with mempool.use_pool(pool):
+            await asyncio.sleep(0.01)
+
+    async def other() -> None:
+        await asyncio.sleep(0)
+        seen.append(mempool.current_pool())
+
+    async def main() -> None:
+        task = asyncio.create_task(wrong())
+        await asyncio.sleep(0)
+        await other()
+        with pytest.raises(RuntimeError, match="in_pool"):
+            await task
+        with mempool.use_pool(pool):  # without an await it is right
+            seen.append(mempool.current_pool())
+
+    asyncio.run(main())
+    assert seen == [None, pool]
+    assert mempool.current_pool() is None
+
+
+def test_a_plain_with_inside_in_pool_is_found_too(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+
+    async def wrong() -> None:
+        with mempool.use_pool(inner):
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="'inner'"):
+            await mempool.in_pool(outer, wrong())
+
+    asyncio.run(main())
+    assert mempool.current_pool() is None
+
+
+def test_bind_of_a_coroutine_function(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    kept = asyncio.run(mempool.bind(pool, grow)(pool, 64, 3))
+    assert pool.used_bytes() == 3 * 64
+    del kept
+
+
+def test_a_generator_that_goes_on_elsewhere_is_found(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    def generator() -> object:
+        with mempool.use_pool(pool):
+            yield 1
+
+    iterator = generator()
+    next(iterator)  # type: ignore[call-overload]
+    errors: list[BaseException] = []
+
+    def finish() -> None:
+        try:
+            next(iterator, None)  # type: ignore[call-overload]
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    thread.join()
+    assert "another thread" in str(errors[0])
+    # The thread that entered is left in the pool by its own generator; leave it by hand.
+    from mempool import pools
+
+    pools._drop(pools._stack.entries[-1])

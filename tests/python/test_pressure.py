@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mempool
+
+MIB = 1 << 20
+
+
+def bytes_of(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.uint8)
+
+
+def test_a_callback_frees_what_is_needed(enabled: None) -> None:
+    pool = mempool.MemoryPool("cache", limit="8MiB")
+    calls: list[tuple[str, int]] = []
+    with mempool.use_pool(pool):
+        droppable = [bytes_of(6 * MIB)]
+
+        def drop(name: str, needed: int) -> None:
+            calls.append((name, needed))
+            droppable.clear()
+
+        handle = mempool.on_pressure(drop)
+        kept = bytes_of(5 * MIB)
+    handle.remove()
+    handle.remove()
+    assert calls == [("cache", 3 * MIB)]
+    assert pool.used_bytes() == 5 * MIB
+    assert pool.stats()["num_ooms"] == 0
+    assert pool.stats()["num_pressure_calls"] == 1
+    del kept
+
+
+def test_an_error_in_a_callback_is_chained(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", limit="1MiB")
+    handle = mempool.on_pressure(lambda name, needed: 1 // 0)
+    try:
+        with pytest.raises(mempool.OutOfMemoryError) as caught, mempool.use_pool(pool):
+            bytes_of(2 * MIB)
+    finally:
+        handle.remove()
+    assert "ZeroDivisionError" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    info = mempool.oom_info(caught.value)
+    assert info is not None
+    assert isinstance(info["callback_error"], ZeroDivisionError)
+    assert info["pressure_calls"] == 1
+
+
+def test_a_callback_may_allocate_and_fail_without_recursion(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", limit="1MiB")
+    depth: list[int] = []
+
+    def callback(name: str, needed: int) -> None:
+        depth.append(needed)
+        with mempool.use_pool(pool):
+            bytes_of(100)
+            with pytest.raises(mempool.OutOfMemoryError):
+                bytes_of(3 * MIB)
+
+    handle = mempool.on_pressure(callback)
+    try:
+        with mempool.use_pool(pool), pytest.raises(mempool.OutOfMemoryError):
+            bytes_of(2 * MIB)
+    finally:
+        handle.remove()
+    assert depth == [MIB]
+
+
+def test_the_soft_limit_of_a_pool_calls_once_for_each_crossing(enabled: None) -> None:
+    pool = mempool.MemoryPool("soft", soft_limit="4MiB")
+    calls: list[tuple[str, int]] = []
+    handle = mempool.on_pressure(lambda name, needed: calls.append((name, needed)))
+    try:
+        with mempool.use_pool(pool):
+            kept = [bytes_of(3 * MIB), bytes_of(3 * MIB), bytes_of(3 * MIB)]
+            assert calls == [("soft", 2 * MIB)]
+            del kept[1:]
+            kept.append(bytes_of(2 * MIB))
+    finally:
+        handle.remove()
+    assert calls == [("soft", 2 * MIB), ("soft", MIB)]
+    assert pool.stats()["num_ooms"] == 0
+    assert pool.get_limit(soft=True) == 4 * MIB
+
+
+def test_the_soft_limit_of_the_device_trims_first(enabled: None) -> None:
+    mempool.empty_cache()
+    base = mempool.memory_reserved()
+    mempool.set_limit(base + 16 * MIB, soft=True)
+    calls: list[str] = []
+    handle = mempool.on_pressure(lambda name, needed: calls.append(name))
+    try:
+        del_me = bytes_of(12 * MIB)
+        del del_me
+        kept = bytes_of(14 * MIB)
+        assert calls == []  # giving back the 12 free MiB was enough
+        assert mempool.memory_reserved() <= base + 16 * MIB
+        more = bytes_of(14 * MIB)
+        assert calls == ["default"]
+    finally:
+        handle.remove()
+    del kept, more

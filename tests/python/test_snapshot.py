@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch.cuda import _memory_viz
+
+import mempool
+
+
+def make_marked(count: int) -> torch.Tensor:
+    return torch.ones(count)
+
+
+def test_a_snapshot_is_what_torch_reads(enabled: None, tmp_path: Path) -> None:
+    mempool.record_history(True)
+    pool = mempool.MemoryPool("requests")
+    with mempool.use_pool(pool):
+        kept = make_marked(3 << 20)
+    small = make_marked(10)
+    gone = make_marked(1000)
+    del gone
+    snapshot = mempool.memory_snapshot()
+    # torch's own reader: a summary by segment, the trace as text, and both HTML plots.
+    assert "12.0MiB" in _memory_viz.segsum(snapshot)
+    assert "# free completed" in _memory_viz.trace(snapshot)
+    assert "<html" in _memory_viz.trace_plot(snapshot)
+    assert "<html" in _memory_viz.segment_plot(snapshot)
+    path = tmp_path / "snapshot.pickle"
+    mempool.dump_snapshot(path)
+    with open(path, "rb") as file:
+        assert pickle.load(file)["segments"] == snapshot["segments"]
+    assert mempool.load_snapshot(path)["device_traces"] == snapshot["device_traces"]
+    del kept, small
+
+
+def test_live_blocks_carry_the_stack_that_made_them(enabled: None) -> None:
+    before = make_marked(777)
+    mempool.record_history(True)
+    kept = make_marked(5000)
+    blocks = {b["address"]: b for s in mempool.memory_snapshot()["segments"] for b in s["blocks"]}
+    block = blocks[kept.data_ptr()]
+    assert block["state"] == "active_allocated"
+    assert (block["size"], block["requested_size"]) == (20480, 20000)
+    names = [frame["name"] for frame in block["frames"]]
+    assert names[:2] == ["make_marked", "test_live_blocks_carry_the_stack_that_made_them"]
+    assert block["frames"][0]["filename"] == __file__
+    assert blocks[before.data_ptr()]["frames"] == []
+    mempool.record_history(False)
+    blocks = {b["address"]: b for s in mempool.memory_snapshot()["segments"] for b in s["blocks"]}
+    assert blocks[kept.data_ptr()]["frames"] == []
+    del kept, before
+
+
+def test_the_numbers_of_a_snapshot_agree_with_the_statistics(enabled: None) -> None:
+    kept = [torch.ones(n) for n in (3, 333, 33_333, 3_333_333)]
+    snapshot = mempool.memory_snapshot()
+    stats = mempool.memory_stats()
+    segments = snapshot["segments"]
+    assert sum(s["total_size"] for s in segments) == stats["reserved_bytes.all.current"]
+    assert sum(s["allocated_size"] for s in segments) == stats["allocated_bytes.all.current"]
+    assert sum(s["requested_size"] for s in segments) == stats["requested_bytes.all.current"]
+    for segment in segments:
+        assert sum(b["size"] for b in segment["blocks"]) == segment["total_size"]
+    del kept
+
+
+def test_events_are_bounded_and_in_order(enabled: None) -> None:
+    mempool.record_history(True, max_events=10)
+    for _ in range(50):
+        make_marked(100)
+    snapshot = mempool.memory_snapshot()
+    trace = snapshot["device_traces"][0]
+    assert [e["action"] for e in trace[-3:]] == ["alloc", "free_requested", "free_completed"]
+    assert len({(e["addr"], e["time_us"], e["action"]) for e in trace}) <= 15
+    assert snapshot["allocator_settings"]["events_dropped"] == 90
+    times = [e["time_us"] for e in trace]
+    assert times == sorted(times)
+    with pytest.raises(mempool.ConfigError):
+        mempool.record_history(True, max_events=-1)
+
+
+def test_history_in_threads(enabled: None) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    mempool.record_history(True)
+    with ThreadPoolExecutor(4) as executor:
+        kept = list(executor.map(make_marked, [1000] * 64))
+    blocks = {b["address"]: b for s in mempool.memory_snapshot()["segments"] for b in s["blocks"]}
+    assert all(blocks[x.data_ptr()]["frames"][0]["name"] == "make_marked" for x in kept)
+    del kept
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a pickle",
+        pickle.dumps([1, 2, 3]),
+        pickle.dumps({"segments": 7}),
+        pickle.dumps({"segments": [{"blocks": None}]}),
+        pickle.dumps({"segments": [{"blocks": [], "total_size": "4"}]}),
+        pickle.dumps({"segments": [{"blocks": [{"size": 3}], "total_size": 4}]}),
+        pickle.dumps({"segments": []})[:-3],
+        pickle.dumps(_Payload()),
+    ],
+)
+def test_a_corrupt_snapshot_is_refused_and_runs_nothing(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.pickle"
+    path.write_bytes(content)
+    with pytest.raises(mempool.SnapshotError, match=r"bad\.pickle is not a memory snapshot"):
+        mempool.load_snapshot(path)
