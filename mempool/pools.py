@@ -24,8 +24,8 @@ class MemoryPool:
     """An account over the memory of a device, with a limit and statistics of its own.
 
     A pool bounds the *allocated* bytes of the blocks that are charged to it and to its children: a request pool within
-    a model pool within the device. It shares its parent's memory, so thousands of pools cost thousands of counters; with
-    ``isolated=True`` it has segments of its own, which go back to the system when the pool is closed and empty.
+    a model pool within the device. It shares its parent's memory, so thousands of pools cost thousands of counters;
+    with ``isolated=True`` it has segments of its own, which go back to the system when the pool is closed and empty.
 
     Args:
         name: shown in errors, snapshots and statistics; need not be unique.

@@ -45,8 +45,8 @@ def on_pressure(callback: Callback) -> PressureHandle:
     """Has ``callback(pool_name, needed_bytes)`` called when memory is short.
 
     It runs on the thread that allocates: once before an allocation is refused (which is then tried again), and once
-    each time a soft limit is crossed from below. It may free tensors, allocate, and call mempool; an allocation of its own
-    that fails does not call the callbacks again. An error that it raises is logged; when the allocation then fails, the
+    each time a soft limit is crossed from below. It may free tensors, allocate, and call mempool; an allocation of its
+    own that fails does not call the callbacks again. An error that it raises is logged; when the allocation then fails, the
     error is named in the message, and is ``oom_info(exc)["callback_error"]``.
     """
     handle = PressureHandle(callback)
@@ -96,8 +96,8 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
         ``reason`` (``"pool_limit"``, ``"device_limit"``, ``"backend_refused"``, ``"metadata_refused"`` or
         ``"size_overflow"``), ``device``, ``pool`` (whose limit refused, else the one that asked), and in bytes
         ``requested`` (as asked), ``allocated`` (live in that pool), ``limit`` (None when none is set), ``held`` (by the
-        whole device), ``largest_free`` (contiguous); ``pressure_calls`` (callbacks that ran) and ``callback_error`` (the
-        exception that a pressure callback raised, its id if the exception is no longer kept, or None).
+        whole device), ``largest_free`` (contiguous); ``pressure_calls`` (callbacks that ran) and ``callback_error``
+        (the exception that a pressure callback raised, its id if the exception is no longer kept, or None).
     """
     found = _FIELDS.search(str(exc))
     if found is None:

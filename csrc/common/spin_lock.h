@@ -1,12 +1,23 @@
-// A lock for critical sections of a few nanoseconds. It yields after a short spin, so that a preempted holder on a
-// machine with few cores is let run instead of being spun against.
+// Locks for critical sections of nanoseconds, which mostly find nobody else there.
 #pragma once
 
 #include <atomic>
+#include <mutex>
 #include <thread>
 
 namespace mempool {
 
+// Tells the core that this is a waiting loop.
+inline void cpu_relax() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield" ::: "memory");
+#endif
+}
+
+// Never sleeps in the kernel. It yields after a short spin, so that a preempted holder on a machine with few cores is
+// let run instead of being spun against. Hold it for a few instructions only.
 class SpinLock {
  public:
   void lock() noexcept {
@@ -19,14 +30,31 @@ class SpinLock {
 
  private:
   void lock_contended() noexcept {
-    constexpr int kSpins = 64;
+    constexpr int kSpins = 100;
     for (int spin = 0;; ++spin) {
       if (!held_.load(std::memory_order_relaxed) && !held_.exchange(true, std::memory_order_acquire)) return;
-      if (spin >= kSpins) std::this_thread::yield();
+      spin < kSpins ? cpu_relax() : std::this_thread::yield();
     }
   }
 
   std::atomic<bool> held_{false};
+};
+
+// For sections that are short as a rule but may make a system call: spins a little, then sleeps.
+class AdaptiveMutex {
+ public:
+  void lock() noexcept {
+    constexpr int kSpins = 100;
+    for (int spin = 0; spin < kSpins; ++spin) {
+      if (mutex_.try_lock()) return;
+      cpu_relax();
+    }
+    mutex_.lock();
+  }
+  void unlock() noexcept { mutex_.unlock(); }
+
+ private:
+  std::mutex mutex_;
 };
 
 }  // namespace mempool

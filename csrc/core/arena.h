@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstddef>
-#include <mutex>
 #include <string>
 #include <utility>
 
+#include "common/spin_lock.h"
 #include "core/page_heap.h"
 #include "core/slab_heap.h"
 
@@ -25,7 +25,7 @@ class Arena {
   // finds everything in its place.
   const bool thread_cached;
 
-  std::mutex mutex;      // guards what follows
+  AdaptiveMutex mutex;   // guards what follows
   bool retired = false;  // its pool is gone: deleted as soon as nothing is backed
   PageHeap pages;
   SlabHeap slabs;

@@ -9,7 +9,7 @@ namespace mempool {
 namespace {
 
 using CacheGuard = std::lock_guard<SpinLock>;
-using ArenaGuard = std::lock_guard<std::mutex>;
+using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 
 // Larger requests could not be rounded, or would pass the 48 bits of address that the page map knows.
 constexpr std::size_t kLargestRequest = std::size_t{1} << 47;
@@ -115,20 +115,20 @@ void CachingAllocator::charge(Request& request) {
     }
     switch (result.outcome) {
       case Ledger::Charge::Outcome::charged:
-        if (result.soft_over > 0) press(request.account, result.pool, result.soft_over, false, outcome);
+        if (result.soft_over > 0) press(request.account, result.pool->name, result.soft_over, false, outcome);
         if (pressed) ledger_.count_retry();
         return;
       case Ledger::Charge::Outcome::closed:
-        throw PoolClosedError("mempool: pool '" + result.pool + "' is closed: it takes no new blocks.");
+        throw PoolClosedError("mempool: pool '" + result.pool->name + "' is closed: it takes no new blocks.");
       case Ledger::Charge::Outcome::refused:
         if (!pressed) {
           const std::size_t needed = request.rounded - (result.limit - result.allocated);
-          press(request.account, result.pool, needed, true, outcome);
+          press(request.account, result.pool->name, needed, true, outcome);
           if (outcome.calls > 0) continue;
         }
         refuse(request,
                {.reason = OomReason::pool_limit,
-                .pool = result.pool,
+                .pool = result.pool->name,
                 .allocated = result.allocated,
                 .limit = result.limit},
                outcome);

@@ -8,7 +8,7 @@ namespace mempool {
 namespace {
 
 using CacheGuard = std::lock_guard<SpinLock>;
-using ArenaGuard = std::lock_guard<std::mutex>;
+using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 
 }  // namespace
 

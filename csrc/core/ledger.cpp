@@ -47,26 +47,26 @@ Ledger::Charge Ledger::charge(Account* account, bool is_small, std::size_t round
     const std::size_t used = as_size(a->blocks.bytes.current);
     if (a->closed) {
       result.outcome = Charge::Outcome::closed;
-      result.pool = a->name;
+      result.pool = a;
       return result;
     }
     // used <= limit always holds, so the subtraction cannot wrap.
     if (rounded > a->limit - used) {
       result.outcome = Charge::Outcome::refused;
-      result.pool = a->name;
+      result.pool = a;
       result.allocated = used;
       result.limit = a->limit;
       return result;
     }
   }
-  if (shard != nullptr) fold_locked(*shard);
+  if (shard != nullptr && !shard->empty()) fold_locked(*shard);
   for (Account* a = account; a != nullptr; a = a->parent) {
     a->blocks.add(rounded, asked);
     const std::size_t used = as_size(a->blocks.bytes.current);
     // One crossing at a time: a parent that crossed too stays armed and fires at its next charge.
     if (result.soft_over == 0 && used > a->soft_limit && a->soft_armed) {
       a->soft_armed = false;
-      result.pool = a->name;
+      result.pool = a;
       result.soft_over = used - a->soft_limit;
     }
   }
@@ -78,7 +78,7 @@ Ledger::Charge Ledger::charge(Account* account, bool is_small, std::size_t round
 Account* Ledger::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
                           Shard* shard) {
   const Guard guard(lock_);
-  if (shard != nullptr) fold_locked(*shard);
+  if (shard != nullptr && !shard->empty()) fold_locked(*shard);
   stats_.blocks.all.subtract(rounded, asked);
   stats_.blocks.of(is_small).subtract(rounded, asked);
   Account* const own = accounts_[account_id].get();
@@ -95,7 +95,7 @@ bool Ledger::try_hold(std::size_t bytes) {
   held_ += bytes;
   if (held_ > soft_limit_ && soft_armed_) {
     soft_armed_ = false;
-    soft_crossed_ = true;
+    soft_crossed_.store(true);
   }
   return true;
 }
@@ -131,8 +131,7 @@ void Ledger::share(std::int64_t bytes) {
 }
 
 bool Ledger::take_soft_crossing() {
-  const Guard guard(lock_);
-  return std::exchange(soft_crossed_, false);
+  return soft_crossed_.load(std::memory_order_relaxed) && soft_crossed_.exchange(false);
 }
 
 std::size_t Ledger::held() const {

@@ -10,6 +10,7 @@
 //     half-made charge of one thread can refuse another.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -71,6 +72,7 @@ class Ledger {
       bytes.down += static_cast<std::int64_t>(rounded);
       requested.down += static_cast<std::int64_t>(asked);
     }
+    bool empty() const { return count.up == 0 && count.down == 0; }
     bool due() const {
       const std::int64_t balance = bytes.up - bytes.down;
       return balance > kFoldBytes || balance < -kFoldBytes;
@@ -79,12 +81,12 @@ class Ledger {
 
   struct Charge {
     enum class Outcome : std::uint8_t { charged, refused, closed } outcome = Outcome::charged;
-    // refused: the pool whose limit said no, and its figures at that moment.
-    std::string pool;
+    // refused, closed: the pool that said no (it is in the chain, so it lives as long as the pool that was charged),
+    // and its figures at that moment. charged: the pool whose soft limit was crossed.
+    const Account* pool = nullptr;
     std::size_t allocated = 0;
     std::size_t limit = kNoLimit;
-    // charged: a soft limit was crossed from below by `over` bytes in `pool`.
-    std::size_t soft_over = 0;
+    std::size_t soft_over = 0;  // charged: bytes above a soft limit that was crossed from below
   };
 
   // Charges a block to `account` (nullptr: root) and its parents. `shard`: the calling thread's, whose lock it holds.
@@ -145,7 +147,7 @@ class Ledger {
   std::size_t limit_ = kNoLimit;
   std::size_t soft_limit_ = kNoLimit;
   bool soft_armed_ = true;
-  bool soft_crossed_ = false;
+  std::atomic<bool> soft_crossed_{false};              // read without the lock on the way of every large block
   std::vector<std::unique_ptr<Account>> accounts_{1};  // by id; slot 0 is the root pool, which has no record
   std::vector<std::uint32_t> free_ids_;
 };

@@ -1,11 +1,12 @@
 #include "core/thread_cache.h"
 
 #include <algorithm>
+#include <mutex>
 
 namespace mempool {
 namespace {
 
-using Guard = std::lock_guard<std::mutex>;
+using Guard = std::lock_guard<AdaptiveMutex>;
 
 // Blocks of one class that a thread may keep: 64 KiB of them, but never so few that each pair visits the arena.
 constexpr std::size_t capacity_of(const SizeClass& info) {

@@ -13,7 +13,7 @@ TEST(a_charge_goes_up_the_chain_or_nowhere) {
   CHECK(ledger.charge(request, true, 960, 950, nullptr).outcome == Outcome::charged);
   const Ledger::Charge refused = ledger.charge(request, true, 64, 1, nullptr);
   CHECK(refused.outcome == Outcome::refused);
-  CHECK_EQ(refused.pool, "model");
+  CHECK(refused.pool == model);
   CHECK_EQ(refused.allocated, 960u);
   CHECK_EQ(refused.limit, 1000u);
   CHECK_EQ(ledger.read(*request).blocks.bytes.current, 960);
