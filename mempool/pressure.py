@@ -46,8 +46,8 @@ def on_pressure(callback: Callback) -> PressureHandle:
 
     It runs on the thread that allocates: once before an allocation is refused (which is then tried again), and once
     each time a soft limit is crossed from below. It may free tensors, allocate, and call mempool; an allocation of its
-    own that fails does not call the callbacks again. An error that it raises is logged; when the allocation then fails, the
-    error is named in the message, and is ``oom_info(exc)["callback_error"]``.
+    own that fails does not call the callbacks again. An error that it raises is logged; when the allocation then fails,
+    the error is named in the message, and is ``oom_info(exc)["callback_error"]``.
     """
     handle = PressureHandle(callback)
     with _lock:
