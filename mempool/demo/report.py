@@ -113,7 +113,8 @@ def _ratio(ours: Sequence[float | None], theirs: Sequence[float | None]) -> str:
     b = [value for value in theirs if value is not None]
     if not a or not b or statistics.median(b) == 0:
         return DASH
-    return f"{statistics.median(a) / statistics.median(b):.2f}"
+    ratio = statistics.median(a) / statistics.median(b)
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def print_equality(console: Console, difference: float, shape: tuple[int, ...]) -> None:

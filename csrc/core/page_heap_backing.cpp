@@ -1,0 +1,221 @@
+// How a PageHeap takes memory from the backend and gives it back.
+#include <algorithm>
+#include <new>
+
+#include "common/align.h"
+#include "core/page_heap.h"
+#include "core/page_map.h"
+
+namespace mempool {
+namespace {
+
+// Records that one step needs at most: the two ends of a cut.
+constexpr std::size_t kRecordsForCut = 2;
+
+bool is_backed(const Span* span) { return span != nullptr && span->state != Span::State::hole; }
+
+}  // namespace
+
+bool PageHeap::grow(std::size_t bytes, bool aligned, Refusal& why) noexcept {
+  Growth growth = plan_growth(bytes, aligned);
+  if (growth.hole == nullptr) {
+    if (!add_segment(bytes, why)) return false;
+    growth = plan_growth(bytes, aligned);
+  }
+  return commit(growth, why);
+}
+
+// Where the least new backing makes a free range of `bytes`: a hole, together with the free ranges at its ends. An
+// aligned range (a chunk, whole granules) is taken from a hole alone.
+PageHeap::Growth PageHeap::plan_growth(std::size_t bytes, bool aligned) const noexcept {
+  Growth best;
+  const auto offer = [&best](Span* hole, std::uintptr_t start, std::size_t backing) {
+    if (best.hole == nullptr || backing < best.bytes || (backing == best.bytes && start < best.start)) {
+      best = {hole, start, backing};
+    }
+  };
+  const auto free_bytes = [](const Span* span) {
+    return span != nullptr && span->state == Span::State::free && !span->shared ? span->bytes : 0;
+  };
+  const Span origin;
+  for (Span* hole = holes_.after(origin); hole != nullptr; hole = holes_.after(*hole)) {
+    if (aligned) {
+      if (hole->bytes >= bytes) {
+        // From the far end, so that chunks do not stand in the way of large ranges that grow from the near one.
+        offer(hole, hole->end() - bytes, bytes);
+        break;  // all further holes are larger and need the same backing
+      }
+      continue;
+    }
+    const std::size_t before = free_bytes(hole->previous);
+    const std::size_t behind = free_bytes(hole->next);
+    if (before + hole->bytes + behind < bytes) continue;
+    const std::size_t at_front = std::min(hole->bytes, align_up(bytes - before, granule_));
+    const std::size_t at_back = std::min(hole->bytes, align_up(bytes - behind, granule_));
+    if (at_front <= at_back) {
+      offer(hole, hole->start, at_front);
+    } else {
+      offer(hole, hole->end() - at_back, at_back);
+    }
+  }
+  return best;
+}
+
+bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
+  std::map<std::uintptr_t, Handle>::iterator record;
+  try {
+    record = handles_.try_emplace(growth.start).first;
+  } catch (const std::bad_alloc&) {
+    why = Refusal::metadata;
+    return false;
+  }
+  if (!ledger_.try_hold(growth.bytes)) {
+    handles_.erase(record);
+    why = Refusal::limit;
+    return false;
+  }
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
+  if (!memory_.commit(reinterpret_cast<void*>(growth.start), growth.bytes, record->second)) {
+    handles_.erase(record);
+    ledger_.unhold(growth.bytes);
+    why = Refusal::backend;
+    return false;
+  }
+  if (capabilities_.can_cut && record != handles_.begin()) {
+    const auto previous = std::prev(record);
+    const bool adjacent =
+        previous->first + previous->second.bytes == growth.start && growth.start != growth.hole->segment->start;
+    if (adjacent && memory_.join(previous->second, record->second)) handles_.erase(record);
+  }
+  unindex(growth.hole);
+  Span* span = isolate(growth.hole, growth.start, growth.bytes);
+  ledger_.count_commit(growth.bytes, 1 - is_backed(span->previous) - is_backed(span->next));
+  span->state = Span::State::free;
+  span->segment->backed_bytes += growth.bytes;
+  index(merge(span));
+  return true;
+}
+
+bool PageHeap::add_segment(std::size_t bytes, Refusal& why) noexcept {
+  const std::size_t least = align_up(bytes, granule_);
+  std::size_t size = std::max(segment_bytes_, least);
+  auto* segment = new (std::nothrow) Segment;
+  if (segment == nullptr) {
+    why = Refusal::metadata;
+    return false;
+  }
+  void* address = memory_.reserve(size);
+  if (address == nullptr && size > least) {  // address space may be limited: take no more than is needed
+    size = least;
+    address = memory_.reserve(size);
+  }
+  if (address == nullptr) {
+    delete segment;
+    why = Refusal::backend;
+    return false;
+  }
+  segment->start = reinterpret_cast<std::uintptr_t>(address);
+  segment->bytes = size;
+  segment->arena = arena_;
+  if (!PageMap::instance().prepare(segment->start, size)) {
+    memory_.unreserve(address, size);
+    delete segment;
+    why = Refusal::metadata;
+    return false;
+  }
+  segment->next = segments_;
+  if (segments_ != nullptr) segments_->previous = segment;
+  segments_ = segment;
+  Span* const hole = take_record();
+  hole->start = segment->start;
+  hole->bytes = size;
+  hole->segment = segment;
+  segment->first = hole;
+  index(hole);
+  return true;
+}
+
+void PageHeap::remove_segment(Segment* segment) noexcept {
+  unindex(segment->first);
+  return_record(segment->first);
+  (segment->previous != nullptr ? segment->previous->next : segments_) = segment->next;
+  if (segment->next != nullptr) segment->next->previous = segment->previous;
+  memory_.unreserve(reinterpret_cast<void*>(segment->start), segment->bytes);  // NOLINT(performance-no-int-to-ptr)
+  delete segment;
+}
+
+// ---- giving back -------------------------------------------------------------------------------------------------
+
+std::size_t PageHeap::release(std::size_t bytes) noexcept {
+  std::size_t given = 0;
+  Span* span = large_.largest();
+  while (span != nullptr && given < bytes && span->bytes >= granule_) {
+    // A span that gives nothing keeps its place in the order: go on with the next smaller one.
+    const Span place = *span;
+    given += release_from(span, bytes - given);
+    span = large_.before(place);
+  }
+  for (Segment* segment = segments_; segment != nullptr;) {
+    Segment* const next = segment->next;
+    if (segment->backed_bytes == 0) remove_segment(segment);
+    segment = next;
+  }
+  return given;
+}
+
+// Gives back whole handles inside a free span, from its high end down, until `bytes` are reached.
+std::size_t PageHeap::release_from(Span* span, std::size_t bytes) noexcept {
+  std::uintptr_t low = align_up(span->start, granule_);
+  const std::uintptr_t high = align_down(span->end(), granule_);
+  if (low >= high) return 0;
+  if (capabilities_.can_cut) {
+    if (bytes < high - low) low = align_down(high - bytes, granule_);
+    if (!cut_handle_at(low) || !cut_handle_at(high)) return 0;
+  }
+  std::size_t given = 0;
+  Span* rest = span;  // what is left of the span below the handles given back
+  for (auto it = handles_.lower_bound(high); it != handles_.begin() && given < bytes;) {
+    --it;
+    if (it->first < low) break;
+    if (it->first + it->second.bytes > high) continue;  // reaches out of the span
+    if (!reserve_records(kRecordsForCut) || !memory_.decommit(it->second)) break;
+    const std::uintptr_t start = it->first;
+    const std::size_t handle_bytes = it->second.bytes;
+    it = handles_.erase(it);
+    given += handle_bytes;
+    rest = make_hole(rest, start, handle_bytes);
+    if (rest == nullptr) break;
+  }
+  return given;
+}
+
+// Makes a part of an indexed free span a hole. Returns what is left of the span before it, or nullptr.
+Span* PageHeap::make_hole(Span* span, std::uintptr_t start, std::size_t bytes) noexcept {
+  unindex(span);
+  Span* hole = isolate(span, start, bytes);
+  Span* const before = hole == span ? nullptr : hole->previous;
+  ledger_.count_decommit(bytes, is_backed(hole->previous) + is_backed(hole->next) - 1);
+  hole->segment->backed_bytes -= bytes;
+  hole->state = Span::State::hole;
+  index(merge(hole));
+  return before;
+}
+
+// Makes `address` a boundary between handles. True also when it is one already or lies behind the last handle.
+bool PageHeap::cut_handle_at(std::uintptr_t address) noexcept {
+  auto it = handles_.upper_bound(address);
+  if (it == handles_.begin()) return true;
+  --it;
+  Handle& handle = it->second;
+  if (it->first == address || it->first + handle.bytes <= address) return true;
+  try {
+    const auto record = handles_.try_emplace(address).first;
+    if (memory_.cut(handle, address - it->first, record->second)) return true;
+    handles_.erase(record);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  return false;
+}
+
+}  // namespace mempool
