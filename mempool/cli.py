@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -15,23 +16,29 @@ import mempool
 from mempool import _core, report
 
 
-class _Group(click.Group):
-    """Turns the library's own errors into one sentence and exit status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (mempool.ConfigError, mempool.DeviceError, mempool.SnapshotError) as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(mempool.__version__, prog_name="mempool")
-def main() -> None:
+def commands() -> None:
     """Memory that a PyTorch user can control."""
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def main() -> None:
+    """The entry point. A script is run only once click is done: its exceptions and interrupts are its own."""
+    try:
+        script = commands.main(prog_name="mempool", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except (mempool.ConfigError, mempool.DeviceError, mempool.SnapshotError) as error:
+        click.ClickException(str(error)).show()
+        sys.exit(1)
+    if callable(script):
+        script()
+
+
+@commands.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--limit", help="Most bytes the CPU may hold: '8GiB', '50%'.")
 @click.option("--soft-limit", help="Held bytes above which memory is trimmed.")
 @click.option("--snapshot", type=click.Path(dir_okay=False, path_type=Path), help="Write a snapshot at the end.")
@@ -45,31 +52,52 @@ def run(
     soft_limit: str | None,
     snapshot: Path | None,
     as_module: bool,
-) -> None:
+) -> Callable[[], None]:
     """Run SCRIPT with mempool under its tensors, and print a summary at its end (to standard error).
 
-    The script needs no change. Its exit status is passed on.
+    The script needs no change, and its exit status is passed on. torch is imported before it: settings that torch reads
+    at its import must be in the environment. Processes that the script spawns (not forks) run without mempool.
     """
     if not as_module and not os.path.isfile(script):
         raise click.BadParameter(f"there is no file '{script}'.", param_hint="SCRIPT")
+    if snapshot is not None:
+        snapshot = snapshot.absolute()  # the script may change its folder
+        if not os.access(snapshot if snapshot.exists() else snapshot.parent, os.W_OK):
+            raise click.BadParameter(f"'{snapshot}' cannot be written.", param_hint="--snapshot")
     mempool.enable("cpu", limit=limit, soft_limit=soft_limit)
     if snapshot is not None:
         mempool.record_history(True, "cpu")
+    return functools.partial(_run_script, script, args, as_module, snapshot)
+
+
+def _run_script(script: str, args: tuple[str, ...], as_module: bool, snapshot: Path | None) -> None:
+    process = os.getpid()
     sys.argv = [script, *args]
+    # In the place of this command's own folder, as Python does it.
+    sys.path[0] = os.getcwd() if as_module else os.path.dirname(os.path.abspath(script))
     try:
         if as_module:
-            sys.path.insert(0, os.getcwd())
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         else:
-            sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
-            runpy.run_path(script, run_name="__main__")
+            runpy.run_path(os.path.abspath(script), run_name="__main__")
     finally:
-        if snapshot is not None:
+        if os.getpid() == process:  # not in a forked child that ends here
+            _summarize(snapshot)
+
+
+def _summarize(snapshot: Path | None) -> None:
+    console = Console(stderr=True, markup=False)
+    written = snapshot
+    if snapshot is not None:
+        try:
             mempool.dump_snapshot(snapshot, "cpu")
-        report.print_run_summary(Console(stderr=True), snapshot)
+        except OSError as error:  # the script's own exit status is worth more
+            console.print(f"the snapshot '{snapshot}' could not be written: {error.strerror}")
+            written = None
+    report.print_run_summary(console, written)
 
 
-@main.command()
+@commands.command()
 @click.argument("snapshot", type=click.Path(path_type=Path))
 @click.option("--top", default=10, show_default=True, help="Places in the code to list.")
 def stats(snapshot: Path, top: int) -> None:
@@ -78,16 +106,16 @@ def stats(snapshot: Path, top: int) -> None:
         loaded = mempool.load_snapshot(snapshot)
     except OSError as error:
         raise click.ClickException(f"cannot read '{snapshot}': {error.strerror or error}.") from error
-    report.print_snapshot_summary(Console(), loaded, top)
+    report.print_snapshot_summary(Console(markup=False), loaded, top)
 
 
-@main.command()
+@commands.command()
 def options() -> None:
     """List the options that MEMPOOL_CONF takes (key:value,key:value)."""
-    report.print_options(Console(), _core.options())
+    report.print_options(Console(markup=False), _core.options())
 
 
-@main.command()
+@commands.command()
 @click.option(
     "--out",
     default="out/demo",

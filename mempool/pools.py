@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import threading
@@ -49,8 +50,8 @@ class MemoryPool:
         parent: MemoryPool | None = None,
         isolated: bool = False,
     ) -> None:
-        if not isinstance(name, str) or not name:
-            raise ConfigError(f"a pool's name must be text that is not empty, not {name!r}.")
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ConfigError(f"a pool's name must be printable text that is not empty, not {name!r}.")
         if parent is not None and not isinstance(parent, MemoryPool):
             raise ConfigError(f"parent must be a MemoryPool, not {parent!r}.")
         self._device = allocator(device)
@@ -123,8 +124,9 @@ class MemoryPool:
     def close(self) -> None:
         """Takes no new blocks from now on.
 
-        Tensors that are alive stay valid. The memory of a block goes back when its last tensor dies, and the pool's
-        record (and, of an isolated pool, its segments) with the last block. Closing again has no effect.
+        Inside a torch operation the refusal is a RuntimeError (torch keeps no other type); everything else raises
+        PoolClosedError. Tensors that are alive stay valid. The memory of a block goes back when its last tensor dies,
+        and the pool's record (and, of an isolated pool, its segments) with the last block. Closing again has no effect.
         """
         self._handle.close()
 
@@ -159,17 +161,19 @@ _stack = _Stack()
 def _push(entry: _Entry) -> None:
     if entry.pool.closed:
         raise PoolClosedError(f"pool '{entry.pool.name}' is closed: it takes no new blocks.")
-    entry.pool._device.set_current_pool(entry.pool._handle)
     _stack.entries.append(entry)
+    try:
+        entry.pool._device.set_current_pool(entry.pool._handle)
+    except BaseException:  # an interrupt, say: nothing may stay half entered
+        _drop(entry)
+        raise
 
 
 def _drop(entry: _Entry) -> None:
-    """Takes the entry and all above it (suspended coroutines' or generators') off this thread's stack."""
+    """Takes the entry off this thread's stack; without an effect when it is not there."""
     entries = _stack.entries
-    position = entries.index(entry)
-    for above in entries[position + 1 :]:
-        above.suspended = True
-    del entries[position:]
+    if entry in entries:
+        entries.remove(entry)
     _apply_top(entry.pool._device)
 
 
@@ -182,8 +186,10 @@ def _apply_top(device: _core.Device) -> None:
 class use_pool:
     """``with use_pool(pool):`` charges the new blocks of this thread to ``pool``. Nests; workers do not inherit it.
 
-    A ``with`` that stays open while a coroutine is suspended would charge other tasks' blocks to the pool. That is
-    found out, ended at once, and raised as RuntimeError at the end of the block: use :func:`in_pool` there.
+    A ``with`` that stays open while a coroutine is suspended would charge other tasks' blocks to the pool. On asyncio
+    that is found out, ended as soon as the loop runs, and raised as RuntimeError at the end of the block (or noted on
+    the exception that ends it): use :func:`in_pool` there. A generator that yields inside the block leaves the pool set
+    for whoever consumes it, as with ``torch.no_grad()``.
 
     Raises:
         PoolClosedError: on entry, when the pool is closed.
@@ -198,8 +204,9 @@ class use_pool:
 
     def __enter__(self) -> MemoryPool:
         entry = _Entry(self._pool)
+        opened = self._open.setdefault(threading.get_ident(), [])
         _push(entry)
-        self._open.setdefault(threading.get_ident(), []).append(entry)
+        opened.append(entry)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -219,17 +226,28 @@ class use_pool:
                 "coroutine went on elsewhere. Use mempool.in_pool for coroutines."
             )
         entry = opened.pop()
-        if not opened:
-            del self._open[thread]
-        if entry.watch is not None:
-            entry.watch.cancel()
-        chain_callback_error(exc)
+        try:
+            if not opened:
+                del self._open[thread]
+            if entry.watch is not None:
+                entry.watch.cancel()
+            chain_callback_error(exc)
+        finally:
+            _drop(entry)
         if entry.suspended:
-            raise RuntimeError(
-                f"a plain `with use_pool({self._pool.name!r})` was open across an await: other tasks ran in between. "
-                f"Use `await mempool.in_pool(pool, coroutine)` instead."
-            )
-        _drop(entry)
+            _report_suspended(entry, exc)
+
+
+def _report_suspended(entry: _Entry, exc: BaseException | None) -> None:
+    message = (
+        f"a plain `with use_pool({entry.pool.name!r})` was open across an await: other tasks ran in between. "
+        "Use `await mempool.in_pool(pool, coroutine)` instead."
+    )
+    if exc is None:
+        raise RuntimeError(message)
+    # What ends the block (a cancellation, say) is worth more than this; it carries the message along.
+    if hasattr(exc, "add_note"):  # Python 3.11
+        exc.add_note(message)
 
 
 def _end_suspended(entry: _Entry) -> None:
@@ -258,6 +276,12 @@ class _Step:
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         chain_callback_error(exc)
+        # What the coroutine opened and not closed is suspended with it.
+        entries = _stack.entries
+        if self._entry in entries:
+            for above in entries[entries.index(self._entry) + 1 :]:
+                above.suspended = True
+                entries.remove(above)
         _drop(self._entry)
 
 
@@ -266,21 +290,25 @@ def _drive(pool: MemoryPool, inner: Coroutine[Any, Any, T]) -> Generator[Any, An
     """Resumes ``inner`` with the pool set around each step and nothing set in between."""
     value: Any = None
     error: BaseException | None = None
-    try:
-        while True:
-            with _Step(pool):
-                try:
-                    yielded = inner.send(value) if error is None else inner.throw(error)
-                except StopIteration as stop:
-                    result: T = stop.value
-                    return result
-            value, error = None, None
+    told = False
+    while True:
+        if pool.closed and not told:
+            # The coroutine learns of it where it waits and may clean up, in no pool. What else was to be thrown into it
+            # (a cancellation) comes first.
+            told = True
+            if error is None:
+                error = PoolClosedError(f"pool '{pool.name}' was closed: it takes no new blocks.")
+        with contextlib.nullcontext() if told else _Step(pool):
             try:
-                value = yield yielded
-            except BaseException as thrown:
-                error = thrown
-    finally:
-        inner.close()
+                yielded = inner.send(value) if error is None else inner.throw(error)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+        value, error = None, None
+        try:
+            value = yield yielded
+        except BaseException as thrown:
+            error = thrown
 
 
 async def in_pool(pool: MemoryPool, awaitable: Awaitable[T]) -> T:
@@ -290,7 +318,8 @@ async def in_pool(pool: MemoryPool, awaitable: Awaitable[T]) -> T:
     ``asyncio.gather`` each keep to their own. A task that the coroutine *starts* does not inherit the pool.
 
     Raises:
-        PoolClosedError: the pool is closed, at the start or at a later resume; the coroutine is then closed.
+        PoolClosedError: the pool is closed at the start, or was closed meanwhile; it is raised inside the coroutine,
+            where it waits.
     """
     if not isinstance(pool, MemoryPool):
         raise ConfigError(f"in_pool wants a MemoryPool, not {pool!r}.")
@@ -305,16 +334,23 @@ def bind(pool: MemoryPool, function: Callable[P, T]) -> Callable[P, T]:
     """``function`` with its blocks charged to ``pool``, for executors and callbacks that run on other threads.
 
     Of a coroutine function the coroutines run :func:`in_pool`.
+
+    Raises:
+        ConfigError: a generator function: its body would run outside of the call.
     """
     if not isinstance(pool, MemoryPool):
         raise ConfigError(f"bind wants a MemoryPool, not {pool!r}.")
-    if inspect.iscoroutinefunction(function):
+    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in (function, call)):
+        raise ConfigError(f"bind cannot charge the blocks of a generator: {function!r}. Bind what consumes it.")
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
 
         @functools.wraps(function)
-        def bound_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return in_pool(pool, function(*args, **kwargs))
+        async def bound_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
+            coroutine: Any = function(*args, **kwargs)
+            return await in_pool(pool, coroutine)
 
-        return bound_coroutine
+        return bound_coroutine  # type: ignore[return-value]
 
     @functools.wraps(function)
     def bound(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import os
 import re
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -18,7 +20,7 @@ Callback: TypeAlias = Callable[[str, int], object]
 
 _log = logging.getLogger("mempool")
 _log.addHandler(logging.NullHandler())  # a library stays silent until its user asks for its log
-_lock = threading.Lock()
+_lock = threading.RLock()  # re-entrant: a finalizer that runs under it may remove a callback
 _callbacks: list[PressureHandle] = []
 # Errors that callbacks raised, by id, so that oom_info() can hand out the exception itself. The oldest go first.
 _errors: OrderedDict[int, BaseException] = OrderedDict()
@@ -44,10 +46,11 @@ class PressureHandle:
 def on_pressure(callback: Callback) -> PressureHandle:
     """Has ``callback(pool_name, needed_bytes)`` called when memory is short.
 
-    It runs on the thread that allocates: once before an allocation is refused (which is then tried again), and once
-    each time a soft limit is crossed from below. It may free tensors, allocate, and call mempool; an allocation of its
-    own that fails does not call the callbacks again. An error that it raises is logged; when the allocation then fails,
-    the error is named in the message, and is ``oom_info(exc)["callback_error"]``.
+    It runs on the thread that allocates, charged to no pool: once before an allocation is refused (which is then tried
+    again), and once each time a soft limit is crossed from below. It may free tensors, allocate, and call mempool; an
+    allocation of its own that fails does not call the callbacks again. An error that it raises is logged; when the
+    allocation then fails, the error is named in the message, is ``oom_info(exc)["callback_error"]``, and becomes the
+    cause of the out-of-memory error where that leaves a ``use_pool``, ``in_pool`` or ``bind``.
     """
     handle = PressureHandle(callback)
     with _lock:
@@ -65,24 +68,42 @@ def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, st
         try:
             handle.callback(pool, needed_bytes)
         except BaseException as error:  # the allocation goes on whatever a callback does
+            if isinstance(error, KeyboardInterrupt):
+                raise  # meant for the program: the compiled side has it come again once the allocation is over
             _log.warning("a pressure callback raised %r", error, exc_info=not failing)
             if first_id == 0:
-                first_error, first_id = repr(error), next(_error_ids)
-                with _lock:
-                    _errors[first_id] = error
-                    while len(_errors) > _MOST_ERRORS:
-                        _errors.popitem(last=False)
+                first_error, first_id = repr(error), _keep(error)
     return len(handles), first_error, first_id
 
 
+def _keep(error: BaseException) -> int:
+    """An id for the error that no other process gives out; the error itself is kept, without its frames' tensors."""
+    traceback.clear_frames(error.__traceback__)
+    with _lock:
+        error_id = (os.getpid() << 32) | (next(_error_ids) & 0xFFFFFFFF)
+        _errors[error_id] = error
+        while len(_errors) > _MOST_ERRORS:
+            _errors.popitem(last=False)
+    return error_id
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    _core.reset_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_core.retire_hooks)
 
 
+# A line of its own, and the last one: what stands before it may quote the message of another error.
 _FIELDS = re.compile(
-    r"\[mempool\.oom reason=(?P<reason>\w+) device=(?P<device>\S+) requested=(?P<requested>\d+) "
+    r"^\[mempool\.oom reason=(?P<reason>\w+) device=(?P<device>\S+) requested=(?P<requested>\d+) "
     r"allocated=(?P<allocated>\d+) limit=(?P<limit>\d+|none) held=(?P<held>\d+) largest_free=(?P<largest_free>\d+) "
     r"pressure_calls=(?P<pressure_calls>\d+)(?: callback_error=(?P<callback_error>\d+))? "
-    r'pool="(?P<pool>(?:[^"\\]|\\.)*)"\]'
+    r'pool="(?P<pool>(?:[^"\\]|\\.)*)"\]',
+    re.MULTILINE,
 )
 _NUMBERS = ("requested", "allocated", "held", "largest_free", "pressure_calls")
 
@@ -99,10 +120,10 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
         whole device), ``largest_free`` (contiguous); ``pressure_calls`` (callbacks that ran) and ``callback_error``
         (the exception that a pressure callback raised, its id if the exception is no longer kept, or None).
     """
-    found = _FIELDS.search(str(exc))
-    if found is None:
+    matches = list(_FIELDS.finditer(str(exc)))
+    if not matches:
         return None
-    info: dict[str, Any] = dict(found.groupdict())
+    info: dict[str, Any] = dict(matches[-1].groupdict())
     for key in _NUMBERS:
         info[key] = int(info[key])
     info["limit"] = None if info["limit"] == "none" else int(info["limit"])

@@ -28,10 +28,12 @@ def record_history(enabled: bool = True, device: Device = None, max_events: int 
         handle.history_stop()
         _core.set_stack_capture(False)
         return
-    if max_events is not None and (isinstance(max_events, bool) or max_events < 0):
+    most = handle.history_events if max_events is None else max_events
+    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
         raise ConfigError(f"max_events must be a whole number, not {max_events!r}.")
+    handle.history_stop()
     _core.set_stack_capture(True)
-    handle.history_start(handle.history_events if max_events is None else max_events)
+    handle.history_start(most)
 
 
 def memory_snapshot(device: Device = None) -> dict[str, Any]:
@@ -45,57 +47,11 @@ def memory_snapshot(device: Device = None) -> dict[str, Any]:
     """
     handle = allocator(device)
     live, events, dropped = handle.history_view()
-    names: dict[int, str] = {0: "default"}
-    frames: dict[int, list[dict[str, Any]]] = {}
-
-    def name_of(account: int) -> str:
-        if account not in names:
-            names[account] = handle.account_name(account)
-        return names[account]
-
-    def frames_of(stack: int) -> list[dict[str, Any]]:
-        if stack not in frames:
-            frames[stack] = _core.stack_frames(stack)
-        return frames[stack]
-
-    segments = []
-    pool_ids: dict[str, int] = {"default": 0}
-    for address, total, arena, raw_blocks in handle.snapshot():
-        blocks = []
-        for block_address, size, requested, account, is_live in raw_blocks:
-            block: dict[str, Any] = {
-                "address": block_address,
-                "size": size,
-                "requested_size": requested,
-                "state": "active_allocated" if is_live else "inactive",
-                "frames": [],
-            }
-            if is_live:
-                block["pool"] = name_of(account)
-                if block_address in live:
-                    block["frames"] = frames_of(live[block_address][4])
-            blocks.append(block)
-        used = sum(b["size"] for b in blocks if b["state"] == "active_allocated")
-        segments.append(
-            {
-                "device": 0,
-                "address": address,
-                "total_size": total,
-                "allocated_size": used,
-                "active_size": used,
-                "requested_size": sum(b["requested_size"] for b in blocks),
-                "stream": 0,
-                "segment_type": "small" if all(b["size"] <= _SMALL_BYTES for b in blocks) else "large",
-                "segment_pool_id": (0, pool_ids.setdefault(arena, len(pool_ids))),
-                "is_expandable": True,
-                "frames": [],
-                "arena": arena,
-                "blocks": blocks,
-            }
-        )
+    raw_segments, names = handle.snapshot()
+    frames = _Frames()
     return {
-        "segments": segments,
-        "device_traces": [_trace(events, frames_of)],
+        "segments": [_segment(raw, live, names, frames) for raw in raw_segments],
+        "device_traces": [_trace(events, frames)],
         "allocator_settings": {
             "allocator": "mempool",
             "version": _core.version,
@@ -108,7 +64,57 @@ def memory_snapshot(device: Device = None) -> dict[str, Any]:
     }
 
 
-def _trace(events: list[_core.Event], frames_of: Any) -> list[dict[str, Any]]:
+class _Frames:
+    """The frames of a stack, read once for all blocks and events that share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[dict[str, object]]] = {}
+
+    def of(self, stack: int) -> list[dict[str, object]]:
+        if stack not in self._known:
+            self._known[stack] = _core.stack_frames(stack)
+        return self._known[stack]
+
+
+def _segment(
+    raw: _core.Segment, live: dict[int, _core.Event], names: dict[int, str], frames: _Frames
+) -> dict[str, Any]:
+    address, total, arena, arena_number, raw_blocks = raw
+    blocks = []
+    for block_address, size, requested, account, is_live in raw_blocks:
+        block: dict[str, Any] = {
+            "address": block_address,
+            "size": size,
+            "requested_size": requested,
+            "state": "active_allocated" if is_live else "inactive",
+            "frames": [],
+        }
+        if is_live:
+            block["pool"] = names.get(account, "default")
+            made = live.get(block_address)
+            # The history was read a moment before the heap: an address may belong to another block by now.
+            if made is not None and made[3] == requested:
+                block["frames"] = frames.of(made[4])
+        blocks.append(block)
+    used = sum(b["size"] for b in blocks if b["state"] == "active_allocated")
+    return {
+        "device": 0,
+        "address": address,
+        "total_size": total,
+        "allocated_size": used,
+        "active_size": used,
+        "requested_size": sum(b["requested_size"] for b in blocks),
+        "stream": 0,
+        "segment_type": "small" if all(b["size"] <= _SMALL_BYTES for b in blocks) else "large",
+        "segment_pool_id": (0, arena_number),
+        "is_expandable": True,
+        "frames": [],
+        "arena": arena,
+        "blocks": blocks,
+    }
+
+
+def _trace(events: list[_core.Event], frames: _Frames) -> list[dict[str, Any]]:
     trace = []
     for is_alloc, address, size, _requested, stack, _account, time_us in events:
         # torch tells apart when a free was asked for and when the streams had caught up; on CPU that is one moment.
@@ -120,7 +126,7 @@ def _trace(events: list[_core.Event], frames_of: Any) -> list[dict[str, Any]]:
                     "size": size,
                     "stream": 0,
                     "time_us": time_us,
-                    "frames": frames_of(stack),
+                    "frames": frames.of(stack),
                 }
             )
     return trace

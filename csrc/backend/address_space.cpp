@@ -10,9 +10,11 @@ namespace mempool {
 
 void* map_space(std::size_t bytes, std::size_t alignment) noexcept {
   if (bytes == 0 || rounds_past_max(bytes, alignment)) return nullptr;
+  // Without MAP_NORESERVE: nothing is accounted for while no access is allowed, and opening a part then asks the kernel
+  // whether it can ever be backed. With it, a request larger than the machine would succeed and be killed at its touch.
   // The kernel aligns to its own page: reserve more and give the ends back.
   const std::size_t padded = bytes + alignment;
-  void* const raw = mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const raw = mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) return nullptr;
   const auto begin = reinterpret_cast<std::uintptr_t>(raw);
   const std::uintptr_t start = align_up(begin, alignment);

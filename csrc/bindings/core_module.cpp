@@ -35,6 +35,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_pressure_handler", &mempool::bindings::set_pressure_handler, "handler"_a.none(true));
   m.def("set_stack_capture", &mempool::bindings::set_stack_capture, "on"_a);
   m.def("stack_frames", &mempool::bindings::stack_frames, "id"_a);
+  m.def("reset_after_fork", &mempool::bindings::reset_after_fork);
   m.def("retire_hooks", &mempool::bindings::retire_hooks);
   mempool::bindings::install_hooks();
 }

@@ -96,22 +96,23 @@ py::dict pool_stats(const Pool& pool) {
   return out;
 }
 
-// (address, bytes, arena, [(address, bytes, requested, account, live), ...]) for each contiguous backed range.
-py::list snapshot(CachingAllocator& device) {
-  std::vector<SnapshotSegment> segments;
+// ([(address, bytes, arena, arena number, [(address, bytes, requested, account, live), ...]), ...], {account: name}),
+// with one entry for each contiguous backed range.
+py::tuple snapshot(CachingAllocator& device) {
+  Snapshot taken;
   {
     const py::gil_scoped_release release;
-    segments = device.snapshot();
+    taken = device.snapshot();
   }
-  py::list out;
-  for (const SnapshotSegment& segment : segments) {
+  py::list segments;
+  for (const SnapshotSegment& segment : taken.segments) {
     py::list blocks;
     for (const SnapshotBlock& block : segment.blocks) {
       blocks.append(py::make_tuple(block.address, block.bytes, block.requested, block.account, block.live));
     }
-    out.append(py::make_tuple(segment.address, segment.bytes, segment.arena, blocks));
+    segments.append(py::make_tuple(segment.address, segment.bytes, segment.arena, segment.arena_number, blocks));
   }
-  return out;
+  return py::make_tuple(segments, taken.pools);
 }
 
 py::tuple to_tuple(const HistoryEvent& event) {
@@ -189,7 +190,10 @@ void add_device_classes(py::module_& m) {
           })
       .def_property(
           "soft_limit", [](CachingAllocator& d) { return to_limit(d.ledger().soft_limit()); },
-          [](CachingAllocator& d, Limit limit) { d.set_soft_limit(from_limit(limit)); })
+          [](CachingAllocator& d, Limit limit) {
+            const py::gil_scoped_release release;
+            d.set_soft_limit(from_limit(limit));
+          })
       .def("trim", &CachingAllocator::trim, "target_bytes"_a, Release())
       .def("open_pool", &open_pool, "name"_a, "parent"_a.none(true), "isolated"_a, "limit"_a, "soft_limit"_a)
       .def(
@@ -204,7 +208,6 @@ void add_device_classes(py::module_& m) {
       .def("history_stop", [](CachingAllocator& d) { d.history().stop(); })
       .def("history_enabled", [](CachingAllocator& d) { return d.history().enabled(); })
       .def("history_view", &history_view)
-      .def("account_name", [](CachingAllocator& d, std::uint32_t id) { return d.ledger().name_of(id); })
       .def("check_invariants", &CachingAllocator::check_invariants, Release());
   m.def(
       "cpu_device",

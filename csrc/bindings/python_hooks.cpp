@@ -21,7 +21,8 @@ struct State {
   // Distinct stacks, innermost frame first. Code objects are kept alive until capturing is switched off.
   using Stack = std::vector<std::pair<PyObject*, int>>;
   std::map<Stack, std::uint32_t> ids;
-  std::vector<const Stack*> stacks;  // by id - 1
+  std::vector<const Stack*> stacks;  // by id - first_id
+  std::uint32_t first_id = 1;        // ids are never used twice: one from before means "unknown", not another stack
 };
 
 State& state() {
@@ -56,7 +57,12 @@ void call_pressure_handler(const char* pool, std::size_t needed, bool failing, P
       outcome.error_id = result[2].cast<std::size_t>();
     }
   } catch (py::error_already_set& error) {
-    error.discard_as_unraisable("mempool pressure handler");
+    if (error.matches(PyExc_KeyboardInterrupt)) {
+      PyErr_SetInterrupt();  // the main thread sees it at its next step in Python
+      ++outcome.calls;
+    } else {
+      error.discard_as_unraisable("mempool pressure handler");
+    }
   }
 }
 
@@ -72,7 +78,8 @@ void pressure(const char* pool, std::size_t needed, bool failing, PressureOutcom
 
 std::uint32_t intern(State::Stack&& stack) {
   State& s = state();
-  const auto [found, fresh] = s.ids.try_emplace(std::move(stack), static_cast<std::uint32_t>(s.ids.size() + 1));
+  const auto [found, fresh] =
+      s.ids.try_emplace(std::move(stack), s.first_id + static_cast<std::uint32_t>(s.stacks.size()));
   if (fresh) {
     for (const auto& [code, line] : found->first) Py_INCREF(code);
     s.stacks.push_back(&found->first);
@@ -125,12 +132,14 @@ void retire_hooks() {
   }
 }
 
+void reset_after_fork() { g_running.store(0); }
+
 void set_pressure_handler(py::object handler) { state().pressure_handler = std::move(handler); }
 
 void set_stack_capture(bool on) {
   State& s = state();
   s.capturing = on;
-  if (on) return;
+  s.first_id += static_cast<std::uint32_t>(s.stacks.size());
   s.stacks.clear();
   for (auto& [stack, id] : std::exchange(s.ids, {})) {
     for (const auto& [code, line] : stack) Py_DECREF(code);
@@ -140,8 +149,8 @@ void set_stack_capture(bool on) {
 py::list stack_frames(std::uint32_t id) {
   py::list frames;
   const State& s = state();
-  if (id == 0 || id > s.stacks.size()) return frames;
-  for (const auto& [object, line] : *s.stacks[id - 1]) {
+  if (id < s.first_id || id - s.first_id >= s.stacks.size()) return frames;
+  for (const auto& [object, line] : *s.stacks[id - s.first_id]) {
     const py::handle code(object);
     py::dict frame;
     frame["filename"] = code.attr("co_filename");

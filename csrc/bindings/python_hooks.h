@@ -12,11 +12,13 @@ void install_hooks();
 // For atexit: from now on the hooks do nothing. Waits for those that are running, because a thread that asks for the
 // interpreter's lock during its shutdown is ended by Python on the spot, and the process with it.
 void retire_hooks();
+// For a forked child: hooks that ran on other threads of the parent do not run here.
+void reset_after_fork();
 
 // handler(pool: str, needed_bytes: int, failing: bool) -> (calls: int, error: str, error_id: int), or None for none.
 void set_pressure_handler(pybind11::object handler);
 
-// While on, each recorded allocation carries the id of its Python stack.
+// While on, each recorded allocation carries the id of its Python stack. Either way, stacks from before are forgotten.
 void set_stack_capture(bool on);
 // The frames behind an id, innermost first: [{"filename", "name", "line"}, ...]. Empty for 0 and unknown ids.
 pybind11::list stack_frames(std::uint32_t id);

@@ -14,7 +14,7 @@ class ConfigError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// A pool that is closed was asked for memory or for a change.
+// A pool that is closed was asked for memory or for a child.
 class PoolClosedError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

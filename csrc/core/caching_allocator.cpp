@@ -76,64 +76,70 @@ void* CachingAllocator::allocate_slow(std::size_t bytes) {
   ThreadCache* const mine = cache();
   Request request{bytes, 0, mine != nullptr ? mine->current : nullptr, mine, false};
   PressureOutcome outcome;
-  if (bytes > kLargestRequest) refuse(request, {.reason = OomReason::size_overflow}, outcome);
+  if (bytes > kLargestRequest) refuse(request, {.reason = OomReason::size_overflow}, nullptr, outcome);
   request.rounded = round_block(bytes);
   request.is_small = request.rounded <= kMediumMax;
-  charge(request);
-  Refusal why = Refusal::none;
   Effort effort = Effort::none;
-  void* address = obtain(request, why);
-  while (address == nullptr) {
-    try {
-      make_room(request, why, effort, outcome);
-    } catch (...) {
-      const std::uint32_t id = request.account != nullptr ? request.account->id : 0;
-      uncharge(id, request.is_small, request.rounded, request.asked, mine);
-      throw;
+  while (true) {
+    reserve(request);
+    Refusal why = Refusal::none;
+    void* const address = obtain(request, why);
+    if (address != nullptr) {
+      if (effort != Effort::none) ledger_.count_retry();
+      if (history_.enabled()) {
+        const std::uint32_t account = request.account != nullptr ? request.account->id : 0;
+        history_.on_alloc(address, request.rounded, bytes, account, capture_stack());
+      }
+      confirm(request);
+      return address;
     }
-    address = obtain(request, why);
-    if (address != nullptr) ledger_.count_retry();
+    // While more room is sought, callbacks included, this request stands in nobody's way.
+    if (request.account != nullptr) ledger_.cancel(request.account, request.rounded);
+    make_room(request, why, effort, outcome);
   }
-  if (ledger_.take_soft_crossing()) after_growth();
-  if (history_.enabled()) {
-    history_.on_alloc(address, request.rounded, bytes, request.account != nullptr ? request.account->id : 0,
-                      capture_stack());
-  }
-  return address;
 }
 
-// Charges the request, after pressure callbacks if a limit refuses at first. Throws when it is refused for good.
-void CachingAllocator::charge(Request& request) {
+// Holds a place under the limits of the request's pools, after pressure callbacks if one refuses at first. Throws when
+// it is refused for good.
+void CachingAllocator::reserve(const Request& request) {
+  if (request.account == nullptr) return;
   PressureOutcome outcome;
   for (bool pressed = false;; pressed = true) {
-    Ledger::Charge result;
-    if (request.cache != nullptr) {
-      const CacheGuard guard(request.cache->lock);
-      result = ledger_.charge(request.account, request.is_small, request.rounded, request.asked, &request.cache->shard);
-    } else {
-      result = ledger_.charge(request.account, request.is_small, request.rounded, request.asked, nullptr);
+    const Ledger::Charge result = ledger_.reserve(request.account, request.rounded);
+    if (result.outcome == Ledger::Charge::Outcome::charged) {
+      if (pressed) ledger_.count_retry();
+      return;
     }
-    switch (result.outcome) {
-      case Ledger::Charge::Outcome::charged:
-        if (result.soft_over > 0) press(request.account, result.pool->name, result.soft_over, false, outcome);
-        if (pressed) ledger_.count_retry();
-        return;
-      case Ledger::Charge::Outcome::closed:
-        throw PoolClosedError("mempool: pool '" + result.pool->name + "' is closed: it takes no new blocks.");
-      case Ledger::Charge::Outcome::refused:
-        if (!pressed) {
-          const std::size_t needed = request.rounded - (result.limit - result.allocated);
-          press(request.account, result.pool->name, needed, true, outcome);
-          if (outcome.calls > 0) continue;
-        }
-        refuse(request,
-               {.reason = OomReason::pool_limit,
-                .pool = result.pool->name,
-                .allocated = result.allocated,
-                .limit = result.limit},
-               outcome);
+    if (result.outcome == Ledger::Charge::Outcome::closed) {
+      throw PoolClosedError("mempool: pool '" + result.pool->name + "' is closed: it takes no new blocks.");
     }
+    if (!pressed) {
+      press(request, result.pool, request.rounded - (result.limit - result.allocated), true, outcome);
+      if (outcome.calls > 0) continue;
+    }
+    refuse(request,
+           {.reason = OomReason::pool_limit,
+            .pool = result.pool->name,
+            .allocated = result.allocated,
+            .limit = result.limit},
+           result.pool, outcome);
   }
+}
+
+// Counts the block that was found. Soft limits speak up here: the allocation has succeeded whatever their callbacks do.
+void CachingAllocator::confirm(const Request& request) {
+  Ledger::Charge result;
+  if (request.cache != nullptr) {
+    const CacheGuard guard(request.cache->lock);
+    result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked, &request.cache->shard);
+  } else {
+    result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked, nullptr);
+  }
+  if (result.soft_over > 0) {
+    PressureOutcome outcome;
+    press(request, result.pool, result.soft_over, false, outcome);
+  }
+  if (ledger_.take_soft_crossing()) after_growth(request);
 }
 
 void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
@@ -154,7 +160,9 @@ void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
   if (request.is_small && arena.thread_cached && request.cache != nullptr && options_.thread_cache_bytes > 0) {
     return obtain_cached(request, why);
   }
-  const BlockTag tag{static_cast<std::uint32_t>(request.asked), request.account != nullptr ? request.account->id : 0};
+  // The tag of a large block has no room for its size: Span::requested has.
+  const BlockTag tag{request.is_small ? static_cast<std::uint32_t>(request.asked) : 0,
+                     request.account != nullptr ? request.account->id : 0};
   const ArenaGuard guard(arena.mutex);
   if (request.rounded <= kSmallMax) {
     SmallBlock block;
@@ -205,9 +213,8 @@ void CachingAllocator::make_room(const Request& request, Refusal why, Effort& ef
       release(wanted);
       effort = Effort::released;
       return;
-    case Effort::released: {
-      const std::string pool = request.account != nullptr ? ledger_.name_of(request.account->id) : "default";
-      press(request.account, pool, request.rounded, true, outcome);
+    case Effort::released:
+      press(request, nullptr, request.rounded, true, outcome);
       if (outcome.calls > 0) {
         recall();  // what the callbacks freed lies in caches and arenas
         release(wanted);
@@ -215,39 +222,47 @@ void CachingAllocator::make_room(const Request& request, Refusal why, Effort& ef
         return;
       }
       break;
-    }
     case Effort::pressed:
       break;
   }
-  refuse(request, {.reason = reason_of(why), .limit = ledger_.limit()}, outcome);
+  refuse(request, {.reason = reason_of(why), .limit = ledger_.limit()}, nullptr, outcome);
 }
 
-// Held bytes crossed the soft limit: caches and free handles first, then the callbacks.
-void CachingAllocator::after_growth() {
+// Held bytes grew above the soft limit: caches and free handles first, then the callbacks.
+void CachingAllocator::after_growth(const Request& request) {
   const std::size_t soft = ledger_.soft_limit();
   trim(soft);
+  if (!ledger_.take_soft_alarm()) return;
   const std::size_t held = ledger_.held();
-  if (held <= soft) return;
   PressureOutcome outcome;
-  press(nullptr, "default", held - soft, false, outcome);
+  press(request, nullptr, held > soft ? held - soft : 0, false, outcome);
 }
 
-void CachingAllocator::press(Account* account, const std::string& pool, std::size_t needed, bool failing,
+// Runs the callbacks, with the root pool current: what they allocate must not fail at the limit that called them.
+void CachingAllocator::press(const Request& request, const Account* refuser, std::size_t needed, bool failing,
                              PressureOutcome& outcome) {
   const Hooks* const hooks = g_hooks.load(std::memory_order_acquire);
   if (hooks == nullptr || hooks->pressure == nullptr || t_pressing) return;
+  const Account* const named = refuser != nullptr ? refuser : request.account;
+  const std::string pool = named != nullptr ? named->name : "default";
+  const std::size_t before = outcome.calls;
+  ledger_.switch_user(nullptr, request.account);  // keeps it alive meanwhile
+  if (request.cache != nullptr) set_current_pool(nullptr);
   t_pressing = true;
   hooks->pressure(pool.c_str(), needed, failing, outcome);
   t_pressing = false;
-  if (outcome.calls > 0) ledger_.count_pressure_call(account);
+  if (request.cache != nullptr) set_current_pool(request.account);
+  ledger_.switch_user(request.account, nullptr);
+  if (outcome.calls > before) ledger_.count_pressure_call(request.account, refuser);
 }
 
-void CachingAllocator::refuse(const Request& request, OomInfo info, const PressureOutcome& outcome) {
-  ledger_.count_oom(request.account);
+void CachingAllocator::refuse(const Request& request, OomInfo info, const Account* refuser,
+                              const PressureOutcome& outcome) {
+  ledger_.count_oom(request.account, refuser);
   info.device = device_;
   info.requested = request.asked;
   info.held = ledger_.held();
-  if (info.reason != OomReason::pool_limit) {
+  if (refuser == nullptr) {
     if (request.account != nullptr) {
       const Account account = ledger_.read(*request.account);
       info.pool = account.name;
@@ -256,8 +271,6 @@ void CachingAllocator::refuse(const Request& request, OomInfo info, const Pressu
       info.pool = "default";
       info.allocated = static_cast<std::size_t>(stats().blocks.all.bytes.current);
     }
-    // The failing request itself is still charged while memory is sought for it.
-    if (info.reason != OomReason::size_overflow) info.allocated -= request.rounded;
     if (info.reason != OomReason::device_limit) info.limit = kNoLimit;
   }
   {
@@ -277,12 +290,19 @@ bool CachingAllocator::deallocate(void* address) noexcept {
   if (address == nullptr) return true;
   Span* const span = PageMap::instance().find(address);
   if (span == nullptr) return false;
+  SmallBlock block{address, &span->tag};
+  if (span->state == Span::State::slab) {
+    const std::uint32_t index = span->slab->index_of(address);
+    if (index >= span->slab->info().blocks || span->slab->block(index) != address) return false;
+    block.tag = span->slab->tags() + index;
+  } else if (span->address() != address) {
+    return false;
+  }
+  const BlockTag tag = *block.tag;
+  if (tag.requested == kFreeTag) return false;
   if (history_.enabled()) [[unlikely]]
     history_.on_free(address);
   ThreadCache* const mine = cache();
-  SmallBlock block{address, &span->tag};
-  if (span->state == Span::State::slab) block.tag = span->slab->tags() + span->slab->index_of(address);
-  const BlockTag tag = *block.tag;
   const bool caches = options_.thread_cache_bytes > 0 && mine != nullptr && span->segment->arena->thread_cached;
   if (!caches || tag.account != 0 || span->bytes > kMediumMax) {
     free_slow(span, block, mine);
@@ -330,6 +350,12 @@ void CachingAllocator::free_slow(Span* span, const SmallBlock& block, ThreadCach
     }
   }
   uncharge(account, is_small, rounded, asked, mine);
+  // Above the soft limit free memory is not kept.
+  if (!is_small && ledger_.above_soft_limit()) [[unlikely]] {
+    const std::size_t held = ledger_.held();
+    const std::size_t soft = ledger_.soft_limit();
+    if (held > soft) release(held - soft);
+  }
 }
 
 std::size_t CachingAllocator::block_bytes(const void* address) noexcept {

@@ -56,8 +56,8 @@ class CachingAllocator {
   void set_pool_limit(Account& pool, std::size_t limit);
 
   // ---- device
-  void set_limit(std::size_t limit);  // trims first; throws ConfigError when more is held even so
-  void set_soft_limit(std::size_t limit) { ledger_.set_soft_limit(limit); }
+  void set_limit(std::size_t limit);                // trims first; throws ConfigError when more is held even so
+  void set_soft_limit(std::size_t limit) noexcept;  // trims when more is held
   // Recalls thread caches and gives free memory back until at most `target_bytes` are held. Returns the bytes given.
   std::size_t trim(std::size_t target_bytes) noexcept;
 
@@ -65,7 +65,7 @@ class CachingAllocator {
   DeviceStats stats();
   void reset_peaks();
   void reset_sums();
-  std::vector<SnapshotSegment> snapshot();
+  Snapshot snapshot();
   // The first broken invariant, or an empty string. check_invariants() also compares sums and wants every other thread
   // at rest.
   std::string check_structure();
@@ -79,6 +79,9 @@ class CachingAllocator {
 
   // `hooks` must outlive its installation; nullptr removes.
   static void set_hooks(const Hooks* hooks) noexcept;
+
+  // For ThreadRegistry.
+  void take_back(ThreadCache& ended) noexcept;
 
   // ---- fork: prepare takes every lock, so that the child finds whole structures.
   void prepare_fork();
@@ -103,16 +106,19 @@ class CachingAllocator {
 
   void* allocate_cached(ThreadCache& cache, std::size_t bytes) noexcept;
   void* allocate_slow(std::size_t bytes);
-  void charge(Request& request);
+  void reserve(const Request& request);
+  void confirm(const Request& request);
   void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
                 ThreadCache* cache) noexcept;
   void* obtain(const Request& request, Refusal& why) noexcept;
   void* obtain_cached(const Request& request, Refusal& why) noexcept;
   void make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);
   void free_slow(Span* span, const SmallBlock& block, ThreadCache* cache) noexcept;
-  void after_growth();
-  void press(Account* account, const std::string& pool, std::size_t needed, bool failing, PressureOutcome& outcome);
-  [[noreturn]] void refuse(const Request& request, OomInfo info, const PressureOutcome& outcome);
+  void after_growth(const Request& request);
+  void press(const Request& request, const Account* refuser, std::size_t needed, bool failing,
+             PressureOutcome& outcome);
+  [[noreturn]] void refuse(const Request& request, OomInfo info, const Account* refuser,
+                           const PressureOutcome& outcome);
 
   void recall() noexcept;
   std::size_t release(std::size_t bytes) noexcept;
@@ -127,6 +133,7 @@ class CachingAllocator {
   History history_;
   const std::size_t slot_;
   const std::unique_ptr<Arena> default_arena_;
+  FreeRangeStats retired_ranges_;                 // of isolated arenas that are gone
   std::mutex arenas_mutex_;                       // after the caches' locks, before the arenas'
   std::vector<std::unique_ptr<Arena>> isolated_;  // also those of retired pools whose memory would not go back yet
 };

@@ -28,7 +28,7 @@ CachingAllocator::~CachingAllocator() {
 }
 
 ThreadCache* CachingAllocator::make_cache() noexcept {
-  return ThreadRegistry::instance().obtain(slot_, *default_arena_, ledger_, options_.thread_cache_bytes);
+  return ThreadRegistry::instance().obtain(slot_, *this, *default_arena_, ledger_, options_.thread_cache_bytes);
 }
 
 // ---- pools -------------------------------------------------------------------------------------------------------
@@ -66,19 +66,35 @@ void CachingAllocator::retire(Account* account) noexcept {
   }
 }
 
-// Deletes retired arenas that hold nothing. `arenas_mutex_` must be held. What the backend would not take back stays
-// on the books until a later trim gets rid of it.
+// Deletes retired arenas that hold nothing; their sums go on in the device's. `arenas_mutex_` must be held. What the
+// backend would not take back stays on the books until a later trim gets rid of it.
 void CachingAllocator::forget_retired() noexcept {
-  std::erase_if(isolated_, [](const std::unique_ptr<Arena>& arena) {
+  std::erase_if(isolated_, [this](const std::unique_ptr<Arena>& arena) {
     const ArenaGuard guard(arena->mutex);
-    return arena->retired && arena->pages.backed_bytes() == 0;
+    if (!arena->retired || arena->pages.backed_bytes() > 0) return false;
+    retired_ranges_.absorb(arena->pages.free_ranges());
+    return true;
   });
 }
 
 Account* CachingAllocator::set_current_pool(Account* pool) {
   ThreadCache* const mine = cache();
   if (mine == nullptr) throw std::bad_alloc();
-  return std::exchange(mine->current, pool);
+  Account* const before = std::exchange(mine->current, pool);
+  if (before != pool) {
+    if (Account* const done = ledger_.switch_user(before, pool)) retire(done);
+  }
+  return before;
+}
+
+// A thread has ended, or is not in this forked child: its blocks, its counts and its hold on a pool return.
+void CachingAllocator::take_back(ThreadCache& ended) noexcept {
+  {
+    const CacheGuard guard(ended.lock);
+    ended.flush();
+    ended.fold();
+  }
+  if (Account* const done = ledger_.switch_user(std::exchange(ended.current, nullptr), nullptr)) retire(done);
 }
 
 Account* CachingAllocator::current_pool() noexcept {
@@ -117,10 +133,15 @@ void CachingAllocator::set_limit(std::size_t limit) {
                     " bytes that it holds even after a trim: free tensors first. The limit is unchanged.");
 }
 
+void CachingAllocator::set_soft_limit(std::size_t limit) noexcept {
+  ledger_.set_soft_limit(limit);
+  if (ledger_.held() > limit) trim(limit);
+}
+
 std::size_t CachingAllocator::trim(std::size_t target_bytes) noexcept {
   recall();
   const std::size_t held = ledger_.held();
-  return held > target_bytes ? release(held - target_bytes) : 0;
+  return release(held > target_bytes ? held - target_bytes : 0);
 }
 
 // Takes the free blocks out of every thread's cache.
@@ -137,9 +158,8 @@ std::size_t CachingAllocator::release(std::size_t bytes) noexcept {
   std::size_t given = 0;
   const std::lock_guard guard(arenas_mutex_);
   const auto take = [&](Arena& arena) {
-    if (given >= bytes) return;
     const ArenaGuard arena_guard(arena.mutex);
-    given += arena.pages.release(bytes - given);
+    given += arena.pages.release(given < bytes ? bytes - given : 0);  // with 0 it drops empty segments
   };
   for (const auto& arena : isolated_) take(*arena);
   take(*default_arena_);

@@ -28,19 +28,6 @@ class AllCaches {
   const std::lock_guard<std::mutex> guard_;
 };
 
-void add(Stat& to, const Stat& from) {
-  to.current += from.current;
-  to.peak += from.peak;
-  to.allocated += from.allocated;
-  to.freed += from.freed;
-}
-
-void add(ByPool<Stat>& to, const ByPool<Stat>& from) {
-  add(to.all, from.all);
-  add(to.small, from.small);
-  add(to.large, from.large);
-}
-
 void append_slab(const Span& span, std::vector<SnapshotBlock>& out) {
   const Slab& slab = *span.slab;
   const std::size_t size = slab.info().block_bytes;
@@ -59,17 +46,18 @@ void append_span(const Span& span, std::vector<SnapshotBlock>& out) {
     append_slab(span, out);
     return;
   }
-  const bool live = span.state == Span::State::block && span.tag.requested != kFreeTag;
-  const std::size_t requested = span.bytes > kMediumMax ? span.requested : span.tag.requested;
+  const bool is_large = span.bytes > kMediumMax;
+  const bool live = span.state == Span::State::block && (is_large || span.tag.requested != kFreeTag);
+  const std::size_t requested = is_large ? span.requested : span.tag.requested;
   out.push_back({span.start, span.bytes, live ? requested : 0, live ? span.tag.account : 0, live});
 }
 
-void append_arena(const Arena& arena, std::vector<SnapshotSegment>& out) {
+void append_arena(const Arena& arena, std::size_t number, std::vector<SnapshotSegment>& out) {
   for (const Segment* segment = arena.pages.first_segment(); segment != nullptr; segment = segment->next) {
     bool open = false;
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
       const bool backed = span->state != Span::State::hole;
-      if (backed && !open) out.push_back({span->start, 0, arena.name, {}});
+      if (backed && !open) out.push_back({span->start, 0, arena.name, number, {}});
       open = backed;
       if (!backed) continue;
       out.back().bytes += span->bytes;
@@ -85,10 +73,10 @@ DeviceStats CachingAllocator::stats() {
   caches.for_each([](ThreadCache& cache) { cache.fold(); });
   DeviceStats out = ledger_.read_stats();
   const std::lock_guard guard(arenas_mutex_);
+  out.free_ranges.absorb(retired_ranges_);
   const auto collect = [&out](Arena& arena) {
     const std::lock_guard arena_guard(arena.mutex);
-    add(out.free_ranges.count, arena.pages.free_ranges().count);
-    add(out.free_ranges.bytes, arena.pages.free_ranges().bytes);
+    out.free_ranges.absorb(arena.pages.free_ranges());
   };
   collect(*default_arena_);
   for (const auto& arena : isolated_) collect(*arena);
@@ -108,6 +96,8 @@ void CachingAllocator::reset_peaks() {
   caches.for_each([](ThreadCache& cache) { cache.fold(); });
   ledger_.reset_peaks();
   const std::lock_guard guard(arenas_mutex_);
+  retired_ranges_.count.for_each(Stat::reset_peak);
+  retired_ranges_.bytes.for_each(Stat::reset_peak);
   reset(*default_arena_, Stat::reset_peak);
   for (const auto& arena : isolated_) reset(*arena, Stat::reset_peak);
 }
@@ -117,27 +107,37 @@ void CachingAllocator::reset_sums() {
   caches.for_each([](ThreadCache& cache) { cache.fold(); });
   ledger_.reset_sums();
   const std::lock_guard guard(arenas_mutex_);
+  retired_ranges_.count.for_each(Stat::reset_sum);
+  retired_ranges_.bytes.for_each(Stat::reset_sum);
   reset(*default_arena_, Stat::reset_sum);
   for (const auto& arena : isolated_) reset(*arena, Stat::reset_sum);
 }
 
-std::vector<SnapshotSegment> CachingAllocator::snapshot() {
-  std::vector<SnapshotSegment> out;
+Snapshot CachingAllocator::snapshot() {
+  Snapshot out;
   const AllCaches caches(slot_);
   const std::lock_guard guard(arenas_mutex_);
-  const auto collect = [&out](Arena& arena) {
+  std::size_t number = 0;
+  const auto collect = [&](Arena& arena) {
     const std::lock_guard arena_guard(arena.mutex);
-    append_arena(arena, out);
+    append_arena(arena, number++, out.segments);
   };
   collect(*default_arena_);
   for (const auto& arena : isolated_) collect(*arena);
+  // A block that was live above may be gone by now, but then its free has not been charged off yet or its pool's name
+  // is not needed: names are read while the caches, through which every free goes, are still held.
+  for (const SnapshotSegment& segment : out.segments) {
+    for (const SnapshotBlock& block : segment.blocks) {
+      if (block.live) out.pools.try_emplace(block.account, ledger_.name_of(block.account));
+    }
+  }
   return out;
 }
 
 std::string CachingAllocator::check_invariants() {
   std::size_t live = 0;
   std::size_t backed = 0;
-  for (const SnapshotSegment& segment : snapshot()) {
+  for (const SnapshotSegment& segment : snapshot().segments) {
     backed += segment.bytes;
     for (const SnapshotBlock& block : segment.blocks) live += block.live ? block.bytes : 0;
   }

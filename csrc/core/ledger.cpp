@@ -33,6 +33,7 @@ void Ledger::fold_locked(Shard& shard) {
     blocks->requested.fold(shard.requested.up, shard.requested.down, shard.requested.high);
   }
   shard = Shard{};
+  rearm_soft();
 }
 
 void Ledger::fold(Shard& shard) {
@@ -40,27 +41,35 @@ void Ledger::fold(Shard& shard) {
   fold_locked(shard);
 }
 
-Ledger::Charge Ledger::charge(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard) {
+Ledger::Charge Ledger::reserve(Account* account, std::size_t rounded) {
   Charge result;
   const Guard guard(lock_);
   for (Account* a = account; a != nullptr; a = a->parent) {
-    const std::size_t used = as_size(a->blocks.bytes.current);
-    if (a->closed) {
-      result.outcome = Charge::Outcome::closed;
-      result.pool = a;
-      return result;
-    }
+    const std::size_t used = as_size(a->blocks.bytes.current) + a->pending;
     // used <= limit always holds, so the subtraction cannot wrap.
-    if (rounded > a->limit - used) {
-      result.outcome = Charge::Outcome::refused;
-      result.pool = a;
-      result.allocated = used;
-      result.limit = a->limit;
-      return result;
-    }
+    const bool refused = rounded > a->limit - used;
+    if (!a->closed && !refused) continue;
+    result.outcome = a->closed ? Charge::Outcome::closed : Charge::Outcome::refused;
+    result.pool = a;
+    result.allocated = used;
+    result.limit = a->limit;
+    return result;
   }
+  for (Account* a = account; a != nullptr; a = a->parent) a->pending += rounded;
+  return result;
+}
+
+void Ledger::cancel(Account* account, std::size_t rounded) {
+  const Guard guard(lock_);
+  for (Account* a = account; a != nullptr; a = a->parent) a->pending -= rounded;
+}
+
+Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard) {
+  Charge result;
+  const Guard guard(lock_);
   if (shard != nullptr && !shard->empty()) fold_locked(*shard);
   for (Account* a = account; a != nullptr; a = a->parent) {
+    a->pending -= rounded;
     a->blocks.add(rounded, asked);
     const std::size_t used = as_size(a->blocks.bytes.current);
     // One crossing at a time: a parent that crossed too stays armed and fires at its next charge.
@@ -81,6 +90,7 @@ Account* Ledger::uncharge(std::uint32_t account_id, bool is_small, std::size_t r
   if (shard != nullptr && !shard->empty()) fold_locked(*shard);
   stats_.blocks.all.subtract(rounded, asked);
   stats_.blocks.of(is_small).subtract(rounded, asked);
+  rearm_soft();
   Account* const own = accounts_[account_id].get();
   for (Account* a = own; a != nullptr; a = a->parent) {
     a->blocks.subtract(rounded, asked);
@@ -93,17 +103,15 @@ bool Ledger::try_hold(std::size_t bytes) {
   const Guard guard(lock_);
   if (held_ > limit_ || bytes > limit_ - held_) return false;
   held_ += bytes;
-  if (held_ > soft_limit_ && soft_armed_) {
-    soft_armed_ = false;
-    soft_crossed_.store(true);
-  }
+  if (held_ > soft_limit_) soft_crossed_.store(true);
+  above_soft_.store(held_ > soft_limit_, std::memory_order_relaxed);
   return true;
 }
 
 void Ledger::unhold(std::size_t bytes) {
   const Guard guard(lock_);
   held_ -= bytes;
-  if (held_ <= soft_limit_) soft_armed_ = true;
+  rearm_soft();
 }
 
 void Ledger::count_commit(std::size_t bytes, int ranges) {
@@ -116,7 +124,7 @@ void Ledger::count_commit(std::size_t bytes, int ranges) {
 void Ledger::count_decommit(std::size_t bytes, int ranges) {
   const Guard guard(lock_);
   held_ -= bytes;
-  if (held_ <= soft_limit_) soft_armed_ = true;
+  rearm_soft();
   change_by(stats_.reserved_bytes, false, -as_signed(bytes));
   change_by(stats_.segments, false, ranges);
   ++stats_.decommits;
@@ -132,6 +140,11 @@ void Ledger::share(std::int64_t bytes) {
 
 bool Ledger::take_soft_crossing() {
   return soft_crossed_.load(std::memory_order_relaxed) && soft_crossed_.exchange(false);
+}
+
+bool Ledger::take_soft_alarm() {
+  const Guard guard(lock_);
+  return held_ > soft_limit_ && std::exchange(soft_armed_, false);
 }
 
 std::size_t Ledger::held() const {
@@ -159,7 +172,8 @@ bool Ledger::set_limit(std::size_t limit) {
 void Ledger::set_soft_limit(std::size_t limit) {
   const Guard guard(lock_);
   soft_limit_ = limit;
-  soft_armed_ = held_ <= limit;
+  soft_armed_ = true;
+  above_soft_.store(held_ > limit, std::memory_order_relaxed);
 }
 
 Account* Ledger::open(std::string name, Account* parent, Arena* arena, bool isolated, std::size_t limit,
@@ -186,10 +200,17 @@ Account* Ledger::open(std::string name, Account* parent, Arena* arena, bool isol
   return out;
 }
 
-Account* Ledger::close(Account& account) {
+void Ledger::close(Account& account) {
   const Guard guard(lock_);
   account.closed = true;
-  return is_done(account) ? &account : nullptr;
+}
+
+Account* Ledger::switch_user(Account* from, Account* to) {
+  const Guard guard(lock_);
+  if (to != nullptr) ++to->users;
+  if (from == nullptr) return nullptr;
+  --from->users;
+  return is_done(*from) ? from : nullptr;
 }
 
 Account* Ledger::drop(Account& account) {
@@ -212,7 +233,7 @@ Account* Ledger::erase(Account* account) {
 
 bool Ledger::set_limit(Account& account, std::size_t limit) {
   const Guard guard(lock_);
-  if (limit < as_size(account.blocks.bytes.current)) return false;
+  if (limit < as_size(account.blocks.bytes.current) + account.pending) return false;
   account.limit = limit;
   return true;
 }
@@ -257,21 +278,23 @@ void Ledger::reset_peaks(Account& account) {
   for_each_stat(account.blocks, Stat::reset_peak);
 }
 
-void Ledger::count_oom(Account* account) {
-  const Guard guard(lock_);
-  ++stats_.ooms;
-  if (account != nullptr) ++account->ooms;
-}
-
 void Ledger::count_retry() {
   const Guard guard(lock_);
   ++stats_.alloc_retries;
 }
 
-void Ledger::count_pressure_call(Account* account) {
+void Ledger::count_oom(Account* asker, const Account* refuser) {
+  const Guard guard(lock_);
+  ++stats_.ooms;
+  if (asker != nullptr) ++asker->ooms;
+  if (refuser != nullptr && refuser != asker) ++accounts_[refuser->id]->ooms;
+}
+
+void Ledger::count_pressure_call(Account* asker, const Account* refuser) {
   const Guard guard(lock_);
   ++stats_.pressure_calls;
-  if (account != nullptr) ++account->pressure_calls;
+  if (asker != nullptr) ++asker->pressure_calls;
+  if (refuser != nullptr && refuser != asker) ++accounts_[refuser->id]->pressure_calls;
 }
 
 }  // namespace mempool

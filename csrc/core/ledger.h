@@ -37,6 +37,8 @@ struct Account {
   bool closed = false;         // no new blocks
   bool referenced = true;      // a handle of the user still exists
   std::uint32_t children = 0;  // accounts whose parent this is; they keep it alive
+  std::uint32_t users = 0;     // threads whose new blocks are charged to it; they keep it alive
+  std::size_t pending = 0;     // bytes of blocks that are being sought: they count toward the limit and nowhere else
   BlockStats blocks;
   std::int64_t ooms = 0;
   std::int64_t pressure_calls = 0;
@@ -89,8 +91,13 @@ class Ledger {
     std::size_t soft_over = 0;  // charged: bytes above a soft limit that was crossed from below
   };
 
-  // Charges a block to `account` (nullptr: root) and its parents. `shard`: the calling thread's, whose lock it holds.
-  Charge charge(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard);
+  // A block of a pool is charged in two steps, so that one which cannot be had leaves no trace in any figure:
+  // reserve() holds its place under the limits of the pool and its parents; then confirm() counts it, or cancel() lets
+  // the place go. The root pool (nullptr) has no limit on allocated bytes and needs confirm() alone.
+  Charge reserve(Account* account, std::size_t rounded);
+  void cancel(Account* account, std::size_t rounded);
+  // `shard`: the calling thread's, whose lock it holds. The outcome is always `charged`.
+  Charge confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard);
   // Returns the account when this was the last thing that kept a closed one alive: the caller retires it.
   Account* uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard);
   void fold(Shard& shard);
@@ -101,8 +108,13 @@ class Ledger {
   void count_commit(std::size_t bytes, int ranges);    // after a commit that try_hold() allowed
   void count_decommit(std::size_t bytes, int ranges);  // includes unhold()
   void share(std::int64_t bytes);                      // moves held bytes into (or out of) the small pool
-  // True once after held bytes crossed the device's soft limit from below.
+  // True once after held bytes grew to a figure above the device's soft limit.
   bool take_soft_crossing();
+  // Whether held bytes are above the soft limit. Takes no lock.
+  bool above_soft_limit() const { return above_soft_.load(std::memory_order_relaxed); }
+  // True when held bytes are above the soft limit and this is the first question since they, or the allocated ones,
+  // were below it: callbacks run once for each time that the limit is crossed.
+  bool take_soft_alarm();
 
   std::size_t held() const;
   std::size_t limit() const;
@@ -112,10 +124,12 @@ class Ledger {
   void set_soft_limit(std::size_t limit);
 
   Account* open(std::string name, Account* parent, Arena* arena, bool isolated, std::size_t limit, std::size_t soft);
-  // The user's handle is gone (drop) or the pool is closed for new blocks. Both return the account when nothing keeps
-  // it alive any more: the caller then calls erase().
-  Account* close(Account& account);
+  // No new blocks.
+  void close(Account& account);
+  // The user's handle is gone. Returns the account when nothing else keeps it alive: the caller then calls erase().
   Account* drop(Account& account);
+  // One thread's current pool changes (nullptr: root). Returns `from` when nothing keeps it alive any more.
+  Account* switch_user(Account* from, Account* to);
   // Frees the record and its id. Returns the parent when that in turn is now free to go.
   Account* erase(Account* account);
 
@@ -129,16 +143,24 @@ class Ledger {
   void reset_peaks();
   void reset_sums();
   void reset_peaks(Account& account);
-  void count_oom(Account* account);
+  // Both count for the device, for the pool that asked, and for the pool whose limit refused. Either may be nullptr.
+  void count_oom(Account* asker, const Account* refuser);
+  void count_pressure_call(Account* asker, const Account* refuser);
   void count_retry();
-  void count_pressure_call(Account* account);
 
   SpinLock& lock_for_fork() { return lock_; }
 
  private:
   void fold_locked(Shard& shard);
+  void rearm_soft() {
+    above_soft_.store(held_ > soft_limit_, std::memory_order_relaxed);
+    if (held_ <= soft_limit_ || static_cast<std::size_t>(stats_.blocks.all.bytes.current) <= soft_limit_) {
+      soft_armed_ = true;
+    }
+  }
   static bool is_done(const Account& account) {
-    return account.closed && !account.referenced && account.children == 0 && account.blocks.count.current == 0;
+    return account.closed && !account.referenced && account.children == 0 && account.users == 0 &&
+           account.pending == 0 && account.blocks.count.current == 0;
   }
 
   mutable SpinLock lock_;
@@ -147,6 +169,7 @@ class Ledger {
   std::size_t limit_ = kNoLimit;
   std::size_t soft_limit_ = kNoLimit;
   bool soft_armed_ = true;
+  std::atomic<bool> above_soft_{false};
   std::atomic<bool> soft_crossed_{false};              // read without the lock on the way of every large block
   std::vector<std::unique_ptr<Account>> accounts_{1};  // by id; slot 0 is the root pool, which has no record
   std::vector<std::uint32_t> free_ids_;

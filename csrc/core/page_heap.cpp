@@ -141,6 +141,8 @@ Span* PageHeap::allocate(std::size_t bytes, Refusal& why) noexcept {
   if (bytes <= kMediumMax) {
     span = shared_.best_fit(bytes);
     if (span == nullptr && take_chunk(why)) span = shared_.best_fit(bytes);
+    // No whole granule is to be had: the ends of large ranges must do, before anything is refused.
+    if (span == nullptr) span = large_.best_fit(bytes);
     if (span == nullptr) return nullptr;
     unindex(span);
     span = isolate(span, span->start, bytes);

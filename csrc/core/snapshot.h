@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,13 @@ struct SnapshotSegment {
   std::uintptr_t address = 0;
   std::size_t bytes = 0;
   std::string arena;                  // "default", or the isolated pool's name
+  std::size_t arena_number = 0;       // tells arenas of one name apart; 0 is the default arena
   std::vector<SnapshotBlock> blocks;  // in address order, covering the range
+};
+
+struct Snapshot {
+  std::vector<SnapshotSegment> segments;
+  std::map<std::uint32_t, std::string> pools;  // names of the accounts that live blocks are charged to
 };
 
 }  // namespace mempool

@@ -29,6 +29,7 @@ struct Stat {
     allocated += up;
     freed += down;
   }
+  void absorb(const Stat& other);
   static void reset_peak(Stat& stat) { stat.peak = stat.current; }
   static void reset_sum(Stat& stat) { stat.allocated = stat.freed = 0; }
 };
@@ -59,12 +60,25 @@ struct ByPool {
   T large;
 
   T& of(bool is_small) { return is_small ? small : large; }
+  void absorb(const ByPool& other) {
+    all.absorb(other.all);
+    small.absorb(other.small);
+    large.absorb(other.large);
+  }
   void for_each(void (*action)(T&)) {
     action(all);
     action(small);
     action(large);
   }
 };
+
+// Sums over several arenas. The peak is an upper bound: theirs need not have been at one moment.
+inline void Stat::absorb(const Stat& other) {
+  current += other.current;
+  peak += other.peak;
+  allocated += other.allocated;
+  freed += other.freed;
+}
 
 // Adds to (or, with a negative amount, takes from) one pool and the sum of both.
 inline void change_by(ByPool<Stat>& pools, bool is_small, std::int64_t amount) {
@@ -82,6 +96,10 @@ struct FreeRangeStats {
   ByPool<Stat> count;
   ByPool<Stat> bytes;
 
+  void absorb(const FreeRangeStats& other) {
+    count.absorb(other.count);
+    bytes.absorb(other.bytes);
+  }
   void change(bool is_small, std::int64_t ranges, std::int64_t range_bytes) {
     change_by(count, is_small, ranges);
     change_by(bytes, is_small, range_bytes);

@@ -16,8 +16,8 @@ constexpr std::size_t capacity_of(const SizeClass& info) {
 
 }  // namespace
 
-ThreadCache::ThreadCache(Arena& arena, Ledger& ledger, std::size_t most_bytes)
-    : arena_(arena), ledger_(ledger), most_bytes_(most_bytes) {
+ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, Ledger& ledger, std::size_t most_bytes)
+    : owner(owner_in), arena_(arena), ledger_(ledger), most_bytes_(most_bytes) {
   std::uint32_t slots = 0;
   for (std::size_t i = 0; i < kSmallClasses; ++i) {
     bins_[i].capacity = static_cast<std::uint16_t>(capacity_of(kSizeClasses[i]));

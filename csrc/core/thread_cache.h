@@ -16,9 +16,11 @@
 
 namespace mempool {
 
+class CachingAllocator;
+
 class ThreadCache {
  public:
-  ThreadCache(Arena& arena, Ledger& ledger, std::size_t most_bytes);
+  ThreadCache(CachingAllocator& owner, Arena& arena, Ledger& ledger, std::size_t most_bytes);
 
   // Small blocks. pop() is false when the class is empty; then refill() takes a batch from the arena.
   bool pop(std::size_t size_class, SmallBlock& out) noexcept {
@@ -64,6 +66,7 @@ class ThreadCache {
   std::size_t bytes() const noexcept { return bytes_; }
 
   SpinLock lock;
+  CachingAllocator& owner;
   Ledger::Shard shard;
   Account* current =
       nullptr;  // the pool of this thread's new blocks; nullptr is the root. Its own thread alone uses it.

@@ -5,6 +5,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "core/caching_allocator.h"
+
 namespace mempool {
 
 constinit thread_local ThreadCaches* t_caches __attribute__((tls_model("initial-exec"))) = nullptr;
@@ -30,12 +32,6 @@ struct ThreadExit {
 
 namespace {
 thread_local ThreadExit t_exit;
-
-void return_everything(ThreadCache& cache) {
-  const std::lock_guard guard(cache.lock);
-  cache.flush();
-  cache.fold();
-}
 }  // namespace
 
 ThreadRegistry& ThreadRegistry::instance() {
@@ -60,12 +56,13 @@ void ThreadRegistry::remove_allocator(std::size_t slot) {
   taken_[slot] = false;
 }
 
-ThreadCache* ThreadRegistry::obtain(std::size_t slot, Arena& arena, Ledger& ledger, std::size_t most_bytes) noexcept {
+ThreadCache* ThreadRegistry::obtain(std::size_t slot, CachingAllocator& owner, Arena& arena, Ledger& ledger,
+                                    std::size_t most_bytes) noexcept {
   if (ThreadCache* present = find(slot)) return present;
   if (t_ended) return nullptr;
   try {
     t_exit.armed = true;  // the first use of the variable registers its destructor
-    auto cache = std::make_unique<ThreadCache>(arena, ledger, most_bytes);
+    auto cache = std::make_unique<ThreadCache>(owner, arena, ledger, most_bytes);
     const std::lock_guard guard(mutex);
     if (t_caches == nullptr) {
       auto caches = std::make_unique<ThreadCaches>();
@@ -81,7 +78,7 @@ ThreadCache* ThreadRegistry::obtain(std::size_t slot, Arena& arena, Ledger& ledg
 void ThreadRegistry::retire(ThreadCaches* caches) noexcept {
   for (ThreadCache* cache : caches->by_slot) {
     if (cache == nullptr) continue;
-    return_everything(*cache);
+    cache->owner.take_back(*cache);
     delete cache;
   }
   delete caches;

@@ -47,6 +47,42 @@ def test_run_of_a_module_and_of_a_failing_script(tmp_path: Path) -> None:
     assert "out-of-memory errors 1" in done.stderr
 
 
+def test_run_leaves_the_script_as_python_would(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import os, sys, signal\n"
+        "os.chdir('/')\n"
+        "assert os.path.isabs(__file__) and os.path.exists(__file__), __file__\n"
+        "assert sys.path[0] == os.path.dirname(__file__), sys.path\n"
+        "assert not any(p.endswith('/bin') for p in sys.path), sys.path\n"
+        "if os.fork() == 0: sys.exit(0)\n"
+        "os.wait()\n"
+        "raise KeyError('its own')\n"
+    )
+    done = command("run", "--snapshot", "end.pickle", "script.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "KeyError: 'its own'" in done.stderr
+    assert done.stderr.count("CPU memory of this run") == 1
+    assert (tmp_path / "end.pickle").exists()
+
+
+def test_a_snapshot_that_cannot_be_written_is_found_before_the_script_runs(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("print('ran')")
+    done = command("run", "--snapshot", "/no/such/folder/x.pickle", str(tmp_path / "script.py"))
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "ran" not in done.stdout
+
+
+def test_names_are_not_read_as_markup(enabled: None, tmp_path: Path) -> None:
+    pool = mempool.MemoryPool("a[/b] [bold]")
+    with mempool.use_pool(pool):
+        kept = torch.ones(1000)
+    mempool.dump_snapshot(tmp_path / "s.pickle")
+    done = command("stats", str(tmp_path / "s.pickle"))
+    assert "a[/b] [bold]" in done.stdout, done.stderr
+    del kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

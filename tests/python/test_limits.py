@@ -95,6 +95,28 @@ def test_oom_info_survives_pickling_and_knows_its_own(enabled: None) -> None:
     assert mempool.oom_info(ValueError("something else")) is None
 
 
+def test_more_than_the_machine_has_is_refused_at_once(enabled: None) -> None:
+    peak, held = mempool.max_memory_allocated(), mempool.memory_reserved()
+    with pytest.raises(mempool.OutOfMemoryError) as caught:
+        bytes_of(10**13)
+    info = mempool.oom_info(caught.value)
+    assert info is not None
+    assert info["reason"] == "backend_refused"
+    assert info["limit"] is None
+    assert mempool.max_memory_allocated() == peak
+    assert mempool.memory_reserved() <= held
+
+
+def test_a_pool_cannot_pretend_to_be_another_in_oom_info(enabled: None) -> None:
+    name = "[mempool.oom reason=x device=cpu requested=1 allocated=1 limit=1 held=1 largest_free=1 pressure_calls=0"
+    pool = mempool.MemoryPool(name + ' pool="spoof"]', limit="1MiB")
+    with mempool.use_pool(pool), pytest.raises(mempool.OutOfMemoryError) as caught:
+        bytes_of(2 * MIB)
+    info = mempool.oom_info(caught.value)
+    assert info is not None
+    assert (info["pool"], info["requested"]) == (pool.name, 2 * MIB)
+
+
 def test_an_overflowing_size_is_out_of_memory(enabled: None) -> None:
     with pytest.raises(mempool.OutOfMemoryError) as caught:
         bytes_of(2**62)

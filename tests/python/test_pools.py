@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -155,7 +156,9 @@ def test_a_limit_below_what_is_used_is_refused(enabled: None) -> None:
     del kept
 
 
-@pytest.mark.parametrize("arguments", [{"name": ""}, {"name": 3}, {"name": "p", "parent": "model"}])
+@pytest.mark.parametrize(
+    "arguments", [{"name": ""}, {"name": 3}, {"name": "a\0b"}, {"name": "two\nlines"}, {"name": "p", "parent": "model"}]
+)
 def test_bad_pools_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(mempool.ConfigError):
         mempool.MemoryPool(**arguments)  # type: ignore[arg-type]
@@ -230,16 +233,17 @@ def test_in_pool_carries_errors_results_and_cancellation(enabled: None) -> None:
     assert mempool.current_pool() is None
 
 
-def test_a_pool_closed_meanwhile_ends_the_coroutine(enabled: None) -> None:
+def test_a_pool_closed_meanwhile_is_raised_where_the_coroutine_waits(enabled: None) -> None:
     pool = mempool.MemoryPool("p")
-    ended: list[str] = []
+    ended: list[object] = []
 
     async def work() -> None:
         try:
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            while True:
+                await asyncio.sleep(0)
         finally:
-            ended.append("ended")
+            await asyncio.sleep(0)  # cleaning up may wait, and allocates in no pool
+            ended.append((mempool.current_pool(), len(bytes_of(100))))
 
     async def main() -> None:
         task = asyncio.create_task(mempool.in_pool(pool, work()))
@@ -247,9 +251,45 @@ def test_a_pool_closed_meanwhile_ends_the_coroutine(enabled: None) -> None:
         pool.close()
         with pytest.raises(mempool.PoolClosedError):
             await task
+        with pytest.raises(mempool.PoolClosedError):
+            await mempool.in_pool(pool, work())
 
     asyncio.run(main())
-    assert ended == ["ended"]
+    assert ended == [(None, 100)]
+
+
+def test_a_cancellation_goes_before_the_news_that_the_pool_is_closed(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def main() -> None:
+        task = asyncio.create_task(mempool.in_pool(pool, asyncio.sleep(10)))
+        await asyncio.sleep(0)
+        task.cancel()
+        pool.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_plain_with_across_an_await_does_not_hide_what_ends_it(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def wrong() -> None:
+        with mempool.use_pool(pool):
+            await asyncio.sleep(10)
+
+    async def main() -> None:
+        task = asyncio.create_task(wrong())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert mempool.current_pool() is None
 
 
 def test_a_plain_with_across_an_await_is_an_error(enabled: None) -> None:
@@ -300,20 +340,62 @@ def test_bind_of_a_coroutine_function(enabled: None) -> None:
     del kept
 
 
+def test_bind_keeps_the_kind_of_a_function_and_refuses_generators() -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def coroutine() -> None: ...
+
+    def generator() -> Iterator[int]:
+        yield 1
+
+    async def async_generator() -> AsyncIterator[int]:
+        yield 1
+
+    class AsyncCallable:
+        async def __call__(self) -> object:
+            return mempool.current_pool()
+
+    assert inspect.iscoroutinefunction(mempool.bind(pool, coroutine))
+    assert not inspect.iscoroutinefunction(mempool.bind(pool, bytes_of))
+    for function in (generator, async_generator):
+        with pytest.raises(mempool.ConfigError, match="generator"):
+            mempool.bind(pool, function)
+    mempool.enable("cpu")
+    assert asyncio.run(mempool.bind(pool, AsyncCallable())()) is pool
+    mempool.disable()
+
+
+def test_leaving_an_outer_pool_first_keeps_the_inner_one(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+
+    def generator() -> Iterator[int]:
+        with mempool.use_pool(outer):
+            yield 1
+
+    iterator = generator()
+    next(iterator)
+    with mempool.use_pool(inner):
+        iterator.close()  # type: ignore[attr-defined]
+        kept = bytes_of(1000)
+        assert mempool.current_pool() is inner
+    assert (inner.used_bytes(), outer.used_bytes()) == (1024, 0)
+    del kept
+
+
 def test_a_generator_that_goes_on_elsewhere_is_found(enabled: None) -> None:
     pool = mempool.MemoryPool("p")
 
-    def generator() -> object:
+    def generator() -> Iterator[int]:
         with mempool.use_pool(pool):
             yield 1
 
     iterator = generator()
-    next(iterator)  # type: ignore[call-overload]
+    next(iterator)
     errors: list[BaseException] = []
 
     def finish() -> None:
         try:
-            next(iterator, None)  # type: ignore[call-overload]
+            next(iterator, None)
         except RuntimeError as error:
             errors.append(error)
 
@@ -325,3 +407,40 @@ def test_a_generator_that_goes_on_elsewhere_is_found(enabled: None) -> None:
     from mempool import pools
 
     pools._drop(pools._stack.entries[-1])
+
+
+def test_an_interrupt_while_entering_leaves_nothing_half_entered(
+    enabled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mempool import pools
+
+    pool = mempool.MemoryPool("p")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    real = pools._apply_top
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pool._device), "set_current_pool", interrupted)
+        patch.setattr(pools, "_apply_top", lambda device: None)
+        with pytest.raises(KeyboardInterrupt):
+            mempool.use_pool(pool).__enter__()
+    real(pool._device)
+    assert mempool.current_pool() is None
+    kept = bytes_of(1000)
+    assert pool.used_bytes() == 0
+    del kept
+
+
+def test_a_pool_dropped_while_a_thread_still_has_it_is_not_reused(enabled: None) -> None:
+    from mempool._device import cpu
+
+    pool = mempool.MemoryPool("left")
+    cpu().set_current_pool(pool._handle)  # as if an interrupt had struck behind mempool's back
+    del pool
+    gc.collect()
+    strangers = [mempool.MemoryPool(f"stranger {i}") for i in range(4)]
+    with pytest.raises(RuntimeError, match="'left' is closed"):
+        bytes_of(1000)
+    cpu().set_current_pool(None)
+    assert all(stranger.used_bytes() == 0 for stranger in strangers)

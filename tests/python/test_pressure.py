@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import gc
+import time
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -62,11 +67,76 @@ def test_a_callback_may_allocate_and_fail_without_recursion(enabled: None) -> No
 
     handle = mempool.on_pressure(callback)
     try:
-        with mempool.use_pool(pool), pytest.raises(mempool.OutOfMemoryError):
+        with mempool.use_pool(pool), pytest.raises(mempool.OutOfMemoryError) as caught:
             bytes_of(2 * MIB)
     finally:
         handle.remove()
     assert depth == [MIB]
+    info = mempool.oom_info(caught.value)
+    assert info is not None
+    assert info["requested"] == 2 * MIB
+
+
+def test_oom_info_is_of_the_outer_error_when_a_callback_fails_for_memory_too(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer", limit="1MiB"), mempool.MemoryPool("inner", limit="1MiB")
+
+    def callback(name: str, needed: int) -> None:
+        assert mempool.memory_stats()["allocated_bytes.all.current"] >= 0
+        bytes_of(2 * MIB)  # charged to no pool
+        with mempool.use_pool(inner):
+            bytes_of(3 * MIB)
+
+    handle = mempool.on_pressure(callback)
+    try:
+        with pytest.raises(mempool.OutOfMemoryError) as caught, mempool.use_pool(outer):
+            bytes_of(8 * MIB)
+    finally:
+        handle.remove()
+    info = mempool.oom_info(caught.value)
+    assert info is not None
+    assert (info["pool"], info["requested"]) == ("outer", 8 * MIB)
+    cause = mempool.oom_info(info["callback_error"])
+    assert cause is not None
+    assert cause["pool"] == "inner"
+    assert outer.used_bytes() == inner.used_bytes() == outer.peak_bytes() == 0
+
+
+def test_the_error_of_a_callback_keeps_none_of_its_tensors(live_bytes: Callable[[], int]) -> None:
+    pool = mempool.MemoryPool("p", limit="1MiB")
+
+    def callback(name: str, needed: int) -> None:
+        local = bytes_of(5 * MIB)
+        raise ValueError(len(local))
+
+    handle = mempool.on_pressure(callback)
+    try:
+        for _ in range(3):
+            with contextlib.suppress(mempool.OutOfMemoryError), mempool.use_pool(pool):
+                bytes_of(2 * MIB)
+    finally:
+        handle.remove()
+    gc.collect()
+    assert live_bytes() == 0
+
+
+def test_an_interrupt_in_a_callback_is_not_lost(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", limit="1MiB")
+
+    def callback(name: str, needed: int) -> None:
+        raise KeyboardInterrupt
+
+    def allocate() -> None:
+        with contextlib.suppress(mempool.OutOfMemoryError), mempool.use_pool(pool):
+            bytes_of(2 * MIB)
+        time.sleep(1)
+
+    handle = mempool.on_pressure(callback)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            allocate()
+    finally:
+        handle.remove()
+    assert mempool.current_pool() is None
 
 
 def test_the_soft_limit_of_a_pool_calls_once_for_each_crossing(enabled: None) -> None:

@@ -94,6 +94,28 @@ def test_history_in_threads(enabled: None) -> None:
     del kept
 
 
+def test_arenas_of_one_name_are_told_apart(enabled: None) -> None:
+    pools = [mempool.MemoryPool("default", isolated=True) for _ in range(2)]
+    kept = [torch.ones(10)]
+    for pool in pools:
+        with mempool.use_pool(pool):
+            kept.append(torch.ones(10))
+    ids = {b["address"]: s["segment_pool_id"] for s in mempool.memory_snapshot()["segments"] for b in s["blocks"]}
+    assert len({ids[x.data_ptr()] for x in kept}) == 3
+    del kept
+
+
+def test_stacks_of_an_earlier_recording_are_forgotten(enabled: None) -> None:
+    mempool.record_history(True)
+    kept = make_marked(100)
+    mempool.record_history(True)
+    blocks = {b["address"]: b for s in mempool.memory_snapshot()["segments"] for b in s["blocks"]}
+    assert blocks[kept.data_ptr()]["frames"] == []
+    with pytest.raises(mempool.ConfigError):
+        mempool.record_history(True, max_events=1.5)  # type: ignore[arg-type]
+    del kept
+
+
 class _Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("exit 1",)

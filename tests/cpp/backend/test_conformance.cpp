@@ -104,6 +104,18 @@ TEST(an_impossible_reservation_is_refused) {
   for_each_backend([](PhysicalMemory& memory) { CHECK(memory.reserve(std::size_t{1} << 60) == nullptr); });
 }
 
+TEST(the_host_refuses_what_the_machine_can_never_back) {
+  HostMemory memory(true);
+  const std::size_t bytes = std::size_t{64} << 40;
+  void* const space = memory.reserve(bytes);
+  if (space == nullptr) return;  // even the address space is refused: all the better
+  Handle handle;
+  CHECK(!memory.commit(space, bytes, handle));
+  CHECK(memory.commit(space, memory.granule_bytes(), handle));
+  CHECK(memory.decommit(handle));
+  memory.unreserve(space, bytes);
+}
+
 TEST(the_fake_counts_fails_and_checks) {
   FakeMemory memory({.capacity_bytes = std::size_t{4} << 20});
   const std::size_t granule = memory.granule_bytes();

@@ -1,5 +1,6 @@
 #include <cstdint>
 #include <cstring>
+#include <thread>
 
 #include "core/caching_allocator.h"
 #include "core/size_classes.h"
@@ -350,7 +351,7 @@ TEST(a_snapshot_covers_every_held_byte) {
   std::size_t total = 0;
   std::size_t live = 0;
   std::size_t requested = 0;
-  for (const SnapshotSegment& segment : device.allocator->snapshot()) {
+  for (const SnapshotSegment& segment : device.allocator->snapshot().segments) {
     std::uintptr_t end = segment.address;
     for (const SnapshotBlock& block : segment.blocks) {
       CHECK_EQ(block.address, end);
@@ -390,5 +391,97 @@ TEST(statistics_name_current_peak_and_sums) {
   CHECK_EQ(device.allocator->stats().blocks.all.bytes.peak, 1024);
   CHECK_EQ(device.allocator->stats().blocks.all.bytes.allocated, 0);
   device.allocator->deallocate(small);
+  device.check_empty();
+}
+
+TEST(an_address_inside_a_block_or_freed_before_is_refused) {
+  const FakeDevice device;
+  for (const std::size_t bytes : {std::size_t{100}, std::size_t{100000}, 3 * kMiB}) {
+    auto* const block = static_cast<char*>(device.allocator->allocate(bytes));
+    CHECK(!device.allocator->deallocate(block + 64));
+    CHECK(device.allocator->deallocate(block));
+    CHECK(!device.allocator->deallocate(block));
+  }
+  device.check_empty();
+}
+
+TEST(a_refused_allocation_leaves_no_trace_in_any_figure) {
+  const FakeDevice device({.limit = 8 * kMiB});
+  Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
+  for (Account* where : {static_cast<Account*>(nullptr), pool}) {
+    device.allocator->set_current_pool(where);
+    CHECK_THROWS(OutOfMemory, device.allocator->allocate(100 * kMiB));
+  }
+  device.allocator->set_current_pool(nullptr);
+  const DeviceStats stats = device.allocator->stats();
+  CHECK_EQ(stats.blocks.all.bytes.peak, 0);
+  CHECK_EQ(stats.blocks.all.count.allocated, 0);
+  CHECK_EQ(device.allocator->ledger().read(*pool).blocks.bytes.peak, 0);
+  CHECK_EQ(device.allocator->ledger().read(*pool).blocks.bytes.freed, 0);
+  device.allocator->drop_pool(*pool);
+  device.check_empty();
+}
+
+TEST(small_blocks_take_the_ends_of_large_ranges_before_they_fail) {
+  const FakeDevice device({.limit = 64 * kMiB});
+  std::vector<void*> blocks;
+  for (int i = 0; i < 42; ++i) blocks.push_back(device.allocator->allocate(3 * kMiB / 2));
+  std::vector<void*> kept;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    if (i % 2 == 0) {
+      kept.push_back(blocks[i]);
+    } else {
+      device.allocator->deallocate(blocks[i]);
+    }
+  }
+  // No whole granule is free, and the limit allows no other.
+  device.allocator->trim(0);
+  for (const std::size_t bytes : {std::size_t{8192}, std::size_t{200000}, kMiB}) {
+    kept.push_back(device.allocator->allocate(bytes));
+    std::memset(kept.back(), 1, bytes);
+  }
+  CHECK_EQ(device.allocator->check_invariants(), "");
+  for (void* block : kept) device.allocator->deallocate(block);
+  device.check_empty();
+}
+
+TEST(the_soft_limit_of_the_device_speaks_at_each_crossing_and_trims_at_once_when_set) {
+  const FakeDevice device({.soft_limit = 16 * kMiB});
+  const Installed installed(*device.allocator);
+  for (int round = 1; round <= 3; ++round) {
+    void* const first = device.allocator->allocate(static_cast<std::size_t>(round) * 20 * kMiB);
+    CHECK_EQ(device.allocator->stats().pressure_calls, round);
+    void* const second = device.allocator->allocate(20 * kMiB);  // still above: no second call
+    CHECK_EQ(device.allocator->stats().pressure_calls, round);
+    device.allocator->deallocate(first);
+    device.allocator->deallocate(second);
+  }
+  device.allocator->set_soft_limit(10 * kMiB);
+  CHECK(device.allocator->ledger().held() <= 10 * kMiB);
+  device.check_empty();
+}
+
+TEST(a_pool_left_current_is_kept_alive_by_its_thread) {
+  const FakeDevice device;
+  std::thread([&] {
+    Account* const pool = device.allocator->open_pool("left", nullptr, true, kNoLimit, kNoLimit);
+    device.allocator->set_current_pool(pool);
+    device.allocator->drop_pool(*pool);
+    CHECK_THROWS(PoolClosedError, device.allocator->allocate(100));
+  }).join();
+  Account* const next = device.allocator->open_pool("next", nullptr, false, kNoLimit, kNoLimit);
+  CHECK_EQ(next->id, 1u);  // the record of the first is free again
+  device.allocator->drop_pool(*next);
+  device.check_empty();
+}
+
+TEST(sizes_around_four_gibibytes_are_live_in_a_snapshot) {
+  const FakeDevice device({}, {.accessible = false});
+  for (const std::size_t bytes : {(std::size_t{1} << 32) - 1, std::size_t{1} << 32, (std::size_t{1} << 32) + 5}) {
+    void* const block = device.allocator->allocate(bytes);
+    CHECK_EQ(device.allocator->check_invariants(), "");
+    CHECK_EQ(device.allocator->snapshot().segments[0].blocks[0].requested, bytes);
+    device.allocator->deallocate(block);
+  }
   device.check_empty();
 }
