@@ -2,7 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <cstdio>
 
 #include "common/align.h"
 
@@ -37,6 +40,44 @@ bool shut_space(void* address, std::size_t bytes) noexcept {
   if (madvise(address, bytes, MADV_DONTNEED) == 0) return true;
   open_space(address, bytes);
   return false;
+}
+
+bool move_pages(void* from, void* to, std::size_t bytes) noexcept {
+  return mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == to;
+}
+
+bool can_move_pages() noexcept {
+  constexpr std::size_t kPage = 4096;
+  auto* const space = static_cast<char*>(map_space(2 * kPage, kPage));
+  if (space == nullptr) return false;
+  bool works = open_space(space, kPage);
+  if (works) {
+    *space = 1;
+    works = move_pages(space, space + kPage, kPage) && space[kPage] == 1;
+  }
+  unmap_space(space, 2 * kPage);
+  return works;
+}
+
+std::size_t mapping_count() noexcept {
+  std::FILE* const file = std::fopen("/proc/self/maps", "re");
+  if (file == nullptr) return 0;
+  std::size_t lines = 0;
+  std::array<char, 65536> buffer{};
+  for (std::size_t got = 0; (got = std::fread(buffer.data(), 1, buffer.size(), file)) > 0;) {
+    lines += static_cast<std::size_t>(std::count(buffer.data(), buffer.data() + got, '\n'));
+  }
+  std::fclose(file);
+  return lines;
+}
+
+std::size_t most_mappings() noexcept {
+  std::FILE* const file = std::fopen("/proc/sys/vm/max_map_count", "re");
+  if (file == nullptr) return SIZE_MAX;
+  std::size_t most = 0;
+  const bool read = std::fscanf(file, "%zu", &most) == 1;
+  std::fclose(file);
+  return read ? most : SIZE_MAX;
 }
 
 bool advise_huge_pages(void* address, std::size_t bytes, bool wanted) noexcept {

@@ -14,6 +14,15 @@ void unmap_space(void* address, std::size_t bytes) noexcept;
 bool open_space(void* address, std::size_t bytes) noexcept;
 // Drops the pages of a part and makes it inaccessible again. False: nothing changed.
 bool shut_space(void* address, std::size_t bytes) noexcept;
+// Whether this kernel can move pages and leave the source mapped (5.7 and newer; not under valgrind).
+bool can_move_pages() noexcept;
+// Moves the pages of one mapping to another place in address space from map_space, contents and all; page tables
+// change, no byte is copied. The source stays mapped and empty, so that nothing else can land there. False: nothing
+// changed.
+bool move_pages(void* from, void* to, std::size_t bytes) noexcept;
+// Mappings of this process now, and the most that the kernel allows. 0 and SIZE_MAX where that is not known.
+std::size_t mapping_count() noexcept;
+std::size_t most_mappings() noexcept;
 // Asks for transparent huge pages in the range, or for none. False where the kernel does not know them.
 bool advise_huge_pages(void* address, std::size_t bytes, bool wanted) noexcept;
 

@@ -1,13 +1,12 @@
 #include "backend/host_memory.h"
 
-#include <sys/mman.h>
-
 #include "backend/address_space.h"
 #include "backend/host_info.h"
 
 namespace mempool {
 
-HostMemory::HostMemory(bool huge_pages) noexcept : huge_pages_(huge_pages), granule_(huge_page_bytes()) {}
+HostMemory::HostMemory(bool huge_pages) noexcept
+    : huge_pages_(huge_pages), granule_(huge_page_bytes()), can_move_(can_move_pages()) {}
 
 void* HostMemory::reserve(std::size_t bytes) noexcept {
   void* const address = map_space(bytes, granule_);
@@ -37,13 +36,28 @@ bool HostMemory::join(Handle& first, const Handle& second) noexcept {
   return true;
 }
 
+// Each move can leave a mapping more behind. Counting them reads a file of the kernel, so only every so often.
+bool HostMemory::mappings_are_within_budget() noexcept {
+  constexpr std::uint32_t kMovesBetweenCounts = 256;
+  if (moves_.fetch_add(1, std::memory_order_relaxed) % kMovesBetweenCounts == 0) {
+    within_budget_.store(mapping_count() < most_mappings() / 2, std::memory_order_relaxed);
+  }
+  return within_budget_.load(std::memory_order_relaxed);
+}
+
 bool HostMemory::move(Handle& handle, void* to) noexcept {
-  // The page tables move, not the bytes. The source must become a reservation again at once, before another thread's
-  // mmap can land in the gap: DONTUNMAP leaves it mapped and empty.
-  void* const moved =
-      mremap(handle.address, handle.bytes, handle.bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to);
-  if (moved == MAP_FAILED) return false;
-  mprotect(handle.address, handle.bytes, PROT_NONE);
+  if (!mappings_are_within_budget()) return false;
+  if (!move_pages(handle.address, to, handle.bytes)) {
+    // A handle whose parts came from different places is several mappings, and older kernels move one at a time.
+    char* const source = static_cast<char*>(handle.address);
+    char* const target = static_cast<char*>(to);
+    for (std::size_t done = 0; done < handle.bytes; done += granule_) {
+      if (move_pages(source + done, target + done, granule_)) continue;
+      for (; done > 0; done -= granule_) move_pages(target + done - granule_, source + done - granule_, granule_);
+      return false;
+    }
+  }
+  shut_space(handle.address, handle.bytes);
   handle.address = to;
   return true;
 }

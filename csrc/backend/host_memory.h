@@ -3,7 +3,9 @@
 // has them.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 
 #include "core/physical_memory.h"
 
@@ -15,7 +17,7 @@ class HostMemory final : public PhysicalMemory {
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
   Capabilities capabilities() const noexcept override {
-    return {.can_cut = true, .can_alias = false, .can_move = true};
+    return {.can_cut = true, .can_alias = false, .can_move = can_move_};
   }
   void* reserve(std::size_t bytes) noexcept override;
   void unreserve(void* address, std::size_t bytes) noexcept override;
@@ -26,8 +28,13 @@ class HostMemory final : public PhysicalMemory {
   bool move(Handle& handle, void* to) noexcept override;
 
  private:
+  bool mappings_are_within_budget() noexcept;
+
   const bool huge_pages_;
   const std::size_t granule_;
+  const bool can_move_;
+  std::atomic<std::uint32_t> moves_{0};
+  std::atomic<bool> within_budget_{true};
 };
 
 }  // namespace mempool

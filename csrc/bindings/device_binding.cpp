@@ -82,6 +82,8 @@ py::dict device_stats(CachingAllocator& device) {
   out["num_device_alloc"] = stats.commits;
   out["num_device_free"] = stats.decommits;
   out["num_pressure_calls"] = stats.pressure_calls;
+  out["num_moves"] = stats.moves;
+  out["moved_bytes"] = stats.moved_bytes;
   return out;
 }
 

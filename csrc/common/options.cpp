@@ -54,6 +54,8 @@ const std::vector<Entry>& entries() {
        [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.segment_bytes = parse_bytes(v, w); }},
       {{"huge_pages", "bool", "advise transparent huge pages for CPU memory"},
        [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.huge_pages = parse_bool(k, v); }},
+      {{"stitch", "bool", "make ranges longer with free memory moved from elsewhere, before asking for new memory"},
+       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.stitch = parse_bool(k, v); }},
       {{"history_events", "count", "allocation events that record_history keeps"},
        [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.history_events = parse_count(k, v); }},
   };

@@ -22,6 +22,8 @@ struct Options {
   std::size_t segment_bytes = std::size_t{1} << 30;
   // Advise transparent huge pages for CPU memory.
   bool huge_pages = true;
+  // Make ranges longer with free memory moved from elsewhere, before new memory is asked for.
+  bool stitch = true;
   // Allocation events that record_history keeps; the oldest go first.
   std::size_t history_events = 100000;
 };

@@ -13,11 +13,8 @@ namespace mempool {
 
 class Arena {
  public:
-  Arena(std::string name_in, PhysicalMemory& memory, Ledger& ledger, std::size_t segment_bytes, bool thread_cached_in)
-      : name(std::move(name_in)),
-        thread_cached(thread_cached_in),
-        pages(memory, ledger, segment_bytes, this),
-        slabs(pages) {}
+  Arena(std::string name_in, PhysicalMemory& memory, Ledger& ledger, const Options& options, bool thread_cached_in)
+      : name(std::move(name_in)), thread_cached(thread_cached_in), pages(memory, ledger, options, this), slabs(pages) {}
 
   const std::string name;
 

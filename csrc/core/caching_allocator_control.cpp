@@ -17,7 +17,7 @@ CachingAllocator::CachingAllocator(std::string device, std::unique_ptr<PhysicalM
       options_(options),
       memory_(std::move(memory)),
       slot_(ThreadRegistry::instance().add_allocator()),
-      default_arena_(std::make_unique<Arena>("default", *memory_, ledger_, options.segment_bytes, true)) {
+      default_arena_(std::make_unique<Arena>("default", *memory_, ledger_, options_, true)) {
   ledger_.set_limit(options.limit);
   ledger_.set_soft_limit(options.soft_limit);
 }
@@ -36,7 +36,7 @@ ThreadCache* CachingAllocator::make_cache() noexcept {
 Account* CachingAllocator::open_pool(std::string name, Account* parent, bool isolated, std::size_t limit,
                                      std::size_t soft_limit) {
   if (!isolated) return ledger_.open(std::move(name), parent, &arena_of(parent), false, limit, soft_limit);
-  auto arena = std::make_unique<Arena>(name, *memory_, ledger_, options_.segment_bytes, false);
+  auto arena = std::make_unique<Arena>(name, *memory_, ledger_, options_, false);
   const std::lock_guard guard(arenas_mutex_);
   isolated_.reserve(isolated_.size() + 1);
   Account* const account = ledger_.open(std::move(name), parent, arena.get(), true, limit, soft_limit);

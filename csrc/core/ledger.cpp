@@ -114,20 +114,29 @@ void Ledger::unhold(std::size_t bytes) {
   rearm_soft();
 }
 
-void Ledger::count_commit(std::size_t bytes, int ranges) {
+void Ledger::count_commit(std::size_t bytes) {
   const Guard guard(lock_);
   change_by(stats_.reserved_bytes, false, as_signed(bytes));
-  change_by(stats_.segments, false, ranges);
   ++stats_.commits;
 }
 
-void Ledger::count_decommit(std::size_t bytes, int ranges) {
+void Ledger::count_decommit(std::size_t bytes) {
   const Guard guard(lock_);
   held_ -= bytes;
   rearm_soft();
   change_by(stats_.reserved_bytes, false, -as_signed(bytes));
-  change_by(stats_.segments, false, ranges);
   ++stats_.decommits;
+}
+
+void Ledger::count_move(std::size_t bytes) {
+  const Guard guard(lock_);
+  ++stats_.moves;
+  stats_.moved_bytes += as_signed(bytes);
+}
+
+void Ledger::count_ranges(int change) {
+  const Guard guard(lock_);
+  change_by(stats_.segments, false, change);
 }
 
 void Ledger::share(std::int64_t bytes) {

@@ -105,9 +105,11 @@ class Ledger {
   // Held bytes. False when the device limit would be passed.
   bool try_hold(std::size_t bytes);
   void unhold(std::size_t bytes);
-  void count_commit(std::size_t bytes, int ranges);    // after a commit that try_hold() allowed
-  void count_decommit(std::size_t bytes, int ranges);  // includes unhold()
-  void share(std::int64_t bytes);                      // moves held bytes into (or out of) the small pool
+  void count_commit(std::size_t bytes);    // after a commit that try_hold() allowed
+  void count_decommit(std::size_t bytes);  // includes unhold()
+  void count_move(std::size_t bytes);
+  void count_ranges(int change);   // contiguous backed ranges that came or went
+  void share(std::int64_t bytes);  // moves held bytes into (or out of) the small pool
   // True once after held bytes grew to a figure above the device's soft limit.
   bool take_soft_crossing();
   // Whether held bytes are above the soft limit. Takes no lock.

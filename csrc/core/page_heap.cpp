@@ -19,14 +19,15 @@ std::int64_t as_signed(std::size_t bytes) { return static_cast<std::int64_t>(byt
 
 }  // namespace
 
-PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, std::size_t segment_bytes, Arena* arena)
+PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena)
     : memory_(memory),
       ledger_(ledger),
       capabilities_(memory.capabilities()),
       granule_(memory.granule_bytes()),
       chunk_(align_up(kChunkBytes, granule_)),
-      segment_bytes_(align_up(std::max(segment_bytes, granule_), granule_)),
-      arena_(arena) {}
+      segment_bytes_(align_up(std::max(options.segment_bytes, granule_), granule_)),
+      arena_(arena),
+      stitching_(options.stitch) {}
 
 PageHeap::~PageHeap() { release(SIZE_MAX); }
 

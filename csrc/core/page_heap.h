@@ -14,11 +14,13 @@
 #include <memory>
 #include <vector>
 
+#include "common/options.h"
 #include "core/free_index.h"
 #include "core/ledger.h"
 #include "core/physical_memory.h"
 #include "core/span.h"
 #include "core/stats.h"
+#include "core/stitch_plan.h"
 
 namespace mempool {
 
@@ -27,7 +29,7 @@ enum class Refusal : std::uint8_t { none, limit, backend, metadata };
 
 class PageHeap {
  public:
-  PageHeap(PhysicalMemory& memory, Ledger& ledger, std::size_t segment_bytes, Arena* arena);
+  PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena);
   PageHeap(const PageHeap&) = delete;
   PageHeap& operator=(const PageHeap&) = delete;
   // Precondition: no block and no slab is left. Memory that the backend will not take back stays with it.
@@ -54,6 +56,9 @@ class PageHeap {
   std::string check_invariants() const;
 
  private:
+  // Records that one step on a span needs at most: the two ends of a cut.
+  static constexpr std::size_t kRecordsForCut = 2;
+
   struct Growth {
     Span* hole = nullptr;
     std::uintptr_t start = 0;
@@ -83,6 +88,12 @@ class PageHeap {
   bool grow(std::size_t bytes, bool aligned, Refusal& why) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
   bool commit(const Growth& growth, Refusal& why) noexcept;
+  Span* fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes) noexcept;
+
+  Growth stitch(Growth growth) noexcept;
+  std::vector<FreePiece> movable_pieces(const Span* not_this, const Span* nor_this) const;
+  bool move_handle(std::uintptr_t from, Growth& growth) noexcept;
+  Span* free_span_at(std::uintptr_t address) const noexcept;
   bool add_segment(std::size_t bytes, Refusal& why) noexcept;
   void remove_segment(Segment* segment) noexcept;
 
@@ -97,6 +108,7 @@ class PageHeap {
   const std::size_t chunk_;  // what medium blocks and slabs share, one piece; a multiple of the granule
   const std::size_t segment_bytes_;
   Arena* const arena_;
+  const bool stitching_;
 
   FreeIndex large_;
   FreeIndex shared_;

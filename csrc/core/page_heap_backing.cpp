@@ -9,9 +9,6 @@
 namespace mempool {
 namespace {
 
-// Records that one step needs at most: the two ends of a cut.
-constexpr std::size_t kRecordsForCut = 2;
-
 bool is_backed(const Span* span) { return span != nullptr && span->state != Span::State::hole; }
 
 }  // namespace
@@ -22,7 +19,9 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, Refusal& why) noexcept {
     if (!add_segment(bytes, why)) return false;
     growth = plan_growth(bytes, aligned);
   }
-  return commit(growth, why);
+  // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
+  if (!aligned) growth = stitch(growth);
+  return growth.bytes == 0 || commit(growth, why);
 }
 
 // Where the least new backing makes a free range of `bytes`: a hole, together with the free ranges at its ends. An
@@ -87,13 +86,21 @@ bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
         previous->first + previous->second.bytes == growth.start && growth.start != growth.hole->segment->start;
     if (adjacent && memory_.join(previous->second, record->second)) handles_.erase(record);
   }
-  unindex(growth.hole);
-  Span* span = isolate(growth.hole, growth.start, growth.bytes);
-  ledger_.count_commit(growth.bytes, 1 - is_backed(span->previous) - is_backed(span->next));
-  span->state = Span::State::free;
-  span->segment->backed_bytes += growth.bytes;
-  index(merge(span));
+  fill_hole(growth.hole, growth.start, growth.bytes);
+  ledger_.count_commit(growth.bytes);
   return true;
+}
+
+// Makes a part of a hole a free range. Returns what is left of the hole behind it, or nullptr.
+Span* PageHeap::fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes) noexcept {
+  unindex(hole);
+  Span* const span = isolate(hole, start, bytes);
+  Span* const behind = span->next != nullptr && span->next->state == Span::State::hole ? span->next : nullptr;
+  ledger_.count_ranges(1 - is_backed(span->previous) - is_backed(span->next));
+  span->state = Span::State::free;
+  span->segment->backed_bytes += bytes;
+  index(merge(span));
+  return behind;
 }
 
 bool PageHeap::add_segment(std::size_t bytes, Refusal& why) noexcept {
@@ -183,6 +190,7 @@ std::size_t PageHeap::release_from(Span* span, std::size_t bytes) noexcept {
     const std::size_t handle_bytes = it->second.bytes;
     it = handles_.erase(it);
     given += handle_bytes;
+    ledger_.count_decommit(handle_bytes);
     rest = make_hole(rest, start, handle_bytes);
     if (rest == nullptr) break;
   }
@@ -194,7 +202,7 @@ Span* PageHeap::make_hole(Span* span, std::uintptr_t start, std::size_t bytes) n
   unindex(span);
   Span* hole = isolate(span, start, bytes);
   Span* const before = hole == span ? nullptr : hole->previous;
-  ledger_.count_decommit(bytes, is_backed(hole->previous) + is_backed(hole->next) - 1);
+  ledger_.count_ranges(is_backed(hole->previous) + is_backed(hole->next) - 1);
   hole->segment->backed_bytes -= bytes;
   hole->state = Span::State::hole;
   index(merge(hole));

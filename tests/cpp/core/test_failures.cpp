@@ -50,6 +50,7 @@ TEST(every_backend_call_may_fail) {
       device.check_empty();
       calls = device.memory->fallible_calls();
       CHECK(device.memory->calls(FakeMemory::Call::decommit) > 0);
+      CHECK(device.memory->calls(FakeMemory::Call::move) > 0);
       if (settings.personality == FakeMemory::Personality::host) {
         CHECK(device.memory->calls(FakeMemory::Call::cut) > 0);
         CHECK(device.memory->calls(FakeMemory::Call::join) > 0);
