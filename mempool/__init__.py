@@ -24,7 +24,7 @@ from mempool.control import (  # noqa: E402
     set_limit,
     trim,
 )
-from mempool.errors import ConfigError, DeviceError, OutOfMemoryError, PoolClosedError, SnapshotError  # noqa: E402
+from mempool.errors import ConfigError, DeviceError, OutOfMemoryError, PoolClosedError, SnapshotError, TraceError  # noqa: E402
 from mempool.pools import MemoryPool, bind, current_pool, in_pool, use_pool  # noqa: E402
 from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
 from mempool.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history  # noqa: E402
@@ -38,6 +38,7 @@ from mempool.stats import (  # noqa: E402
     reset_accumulated_memory_stats,
     reset_peak_memory_stats,
 )
+from mempool.trace import ReplayReport, replay  # noqa: E402
 
 __all__ = [
     "__version__",
@@ -73,10 +74,14 @@ __all__ = [
     "on_pressure",
     "PressureHandle",
     "oom_info",
+    # traces
+    "replay",
+    "ReplayReport",
     # errors
     "ConfigError",
     "DeviceError",
     "OutOfMemoryError",
     "PoolClosedError",
     "SnapshotError",
+    "TraceError",
 ]

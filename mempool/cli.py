@@ -7,6 +7,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import click
@@ -31,7 +32,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
-    except (mempool.ConfigError, mempool.DeviceError, mempool.SnapshotError) as error:
+    except (mempool.ConfigError, mempool.DeviceError, mempool.SnapshotError, mempool.TraceError) as error:
         click.ClickException(str(error)).show()
         sys.exit(1)
     if callable(script):
@@ -107,6 +108,23 @@ def stats(snapshot: Path, top: int) -> None:
     except OSError as error:
         raise click.ClickException(f"cannot read '{snapshot}': {error.strerror or error}.") from error
     report.print_snapshot_summary(Console(markup=False), loaded, top)
+
+
+@commands.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--backend", default="fake", show_default=True, help="'fake' (addresses alone) or 'host' (real memory).")
+@click.option("--scale", default="1", show_default=True, help="Multiply each size: '0.5', '1/16'.")
+def replay(trace: Path, backend: str, scale: str) -> None:
+    """Replay a TRACE of allocations (CSV, plain or gzipped) and print what it took."""
+    try:
+        factor = float(Fraction(scale))
+    except (ValueError, ZeroDivisionError) as error:
+        raise click.BadParameter(f"'{scale}' is not a number.", param_hint="--scale") from error
+    try:
+        result = mempool.replay(trace, backend=backend, scale=factor)
+    except OSError as error:
+        raise click.ClickException(f"cannot read '{trace}': {error.strerror or error}.") from error
+    report.print_replay(Console(markup=False), trace, result)
 
 
 @commands.command()

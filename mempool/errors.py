@@ -6,13 +6,17 @@ import torch
 
 from mempool._core import ConfigError, PoolClosedError
 
-__all__ = ["ConfigError", "DeviceError", "OutOfMemoryError", "PoolClosedError", "SnapshotError"]
+__all__ = ["ConfigError", "DeviceError", "OutOfMemoryError", "PoolClosedError", "SnapshotError", "TraceError"]
 
 OutOfMemoryError = torch.OutOfMemoryError
 
 
 class DeviceError(RuntimeError):
     """A device that was named cannot be used; the message says why."""
+
+
+class TraceError(ValueError):
+    """A file is not a trace of allocations; the message has the line."""
 
 
 class SnapshotError(ValueError):

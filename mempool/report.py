@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mempool import _core
 from mempool.stats import memory_stats
+from mempool.trace import ReplayReport
 
 _size = _core.format_bytes
 
@@ -32,6 +33,21 @@ def print_run_summary(console: Console, snapshot: Path | None) -> None:
     )
     if snapshot is not None:
         console.print(f"snapshot: {snapshot}", soft_wrap=True)
+
+
+def print_replay(console: Console, trace: Path, result: ReplayReport) -> None:
+    table = Table(title=f"replay of {trace.name}", title_justify="left", show_header=False)
+    for title, value in (
+        ("events", f"{result.events:,}"),
+        ("peak live (requested)", _size(result.peak_live_bytes)),
+        ("peak held", f"{_size(result.peak_held_bytes)} ({result.held_per_live:.4f} of live)"),
+        ("commits, decommits", f"{result.commits:,}, {result.decommits:,}"),
+        ("moves", f"{result.moves:,} ({_size(result.moved_bytes)})"),
+        ("map calls in the last half", f"{result.map_calls_in_last_half:,}"),
+        ("CPU time an event", f"{result.ns_per_event:.0f} ns"),
+    ):
+        table.add_row(title, value)
+    console.print(table)
 
 
 def print_options(console: Console, options: list[tuple[str, str, str]]) -> None:

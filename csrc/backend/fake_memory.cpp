@@ -1,5 +1,6 @@
 #include "backend/fake_memory.h"
 
+#include <atomic>
 #include <cstring>
 #include <iterator>
 #include <numeric>
@@ -14,9 +15,23 @@ using Guard = std::lock_guard<std::mutex>;
 
 std::uintptr_t number(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
 
+// Addresses that no process can map (the upper half of the 48 bits that the page map knows), each given out once: fakes
+// of several threads must not share one. 0 when they are used up, after 128 TiB.
+std::uintptr_t take_addresses(std::size_t bytes, std::size_t alignment) {
+  constexpr std::uintptr_t kFirst = std::uintptr_t{1} << 47;
+  constexpr std::uintptr_t kEnd = std::uintptr_t{1} << 48;
+  static std::atomic<std::uintptr_t> next{kFirst};
+  if (bytes >= kEnd - kFirst) return 0;
+  const std::uintptr_t raw = next.fetch_add(bytes + 2 * alignment);
+  const std::uintptr_t start = align_up(raw, alignment);
+  if (start + bytes <= kEnd) return start;
+  next.fetch_sub(bytes + 2 * alignment);
+  return 0;
+}
+
 }  // namespace
 
-FakeMemory::FakeMemory(const Settings& settings) : settings_(settings), next_address_(std::uintptr_t{1} << 40) {}
+FakeMemory::FakeMemory(const Settings& settings) : settings_(settings) {}
 
 FakeMemory::~FakeMemory() {
   if (!settings_.accessible) return;
@@ -78,8 +93,8 @@ void* FakeMemory::reserve(std::size_t bytes) noexcept {
     start = number(map_space(bytes, settings_.granule_bytes));
     if (start == 0) return nullptr;
   } else {
-    start = align_up(next_address_, settings_.granule_bytes);
-    next_address_ = start + bytes + settings_.granule_bytes;
+    start = take_addresses(bytes, settings_.granule_bytes);
+    if (start == 0) return nullptr;
   }
   reserved_[start] = bytes;
   return reinterpret_cast<void*>(start);  // NOLINT(performance-no-int-to-ptr)

@@ -67,7 +67,6 @@ class FakeMemory final : public PhysicalMemory {
   std::array<std::uint64_t, kCalls> calls_{};
   std::uint64_t fail_after_ = 0;
   std::size_t committed_ = 0;
-  std::uintptr_t next_address_ = 0;  // where addresses come from when nothing is accessible
   std::string violation_;
 };
 

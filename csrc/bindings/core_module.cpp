@@ -8,6 +8,7 @@
 #include "common/options.h"
 #include "device_binding.h"
 #include "python_hooks.h"
+#include "replay_binding.h"
 
 namespace py = pybind11;
 
@@ -32,6 +33,7 @@ PYBIND11_MODULE(_core, m) {
     return out;
   });
   mempool::bindings::add_device_classes(m);
+  mempool::bindings::add_replay(m);
   m.def("set_pressure_handler", &mempool::bindings::set_pressure_handler, "handler"_a.none(true));
   m.def("set_stack_capture", &mempool::bindings::set_stack_capture, "on"_a);
   m.def("stack_frames", &mempool::bindings::stack_frames, "id"_a);

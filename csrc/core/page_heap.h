@@ -92,8 +92,8 @@ class PageHeap {
 
   Growth stitch(Growth growth) noexcept;
   std::vector<FreePiece> movable_pieces(const Span* not_this, const Span* nor_this) const;
-  bool move_handle(std::uintptr_t from, Growth& growth) noexcept;
-  Span* free_span_at(std::uintptr_t address) const noexcept;
+  bool move_handle(std::uintptr_t from, Span* near, Growth& growth) noexcept;
+  Span* free_span_at(std::uintptr_t address, Span* near) const noexcept;
   bool add_segment(std::size_t bytes, Refusal& why) noexcept;
   void remove_segment(Segment* segment) noexcept;
 

@@ -80,6 +80,15 @@ bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
     why = Refusal::backend;
     return false;
   }
+  // Only now: the records of a range that is refused would be the larger part of a machine's memory.
+  if (!PageMap::instance().prepare(growth.start, growth.bytes)) {
+    if (memory_.decommit(record->second)) {
+      handles_.erase(record);
+      ledger_.unhold(growth.bytes);
+    }
+    why = Refusal::metadata;
+    return false;
+  }
   if (capabilities_.can_cut && record != handles_.begin()) {
     const auto previous = std::prev(record);
     const bool adjacent =
@@ -124,12 +133,6 @@ bool PageHeap::add_segment(std::size_t bytes, Refusal& why) noexcept {
   segment->start = reinterpret_cast<std::uintptr_t>(address);
   segment->bytes = size;
   segment->arena = arena_;
-  if (!PageMap::instance().prepare(segment->start, size)) {
-    memory_.unreserve(address, size);
-    delete segment;
-    why = Refusal::metadata;
-    return false;
-  }
   segment->next = segments_;
   if (segments_ != nullptr) segments_->previous = segment;
   segments_ = segment;

@@ -5,6 +5,7 @@
 
 #include "common/align.h"
 #include "core/page_heap.h"
+#include "core/page_map.h"
 #include "core/stitch_plan.h"
 
 namespace mempool {
@@ -12,17 +13,17 @@ namespace mempool {
 // Every piece that may move, but for the ends of the range that is being made: they are in their place already.
 std::vector<FreePiece> PageHeap::movable_pieces(const Span* not_this, const Span* nor_this) const {
   std::vector<FreePiece> pieces;
-  for (const Span* span = large_.largest(); span != nullptr && span->bytes >= granule_; span = large_.before(*span)) {
+  for (Span* span = large_.largest(); span != nullptr && span->bytes >= granule_; span = large_.before(*span)) {
     if (span == not_this || span == nor_this) continue;
     const std::uintptr_t low = align_up(span->start, granule_);
     const std::uintptr_t high = align_down(span->end(), granule_);
     if (low >= high) continue;
     if (capabilities_.can_cut) {
-      pieces.push_back({low, high - low});
+      pieces.push_back({low, high - low, span});
       continue;
     }
     for (auto it = handles_.lower_bound(low); it != handles_.end() && it->first + it->second.bytes <= high; ++it) {
-      pieces.push_back({it->first, it->second.bytes});
+      pieces.push_back({it->first, it->second.bytes, span});
     }
   }
   return pieces;
@@ -42,7 +43,7 @@ PageHeap::Growth PageHeap::stitch(Growth growth) noexcept {
     if (!cut_handle_at(piece.start) || !cut_handle_at(piece.start + piece.bytes)) break;
     for (std::uintptr_t at = piece.start; at < piece.start + piece.bytes;) {
       const std::size_t bytes = handles_.find(at)->second.bytes;
-      if (!move_handle(at, growth)) return growth;
+      if (!move_handle(at, piece.span, growth)) return growth;
       at += bytes;
     }
   }
@@ -50,11 +51,12 @@ PageHeap::Growth PageHeap::stitch(Growth growth) noexcept {
 }
 
 // Moves one entirely free handle to the start of `growth`, which begins behind it afterwards. False: nothing changed.
-bool PageHeap::move_handle(std::uintptr_t from, Growth& growth) noexcept {
+bool PageHeap::move_handle(std::uintptr_t from, Span* near, Growth& growth) noexcept {
   if (!reserve_records(2 * kRecordsForCut)) return false;
   const auto found = handles_.find(from);
   const std::size_t bytes = found->second.bytes;
-  Span* const source = free_span_at(from);
+  if (!PageMap::instance().prepare(growth.start, bytes)) return false;
+  Span* const source = free_span_at(from, near);
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
   if (!memory_.move(found->second, reinterpret_cast<void*>(growth.start))) return false;
   auto record = handles_.extract(found);
@@ -68,8 +70,13 @@ bool PageHeap::move_handle(std::uintptr_t from, Growth& growth) noexcept {
   return true;
 }
 
-// The free span that holds `address`. Precondition: there is one.
-Span* PageHeap::free_span_at(std::uintptr_t address) const noexcept {
+// The free span that holds `address`. Precondition: there is one. Mostly it is `near`, or the part behind a cut of it:
+// a record may have changed hands since, but if it describes a free span around the address, that is the one.
+Span* PageHeap::free_span_at(std::uintptr_t address, Span* near) const noexcept {
+  const auto holds = [address](const Span* span) {
+    return span->state == Span::State::free && span->start <= address && address < span->end();
+  };
+  if (holds(near)) return near;
   for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
     if (address < segment->start || address >= segment->start + segment->bytes) continue;
     Span* span = segment->first;

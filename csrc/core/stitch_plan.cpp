@@ -14,7 +14,7 @@ std::vector<FreePiece> plan_stitch(std::vector<FreePiece>& pieces, std::size_t n
                                        [](const FreePiece& piece, std::size_t bytes) { return piece.bytes < bytes; });
     const bool exact = fits != pieces.end() && fits->bytes == needed;
     if (fits != pieces.end() && (can_cut || exact)) {
-      chosen.push_back({fits->start, needed});
+      chosen.push_back({fits->start, needed, fits->span});
       return chosen;
     }
     if (fits == pieces.begin()) break;  // every whole piece is too large

@@ -7,10 +7,13 @@
 
 namespace mempool {
 
+struct Span;
+
 // Entirely free memory on granules. Where handles cannot be cut, one piece is one handle.
 struct FreePiece {
   std::uintptr_t start = 0;
   std::size_t bytes = 0;
+  Span* span = nullptr;  // where it lay when it was found; the plan only passes it on
 };
 
 // The pieces to move, in order, so that they fill at most `needed` bytes, with as few moves as will do: the smallest

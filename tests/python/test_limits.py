@@ -97,6 +97,7 @@ def test_oom_info_survives_pickling_and_knows_its_own(enabled: None) -> None:
 
 def test_more_than_the_machine_has_is_refused_at_once(enabled: None) -> None:
     peak, held = mempool.max_memory_allocated(), mempool.memory_reserved()
+    resident = resident_bytes()
     with pytest.raises(mempool.OutOfMemoryError) as caught:
         bytes_of(10**13)
     info = mempool.oom_info(caught.value)
@@ -105,6 +106,7 @@ def test_more_than_the_machine_has_is_refused_at_once(enabled: None) -> None:
     assert info["limit"] is None
     assert mempool.max_memory_allocated() == peak
     assert mempool.memory_reserved() <= held
+    assert resident_bytes() - resident < 16 * MIB  # no records are made for what is refused
 
 
 def test_a_pool_cannot_pretend_to_be_another_in_oom_info(enabled: None) -> None:

@@ -9,6 +9,30 @@ using fixtures::kMiB;
 
 namespace {
 
+// Frees every second of some large blocks, and asks for one that only all of their ranges together can hold.
+int make_scattered_range(CachingAllocator& allocator, std::vector<void*>& blocks) {
+  int refused = 0;
+  const auto allocate = [&](std::size_t bytes) -> void* {
+    try {
+      return allocator.allocate(bytes);
+    } catch (const OutOfMemory&) {
+      ++refused;
+      return nullptr;
+    }
+  };
+  std::vector<void*> scattered;
+  for (int i = 0; i < 8; ++i) scattered.push_back(allocate(6 * kMiB));
+  for (std::size_t i = 0; i < scattered.size(); ++i) {
+    if (i % 2 == 0) {
+      allocator.deallocate(scattered[i]);
+    } else {
+      blocks.push_back(scattered[i]);
+    }
+  }
+  blocks.push_back(allocate(22 * kMiB));
+  return refused;
+}
+
 // A fixed sequence that reaches every backend call. Returns how many allocations were refused.
 int run_sequence(const FakeDevice& device) {
   CachingAllocator& allocator = *device.allocator;
@@ -33,6 +57,8 @@ int run_sequence(const FakeDevice& device) {
     CHECK_EQ(allocator.check_invariants(), "");
   }
   allocator.set_current_pool(nullptr);
+  refused += make_scattered_range(allocator, blocks);
+  CHECK_EQ(allocator.check_invariants(), "");
   for (void* block : blocks) allocator.deallocate(block);
   allocator.drop_pool(*pool);
   return refused;

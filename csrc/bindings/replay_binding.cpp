@@ -1,0 +1,80 @@
+// _core.replay: a trace's events as buffers in, the report as a dictionary out.
+#include "replay_binding.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/fake_memory.h"
+#include "backend/host_memory.h"
+#include "common/errors.h"
+#include "replay/trace_replay.h"
+
+namespace py = pybind11;
+
+namespace mempool::bindings {
+namespace {
+
+struct Columns {
+  py::buffer_info is_alloc;
+  py::buffer_info ids;
+  py::buffer_info bytes;
+};
+
+const std::int64_t* column(const py::buffer_info& info) {
+  if (info.ndim != 1 || info.itemsize != sizeof(std::int64_t)) {
+    throw ConfigError("a column of a trace must be a buffer of 64-bit integers.");
+  }
+  return static_cast<const std::int64_t*>(info.ptr);
+}
+
+std::unique_ptr<PhysicalMemory> make_backend(const std::string& name) {
+  if (name == "host") return std::make_unique<HostMemory>(true);
+  if (name != "fake") throw ConfigError("unknown backend '" + name + "': it is 'fake' or 'host'.");
+  return std::make_unique<FakeMemory>(FakeMemory::Settings{.accessible = false});
+}
+
+py::dict to_dict(const ReplayReport& report) {
+  py::dict out;
+  out["events"] = report.events;
+  out["peak_live_bytes"] = report.peak_live_bytes;
+  out["peak_held_bytes"] = report.peak_held_bytes;
+  out["end_live_bytes"] = report.end_live_bytes;
+  out["commits"] = report.commits;
+  out["decommits"] = report.decommits;
+  out["moves"] = report.moves;
+  out["moved_bytes"] = report.moved_bytes;
+  out["map_calls_in_last_half"] = report.map_calls_in_last_half;
+  out["seconds"] = report.seconds;
+  return out;
+}
+
+py::dict replay(const py::buffer& is_alloc, const py::buffer& ids, const py::buffer& bytes, const std::string& backend,
+                const std::string& conf) {
+  const Columns columns{is_alloc.request(), ids.request(), bytes.request()};
+  const std::int64_t* const allocs = column(columns.is_alloc);
+  const std::int64_t* const id_column = column(columns.ids);
+  const std::int64_t* const byte_column = column(columns.bytes);
+  std::vector<TraceEvent> events(static_cast<std::size_t>(columns.is_alloc.size));
+  for (std::size_t i = 0; i < events.size(); ++i) {
+    events[i] = {allocs[i] != 0 ? TraceEvent::Op::alloc : TraceEvent::Op::free,
+                 static_cast<std::uint32_t>(id_column[i]), static_cast<std::size_t>(byte_column[i])};
+  }
+  Options options;
+  parse_conf(options, conf, 0);
+  ReplayReport report;
+  {
+    const py::gil_scoped_release release;
+    report = replay_trace(events, make_backend(backend), options);
+  }
+  return to_dict(report);
+}
+
+}  // namespace
+
+void add_replay(py::module_& m) {
+  using namespace pybind11::literals;
+  m.def("replay", &replay, "is_alloc"_a, "ids"_a, "bytes"_a, "backend"_a, "conf"_a = "");
+}
+
+}  // namespace mempool::bindings

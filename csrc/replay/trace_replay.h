@@ -1,0 +1,37 @@
+// Replays a recorded sequence of allocations through an allocator of its own and reports what that took.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "common/options.h"
+#include "core/physical_memory.h"
+
+namespace mempool {
+
+struct TraceEvent {
+  enum class Op : std::uint8_t { alloc, free } op = Op::alloc;
+  std::uint32_t id = 0;   // counts up from 0; a free names the id of its alloc
+  std::size_t bytes = 0;  // as asked; unused for a free
+};
+
+struct ReplayReport {
+  std::size_t events = 0;
+  std::size_t peak_live_bytes = 0;  // most requested bytes live at once: what no allocator can go below
+  std::size_t peak_held_bytes = 0;  // most physical memory held at once
+  std::size_t end_live_bytes = 0;
+  std::uint64_t commits = 0;
+  std::uint64_t decommits = 0;
+  std::uint64_t moves = 0;
+  std::uint64_t moved_bytes = 0;
+  std::uint64_t map_calls_in_last_half = 0;  // commits, decommits and moves after half of the events
+  double seconds = 0;                        // of the calling thread's CPU, the reading of the trace excluded
+};
+
+// Precondition: every free names a live id. Throws OutOfMemory when the trace does not fit; nothing stays allocated.
+ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr<PhysicalMemory> memory,
+                          const Options& options);
+
+}  // namespace mempool

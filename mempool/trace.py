@@ -1,0 +1,142 @@
+"""Traces: recorded sequences of allocations, replayed through an allocator of their own.
+
+A trace is a CSV file (plain or ``.gz``): lines that begin with ``#`` are comments, then a header, then a line an event.
+Columns are taken by name: ``op`` (``alloc``, ``free``, ``record_stream`` or ``step``), ``id`` (of the block; counts up
+from 0), ``bytes`` (as asked; of an ``alloc``). Others, such as ``stream``, are for other readers.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+from mempool import _core
+from mempool.errors import ConfigError, OutOfMemoryError, TraceError
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What a replay took. Bytes; ``seconds`` are CPU time of the replaying thread."""
+
+    events: int  # allocations and frees
+    peak_live_bytes: int  # most requested bytes live at once: no allocator can hold less
+    peak_held_bytes: int  # most physical memory held at once
+    end_live_bytes: int
+    commits: int
+    decommits: int
+    moves: int
+    moved_bytes: int
+    map_calls_in_last_half: int
+    seconds: float
+
+    @property
+    def map_calls(self) -> int:
+        """Calls to the backend that take, give back or move memory."""
+        return self.commits + self.decommits + self.moves
+
+    @property
+    def held_per_live(self) -> float:
+        return self.peak_held_bytes / self.peak_live_bytes if self.peak_live_bytes else 0.0
+
+    @property
+    def ns_per_event(self) -> float:
+        return self.seconds * 1e9 / self.events if self.events else 0.0
+
+
+def replay(
+    path: str | os.PathLike[str], device: str = "cpu", backend: str | None = None, scale: float = 1.0
+) -> ReplayReport:
+    """Replays a trace, one thread, with the default options, and reports what it took.
+
+    Args:
+        path: the trace.
+        device: ``"cpu"``; streams play no part there: a block is free again at once.
+        backend: ``"fake"`` (the default: addresses alone, so that a trace larger than the machine replays) or
+            ``"host"`` (real memory of this machine; it is held but not touched).
+        scale: each size is multiplied by it (and is at least one byte).
+
+    Raises:
+        OSError: the file cannot be read.
+        TraceError: it is not a trace, or names a block that is not live; the message has the line.
+        ConfigError: a scale that is not positive, an unknown backend or device.
+        OutOfMemoryError: the trace needs more than the machine has.
+    """
+    if device != "cpu":
+        raise ConfigError(f"traces are replayed on 'cpu', not {device!r}.")
+    if not 0 < scale < float("inf"):
+        raise ConfigError(f"scale must be a positive number, not {scale!r}.")
+    columns = _read(path, scale)
+    try:
+        return ReplayReport(**_core.replay(*columns, backend=backend or "fake"))
+    except MemoryError as error:
+        raise OutOfMemoryError(str(error)) from error
+
+
+def _open(path: str | os.PathLike[str]) -> TextIO:
+    with open(path, "rb") as probe:
+        packed = probe.read(2) == b"\x1f\x8b"
+    if packed:
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8", newline="")
+    return open(path, encoding="utf-8", newline="")
+
+
+def _rows(file: TextIO, name: str) -> Iterator[tuple[int, str, str, str]]:
+    """(line, op, id, bytes) of each event."""
+    numbered = ((number, line) for number, line in enumerate(file, 1) if not line.startswith("#"))
+    position = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal position
+        for position, line in numbered:  # noqa: B007
+            yield line
+
+    reader = csv.reader(lines())
+    header = next(reader, None)
+    if header is None or not {"op", "id", "bytes"} <= set(header):
+        raise TraceError(f"{name} is not a trace: its header must name the columns op, id and bytes.")
+    op, block, size = (header.index(column) for column in ("op", "id", "bytes"))
+    for row in reader:
+        if len(row) <= max(op, block, size):
+            raise TraceError(f"{name} line {position}: {len(row)} columns, the header has {len(header)}.")
+        yield position, row[op], row[block], row[size]
+
+
+def _read(path: str | os.PathLike[str], scale: float) -> tuple[array[int], array[int], array[int]]:
+    name = os.fspath(path)
+    is_alloc, ids, sizes = array("q"), array("q"), array("q")
+    live: set[int] = set()
+    allocated = 0
+    try:
+        with _open(path) as file:
+            for line, op, block_text, size_text in _rows(file, name):
+                if op not in ("alloc", "free"):
+                    if op not in ("record_stream", "step"):
+                        raise TraceError(f"{name} line {line}: unknown operation '{op}'.")
+                    continue
+                block = int(block_text)
+                size = 0
+                if op == "alloc":
+                    size = int(size_text)
+                    if block != allocated or size < 0:
+                        raise TraceError(f"{name} line {line}: block {block} of {size} bytes, expected id {allocated}.")
+                    allocated += 1
+                    live.add(block)
+                    size = max(1, int(size * scale)) if size else 0
+                elif block in live:
+                    live.remove(block)
+                else:
+                    raise TraceError(f"{name} line {line}: block {block} is freed but not live.")
+                is_alloc.append(op == "alloc")
+                ids.append(block)
+                sizes.append(size)
+    except (ValueError, OverflowError, csv.Error, EOFError, gzip.BadGzipFile) as error:
+        if isinstance(error, TraceError):
+            raise
+        raise TraceError(f"{name} is not a trace: {error}.") from error
+    return is_alloc, ids, sizes
