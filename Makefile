@@ -55,8 +55,8 @@ test-cpp: build/asan/build.ninja
 	$(ASAN_ENV) $(BIN)/ctest --test-dir build/asan --output-on-failure -j$(JOBS)
 
 test-tsan: build/tsan/build.ninja
-	$(BIN)/ninja -C build/tsan -j$(JOBS) --quiet test_allocator
-	build/tsan/tests/cpp/test_allocator
+	$(BIN)/ninja -C build/tsan -j$(JOBS) --quiet test_threads
+	build/tsan/tests/cpp/test_threads
 
 test-python: setup
 	$(BIN)/python -m pytest tests/python
