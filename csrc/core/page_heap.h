@@ -87,6 +87,7 @@ class PageHeap {
 
   bool grow(std::size_t bytes, bool aligned, Refusal& why) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
+  Growth growth_in(Span* hole, std::size_t bytes) const noexcept;
   bool commit(const Growth& growth, Refusal& why) noexcept;
   Span* fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes) noexcept;
 

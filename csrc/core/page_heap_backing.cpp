@@ -9,6 +9,9 @@
 namespace mempool {
 namespace {
 
+constexpr std::size_t kLongerHoles = 64;
+constexpr std::size_t kShorterHoles = 512;
+
 bool is_backed(const Span* span) { return span != nullptr && span->state != Span::State::hole; }
 
 }  // namespace
@@ -24,38 +27,47 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, Refusal& why) noexcept {
   return growth.bytes == 0 || commit(growth, why);
 }
 
-// Where the least new backing makes a free range of `bytes`: a hole, together with the free ranges at its ends. An
-// aligned range (a chunk, whole granules) is taken from a hole alone.
-PageHeap::Growth PageHeap::plan_growth(std::size_t bytes, bool aligned) const noexcept {
-  Growth best;
-  const auto offer = [&best](Span* hole, std::uintptr_t start, std::size_t backing) {
-    if (best.hole == nullptr || backing < best.bytes || (backing == best.bytes && start < best.start)) {
-      best = {hole, start, backing};
-    }
-  };
+// How a hole, together with the free ranges at its ends, becomes a free range of `bytes` with the least new backing.
+// Nothing when it is too short even so.
+PageHeap::Growth PageHeap::growth_in(Span* hole, std::size_t bytes) const noexcept {
   const auto free_bytes = [](const Span* span) {
     return span != nullptr && span->state == Span::State::free && !span->shared ? span->bytes : 0;
   };
-  const Span origin;
-  for (Span* hole = holes_.after(origin); hole != nullptr; hole = holes_.after(*hole)) {
-    if (aligned) {
-      if (hole->bytes >= bytes) {
-        // From the far end, so that chunks do not stand in the way of large ranges that grow from the near one.
-        offer(hole, hole->end() - bytes, bytes);
-        break;  // all further holes are larger and need the same backing
-      }
-      continue;
-    }
-    const std::size_t before = free_bytes(hole->previous);
-    const std::size_t behind = free_bytes(hole->next);
-    if (before + hole->bytes + behind < bytes) continue;
-    const std::size_t at_front = std::min(hole->bytes, align_up(bytes - before, granule_));
-    const std::size_t at_back = std::min(hole->bytes, align_up(bytes - behind, granule_));
-    if (at_front <= at_back) {
-      offer(hole, hole->start, at_front);
-    } else {
-      offer(hole, hole->end() - at_back, at_back);
-    }
+  const std::size_t before = free_bytes(hole->previous);
+  const std::size_t behind = free_bytes(hole->next);
+  if (before + hole->bytes + behind < bytes) return {};
+  const std::size_t at_front = std::min(hole->bytes, align_up(bytes - before, granule_));
+  const std::size_t at_back = std::min(hole->bytes, align_up(bytes - behind, granule_));
+  if (at_front <= at_back) return {hole, hole->start, at_front};
+  return {hole, hole->end() - at_back, at_back};
+}
+
+// Where a free range of `bytes` is made with the least new backing. An aligned range (a chunk, whole granules) is taken
+// from a hole alone.
+PageHeap::Growth PageHeap::plan_growth(std::size_t bytes, bool aligned) const noexcept {
+  Span* const fitting = holes_.best_fit(bytes);
+  if (aligned) {
+    // From the far end, so that chunks do not stand in the way of large ranges that grow from the near one.
+    if (fitting == nullptr) return {};
+    return {fitting, fitting->end() - bytes, bytes};
+  }
+  Growth best;
+  const auto consider = [&](Span* hole) {
+    const Growth growth = growth_in(hole, bytes);
+    if (growth.hole == nullptr) return;
+    const bool less = growth.bytes < best.bytes || (growth.bytes == best.bytes && growth.start < best.start);
+    if (best.hole == nullptr || less) best = growth;
+  };
+  // Moves leave many holes. Where memory moves, what a hole that is passed over here has at its ends is not lost, so
+  // only the nearest in size are looked at.
+  const bool moves = capabilities_.can_move && stitching_;
+  std::size_t left = moves ? kLongerHoles : SIZE_MAX;
+  for (Span* hole = fitting; hole != nullptr && left > 0; hole = holes_.after(*hole), --left) consider(hole);
+  Span pivot;
+  pivot.bytes = bytes;
+  left = moves ? kShorterHoles : SIZE_MAX;
+  for (Span* hole = holes_.before(pivot); hole != nullptr && left > 0; hole = holes_.before(*hole), --left) {
+    consider(hole);
   }
   return best;
 }
