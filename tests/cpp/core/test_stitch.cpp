@@ -1,0 +1,49 @@
+// Free memory that moves under a range which is too short.
+#include "core/caching_allocator.h"
+#include "fixtures.h"
+
+using namespace mempool;
+using fixtures::FakeDevice;
+using fixtures::kMiB;
+
+TEST(free_memory_is_moved_under_a_range_that_is_too_short) {
+  for (const FakeMemory::Settings& settings : fixtures::personalities()) {
+    const FakeDevice device({}, settings);
+    std::vector<void*> blocks;
+    for (int i = 0; i < 16; ++i) blocks.push_back(device.allocator->allocate(4 * kMiB));
+    const std::size_t held = device.allocator->ledger().held();
+    std::memset(blocks[1], 7, 4 * kMiB);
+    for (std::size_t i = 0; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
+    // 32 MiB are free in eight places. One range of all of them: nothing new is asked for, live blocks stay.
+    void* const wide = device.allocator->allocate(32 * kMiB);
+    std::memset(wide, 1, 32 * kMiB);
+    CHECK_EQ(device.allocator->ledger().held(), held);
+    const DeviceStats stats = device.allocator->stats();
+    CHECK_EQ(stats.moved_bytes, static_cast<std::int64_t>(32 * kMiB));
+    CHECK(stats.moves <= 8);
+    CHECK_EQ(static_cast<char*>(blocks[1])[3 * kMiB], 7);
+    CHECK_EQ(device.allocator->check_invariants(), "");
+    device.allocator->deallocate(wide);
+    for (std::size_t i = 1; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
+    device.check_empty();
+  }
+}
+
+TEST(a_repeated_pattern_stops_moving) {
+  const FakeDevice device;
+  const auto step = [&] {
+    std::vector<void*> blocks;
+    for (const std::size_t mib : {5u, 9u, 3u, 14u}) blocks.push_back(device.allocator->allocate(mib * kMiB));
+    device.allocator->deallocate(blocks[0]);
+    device.allocator->deallocate(blocks[2]);
+    void* const wide = device.allocator->allocate(8 * kMiB);
+    device.allocator->deallocate(blocks[1]);
+    device.allocator->deallocate(blocks[3]);
+    device.allocator->deallocate(wide);
+  };
+  for (int i = 0; i < 5; ++i) step();
+  const auto calls = device.memory->fallible_calls();
+  for (int i = 0; i < 20; ++i) step();
+  CHECK_EQ(device.memory->fallible_calls(), calls);
+  device.check_empty();
+}

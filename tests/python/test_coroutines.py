@@ -1,0 +1,180 @@
+"""Pools and coroutines: tasks that share a thread never mix."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+import mempool
+
+MIB = 1 << 20
+
+
+def bytes_of(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.uint8)
+
+
+async def grow(pool: mempool.MemoryPool, size: int, steps: int) -> list[torch.Tensor]:
+    kept = []
+    for step in range(steps):
+        assert mempool.current_pool() is pool
+        kept.append(bytes_of(size))
+        await asyncio.sleep(0.001 * (step % 3))
+    return kept
+
+
+def test_two_tasks_each_in_their_pool_never_mix(enabled: None) -> None:
+    pools = [mempool.MemoryPool(f"task {i}") for i in range(3)]
+
+    async def main() -> list[list[torch.Tensor]]:
+        tasks = [mempool.in_pool(pool, grow(pool, 64 * (i + 1), 20)) for i, pool in enumerate(pools)]
+        result = await asyncio.gather(*tasks)
+        assert mempool.current_pool() is None
+        return result
+
+    kept = asyncio.run(main())
+    assert [pool.used_bytes() for pool in pools] == [64 * (i + 1) * 20 for i in range(3)]
+    assert all(pool.stats()["allocation.allocated"] == 20 for pool in pools)
+    kept.clear()
+
+
+def test_in_pool_carries_errors_results_and_cancellation(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", limit="1MiB")
+    cleaned: list[object] = []
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        bytes_of(2 * MIB)
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            cleaned.append(mempool.current_pool())
+
+    async def main() -> None:
+        with pytest.raises(mempool.OutOfMemoryError):
+            await mempool.in_pool(pool, fails())
+        task = asyncio.create_task(mempool.in_pool(pool, waits()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(future.set_result, 7)
+        assert await mempool.in_pool(pool, future) == 7
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(mempool.in_pool(pool, waits()), 0.01)
+
+    asyncio.run(main())
+    assert cleaned == [pool, pool]
+    assert mempool.current_pool() is None
+
+
+def test_a_pool_closed_meanwhile_is_raised_where_the_coroutine_waits(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    ended: list[object] = []
+
+    async def work() -> None:
+        try:
+            while True:
+                await asyncio.sleep(0)
+        finally:
+            await asyncio.sleep(0)  # cleaning up may wait, and allocates in no pool
+            ended.append((mempool.current_pool(), len(bytes_of(100))))
+
+    async def main() -> None:
+        task = asyncio.create_task(mempool.in_pool(pool, work()))
+        await asyncio.sleep(0)
+        pool.close()
+        with pytest.raises(mempool.PoolClosedError):
+            await task
+        with pytest.raises(mempool.PoolClosedError):
+            await mempool.in_pool(pool, work())
+
+    asyncio.run(main())
+    assert ended == [(None, 100)]
+
+
+def test_a_cancellation_goes_before_the_news_that_the_pool_is_closed(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def main() -> None:
+        task = asyncio.create_task(mempool.in_pool(pool, asyncio.sleep(10)))
+        await asyncio.sleep(0)
+        task.cancel()
+        pool.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_plain_with_across_an_await_does_not_hide_what_ends_it(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def wrong() -> None:
+        with mempool.use_pool(pool):
+            await asyncio.sleep(10)
+
+    async def main() -> None:
+        task = asyncio.create_task(wrong())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert mempool.current_pool() is None
+
+
+def test_a_plain_with_across_an_await_is_an_error(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    seen: list[object] = []
+
+    async def wrong() -> None:
+        with mempool.use_pool(pool):
+            await asyncio.sleep(0.01)
+
+    async def other() -> None:
+        await asyncio.sleep(0)
+        seen.append(mempool.current_pool())
+
+    async def main() -> None:
+        task = asyncio.create_task(wrong())
+        await asyncio.sleep(0)
+        await other()
+        with pytest.raises(RuntimeError, match="in_pool"):
+            await task
+        with mempool.use_pool(pool):  # without an await it is right
+            seen.append(mempool.current_pool())
+
+    asyncio.run(main())
+    assert seen == [None, pool]
+    assert mempool.current_pool() is None
+
+
+def test_a_plain_with_inside_in_pool_is_found_too(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+
+    async def wrong() -> None:
+        with mempool.use_pool(inner):
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="'inner'"):
+            await mempool.in_pool(outer, wrong())
+
+    asyncio.run(main())
+    assert mempool.current_pool() is None
+
+
+def test_bind_of_a_coroutine_function(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    kept = asyncio.run(mempool.bind(pool, grow)(pool, 64, 3))
+    assert pool.used_bytes() == 3 * 64
+    del kept
