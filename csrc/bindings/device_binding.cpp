@@ -152,7 +152,6 @@ void add_pool(py::module_& m) {
   using namespace pybind11::literals;
   py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool", "An account: limit and statistics over an arena.")
       .def_property_readonly("name", [](const Pool& p) { return p.read().name; })
-      .def_property_readonly("account", [](const Pool& p) { return p.account().id; })
       .def_property_readonly("isolated", [](const Pool& p) { return p.account().isolated; })
       .def_property_readonly("closed", [](const Pool& p) { return p.read().closed; })
       .def_property(
@@ -208,7 +207,6 @@ void add_device_classes(py::module_& m) {
       .def(
           "history_start", [](CachingAllocator& d, std::size_t most) { d.history().start(most); }, "most_events"_a)
       .def("history_stop", [](CachingAllocator& d) { d.history().stop(); })
-      .def("history_enabled", [](CachingAllocator& d) { return d.history().enabled(); })
       .def("history_view", &history_view)
       .def("check_invariants", &CachingAllocator::check_invariants, Release());
   m.def(

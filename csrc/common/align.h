@@ -7,8 +7,6 @@
 
 namespace mempool {
 
-constexpr bool is_power_of_two(std::size_t value) { return value != 0 && (value & (value - 1)) == 0; }
-
 constexpr std::uintptr_t align_down(std::uintptr_t value, std::size_t alignment) {
   return value & ~(static_cast<std::uintptr_t>(alignment) - 1);
 }

@@ -87,8 +87,7 @@ void* CachingAllocator::allocate_slow(std::size_t bytes) {
     if (address != nullptr) {
       if (effort != Effort::none) ledger_.count_retry();
       if (history_.enabled()) {
-        const std::uint32_t account = request.account != nullptr ? request.account->id : 0;
-        history_.on_alloc(address, request.rounded, bytes, account, capture_stack());
+        history_.on_alloc(address, request.rounded, bytes, request.account_id(), capture_stack());
       }
       confirm(request);
       return address;
@@ -161,8 +160,7 @@ void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
     return obtain_cached(request, why);
   }
   // The tag of a large block has no room for its size: Span::requested has.
-  const BlockTag tag{request.is_small ? static_cast<std::uint32_t>(request.asked) : 0,
-                     request.account != nullptr ? request.account->id : 0};
+  const BlockTag tag{request.is_small ? static_cast<std::uint32_t>(request.asked) : 0, request.account_id()};
   const ArenaGuard guard(arena.mutex);
   if (request.rounded <= kSmallMax) {
     SmallBlock block;
@@ -180,7 +178,7 @@ void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
 // As obtain(), for a block that may wait in this thread's cache.
 void* CachingAllocator::obtain_cached(const Request& request, Refusal& why) noexcept {
   ThreadCache& mine = *request.cache;
-  const BlockTag tag{static_cast<std::uint32_t>(request.asked), request.account != nullptr ? request.account->id : 0};
+  const BlockTag tag{static_cast<std::uint32_t>(request.asked), request.account_id()};
   const CacheGuard cache_guard(mine.lock);
   if (request.rounded <= kSmallMax) {
     const std::size_t size_class = size_class_of(request.rounded);

@@ -48,7 +48,6 @@ class CachingAllocator {
   // The calling thread's pool for new blocks (nullptr: root). Returns the one before. A closed pool is let in: the
   // allocations that it then refuses say why.
   Account* set_current_pool(Account* pool);
-  Account* current_pool() noexcept;
   // Physical bytes of the pool's own arena; of a pool that is not isolated, what it is charged with.
   std::size_t pool_held_bytes(const Account& pool);
   std::size_t trim_pool(Account& pool) noexcept;
@@ -63,8 +62,8 @@ class CachingAllocator {
 
   // ---- reading
   DeviceStats stats();
-  void reset_peaks();
-  void reset_sums();
+  void reset_peaks() { reset(Stat::reset_peak); }
+  void reset_sums() { reset(Stat::reset_sum); }
   Snapshot snapshot();
   // The first broken invariant, or an empty string. check_invariants() also compares sums and wants every other thread
   // at rest.
@@ -75,7 +74,6 @@ class CachingAllocator {
   const Options& options() const noexcept { return options_; }
   Ledger& ledger() noexcept { return ledger_; }
   History& history() noexcept { return history_; }
-  PhysicalMemory& memory() noexcept { return *memory_; }
 
   // `hooks` must outlive its installation; nullptr removes.
   static void set_hooks(const Hooks* hooks) noexcept;
@@ -94,6 +92,7 @@ class CachingAllocator {
     Account* account;
     ThreadCache* cache;
     bool is_small;  // torch's word: at most kMediumMax
+    std::uint32_t account_id() const { return account != nullptr ? account->id : 0; }
   };
   // How hard obtain() was tried already.
   enum class Effort : std::uint8_t { none, recalled, released, pressed };
@@ -106,6 +105,7 @@ class CachingAllocator {
 
   void* allocate_cached(ThreadCache& cache, std::size_t bytes) noexcept;
   void* allocate_slow(std::size_t bytes);
+  void reset(void (*action)(Stat&));
   void reserve(const Request& request);
   void confirm(const Request& request);
   void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,

@@ -97,11 +97,6 @@ void CachingAllocator::take_back(ThreadCache& ended) noexcept {
   if (Account* const done = ledger_.switch_user(std::exchange(ended.current, nullptr), nullptr)) retire(done);
 }
 
-Account* CachingAllocator::current_pool() noexcept {
-  const ThreadCache* const mine = ThreadRegistry::find(slot_);
-  return mine != nullptr ? mine->current : nullptr;
-}
-
 std::size_t CachingAllocator::pool_held_bytes(const Account& pool) {
   if (!pool.isolated) return static_cast<std::size_t>(ledger_.read(pool).blocks.bytes.current);
   const ArenaGuard guard(pool.arena->mutex);

@@ -91,26 +91,15 @@ void reset(Arena& arena, void (*action)(Stat&)) {
 }
 }  // namespace
 
-void CachingAllocator::reset_peaks() {
+void CachingAllocator::reset(void (*action)(Stat&)) {
   AllCaches caches(slot_);
   caches.for_each([](ThreadCache& cache) { cache.fold(); });
-  ledger_.reset_peaks();
+  ledger_.reset(action);
   const std::lock_guard guard(arenas_mutex_);
-  retired_ranges_.count.for_each(Stat::reset_peak);
-  retired_ranges_.bytes.for_each(Stat::reset_peak);
-  reset(*default_arena_, Stat::reset_peak);
-  for (const auto& arena : isolated_) reset(*arena, Stat::reset_peak);
-}
-
-void CachingAllocator::reset_sums() {
-  AllCaches caches(slot_);
-  caches.for_each([](ThreadCache& cache) { cache.fold(); });
-  ledger_.reset_sums();
-  const std::lock_guard guard(arenas_mutex_);
-  retired_ranges_.count.for_each(Stat::reset_sum);
-  retired_ranges_.bytes.for_each(Stat::reset_sum);
-  reset(*default_arena_, Stat::reset_sum);
-  for (const auto& arena : isolated_) reset(*arena, Stat::reset_sum);
+  retired_ranges_.count.for_each(action);
+  retired_ranges_.bytes.for_each(action);
+  mempool::reset(*default_arena_, action);
+  for (const auto& arena : isolated_) mempool::reset(*arena, action);
 }
 
 Snapshot CachingAllocator::snapshot() {
@@ -128,7 +117,8 @@ Snapshot CachingAllocator::snapshot() {
   // is not needed: names are read while the caches, through which every free goes, are still held.
   for (const SnapshotSegment& segment : out.segments) {
     for (const SnapshotBlock& block : segment.blocks) {
-      if (block.live) out.pools.try_emplace(block.account, ledger_.name_of(block.account));
+      if (!block.live || out.pools.contains(block.account)) continue;
+      out.pools.emplace(block.account, ledger_.name_of(block.account));
     }
   }
   return out;

@@ -272,14 +272,9 @@ DeviceStats Ledger::read_stats() const {
   return stats_;
 }
 
-void Ledger::reset_peaks() {
+void Ledger::reset(void (*action)(Stat&)) {
   const Guard guard(lock_);
-  for_each_stat(stats_, Stat::reset_peak);
-}
-
-void Ledger::reset_sums() {
-  const Guard guard(lock_);
-  for_each_stat(stats_, Stat::reset_sum);
+  for_each_stat(stats_, action);
 }
 
 void Ledger::reset_peaks(Account& account) {

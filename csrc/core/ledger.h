@@ -142,8 +142,7 @@ class Ledger {
   std::string name_of(std::uint32_t account_id) const;
 
   DeviceStats read_stats() const;
-  void reset_peaks();
-  void reset_sums();
+  void reset(void (*action)(Stat&));
   void reset_peaks(Account& account);
   // Both count for the device, for the pool that asked, and for the pool whose limit refused. Either may be nullptr.
   void count_oom(Account* asker, const Account* refuser);
