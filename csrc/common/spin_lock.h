@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <mutex>
 #include <thread>
 
 namespace mempool {
@@ -43,17 +42,36 @@ class SpinLock {
 class AdaptiveMutex {
  public:
   void lock() noexcept {
-    constexpr int kSpins = 100;
-    for (int spin = 0; spin < kSpins; ++spin) {
-      if (mutex_.try_lock()) return;
-      cpu_relax();
-    }
-    mutex_.lock();
+    int expected = kFree;
+    if (!state_.compare_exchange_strong(expected, kHeld, std::memory_order_acquire)) [[unlikely]]
+      lock_contended();
   }
-  void unlock() noexcept { mutex_.unlock(); }
+  void unlock() noexcept {
+    if (state_.exchange(kFree, std::memory_order_release) == kAwaited) [[unlikely]]
+      state_.notify_one();
+  }
 
  private:
-  std::mutex mutex_;
+  static constexpr int kFree = 0;
+  static constexpr int kHeld = 1;
+  static constexpr int kAwaited = 2;  // held, and somebody may sleep
+
+  void lock_contended() noexcept {
+    constexpr int kSpins = 100;
+    for (int spin = 0; spin < kSpins; ++spin) {
+      int expected = kFree;
+      if (state_.load(std::memory_order_relaxed) == kFree &&
+          state_.compare_exchange_weak(expected, kHeld, std::memory_order_acquire)) {
+        return;
+      }
+      cpu_relax();
+    }
+    while (state_.exchange(kAwaited, std::memory_order_acquire) != kFree) {
+      state_.wait(kAwaited, std::memory_order_relaxed);
+    }
+  }
+
+  std::atomic<int> state_{kFree};
 };
 
 }  // namespace mempool

@@ -8,7 +8,7 @@
 namespace mempool {
 namespace {
 
-using CacheGuard = std::lock_guard<SpinLock>;
+using CacheGuard = std::lock_guard<OwnerLock>;
 using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 
 // Larger requests could not be rounded, or would pass the 48 bits of address that the page map knows.
@@ -20,6 +20,14 @@ constinit thread_local bool t_pressing = false;
 std::uint32_t capture_stack() {
   const Hooks* const hooks = g_hooks.load(std::memory_order_acquire);
   return hooks != nullptr && hooks->capture_stack != nullptr ? hooks->capture_stack() : 0;
+}
+
+// The tag of a large block has no room for its size: Span::requested has.
+void fill_in(Span& span, std::size_t asked, std::uint32_t account, const ThreadCache* home) {
+  const bool is_large = span.bytes > kMediumMax;
+  span.tag = {is_large ? 0 : static_cast<std::uint32_t>(asked), account};
+  span.requested = asked;
+  span.home = home;
 }
 
 OomReason reason_of(Refusal why) {
@@ -42,7 +50,7 @@ void CachingAllocator::set_hooks(const Hooks* hooks) noexcept { g_hooks.store(ho
 void* CachingAllocator::allocate(std::size_t bytes) {
   if (bytes == 0) return nullptr;
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (bytes <= kMediumMax && mine != nullptr && mine->current == nullptr && !history_.enabled()) [[likely]] {
+  if (mine != nullptr && mine->current == nullptr && !history_.enabled() && bytes <= kLargestRequest) [[likely]] {
     if (void* const address = allocate_cached(*mine, bytes)) return address;
   }
   return allocate_slow(bytes);
@@ -50,25 +58,33 @@ void* CachingAllocator::allocate(std::size_t bytes) {
 
 // A block of the root pool out of this thread's cache: no other lock, no shared counter.
 void* CachingAllocator::allocate_cached(ThreadCache& mine, std::size_t bytes) noexcept {
-  const CacheGuard guard(mine.lock);
   void* address = nullptr;
-  std::size_t rounded = 0;
-  if (bytes <= kSmallMax) {
-    const std::size_t size_class = size_class_of(bytes);
-    SmallBlock block;
-    if (!mine.pop(size_class, block)) return nullptr;
-    *block.tag = {static_cast<std::uint32_t>(bytes), 0};
-    address = block.address;
-    rounded = kSizeClasses[size_class].block_bytes;
-  } else {
-    rounded = round_block(bytes);
-    Span* const span = mine.pop_medium(rounded);
-    if (span == nullptr) return nullptr;
-    span->tag = {static_cast<std::uint32_t>(bytes), 0};
-    address = span->address();
+  bool settled = true;
+  {
+    const CacheGuard guard(mine.lock);
+    std::size_t rounded = 0;
+    bool is_small = true;
+    if (bytes <= kSmallMax) {
+      const std::size_t size_class = size_class_of(bytes);
+      SmallBlock block;
+      if (!mine.pop(size_class, block)) return nullptr;
+      *block.tag = {static_cast<std::uint32_t>(bytes), 0};
+      address = block.address;
+      rounded = kSizeClasses[size_class].block_bytes;
+    } else {
+      rounded = round_block(bytes);
+      is_small = rounded <= kMediumMax;
+      Span* const span = is_small ? mine.pop_medium(rounded) : mine.pop_large(rounded);
+      if (span == nullptr) return nullptr;
+      fill_in(*span, bytes, 0, &mine);
+      address = span->address();
+    }
+    mine.shards.add(is_small, rounded, bytes);
+    if (mine.shards.is_ahead(is_small)) [[unlikely]]
+      settled = ledger_.settle(mine.shards, is_small);
   }
-  mine.shard.add(rounded, bytes);
-  mine.fold_if_due();
+  if (!settled) [[unlikely]]
+    fold_for_peak(&mine);
   return address;
 }
 
@@ -128,11 +144,24 @@ void CachingAllocator::reserve(const Request& request) {
 // Counts the block that was found. Soft limits speak up here: the allocation has succeeded whatever their callbacks do.
 void CachingAllocator::confirm(const Request& request) {
   Ledger::Charge result;
-  if (request.cache != nullptr) {
-    const CacheGuard guard(request.cache->lock);
-    result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked, &request.cache->shard);
-  } else {
-    result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked, nullptr);
+  for (const bool force : {false, true}) {
+    std::unique_lock<OwnerLock> guard;
+    Ledger::Shards* shards = nullptr;
+    if (request.cache != nullptr) {
+      guard = std::unique_lock(request.cache->lock);
+      shards = &request.cache->shards;
+    }
+    if (request.account == nullptr && shards != nullptr) {  // as on the fast way, so that it can lease room
+      shards->add(request.is_small, request.rounded, request.asked);
+      if (!shards->is_ahead(request.is_small) || ledger_.settle(*shards, request.is_small)) break;
+      guard.unlock();
+      fold_for_peak(request.cache);
+      break;
+    }
+    result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked, shards, force);
+    if (result.outcome != Ledger::Charge::Outcome::unsettled) break;
+    if (shards != nullptr) guard.unlock();
+    fold_for_peak(nullptr);
   }
   if (result.soft_over > 0) {
     PressureOutcome outcome;
@@ -146,7 +175,12 @@ void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::si
   Account* done = nullptr;
   if (mine != nullptr) {
     const CacheGuard guard(mine->lock);
-    done = ledger_.uncharge(account_id, is_small, rounded, asked, &mine->shard);
+    if (account_id == 0) {
+      mine->shards.subtract(is_small, rounded, asked);
+      if (mine->shards.is_behind(is_small)) ledger_.fold(mine->shards);
+    } else {
+      done = ledger_.uncharge(account_id, is_small, rounded, asked, &mine->shards);
+    }
   } else {
     done = ledger_.uncharge(account_id, is_small, rounded, asked, nullptr);
   }
@@ -154,46 +188,50 @@ void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::si
     retire(done);
 }
 
+// What lies free in the arena comes first; then what waits in threads' caches joins it; only then does it grow.
 void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
+  if (!arena_of(request.account).thread_cached || options_.thread_cache_bytes == 0) return take(request, true, why);
+  if (void* const address = take(request, false, why)) return address;
+  recall_large(request.cache);
+  return take(request, true, why);
+}
+
+void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why) noexcept {
   Arena& arena = arena_of(request.account);
-  if (request.is_small && arena.thread_cached && request.cache != nullptr && options_.thread_cache_bytes > 0) {
-    return obtain_cached(request, why);
+  if (arena.thread_cached && request.cache != nullptr && options_.thread_cache_bytes > 0) {
+    return take_cached(request, may_grow, why);
   }
-  // The tag of a large block has no room for its size: Span::requested has.
-  const BlockTag tag{request.is_small ? static_cast<std::uint32_t>(request.asked) : 0, request.account_id()};
   const ArenaGuard guard(arena.mutex);
   if (request.rounded <= kSmallMax) {
     SmallBlock block;
-    if (arena.slabs.allocate(size_class_of(request.rounded), &block, 1, why) == 0) return nullptr;
-    *block.tag = tag;
+    if (arena.slabs.allocate(size_class_of(request.rounded), &block, 1, may_grow, why) == 0) return nullptr;
+    *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
     return block.address;
   }
-  Span* const span = arena.pages.allocate(request.rounded, why);
+  Span* const span = arena.pages.allocate(request.rounded, may_grow, why);
   if (span == nullptr) return nullptr;
-  span->tag = tag;
-  span->requested = request.asked;
+  fill_in(*span, request.asked, request.account_id(), nullptr);
   return span->address();
 }
 
-// As obtain(), for a block that may wait in this thread's cache.
-void* CachingAllocator::obtain_cached(const Request& request, Refusal& why) noexcept {
+// As take(), for a block that may wait in this thread's cache.
+void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refusal& why) noexcept {
   ThreadCache& mine = *request.cache;
-  const BlockTag tag{static_cast<std::uint32_t>(request.asked), request.account_id()};
   const CacheGuard cache_guard(mine.lock);
   if (request.rounded <= kSmallMax) {
     const std::size_t size_class = size_class_of(request.rounded);
     SmallBlock block;
-    if (!mine.pop(size_class, block) && !mine.refill(size_class, block, why)) return nullptr;
-    *block.tag = tag;
+    if (!mine.pop(size_class, block) && !mine.refill(size_class, block, may_grow, why)) return nullptr;
+    *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
     return block.address;
   }
-  Span* span = mine.pop_medium(request.rounded);
+  Span* span = request.is_small ? mine.pop_medium(request.rounded) : mine.pop_large(request.rounded);
   if (span == nullptr) {
     const ArenaGuard guard(default_arena_->mutex);
-    span = default_arena_->pages.allocate(request.rounded, why);
+    span = default_arena_->pages.allocate(request.rounded, may_grow, why);
   }
   if (span == nullptr) return nullptr;
-  span->tag = tag;
+  fill_in(*span, request.asked, request.account_id(), &mine);
   return span->address();
 }
 
@@ -302,27 +340,30 @@ bool CachingAllocator::deallocate(void* address) noexcept {
     history_.on_free(address);
   ThreadCache* const mine = cache();
   const bool caches = options_.thread_cache_bytes > 0 && mine != nullptr && span->segment->arena->thread_cached;
-  if (!caches || tag.account != 0 || span->bytes > kMediumMax) {
+  if (!caches || tag.account != 0 || !may_keep(span, mine)) {
     free_slow(span, block, mine);
     return true;
   }
   const CacheGuard guard(mine->lock);
   block.tag->requested = kFreeTag;
+  bool is_small = true;
   if (span->state == Span::State::slab) {
     const std::size_t size_class = span->slab->size_class;
     mine->push(size_class, block);
-    mine->shard.subtract(kSizeClasses[size_class].block_bytes, tag.requested);
+    mine->shards.subtract(true, kSizeClasses[size_class].block_bytes, tag.requested);
   } else {
     const std::size_t bytes = span->bytes;
-    mine->push_medium(span);
-    mine->shard.subtract(bytes, tag.requested);
+    is_small = bytes <= kMediumMax;
+    mine->shards.subtract(is_small, bytes, span->requested);
+    is_small ? mine->push_medium(span) : mine->push_large(span);
   }
-  mine->fold_if_due();
+  if (mine->shards.is_behind(is_small)) [[unlikely]]
+    ledger_.fold(mine->shards);
   return true;
 }
 
-// A block of a pool, of an isolated arena, or a large one. The block goes first, then its charge: a retired pool's
-// arena may be gone right after.
+// A block of a pool, of an isolated arena, or a large one of another thread. The block goes first, then its charge: a
+// retired pool's arena may be gone right after.
 void CachingAllocator::free_slow(Span* span, const SmallBlock& block, ThreadCache* mine) noexcept {
   Arena& arena = *span->segment->arena;
   const bool is_slab = span->state == Span::State::slab;
@@ -330,13 +371,13 @@ void CachingAllocator::free_slow(Span* span, const SmallBlock& block, ThreadCach
   const bool is_small = rounded <= kMediumMax;
   const std::size_t asked = is_small ? block.tag->requested : span->requested;
   const std::uint32_t account = block.tag->account;
-  if (is_small && arena.thread_cached && mine != nullptr && options_.thread_cache_bytes > 0) {
+  if (arena.thread_cached && mine != nullptr && options_.thread_cache_bytes > 0 && may_keep(span, mine)) {
     const CacheGuard guard(mine->lock);
     block.tag->requested = kFreeTag;
     if (is_slab) {
       mine->push(span->slab->size_class, block);
     } else {
-      mine->push_medium(span);
+      is_small ? mine->push_medium(span) : mine->push_large(span);
     }
   } else {
     const ArenaGuard guard(arena.mutex);

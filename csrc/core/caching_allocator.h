@@ -111,7 +111,11 @@ class CachingAllocator {
   void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
                 ThreadCache* cache) noexcept;
   void* obtain(const Request& request, Refusal& why) noexcept;
-  void* obtain_cached(const Request& request, Refusal& why) noexcept;
+  void* take(const Request& request, bool may_grow, Refusal& why) noexcept;
+  void* take_cached(const Request& request, bool may_grow, Refusal& why) noexcept;
+  bool may_keep(const Span* span, const ThreadCache* mine) const noexcept {
+    return span->bytes <= kMediumMax || (span->home == mine && !ledger_.above_soft_limit());
+  }
   void make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);
   void free_slow(Span* span, const SmallBlock& block, ThreadCache* cache) noexcept;
   void after_growth(const Request& request);
@@ -121,6 +125,8 @@ class CachingAllocator {
                            const PressureOutcome& outcome);
 
   void recall() noexcept;
+  void recall_large(ThreadCache* mine) noexcept;
+  void fold_for_peak(ThreadCache* mine) noexcept;
   std::size_t release(std::size_t bytes) noexcept;
   void retire(Account* account) noexcept;
   void forget_retired() noexcept;

@@ -7,7 +7,6 @@
 namespace mempool {
 namespace {
 
-using CacheGuard = std::lock_guard<SpinLock>;
 using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 
 }  // namespace
@@ -28,7 +27,7 @@ CachingAllocator::~CachingAllocator() {
 }
 
 ThreadCache* CachingAllocator::make_cache() noexcept {
-  return ThreadRegistry::instance().obtain(slot_, *this, *default_arena_, ledger_, options_.thread_cache_bytes);
+  return ThreadRegistry::instance().obtain(slot_, *this, *default_arena_, options_.thread_cache_bytes);
 }
 
 // ---- pools -------------------------------------------------------------------------------------------------------
@@ -90,9 +89,9 @@ Account* CachingAllocator::set_current_pool(Account* pool) {
 // A thread has ended, or is not in this forked child: its blocks, its counts and its hold on a pool return.
 void CachingAllocator::take_back(ThreadCache& ended) noexcept {
   {
-    const CacheGuard guard(ended.lock);
+    const ForeignGuard guard(ended.lock);
     ended.flush();
-    ended.fold();
+    ledger_.fold(ended.shards);
   }
   if (Account* const done = ledger_.switch_user(std::exchange(ended.current, nullptr), nullptr)) retire(done);
 }
@@ -141,12 +140,35 @@ std::size_t CachingAllocator::trim(std::size_t target_bytes) noexcept {
 
 // Takes the free blocks out of every thread's cache.
 void CachingAllocator::recall() noexcept {
+  AllCaches caches(slot_);
+  caches.for_each([](ThreadCache& cache) { cache.flush(); });
+}
+
+// Takes the large blocks that wait in threads' caches, so that the arena can make longer ranges of them.
+void CachingAllocator::recall_large(ThreadCache* mine) noexcept {
+  if (mine != nullptr && mine->large_bytes() > 0) {
+    const std::lock_guard guard(mine->lock);
+    mine->flush_large();
+  }
   ThreadRegistry& registry = ThreadRegistry::instance();
-  const std::lock_guard guard(registry.mutex);
-  registry.for_each(slot_, [](ThreadCache& cache) {
-    const CacheGuard cache_guard(cache.lock);
-    cache.flush();
+  bool others = false;
+  {
+    const std::lock_guard guard(registry.mutex);
+    registry.for_each(slot_, [&others](const ThreadCache& cache) { others |= cache.large_bytes() > 0; });
+  }
+  if (!others) return;
+  AllCaches caches(slot_);
+  caches.for_each([](ThreadCache& cache) { cache.flush_large(); });
+}
+
+// Totals that hold for this moment, where a block of `mine` could be a new peak.
+void CachingAllocator::fold_for_peak(ThreadCache* mine) noexcept {
+  AllCaches caches(slot_);
+  caches.for_each([this, mine](ThreadCache& cache) {
+    if (&cache != mine) ledger_.fold(cache.shards);
   });
+  if (mine != nullptr) ledger_.fold(mine->shards);
+  ledger_.suspend_leases();
 }
 
 std::size_t CachingAllocator::release(std::size_t bytes) noexcept {
@@ -165,9 +187,7 @@ std::size_t CachingAllocator::release(std::size_t bytes) noexcept {
 // ---- fork --------------------------------------------------------------------------------------------------------
 
 void CachingAllocator::prepare_fork() {
-  ThreadRegistry& registry = ThreadRegistry::instance();
-  registry.mutex.lock();
-  registry.for_each(slot_, [](ThreadCache& cache) { cache.lock.lock(); });
+  ThreadRegistry::instance().lock_caches(slot_);
   arenas_mutex_.lock();
   default_arena_->mutex.lock();
   for (const auto& arena : isolated_) arena->mutex.lock();
@@ -176,14 +196,12 @@ void CachingAllocator::prepare_fork() {
 }
 
 void CachingAllocator::after_fork() noexcept {
-  ThreadRegistry& registry = ThreadRegistry::instance();
   history_.lock_for_fork().unlock();
   ledger_.lock_for_fork().unlock();
   for (const auto& arena : isolated_) arena->mutex.unlock();
   default_arena_->mutex.unlock();
   arenas_mutex_.unlock();
-  registry.for_each(slot_, [](ThreadCache& cache) { cache.lock.unlock(); });
-  registry.mutex.unlock();
+  ThreadRegistry::instance().unlock_caches(slot_);
 }
 
 }  // namespace mempool

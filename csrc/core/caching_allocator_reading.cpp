@@ -7,27 +7,6 @@
 namespace mempool {
 namespace {
 
-// Holds every thread's cache of one allocator, so that sums over them belong to one moment.
-class AllCaches {
- public:
-  explicit AllCaches(std::size_t slot) : slot_(slot), guard_(ThreadRegistry::instance().mutex) {
-    for_each([](ThreadCache& cache) { cache.lock.lock(); });
-  }
-  AllCaches(const AllCaches&) = delete;
-  AllCaches& operator=(const AllCaches&) = delete;
-  ~AllCaches() {
-    for_each([](ThreadCache& cache) { cache.lock.unlock(); });
-  }
-  template <typename Action>
-  void for_each(Action action) {
-    ThreadRegistry::instance().for_each(slot_, action);
-  }
-
- private:
-  const std::size_t slot_;
-  const std::lock_guard<std::mutex> guard_;
-};
-
 void append_slab(const Span& span, std::vector<SnapshotBlock>& out) {
   const Slab& slab = *span.slab;
   const std::size_t size = slab.info().block_bytes;
@@ -46,10 +25,8 @@ void append_span(const Span& span, std::vector<SnapshotBlock>& out) {
     append_slab(span, out);
     return;
   }
-  const bool is_large = span.bytes > kMediumMax;
-  const bool live = span.state == Span::State::block && (is_large || span.tag.requested != kFreeTag);
-  const std::size_t requested = is_large ? span.requested : span.tag.requested;
-  out.push_back({span.start, span.bytes, live ? requested : 0, live ? span.tag.account : 0, live});
+  const bool live = span.state == Span::State::block && span.tag.requested != kFreeTag;
+  out.push_back({span.start, span.bytes, live ? span.requested : 0, live ? span.tag.account : 0, live});
 }
 
 void append_arena(const Arena& arena, std::size_t number, std::vector<SnapshotSegment>& out) {
@@ -70,7 +47,7 @@ void append_arena(const Arena& arena, std::size_t number, std::vector<SnapshotSe
 
 DeviceStats CachingAllocator::stats() {
   AllCaches caches(slot_);
-  caches.for_each([](ThreadCache& cache) { cache.fold(); });
+  caches.for_each([this](ThreadCache& cache) { ledger_.fold(cache.shards); });
   DeviceStats out = ledger_.read_stats();
   const std::lock_guard guard(arenas_mutex_);
   out.free_ranges.absorb(retired_ranges_);
@@ -93,7 +70,7 @@ void reset(Arena& arena, void (*action)(Stat&)) {
 
 void CachingAllocator::reset(void (*action)(Stat&)) {
   AllCaches caches(slot_);
-  caches.for_each([](ThreadCache& cache) { cache.fold(); });
+  caches.for_each([this](ThreadCache& cache) { ledger_.fold(cache.shards); });
   ledger_.reset(action);
   const std::lock_guard guard(arenas_mutex_);
   retired_ranges_.count.for_each(action);

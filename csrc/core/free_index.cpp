@@ -1,122 +1,123 @@
 #include "core/free_index.h"
 
-#include <utility>
+#include <algorithm>
+#include <bit>
+#include <climits>
 
 namespace mempool {
 namespace {
 
-std::uint64_t priority(const Span& span) {
-  std::uint64_t x = span.start / kPageBytes;
-  x ^= x >> 33;
-  x *= 0xff51afd7ed558ccdULL;
-  x ^= x >> 33;
-  return x;
-}
-
-bool precedes(const Span& a, const Span& b) { return a.bytes != b.bytes ? a.bytes < b.bytes : a.start < b.start; }
-
-// Divides the subtree into what stands before `pivot` and what stands behind it.
-void split(Span* node, const Span& pivot, Span** low, Span** high) {
-  while (node != nullptr) {
-    if (precedes(*node, pivot)) {
-      *low = node;
-      low = &node->right;
-      node = node->right;
-    } else {
-      *high = node;
-      high = &node->left;
-      node = node->left;
-    }
-  }
-  *low = nullptr;
-  *high = nullptr;
-}
-
-// Joins two subtrees, all of `low` before all of `high`.
-Span* join(Span* low, Span* high) {
-  Span* root = nullptr;
-  Span** link = &root;
-  while (low != nullptr && high != nullptr) {
-    if (priority(*low) >= priority(*high)) {
-      *link = low;
-      link = &low->right;
-      low = low->right;
-    } else {
-      *link = high;
-      link = &high->left;
-      high = high->left;
-    }
-  }
-  *link = low != nullptr ? low : high;
-  return root;
-}
+std::uint64_t from_bit(std::size_t bit) { return ~std::uint64_t{0} << bit; }
+std::uint64_t up_to_bit(std::size_t bit) { return ~std::uint64_t{0} >> (63 - bit); }
+std::size_t lowest(std::uint64_t word) { return static_cast<std::size_t>(std::countr_zero(word)); }
+std::size_t highest(std::uint64_t word) { return 63 - static_cast<std::size_t>(std::countl_zero(word)); }
 
 }  // namespace
 
+std::size_t FreeIndex::bin_of(std::size_t key) noexcept {
+  const std::size_t pages = key / kPageBytes;
+  if (pages <= kExactPages) return pages;
+  const auto order = static_cast<std::size_t>(std::bit_width(pages) - 1);
+  const std::size_t step = (pages >> (order - kStepBits)) & ((std::size_t{1} << kStepBits) - 1);
+  return kExactPages + 1 + ((order - kExactBits) << kStepBits) + step;
+}
+
+std::size_t FreeIndex::bin_above(std::size_t bin) const noexcept {
+  std::size_t word = bin / 64;
+  if (const std::uint64_t here = bits_[word] & from_bit(bin % 64); here != 0) return word * 64 + lowest(here);
+  if (word + 1 >= kWords) return kBins;
+  const std::uint64_t above = summary_ & from_bit(word + 1);
+  if (above == 0) return kBins;
+  word = lowest(above);
+  return word * 64 + lowest(bits_[word]);
+}
+
+std::size_t FreeIndex::bin_below(std::size_t bin) const noexcept {
+  std::size_t word = bin / 64;
+  if (const std::uint64_t here = bits_[word] & up_to_bit(bin % 64); here != 0) return word * 64 + highest(here);
+  if (word == 0) return kBins;
+  const std::uint64_t below = summary_ & up_to_bit(word - 1);
+  if (below == 0) return kBins;
+  word = highest(below);
+  return word * 64 + highest(bits_[word]);
+}
+
 void FreeIndex::insert(Span* span) noexcept {
-  Span** link = &root_;
-  const std::uint64_t rank = priority(*span);
-  while (*link != nullptr && priority(**link) >= rank) {
-    link = precedes(*span, **link) ? &(*link)->left : &(*link)->right;
-  }
-  split(*link, *span, &span->left, &span->right);
-  *link = span;
+  const std::size_t own_key = key(*span);
+  if (own_key == 0) return;
+  const std::size_t bin = bin_of(own_key);
+  IndexLinks& own = span->links[links_];
+  Span*& head = heads_[bin];
+  own = {head, nullptr, static_cast<std::uint32_t>(bin)};
+  if (head != nullptr) head->links[links_].previous = span;
+  head = span;
+  bits_[bin / 64] |= std::uint64_t{1} << (bin % 64);
+  summary_ |= std::uint64_t{1} << (bin / 64);
   ++count_;
-  bytes_ += span->bytes;
+  bytes_ += own_key;
 }
 
 void FreeIndex::erase(Span* span) noexcept {
-  Span** link = &root_;
-  while (*link != span) link = precedes(*span, **link) ? &(*link)->left : &(*link)->right;
-  *link = join(span->left, span->right);
-  span->left = span->right = nullptr;
+  IndexLinks& own = span->links[links_];
+  const std::size_t bin = own.bin;
+  if (own.next != nullptr) own.next->links[links_].previous = own.previous;
+  (own.previous != nullptr ? own.previous->links[links_].next : heads_[bin]) = own.next;
+  if (heads_[bin] == nullptr) {
+    bits_[bin / 64] &= ~(std::uint64_t{1} << (bin % 64));
+    if (bits_[bin / 64] == 0) summary_ &= ~(std::uint64_t{1} << (bin / 64));
+  }
   --count_;
-  bytes_ -= span->bytes;
+  bytes_ -= key(*span);
+  own = {};
+}
+
+// The smallest that fits among the first of a bin; the lowest address among equals.
+Span* FreeIndex::fitting_in(std::size_t bin, std::size_t bytes, int most_looked_at) const noexcept {
+  Span* found = nullptr;
+  std::size_t found_key = SIZE_MAX;
+  for (Span* span = heads_[bin]; span != nullptr && most_looked_at > 0; --most_looked_at) {
+    const std::size_t own_key = key(*span);
+    const bool better = own_key < found_key || (own_key == found_key && span->start < found->start);
+    if (own_key >= bytes && better) {
+      found = span;
+      found_key = own_key;
+    }
+    span = span->links[links_].next;
+  }
+  return found;
 }
 
 Span* FreeIndex::best_fit(std::size_t bytes) const noexcept {
-  Span* found = nullptr;
-  for (Span* node = root_; node != nullptr;) {
-    if (node->bytes >= bytes) {
-      found = node;
-      node = node->left;
-    } else {
-      node = node->right;
-    }
+  constexpr int kLooks = 8;
+  const std::size_t own = bin_of(bytes);
+  std::size_t bin = bin_above(own);
+  if (bin == own) {
+    if (Span* const found = fitting_in(own, bytes, kLooks)) return found;
+    bin = bin_above(own + 1);
+    // The rest of the own bin matters only where nothing larger is free.
+    if (bin == kBins) return fitting_in(own, bytes, INT_MAX);
   }
-  return found;
+  return bin == kBins ? nullptr : fitting_in(bin, bytes, kLooks);
 }
 
-Span* FreeIndex::after(const Span& span) const noexcept {
-  Span* found = nullptr;
-  for (Span* node = root_; node != nullptr;) {
-    if (precedes(span, *node)) {
-      found = node;
-      node = node->left;
-    } else {
-      node = node->right;
-    }
-  }
-  return found;
+Span* FreeIndex::first_of_highest() const noexcept {
+  const std::size_t bin = bin_below(kBins - 1);
+  return bin == kBins ? nullptr : heads_[bin];
 }
 
-Span* FreeIndex::before(const Span& span) const noexcept {
-  Span* found = nullptr;
-  for (Span* node = root_; node != nullptr;) {
-    if (precedes(*node, span)) {
-      found = node;
-      node = node->right;
-    } else {
-      node = node->left;
-    }
-  }
-  return found;
+Span* FreeIndex::next_down(const Span* span) const noexcept {
+  const IndexLinks& own = span->links[links_];
+  if (own.next != nullptr) return own.next;
+  const std::size_t bin = own.bin == 0 ? kBins : bin_below(own.bin - 1);
+  return bin == kBins ? nullptr : heads_[bin];
 }
 
-Span* FreeIndex::largest() const noexcept {
-  Span* node = root_;
-  while (node != nullptr && node->right != nullptr) node = node->right;
-  return node;
+std::size_t FreeIndex::largest_key() const noexcept {
+  std::size_t largest = 0;
+  for (const Span* span = first_of_highest(); span != nullptr; span = span->links[links_].next) {
+    largest = std::max(largest, key(*span));
+  }
+  return largest;
 }
 
 }  // namespace mempool

@@ -26,19 +26,68 @@ void for_each_stat(DeviceStats& stats, void (*action)(Stat&)) {
 
 }  // namespace
 
-void Ledger::fold_locked(Shard& shard) {
-  for (BlockStats* blocks : {&stats_.blocks.all, &stats_.blocks.small}) {
-    blocks->count.fold(shard.count.up, shard.count.down, shard.count.high);
-    blocks->bytes.fold(shard.bytes.up, shard.bytes.down, shard.bytes.high);
-    blocks->requested.fold(shard.requested.up, shard.requested.down, shard.requested.high);
+void Ledger::fold_locked(Shards& shards) {
+  const auto fold_in = [](BlockStats& blocks, const Shards::Balances& from, const Amounts& ups) {
+    blocks.count.fold(ups.count, ups.count - from.count.now, from.count.high);
+    blocks.bytes.fold(ups.bytes, ups.bytes - from.bytes.now, from.bytes.high);
+    blocks.requested.fold(ups.requested, ups.requested - from.requested.now, from.requested.high);
+  };
+  Amounts all;
+  for (Shards::Kind* kind : {&shards.small_, &shards.large_}) {
+    const bool is_small = kind == &shards.small_;
+    (is_small ? leased_small_ : leased_large_).subtract(kind->lease);
+    const Amounts ups{kind->count.ups, kind->bytes.ups, kind->requested.ups};
+    fold_in(stats_.blocks.of(is_small), *kind, ups);
+    all.add(ups);
   }
-  shard = Shard{};
+  fold_in(stats_.blocks.all, shards.all_, all);
+  shards = {};
   rearm_soft();
 }
 
-void Ledger::fold(Shard& shard) {
+void Ledger::fold(Shards& shards) {
   const Guard guard(lock_);
-  fold_locked(shard);
+  fold_locked(shards);
+}
+
+void Ledger::suspend_leases() {
+  constexpr int kRefusals = 64;
+  const Guard guard(lock_);
+  lease_refusals_ = kRefusals;
+}
+
+// Whether the totals, all leases but `returned`, and `more` together stay within the peaks.
+bool Ledger::has_room(bool is_small, const Amounts& more, const Amounts& returned) const {
+  const auto fits = [&](const BlockStats& blocks, const Amounts& leased) {
+    const auto within = [](const Stat& stat, std::int64_t extra) { return stat.current + extra <= stat.peak; };
+    return within(blocks.count, leased.count - returned.count + more.count) &&
+           within(blocks.bytes, leased.bytes - returned.bytes + more.bytes) &&
+           within(blocks.requested, leased.requested - returned.requested + more.requested);
+  };
+  Amounts all = leased_small_;
+  all.add(leased_large_);
+  return fits(stats_.blocks.all, all) &&
+         (is_small ? fits(stats_.blocks.small, leased_small_) : fits(stats_.blocks.large, leased_large_));
+}
+
+bool Ledger::settle(Shards& shards, bool is_small) {
+  Shards::Kind& kind = shards.of(is_small);
+  const Amounts balance{kind.count.now, kind.bytes.now, kind.requested.now};
+  Amounts& leased = is_small ? leased_small_ : leased_large_;
+  const Guard guard(lock_);
+  if (has_room(is_small, balance, kind.lease)) {
+    if (lease_refusals_ == 0) {  // the new lease is what the thread is ahead by
+      leased.subtract(kind.lease);
+      leased.add(balance);
+      kind.lease = balance;
+      return true;
+    }
+    --lease_refusals_;
+  } else if (leased_small_.bytes + leased_large_.bytes > shards.small_.lease.bytes + shards.large_.lease.bytes) {
+    return false;
+  }
+  fold_locked(shards);
+  return true;
 }
 
 Ledger::Charge Ledger::reserve(Account* account, std::size_t rounded) {
@@ -64,10 +113,16 @@ void Ledger::cancel(Account* account, std::size_t rounded) {
   for (Account* a = account; a != nullptr; a = a->parent) a->pending -= rounded;
 }
 
-Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard) {
+Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards,
+                               bool force) {
   Charge result;
   const Guard guard(lock_);
-  if (shard != nullptr && !shard->empty()) fold_locked(*shard);
+  if (shards != nullptr) fold_locked(*shards);
+  const bool leases_are_out = leased_small_.bytes + leased_large_.bytes > 0;
+  if (leases_are_out && !force && !has_room(is_small, {1, as_signed(rounded), as_signed(asked)}, {})) {
+    result.outcome = Charge::Outcome::unsettled;
+    return result;
+  }
   for (Account* a = account; a != nullptr; a = a->parent) {
     a->pending -= rounded;
     a->blocks.add(rounded, asked);
@@ -85,9 +140,9 @@ Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t roun
 }
 
 Account* Ledger::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
-                          Shard* shard) {
+                          Shards* shards) {
   const Guard guard(lock_);
-  if (shard != nullptr && !shard->empty()) fold_locked(*shard);
+  if (shards != nullptr) fold_locked(*shards);  // before this: the order of ups and downs makes the peaks
   stats_.blocks.all.subtract(rounded, asked);
   stats_.blocks.of(is_small).subtract(rounded, asked);
   rearm_soft();

@@ -2,12 +2,17 @@
 // physical memory held.
 //
 // How exact figures and a fast path go together:
-//   - The root pool has no limit on allocated bytes, so a small block of the root pool is counted in the Shard of its
-//     thread, which only that thread's lock guards. Shards are folded into the totals when their balance passes
-//     kFoldBytes, before every other change that the same thread makes, and before every reading.
-//   - Every other pool may have a limit, so its blocks, and all large ones, are counted here, under one spin lock for
-//     the whole chain of parents: a check and all its charges are one step, a limit is never passed by a byte, and no
-//     half-made charge of one thread can refuse another.
+//   - The root pool has no limit on allocated bytes, so its blocks are counted in the Shards of a thread, which
+//   only
+//     that thread's lock guards. Every reading folds the shards into the totals first: current values are exact.
+//   - Peaks: a thread may be ahead of the totals by what it has leased from the room between them and their peaks. As
+//     totals and leases together never pass a peak, nothing that happens inside a lease can be a new peak. When that
+//     room is used up, the leases of all threads are folded back before the next block is counted.
+//   - Blocks of kFoldBytes in sum go without a lease: a peak may be wrong by that much for each thread when several
+//     allocate small blocks at once, and is exact when one does.
+//   - Every other pool may have a limit, so its blocks are counted here, under one spin lock for the whole chain of
+//     parents: a check and all its charges are one step, a limit is never passed by a byte, and no half-made charge of
+//     one thread can refuse another.
 #pragma once
 
 #include <atomic>
@@ -46,43 +51,90 @@ struct Account {
 
 class Ledger {
  public:
-  // A thread may be this many bytes ahead of the totals.
+  // A thread may be this many bytes, and this many blocks of at most kMediumMax, ahead of totals and lease.
   static constexpr std::int64_t kFoldBytes = 256 << 10;
+  static constexpr std::int64_t kFoldBlocks = 4096;
 
-  // Counts of one thread: blocks of at most kMediumMax bytes that the root pool is charged with.
-  struct Shard {
-    struct Balance {
-      std::int64_t up = 0;
-      std::int64_t down = 0;
-      std::int64_t high = 0;
-      void add(std::int64_t amount) {
-        up += amount;
-        high = high > up - down ? high : up - down;
-      }
-    };
-    Balance count;
-    Balance bytes;
-    Balance requested;
+  // Three figures that always change together.
+  struct Amounts {
+    std::int64_t count = 0;
+    std::int64_t bytes = 0;
+    std::int64_t requested = 0;
 
-    void add(std::size_t rounded, std::size_t asked) {
-      count.add(1);
-      bytes.add(static_cast<std::int64_t>(rounded));
-      requested.add(static_cast<std::int64_t>(asked));
+    bool any() const { return count != 0 || bytes != 0 || requested != 0; }
+    void add(const Amounts& other) {
+      count += other.count;
+      bytes += other.bytes;
+      requested += other.requested;
     }
-    void subtract(std::size_t rounded, std::size_t asked) {
-      count.down += 1;
-      bytes.down += static_cast<std::int64_t>(rounded);
-      requested.down += static_cast<std::int64_t>(asked);
-    }
-    bool empty() const { return count.up == 0 && count.down == 0; }
-    bool due() const {
-      const std::int64_t balance = bytes.up - bytes.down;
-      return balance > kFoldBytes || balance < -kFoldBytes;
+    void subtract(const Amounts& other) {
+      count -= other.count;
+      bytes -= other.bytes;
+      requested -= other.requested;
     }
   };
 
+  // Counts of one thread: the blocks that the root pool is charged with.
+  class Shards {
+   public:
+    void add(bool is_small, std::size_t rounded, std::size_t asked) {
+      Kind& kind = of(is_small);
+      up(kind.count, all_.count, 1);
+      up(kind.bytes, all_.bytes, static_cast<std::int64_t>(rounded));
+      up(kind.requested, all_.requested, static_cast<std::int64_t>(asked));
+    }
+    void subtract(bool is_small, std::size_t rounded, std::size_t asked) {
+      Kind& kind = of(is_small);
+      down(kind.count, all_.count, 1);
+      down(kind.bytes, all_.bytes, static_cast<std::int64_t>(rounded));
+      down(kind.requested, all_.requested, static_cast<std::int64_t>(asked));
+    }
+    // After add(): ahead of the totals by more than the lease and what goes without one. Then settle().
+    bool is_ahead(bool is_small) const {
+      const Kind& kind = is_small ? small_ : large_;
+      return kind.bytes.now > kind.lease.bytes + kFoldBytes || kind.requested.now > kind.lease.requested + kFoldBytes ||
+             kind.count.now > kind.lease.count + (is_small ? kFoldBlocks : 0);
+    }
+    // After subtract(): so far behind that the totals look too high to others. Then fold().
+    bool is_behind(bool is_small) const { return (is_small ? small_ : large_).bytes.now < -kFoldBytes; }
+    const Amounts& lease(bool is_small) const { return (is_small ? small_ : large_).lease; }
+
+   private:
+    friend class Ledger;
+    // `now` and `high` count from the last fold, as does `ups`, the sum of all that was added.
+    struct Balance {
+      std::int64_t now = 0;
+      std::int64_t high = 0;
+      std::int64_t ups = 0;
+    };
+    struct Balances {
+      Balance count;
+      Balance bytes;
+      Balance requested;
+    };
+    struct Kind : Balances {
+      Amounts lease;
+    };
+    static void up(Balance& own, Balance& all, std::int64_t amount) {
+      own.ups += amount;
+      own.now += amount;
+      all.now += amount;
+      own.high = own.high > own.now ? own.high : own.now;
+      all.high = all.high > all.now ? all.high : all.now;
+    }
+    static void down(Balance& own, Balance& all, std::int64_t amount) {
+      own.now -= amount;
+      all.now -= amount;
+    }
+    Kind& of(bool is_small) { return is_small ? small_ : large_; }
+
+    Kind small_;
+    Kind large_;
+    Balances all_;  // its `ups` are not kept: they are the sum of the others'
+  };
+
   struct Charge {
-    enum class Outcome : std::uint8_t { charged, refused, closed } outcome = Outcome::charged;
+    enum class Outcome : std::uint8_t { charged, refused, closed, unsettled } outcome = Outcome::charged;
     // refused, closed: the pool that said no (it is in the chain, so it lives as long as the pool that was charged),
     // and its figures at that moment. charged: the pool whose soft limit was crossed.
     const Account* pool = nullptr;
@@ -96,11 +148,19 @@ class Ledger {
   // the place go. The root pool (nullptr) has no limit on allocated bytes and needs confirm() alone.
   Charge reserve(Account* account, std::size_t rounded);
   void cancel(Account* account, std::size_t rounded);
-  // `shard`: the calling thread's, whose lock it holds. The outcome is always `charged`.
-  Charge confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard);
+  // `shards`: the calling thread's, whose lock it holds; nullptr for a thread that has none.
+  // The outcome is `unsettled`, with nothing changed, when this could be a new peak and other threads have leases: fold
+  // all shards first, then it is `charged`. `force`: never so.
+  Charge confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards, bool force);
   // Returns the account when this was the last thing that kept a closed one alive: the caller retires it.
-  Account* uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, Shard* shard);
-  void fold(Shard& shard);
+  Account* uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards);
+  // Shards that are ahead get a longer lease or are folded. False when other threads' leases stand against that: all
+  // threads' must be folded, these last.
+  bool settle(Shards& shards, bool is_small);
+  void fold(Shards& shards);
+  // After all shards were folded for the sake of a peak: for some time nobody gets a lease, so that threads at their
+  // common peak share a lock and do not take each other's leases away in turn.
+  void suspend_leases();
 
   // Held bytes. False when the device limit would be passed.
   bool try_hold(std::size_t bytes);
@@ -152,7 +212,8 @@ class Ledger {
   SpinLock& lock_for_fork() { return lock_; }
 
  private:
-  void fold_locked(Shard& shard);
+  void fold_locked(Shards& shards);
+  bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
   void rearm_soft() {
     above_soft_.store(held_ > soft_limit_, std::memory_order_relaxed);
     if (held_ <= soft_limit_ || static_cast<std::size_t>(stats_.blocks.all.bytes.current) <= soft_limit_) {
@@ -166,6 +227,9 @@ class Ledger {
 
   mutable SpinLock lock_;
   DeviceStats stats_;
+  Amounts leased_small_;
+  Amounts leased_large_;
+  int lease_refusals_ = 0;  // still to come, after suspend_leases()
   std::size_t held_ = 0;
   std::size_t limit_ = kNoLimit;
   std::size_t soft_limit_ = kNoLimit;

@@ -27,7 +27,8 @@ PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& option
       chunk_(align_up(kChunkBytes, granule_)),
       segment_bytes_(align_up(std::max(options.segment_bytes, granule_), granule_)),
       arena_(arena),
-      stitching_(options.stitch) {}
+      stitching_(options.stitch),
+      whole_(1, granule_) {}
 
 PageHeap::~PageHeap() { release(SIZE_MAX); }
 
@@ -67,6 +68,7 @@ void PageHeap::index(Span* span) noexcept {
     return;
   }
   index_of(*span).insert(span);
+  if (!span->shared) whole_.insert(span);
   free_ranges_.change(span->shared, 1, as_signed(span->bytes));
 }
 
@@ -76,6 +78,7 @@ void PageHeap::unindex(Span* span) noexcept {
     return;
   }
   index_of(*span).erase(span);
+  if (whole_.holds(*span)) whole_.erase(span);
   free_ranges_.change(span->shared, -1, -as_signed(span->bytes));
 }
 
@@ -133,37 +136,31 @@ Span* PageHeap::isolate(Span* span, std::uintptr_t start, std::size_t bytes) noe
 
 // ---- blocks ------------------------------------------------------------------------------------------------------
 
-Span* PageHeap::allocate(std::size_t bytes, Refusal& why) noexcept {
+Span* PageHeap::allocate(std::size_t bytes, bool may_grow, Refusal& why) noexcept {
   if (!reserve_records(kRecordsForOperation)) {
     why = Refusal::metadata;
     return nullptr;
   }
-  Span* span = nullptr;
-  if (bytes <= kMediumMax) {
-    span = shared_.best_fit(bytes);
-    if (span == nullptr && take_chunk(why)) span = shared_.best_fit(bytes);
-    // No whole granule is to be had: the ends of large ranges must do, before anything is refused.
-    if (span == nullptr) span = large_.best_fit(bytes);
-    if (span == nullptr) return nullptr;
-    unindex(span);
-    span = isolate(span, span->start, bytes);
-  } else {
-    span = allocate_large(bytes, kPageBytes, why);
-    if (span == nullptr) return nullptr;
-  }
+  Span* const span =
+      bytes <= kMediumMax ? allocate_medium(bytes, may_grow, why) : allocate_large(bytes, false, may_grow, why);
+  if (span == nullptr) return nullptr;
   span->state = Span::State::block;
-  PageMap::instance().set(span->start, kPageBytes, span);
+  PageMap::instance().set_block(*span, span);
   return span;
 }
 
 void PageHeap::make_slab(Span* span, Slab* slab) noexcept {
   span->state = Span::State::slab;
   span->slab = slab;
-  PageMap::instance().set(span->start, span->bytes, span);
+  PageMap::instance().set_slab(*span, span);
 }
 
 void PageHeap::free(Span* span) noexcept {
-  PageMap::instance().set(span->start, span->state == Span::State::slab ? span->bytes : kPageBytes, nullptr);
+  if (span->state == Span::State::slab) {
+    PageMap::instance().set_slab(*span, nullptr);
+  } else {
+    PageMap::instance().set_block(*span, nullptr);
+  }
   span->state = Span::State::free;
   span->slab = nullptr;
   span = merge(span);
@@ -174,33 +171,44 @@ void PageHeap::free(Span* span) noexcept {
   }
 }
 
-// The best fit in which `bytes` can be aligned. Only the nearest few are tried before one that fits for certain.
-Span* PageHeap::find_free(std::size_t bytes, std::size_t alignment) const noexcept {
-  constexpr int kTries = 8;
-  Span* span = large_.best_fit(bytes);
-  for (int i = 0; i < kTries && span != nullptr; ++i, span = large_.after(*span)) {
-    if (align_up(span->start, alignment) + bytes <= span->end()) return span;
+// From the shared granules; then from what is left over between large blocks and holds no whole granule: nobody else
+// can use that; then from a new shared granule. When none is to be had the ends of large ranges must do, before
+// anything is refused.
+Span* PageHeap::allocate_medium(std::size_t bytes, bool may_grow, Refusal& why) noexcept {
+  Span* span = shared_.best_fit(bytes);
+  if (span == nullptr) {
+    span = large_.best_fit(bytes);
+    if (span != nullptr && whole_.holds(*span)) span = nullptr;
   }
-  return span == nullptr ? nullptr : large_.best_fit(bytes + alignment);
+  if (span == nullptr && take_chunk(may_grow, why)) span = shared_.best_fit(bytes);
+  if (span == nullptr) span = large_.best_fit(bytes);
+  if (span == nullptr) return nullptr;
+  unindex(span);
+  return isolate(span, span->start, bytes);
 }
 
-Span* PageHeap::allocate_large(std::size_t bytes, std::size_t alignment, Refusal& why) noexcept {
-  Span* span = find_free(bytes, alignment);
+// `aligned`: on a granule.
+Span* PageHeap::find_free(std::size_t bytes, bool aligned) const noexcept {
+  return aligned ? whole_.best_fit(bytes) : large_.best_fit(bytes);
+}
+
+Span* PageHeap::allocate_large(std::size_t bytes, bool aligned, bool may_grow, Refusal& why) noexcept {
+  Span* span = find_free(bytes, aligned);
   if (span == nullptr) {
-    if (!grow(bytes, alignment > kPageBytes, why)) return nullptr;
-    span = find_free(bytes, alignment);
+    if (!may_grow || !grow(bytes, aligned, why)) return nullptr;
+    span = find_free(bytes, aligned);
     if (span == nullptr) {  // cannot be: growth made a range that fits
       why = Refusal::backend;
       return nullptr;
     }
   }
   unindex(span);
-  return isolate(span, align_up(span->start, alignment), bytes);
+  return isolate(span, aligned ? align_up(span->start, granule_) : span->start, bytes);
 }
 
 // Moves one chunk of whole granules from the large ranges to the shared ones.
-bool PageHeap::take_chunk(Refusal& why) noexcept {
-  Span* span = allocate_large(chunk_, granule_, why);
+bool PageHeap::take_chunk(bool may_grow, Refusal& why) noexcept {
+  Span* span = allocate_large(chunk_, true, may_grow, why);
   if (span == nullptr) return false;
   span->shared = true;
   ledger_.share(as_signed(chunk_));
@@ -225,11 +233,7 @@ void PageHeap::return_granules(Span* span) noexcept {
 
 // ---- reading -----------------------------------------------------------------------------------------------------
 
-std::size_t PageHeap::largest_free() const noexcept {
-  const Span* const large = large_.largest();
-  const Span* const shared = shared_.largest();
-  return std::max(large != nullptr ? large->bytes : 0, shared != nullptr ? shared->bytes : 0);
-}
+std::size_t PageHeap::largest_free() const noexcept { return std::max(large_.largest_key(), shared_.largest_key()); }
 
 std::size_t PageHeap::backed_bytes() const noexcept {
   std::size_t sum = 0;

@@ -36,8 +36,8 @@ class PageHeap {
   ~PageHeap();
 
   // A span in state `block` of exactly `bytes` (a multiple of kPageBytes), known to the page map. nullptr, and nothing
-  // changed, when refused.
-  Span* allocate(std::size_t bytes, Refusal& why) noexcept;
+  // changed, when refused. Without `may_grow` it is taken from what is free already or not at all.
+  Span* allocate(std::size_t bytes, bool may_grow, Refusal& why) noexcept;
   // Turns a block into a slab: all its pages become known to the page map.
   void make_slab(Span* span, Slab* slab) noexcept;
   // Precondition: a block or an empty slab of this heap.
@@ -80,10 +80,11 @@ class PageHeap {
   Span* merge(Span* span) noexcept;
   static bool mergeable(const Span* a, const Span* b) noexcept;
 
-  Span* allocate_large(std::size_t bytes, std::size_t alignment, Refusal& why) noexcept;
-  bool take_chunk(Refusal& why) noexcept;
+  Span* allocate_large(std::size_t bytes, bool aligned, bool may_grow, Refusal& why) noexcept;
+  Span* allocate_medium(std::size_t bytes, bool may_grow, Refusal& why) noexcept;
+  bool take_chunk(bool may_grow, Refusal& why) noexcept;
   void return_granules(Span* span) noexcept;
-  Span* find_free(std::size_t bytes, std::size_t alignment) const noexcept;
+  Span* find_free(std::size_t bytes, bool aligned) const noexcept;
 
   bool grow(std::size_t bytes, bool aligned, Refusal& why) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
@@ -92,7 +93,9 @@ class PageHeap {
   Span* fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes) noexcept;
 
   Growth stitch(Growth growth) noexcept;
-  std::vector<FreePiece> movable_pieces(const Span* not_this, const Span* nor_this) const;
+  std::vector<FreePiece> plan(const Growth& growth) const;
+  std::vector<FreePiece> whole_handles(const Span* not_this, const Span* nor_this) const;
+  bool move_piece(const FreePiece& piece, Growth& growth) noexcept;
   bool move_handle(std::uintptr_t from, Span* near, Growth& growth) noexcept;
   Span* free_span_at(std::uintptr_t address, Span* near) const noexcept;
   bool add_segment(std::size_t bytes, Refusal& why) noexcept;
@@ -100,6 +103,7 @@ class PageHeap {
 
   std::size_t release_from(Span* span, std::size_t bytes) noexcept;
   bool cut_handle_at(std::uintptr_t address) noexcept;
+  bool join_with_previous(std::map<std::uintptr_t, Handle>::iterator record, const Segment& segment) noexcept;
   Span* make_hole(Span* span, std::uintptr_t start, std::size_t bytes) noexcept;
 
   PhysicalMemory& memory_;
@@ -111,9 +115,10 @@ class PageHeap {
   Arena* const arena_;
   const bool stitching_;
 
-  FreeIndex large_;
-  FreeIndex shared_;
-  FreeIndex holes_;
+  FreeIndex large_{0, 0};
+  FreeIndex shared_{0, 0};
+  FreeIndex holes_{0, 0};
+  FreeIndex whole_;  // the spans of large_ that hold whole granules, by the bytes of these
   FreeRangeStats free_ranges_;
   Segment* segments_ = nullptr;
   std::map<std::uintptr_t, Handle> handles_;  // by address

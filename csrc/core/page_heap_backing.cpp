@@ -1,5 +1,6 @@
 // How a PageHeap takes memory from the backend and gives it back.
 #include <algorithm>
+#include <climits>
 #include <new>
 
 #include "common/align.h"
@@ -9,8 +10,8 @@
 namespace mempool {
 namespace {
 
-constexpr std::size_t kLongerHoles = 64;
-constexpr std::size_t kShorterHoles = 512;
+// Free ranges that are tried as a beginning of a longer one, the largest first.
+constexpr int kBeginnings = 32;
 
 bool is_backed(const Span* span) { return span != nullptr && span->state != Span::State::hole; }
 
@@ -23,7 +24,7 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, Refusal& why) noexcept {
     growth = plan_growth(bytes, aligned);
   }
   // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
-  if (!aligned) growth = stitch(growth);
+  if (!aligned || bytes > granule_) growth = stitch(growth);
   return growth.bytes == 0 || commit(growth, why);
 }
 
@@ -42,33 +43,31 @@ PageHeap::Growth PageHeap::growth_in(Span* hole, std::size_t bytes) const noexce
   return {hole, hole->end() - at_back, at_back};
 }
 
-// Where a free range of `bytes` is made with the least new backing. An aligned range (a chunk, whole granules) is taken
-// from a hole alone.
+// Where a free range of `bytes` is made with the least new backing: behind or before the largest free range that has
+// the room, else in a hole by itself. An aligned range (a chunk, whole granules) is taken from a hole alone.
 PageHeap::Growth PageHeap::plan_growth(std::size_t bytes, bool aligned) const noexcept {
-  Span* const fitting = holes_.best_fit(bytes);
+  // From the far end, so that chunks do not stand in the way of large ranges that grow from the near one.
   if (aligned) {
-    // From the far end, so that chunks do not stand in the way of large ranges that grow from the near one.
-    if (fitting == nullptr) return {};
-    return {fitting, fitting->end() - bytes, bytes};
+    Span* const hole = holes_.best_fit(bytes);
+    return hole != nullptr ? Growth{hole, hole->end() - bytes, bytes} : Growth{};
   }
   Growth best;
   const auto consider = [&](Span* hole) {
+    if (hole == nullptr || hole->state != Span::State::hole) return;
     const Growth growth = growth_in(hole, bytes);
     if (growth.hole == nullptr) return;
     const bool less = growth.bytes < best.bytes || (growth.bytes == best.bytes && growth.start < best.start);
     if (best.hole == nullptr || less) best = growth;
   };
-  // Moves leave many holes. Where memory moves, what a hole that is passed over here has at its ends is not lost, so
-  // only the nearest in size are looked at.
-  const bool moves = capabilities_.can_move && stitching_;
-  std::size_t left = moves ? kLongerHoles : SIZE_MAX;
-  for (Span* hole = fitting; hole != nullptr && left > 0; hole = holes_.after(*hole), --left) consider(hole);
-  Span pivot;
-  pivot.bytes = bytes;
-  left = moves ? kShorterHoles : SIZE_MAX;
-  for (Span* hole = holes_.before(pivot); hole != nullptr && left > 0; hole = holes_.before(*hole), --left) {
-    consider(hole);
+  // Where memory moves, what a range that is passed over here holds is not lost.
+  int left = capabilities_.can_move && stitching_ ? kBeginnings : INT_MAX;
+  for (Span* span = large_.first_of_highest(); span != nullptr && left > 0; span = large_.next_down(span), --left) {
+    // What a range begins with is saved. Two of them around a hole are the most that the next ones can do.
+    if (best.hole != nullptr && 2 * span->bytes + best.bytes < bytes) break;
+    consider(span->previous);
+    consider(span->next);
   }
+  if (best.hole == nullptr) consider(holes_.best_fit(align_up(bytes, granule_)));
   return best;
 }
 
@@ -101,12 +100,7 @@ bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
     why = Refusal::metadata;
     return false;
   }
-  if (capabilities_.can_cut && record != handles_.begin()) {
-    const auto previous = std::prev(record);
-    const bool adjacent =
-        previous->first + previous->second.bytes == growth.start && growth.start != growth.hole->segment->start;
-    if (adjacent && memory_.join(previous->second, record->second)) handles_.erase(record);
-  }
+  join_with_previous(record, *growth.hole->segment);
   fill_hole(growth.hole, growth.start, growth.bytes);
   ledger_.count_commit(growth.bytes);
   return true;
@@ -170,12 +164,10 @@ void PageHeap::remove_segment(Segment* segment) noexcept {
 
 std::size_t PageHeap::release(std::size_t bytes) noexcept {
   std::size_t given = 0;
-  Span* span = large_.largest();
-  while (span != nullptr && given < bytes && span->bytes >= granule_) {
-    // A span that gives nothing keeps its place in the order: go on with the next smaller one.
-    const Span place = *span;
+  for (Span* span = whole_.first_of_highest(); span != nullptr && given < bytes;) {
+    Span* const next = whole_.next_down(span);
     given += release_from(span, bytes - given);
-    span = large_.before(place);
+    span = next;
   }
   for (Segment* segment = segments_; segment != nullptr;) {
     Segment* const next = segment->next;
@@ -239,6 +231,16 @@ bool PageHeap::cut_handle_at(std::uintptr_t address) noexcept {
     return false;
   }
   return false;
+}
+
+// Makes the handle one with that before it, where handles can be cut: there a handle is no more than a range.
+bool PageHeap::join_with_previous(std::map<std::uintptr_t, Handle>::iterator record, const Segment& segment) noexcept {
+  if (!capabilities_.can_cut || record == handles_.begin() || record->first == segment.start) return false;
+  const auto previous = std::prev(record);
+  if (previous->first + previous->second.bytes != record->first) return false;
+  if (!memory_.join(previous->second, record->second)) return false;
+  handles_.erase(record);
+  return true;
 }
 
 }  // namespace mempool

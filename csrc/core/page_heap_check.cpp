@@ -15,6 +15,7 @@ std::string at(const char* what, const Span& span) {
 struct Sums {
   std::size_t free_large = 0;
   std::size_t free_shared = 0;
+  std::size_t whole = 0;
   std::size_t holes = 0;
   std::size_t backed = 0;
 };
@@ -41,6 +42,11 @@ std::string check_span(const Span& span, const Segment& segment, std::size_t gra
   }
   sums.backed += is_hole ? 0 : span.bytes;
   if (is_hole) sums.holes += span.bytes;
+  if (span.state == Span::State::free && !span.shared) {
+    const std::uintptr_t low = align_up(span.start, granule);
+    const std::uintptr_t high = align_down(span.end(), granule);
+    sums.whole += low < high ? high - low : 0;
+  }
   if (span.state == Span::State::free) (span.shared ? sums.free_shared : sums.free_large) += span.bytes;
   return {};
 }
@@ -61,6 +67,7 @@ std::string PageHeap::check_invariants() const {
   }
   if (sums.free_large != large_.bytes()) return "bytes of the large index";
   if (sums.free_shared != shared_.bytes()) return "bytes of the shared index";
+  if (sums.whole != whole_.bytes()) return "bytes of the index of whole granules";
   if (sums.holes != holes_.bytes()) return "bytes of the hole index";
   if (static_cast<std::size_t>(free_ranges_.bytes.all.current) != sums.free_large + sums.free_shared) {
     return "free range statistics";

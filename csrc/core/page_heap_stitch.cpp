@@ -10,18 +10,51 @@
 
 namespace mempool {
 
-// Every piece that may move, but for the ends of the range that is being made: they are in their place already.
-std::vector<FreePiece> PageHeap::movable_pieces(const Span* not_this, const Span* nor_this) const {
+namespace {
+
+// Where handles can be cut: the whole granules of each free span, straight from the index.
+class IndexedPieces final : public FreePieces {
+ public:
+  // The ends of the range that is being made are in their place already.
+  IndexedPieces(const FreeIndex& whole, std::size_t granule, const Span* not_this, const Span* nor_this)
+      : whole_(whole), granule_(granule), next_(whole.first_of_highest()), not_this_(not_this), nor_this_(nor_this) {}
+
+  bool next(FreePiece& out) override {
+    while (next_ == not_this_ || next_ == nor_this_) {
+      if (next_ == nullptr) return false;
+      next_ = whole_.next_down(next_);
+    }
+    if (next_ == nullptr) return false;
+    out = piece(next_);
+    next_ = whole_.next_down(next_);
+    return true;
+  }
+  bool smallest(std::size_t least, FreePiece& out) override {
+    Span* const span = whole_.best_fit(least);
+    if (span == nullptr || span == not_this_ || span == nor_this_) return false;
+    out = piece(span);
+    return true;
+  }
+
+ private:
+  FreePiece piece(Span* span) const { return {align_up(span->start, granule_), whole_.key(*span), span}; }
+
+  const FreeIndex& whole_;
+  const std::size_t granule_;
+  Span* next_;
+  const Span* const not_this_;
+  const Span* const nor_this_;
+};
+
+}  // namespace
+
+// Where handles stay whole: every handle that is entirely free.
+std::vector<FreePiece> PageHeap::whole_handles(const Span* not_this, const Span* nor_this) const {
   std::vector<FreePiece> pieces;
-  for (Span* span = large_.largest(); span != nullptr && span->bytes >= granule_; span = large_.before(*span)) {
+  for (Span* span = whole_.first_of_highest(); span != nullptr; span = whole_.next_down(span)) {
     if (span == not_this || span == nor_this) continue;
     const std::uintptr_t low = align_up(span->start, granule_);
     const std::uintptr_t high = align_down(span->end(), granule_);
-    if (low >= high) continue;
-    if (capabilities_.can_cut) {
-      pieces.push_back({low, high - low, span});
-      continue;
-    }
     for (auto it = handles_.lower_bound(low); it != handles_.end() && it->first + it->second.bytes <= high; ++it) {
       pieces.push_back({it->first, it->second.bytes, span});
     }
@@ -29,25 +62,46 @@ std::vector<FreePiece> PageHeap::movable_pieces(const Span* not_this, const Span
   return pieces;
 }
 
+std::vector<FreePiece> PageHeap::plan(const Growth& growth) const {
+  const Span* const before = growth.hole->previous;
+  const Span* const behind = growth.hole->next;
+  if (capabilities_.can_cut) {
+    IndexedPieces pieces(whole_, granule_, before, behind);
+    return plan_stitch(pieces, growth.bytes, true);
+  }
+  ListedPieces pieces(whole_handles(before, behind));
+  return plan_stitch(pieces, growth.bytes, false);
+}
+
 // Fills `growth` from its start with moved memory. Returns what is left of it to be committed.
 PageHeap::Growth PageHeap::stitch(Growth growth) noexcept {
-  if (!capabilities_.can_move || !stitching_) return growth;
-  std::vector<FreePiece> plan;
+  if (!capabilities_.can_move || !stitching_ || whole_.count() == 0) return growth;
   try {
-    std::vector<FreePiece> pieces = movable_pieces(growth.hole->previous, growth.hole->next);
-    plan = plan_stitch(pieces, growth.bytes, capabilities_.can_cut);
+    for (const FreePiece& piece : plan(growth)) {
+      if (!move_piece(piece, growth)) break;
+    }
   } catch (const std::bad_alloc&) {
     return growth;  // without memory for a plan the backend is asked instead
   }
-  for (const FreePiece& piece : plan) {
-    if (!cut_handle_at(piece.start) || !cut_handle_at(piece.start + piece.bytes)) break;
-    for (std::uintptr_t at = piece.start; at < piece.start + piece.bytes;) {
-      const std::size_t bytes = handles_.find(at)->second.bytes;
-      if (!move_handle(at, piece.span, growth)) return growth;
-      at += bytes;
+  return growth;
+}
+
+// False: not all of it was moved.
+bool PageHeap::move_piece(const FreePiece& piece, Growth& growth) noexcept {
+  const std::uintptr_t end = piece.start + piece.bytes;
+  if (!cut_handle_at(piece.start) || !cut_handle_at(end)) return false;
+  if (capabilities_.can_cut) {  // one handle, one move
+    const auto first = handles_.find(piece.start);
+    for (auto next = std::next(first); next != handles_.end() && next->first < end; next = std::next(first)) {
+      if (!join_with_previous(next, *piece.span->segment)) break;
     }
   }
-  return growth;
+  for (std::uintptr_t at = piece.start; at < end;) {
+    const std::size_t bytes = handles_.find(at)->second.bytes;
+    if (!move_handle(at, piece.span, growth)) return false;
+    at += bytes;
+  }
+  return true;
 }
 
 // Moves one entirely free handle to the start of `growth`, which begins behind it afterwards. False: nothing changed.
@@ -61,7 +115,8 @@ bool PageHeap::move_handle(std::uintptr_t from, Span* near, Growth& growth) noex
   if (!memory_.move(found->second, reinterpret_cast<void*>(growth.start))) return false;
   auto record = handles_.extract(found);
   record.key() = growth.start;
-  handles_.insert(std::move(record));
+  const auto moved = handles_.insert(std::move(record)).position;
+  join_with_previous(moved, *growth.hole->segment);
   make_hole(source, from, bytes);
   growth.hole = fill_hole(growth.hole, growth.start, bytes);
   growth.start += bytes;

@@ -1,5 +1,8 @@
-// Address -> Span, for the first page of a block and for every page of a slab. A radix tree of three levels over 48
-// bits of address. Readers take no lock; leaves are never freed.
+// Address -> Span, for the first byte of a block and for every page of a slab. Readers take no lock; nothing is freed.
+//
+// Two tables for each GiB of address. As no two blocks of more than kMediumMax can begin in one MiB, those have a table
+// with one entry a MiB, which stays in the cache however much memory there is. All others have one with an entry a
+// page, made of zero pages that the system backs where they are first written.
 //
 // One map serves the whole process: an address belongs to one span whichever device or arena it came from.
 #pragma once
@@ -15,35 +18,62 @@ namespace mempool {
 
 class PageMap {
  public:
-  static PageMap& instance();
+  constexpr PageMap() noexcept = default;
+  static PageMap& instance() noexcept { return instance_; }
 
-  // The span that was set for the page of `address`, or nullptr. Never faults, whatever the address.
+  // The span of the block or slab at `address`: it begins there, or it is a slab, or the page of `address` is its
+  // first. Else nullptr. Never faults, whatever the address.
   Span* find(const void* address) const noexcept {
-    const auto page = reinterpret_cast<std::uintptr_t>(address) / kPageBytes;
-    if (page >> kPageBits != 0) return nullptr;
-    const Middle* middle = root_[page >> (kMiddleBits + kLeafBits)].load(std::memory_order_acquire);
-    if (middle == nullptr) return nullptr;
-    const Leaf* leaf = (*middle)[(page >> kLeafBits) & ((1u << kMiddleBits) - 1)].load(std::memory_order_acquire);
-    if (leaf == nullptr) return nullptr;
-    return (*leaf)[page & ((1u << kLeafBits) - 1)].load(std::memory_order_acquire);
+    const auto value = reinterpret_cast<std::uintptr_t>(address);
+    if (value >> kAddressBits != 0) return nullptr;
+    const Tables& tables = root_[value >> kTableBits];
+    const Large* large = tables.large.load(std::memory_order_acquire);
+    if (large == nullptr) return nullptr;
+    Span* const span = (*large)[large_entry(value)].load(std::memory_order_acquire);
+    if (span != nullptr && span->start == value) return span;
+    return (*tables.pages.load(std::memory_order_acquire))[page_entry(value)].load(std::memory_order_acquire);
   }
 
-  // Makes set() possible for the range. False when there is no memory for the tree or the range is beyond 48 bits.
+  // Makes setting possible for the range. False when there is no memory for it or the range is beyond 48 bits.
   bool prepare(std::uintptr_t start, std::size_t bytes) noexcept;
 
-  // Precondition: prepare() succeeded for the range. nullptr clears.
-  void set(std::uintptr_t start, std::size_t bytes, Span* span) noexcept;
+  // Preconditions: prepare() succeeded for the range. `to`: the span itself, or nullptr to clear.
+  void set_block(const Span& span, Span* to) noexcept {
+    if (span.bytes > kMediumMax) {
+      Large& large = *root_[span.start >> kTableBits].large.load(std::memory_order_relaxed);
+      large[large_entry(span.start)].store(to, std::memory_order_release);
+    } else {
+      set_page(span.start, to);
+    }
+  }
+  void set_slab(const Span& span, Span* to) noexcept {
+    for (std::uintptr_t page = span.start; page < span.end(); page += kPageBytes) set_page(page, to);
+  }
 
  private:
-  static constexpr unsigned kPageBits = 36;  // 48 - 12
-  static constexpr unsigned kLeafBits = 9;   // a leaf covers 2 MiB
-  static constexpr unsigned kMiddleBits = 14;
-  static constexpr unsigned kRootBits = kPageBits - kMiddleBits - kLeafBits;
+  static constexpr unsigned kAddressBits = 48;
+  static constexpr unsigned kTableBits = 30;
+  static constexpr std::size_t kTableBytes = std::size_t{1} << kTableBits;
+  static_assert(kMediumMax == std::size_t{1} << 20, "an entry of the table of large blocks covers so much");
 
-  using Leaf = std::array<std::atomic<Span*>, std::size_t{1} << kLeafBits>;
-  using Middle = std::array<std::atomic<Leaf*>, std::size_t{1} << kMiddleBits>;
+  using Entry = std::atomic<Span*>;
+  using Large = std::array<Entry, kTableBytes / kMediumMax>;
+  using Pages = std::array<Entry, kTableBytes / kPageBytes>;
+  struct Tables {
+    std::atomic<Large*> large{nullptr};  // set last: with it the other is there too
+    std::atomic<Pages*> pages{nullptr};
+  };
 
-  std::array<std::atomic<Middle*>, std::size_t{1} << kRootBits> root_{};
+  static std::size_t large_entry(std::uintptr_t address) { return (address % kTableBytes) / kMediumMax; }
+  static std::size_t page_entry(std::uintptr_t address) { return (address % kTableBytes) / kPageBytes; }
+  void set_page(std::uintptr_t address, Span* to) noexcept {
+    Pages& pages = *root_[address >> kTableBits].pages.load(std::memory_order_relaxed);
+    pages[page_entry(address)].store(to, std::memory_order_release);
+  }
+
+  static PageMap instance_;  // in zero pages; frees may come after static destruction, and it has no destructor
+
+  std::array<Tables, std::size_t{1} << (kAddressBits - kTableBits)> root_{};
 };
 
 }  // namespace mempool

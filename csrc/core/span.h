@@ -10,6 +10,7 @@ namespace mempool {
 class Arena;
 struct Segment;
 struct Slab;
+struct Span;
 
 // The allocator's page: the unit in which spans are cut. Not the system's page, though it often has the same size.
 inline constexpr std::size_t kPageBytes = 4096;
@@ -26,8 +27,16 @@ struct BlockTag {
 };
 inline constexpr std::uint32_t kFreeTag = UINT32_MAX;
 
-// A run of pages inside one segment. The spans of a segment cover it without gaps, linked in address order.
-struct Span {
+// A span's place in one FreeIndex.
+struct IndexLinks {
+  Span* next = nullptr;
+  Span* previous = nullptr;
+  std::uint32_t bin = 0;  // 0: in no index
+};
+
+// A run of pages inside one segment. The spans of a segment cover it without gaps, linked in address order. What the
+// way of a cached block reads comes first, in one cache line.
+struct alignas(64) Span {
   enum class State : std::uint8_t {
     hole,   // reserved address space without backing
     free,   // backed, in a free index
@@ -37,23 +46,20 @@ struct Span {
 
   std::uintptr_t start = 0;
   std::size_t bytes = 0;  // a multiple of kPageBytes; of the granule for a hole
-  Span* previous = nullptr;
-  Span* next = nullptr;
   Segment* segment = nullptr;
+  Slab* slab = nullptr;       // of a slab
+  BlockTag tag;               // of a block
+  std::size_t requested = 0;  // of a block: bytes as asked; unlike the tag's it holds large sizes too
+  union {
+    Span* cached_next = nullptr;  // of a block that waits in a thread cache: link of its list
+    const void* home;             // of a live large block: the cache of the thread that it was given to
+  };
   State state = State::hole;
   bool shared = false;  // lies in granules that medium blocks and slabs share; such spans merge only with each other
 
-  // free: links of the index (a treap ordered by size, then address).
-  Span* left = nullptr;
-  Span* right = nullptr;
-
-  // slab
-  Slab* slab = nullptr;
-
-  // block
-  BlockTag tag;
-  std::size_t requested = 0;    // bytes as asked; unlike the tag's it holds large sizes too
-  Span* cached_next = nullptr;  // link of a thread cache's list
+  Span* previous = nullptr;
+  Span* next = nullptr;
+  IndexLinks links[2];  // of a hole or a free span
 
   std::uintptr_t end() const { return start + bytes; }
   void* address() const { return reinterpret_cast<void*>(start); }  // NOLINT(performance-no-int-to-ptr)

@@ -1,27 +1,47 @@
 #include "core/stitch_plan.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace mempool {
 
-std::vector<FreePiece> plan_stitch(std::vector<FreePiece>& pieces, std::size_t needed, bool can_cut) {
-  std::sort(pieces.begin(), pieces.end(), [](const FreePiece& a, const FreePiece& b) {
-    return a.bytes != b.bytes ? a.bytes < b.bytes : a.start < b.start;
+ListedPieces::ListedPieces(std::vector<FreePiece> pieces) : pieces_(std::move(pieces)) {
+  std::sort(pieces_.begin(), pieces_.end(), [](const FreePiece& a, const FreePiece& b) {
+    return a.bytes != b.bytes ? a.bytes > b.bytes : a.start < b.start;
   });
+}
+
+bool ListedPieces::next(FreePiece& out) {
+  if (next_ == pieces_.size()) return false;
+  out = pieces_[next_++];
+  return true;
+}
+
+bool ListedPieces::smallest(std::size_t least, FreePiece& out) {
+  const auto behind = std::partition_point(pieces_.begin(), pieces_.end(),
+                                           [least](const FreePiece& piece) { return piece.bytes >= least; });
+  if (behind == pieces_.begin()) return false;
+  out = *std::prev(behind);
+  return true;
+}
+
+std::vector<FreePiece> plan_stitch(FreePieces& pieces, std::size_t needed, bool can_cut) {
   std::vector<FreePiece> chosen;
-  while (needed > 0 && !pieces.empty()) {
-    const auto fits = std::lower_bound(pieces.begin(), pieces.end(), needed,
-                                       [](const FreePiece& piece, std::size_t bytes) { return piece.bytes < bytes; });
-    const bool exact = fits != pieces.end() && fits->bytes == needed;
-    if (fits != pieces.end() && (can_cut || exact)) {
-      chosen.push_back({fits->start, needed, fits->span});
-      return chosen;
+  FreePiece piece;
+  while (needed > 0 && pieces.next(piece)) {
+    if (piece.bytes < needed || (piece.bytes == needed && !can_cut)) {
+      chosen.push_back(piece);
+      needed -= piece.bytes;
+      continue;
     }
-    if (fits == pieces.begin()) break;  // every whole piece is too large
-    const auto largest = std::prev(fits);
-    chosen.push_back(*largest);
-    needed -= largest->bytes;
-    pieces.erase(largest, pieces.end());  // nothing larger than what is left can be used: it did not fit before either
+    if (!can_cut) continue;
+    FreePiece last;
+    const auto is_chosen = [&last](const FreePiece& other) { return other.start == last.start; };
+    // The smallest may be among the chosen: they were too small for what was left then, not for what is left now.
+    if (!pieces.smallest(needed, last) || std::any_of(chosen.begin(), chosen.end(), is_chosen)) last = piece;
+    last.bytes = needed;
+    chosen.push_back(last);
+    needed = 0;
   }
   return chosen;
 }

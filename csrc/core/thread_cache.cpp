@@ -16,8 +16,8 @@ constexpr std::size_t capacity_of(const SizeClass& info) {
 
 }  // namespace
 
-ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, Ledger& ledger, std::size_t most_bytes)
-    : owner(owner_in), arena_(arena), ledger_(ledger), most_bytes_(most_bytes) {
+ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, std::size_t most_bytes)
+    : owner(owner_in), arena_(arena), most_bytes_(most_bytes) {
   std::uint32_t slots = 0;
   for (std::size_t i = 0; i < kSmallClasses; ++i) {
     bins_[i].capacity = static_cast<std::uint16_t>(capacity_of(kSizeClasses[i]));
@@ -27,14 +27,14 @@ ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, Ledger& ledge
   slots_ = std::make_unique<SmallBlock[]>(slots);
 }
 
-bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, Refusal& why) noexcept {
+bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, bool may_grow, Refusal& why) noexcept {
   Bin& bin = bins_[size_class];
   const std::size_t size = kSizeClasses[size_class].block_bytes;
   // Half of the bin, so that frees which follow find room.
   const std::size_t room = most_bytes_ > bytes_ ? (most_bytes_ - bytes_) / size : 0;
   const std::size_t batch = std::clamp<std::size_t>(room, 1, bin.capacity / 2);
   const Guard guard(arena_.mutex);
-  const std::size_t filled = arena_.slabs.allocate(size_class, &slots_[bin.first], batch, why);
+  const std::size_t filled = arena_.slabs.allocate(size_class, &slots_[bin.first], batch, may_grow, why);
   if (filled == 0) return false;
   // The lowest address goes out first.
   std::reverse(&slots_[bin.first], &slots_[bin.first + filled]);
@@ -48,7 +48,7 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, Refusal& why) 
 void ThreadCache::make_room(std::size_t size_class) noexcept {
   Bin& bin = bins_[size_class];
   if (bin.count < bin.capacity) {
-    flush();
+    flush_kept_by_bytes();
     return;
   }
   const std::uint16_t leave = bin.count / 2;
@@ -69,7 +69,7 @@ void ThreadCache::give_back(const SmallBlock& block) noexcept {
 
 void ThreadCache::push_medium(Span* span) noexcept {
   if (bytes_ + span->bytes > most_bytes_) {
-    if (bytes_ > 0) flush();
+    if (bytes_ > 0) flush_kept_by_bytes();
     if (span->bytes > most_bytes_) {
       const Guard guard(arena_.mutex);
       arena_.pages.free(span);
@@ -83,6 +83,11 @@ void ThreadCache::push_medium(Span* span) noexcept {
 }
 
 void ThreadCache::flush() noexcept {
+  flush_kept_by_bytes();
+  flush_large();
+}
+
+void ThreadCache::flush_kept_by_bytes() noexcept {
   const Guard guard(arena_.mutex);
   for (Bin& bin : bins_) {
     for (; bin.count > 0; --bin.count) arena_.slabs.free(slots_[bin.first + bin.count - 1]);
@@ -95,6 +100,22 @@ void ThreadCache::flush() noexcept {
     }
   }
   bytes_ = 0;
+}
+
+void ThreadCache::evict_large(std::size_t count) noexcept {
+  if (count == 0) return;
+  std::size_t bytes = 0;
+  {
+    const Guard guard(arena_.mutex);
+    for (std::size_t i = 0; i < count; ++i) {
+      bytes += large_sizes_[i];
+      arena_.pages.free(large_[i]);
+    }
+  }
+  std::copy(large_sizes_.begin() + count, large_sizes_.begin() + large_count_, large_sizes_.begin());
+  std::copy(large_.begin() + count, large_.begin() + large_count_, large_.begin());
+  large_count_ -= count;
+  set_large_bytes(large_bytes() - bytes);
 }
 
 }  // namespace mempool

@@ -1,16 +1,20 @@
-// Free blocks of the default arena that one thread keeps for itself, and that thread's shard of the ledger.
+// Free blocks of the default arena that one thread keeps for itself, and that thread's shards of the ledger.
 //
 // `lock` guards everything here. Its own thread takes it for each allocation, and so nearly always without contention;
 // others take it to recall the blocks (a limit was reached, trim, a pool closes), to read statistics, at fork and at
 // thread exit. Lock order: registry, then thread caches, then arenas, then the ledger.
+//
+// Small and medium blocks are kept up to a number of bytes. Large ones are kept by number: they return to the arena,
+// from all threads, before it asks for memory, so that nothing more is held because of them.
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 
-#include "common/spin_lock.h"
+#include "common/owner_lock.h"
 #include "core/arena.h"
 #include "core/ledger.h"
 
@@ -20,7 +24,7 @@ class CachingAllocator;
 
 class ThreadCache {
  public:
-  ThreadCache(CachingAllocator& owner, Arena& arena, Ledger& ledger, std::size_t most_bytes);
+  ThreadCache(CachingAllocator& owner, Arena& arena, std::size_t most_bytes);
 
   // Small blocks. pop() is false when the class is empty; then refill() takes a batch from the arena.
   bool pop(std::size_t size_class, SmallBlock& out) noexcept {
@@ -30,7 +34,7 @@ class ThreadCache {
     bytes_ -= kSizeClasses[size_class].block_bytes;
     return true;
   }
-  bool refill(std::size_t size_class, SmallBlock& out, Refusal& why) noexcept;
+  bool refill(std::size_t size_class, SmallBlock& out, bool may_grow, Refusal& why) noexcept;
   void push(std::size_t size_class, const SmallBlock& block) noexcept {
     Bin& bin = bins_[size_class];
     const std::size_t size = kSizeClasses[size_class].block_bytes;
@@ -56,18 +60,38 @@ class ThreadCache {
   }
   void push_medium(Span* span) noexcept;
 
-  // Returns every block to the arena.
-  void flush() noexcept;
-  void fold() noexcept { ledger_.fold(shard); }
-  void fold_if_due() noexcept {
-    if (shard.due()) [[unlikely]]
-      fold();
+  // Large blocks of this thread's own that were freed last, found by their exact size.
+  Span* pop_large(std::size_t bytes) noexcept {
+    for (std::size_t i = large_count_; i-- > 0;) {
+      if (large_sizes_[i] != bytes) continue;
+      Span* const span = large_[i];
+      --large_count_;
+      for (; i < large_count_; ++i) {
+        large_sizes_[i] = large_sizes_[i + 1];
+        large_[i] = large_[i + 1];
+      }
+      set_large_bytes(large_bytes() - bytes);
+      return span;
+    }
+    return nullptr;
   }
-  std::size_t bytes() const noexcept { return bytes_; }
+  void push_large(Span* span) noexcept {
+    if (large_count_ == kMostLarge) [[unlikely]]
+      evict_large(kMostLarge / 2);
+    large_sizes_[large_count_] = span->bytes;
+    large_[large_count_++] = span;
+    set_large_bytes(large_bytes() + span->bytes);
+  }
+  // May be read without the lock.
+  std::size_t large_bytes() const noexcept { return large_bytes_.load(std::memory_order_relaxed); }
 
-  SpinLock lock;
+  // Returns every block, or the large ones, to the arena.
+  void flush() noexcept;
+  void flush_large() noexcept { evict_large(large_count_); }
+
+  OwnerLock lock;
   CachingAllocator& owner;
-  Ledger::Shard shard;
+  Ledger::Shards shards;
   Account* current =
       nullptr;  // the pool of this thread's new blocks; nullptr is the root. Its own thread alone uses it.
 
@@ -78,17 +102,25 @@ class ThreadCache {
     std::uint32_t first = 0;
   };
   static constexpr std::size_t kMediumBins = (kMediumMax - kSmallMax) / kPageBytes;
+  static constexpr std::size_t kMostLarge = 16;
   static std::size_t medium_bin(std::size_t bytes) { return (bytes - kSmallMax) / kPageBytes - 1; }
 
+  // Only the holder of the lock writes, so that no read-modify-write is needed.
+  void set_large_bytes(std::size_t bytes) noexcept { large_bytes_.store(bytes, std::memory_order_relaxed); }
+  void flush_kept_by_bytes() noexcept;
+  void evict_large(std::size_t count) noexcept;  // the oldest
   void make_room(std::size_t size_class) noexcept;
   void give_back(const SmallBlock& block) noexcept;
 
   Arena& arena_;
-  Ledger& ledger_;
   const std::size_t most_bytes_;
   std::size_t bytes_ = 0;
   std::array<Bin, kSmallClasses> bins_{};
   std::array<Span*, kMediumBins> medium_{};
+  std::array<std::size_t, kMostLarge> large_sizes_{};  // the oldest first
+  std::array<Span*, kMostLarge> large_{};
+  std::size_t large_count_ = 0;
+  std::atomic<std::size_t> large_bytes_{0};
   std::unique_ptr<SmallBlock[]> slots_;
 };
 

@@ -56,13 +56,25 @@ void ThreadRegistry::remove_allocator(std::size_t slot) {
   taken_[slot] = false;
 }
 
-ThreadCache* ThreadRegistry::obtain(std::size_t slot, CachingAllocator& owner, Arena& arena, Ledger& ledger,
+void ThreadRegistry::lock_caches(std::size_t slot) noexcept {
+  mutex.lock();
+  for_each(slot, [](ThreadCache& cache) { cache.lock.ask(); });
+  OwnerLock::pass_barrier();
+  for_each(slot, [](ThreadCache& cache) { cache.lock.await(); });
+}
+
+void ThreadRegistry::unlock_caches(std::size_t slot) noexcept {
+  for_each(slot, [](ThreadCache& cache) { cache.lock.release(); });
+  mutex.unlock();
+}
+
+ThreadCache* ThreadRegistry::obtain(std::size_t slot, CachingAllocator& owner, Arena& arena,
                                     std::size_t most_bytes) noexcept {
   if (ThreadCache* present = find(slot)) return present;
   if (t_ended) return nullptr;
   try {
     t_exit.armed = true;  // the first use of the variable registers its destructor
-    auto cache = std::make_unique<ThreadCache>(owner, arena, ledger, most_bytes);
+    auto cache = std::make_unique<ThreadCache>(owner, arena, most_bytes);
     const std::lock_guard guard(mutex);
     if (t_caches == nullptr) {
       auto caches = std::make_unique<ThreadCaches>();

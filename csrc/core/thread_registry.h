@@ -33,8 +33,7 @@ class ThreadRegistry {
   }
   // The calling thread's cache, made at its first use. nullptr for a thread that is ending, or without memory: the
   // caller then goes straight to the arena.
-  ThreadCache* obtain(std::size_t slot, CachingAllocator& owner, Arena& arena, Ledger& ledger,
-                      std::size_t most_bytes) noexcept;
+  ThreadCache* obtain(std::size_t slot, CachingAllocator& owner, Arena& arena, std::size_t most_bytes) noexcept;
 
   // `mutex` must be held: no cache comes or goes.
   template <typename Action>
@@ -45,6 +44,10 @@ class ThreadRegistry {
   }
   std::mutex mutex;
 
+  // Takes the mutex and the lock of every cache of the slot, so that sums over them belong to one moment.
+  void lock_caches(std::size_t slot) noexcept;
+  void unlock_caches(std::size_t slot) noexcept;
+
   // In a forked child: the threads that own the other caches do not exist here. Their blocks return to the arenas.
   void adopt_orphans() noexcept;
 
@@ -54,6 +57,22 @@ class ThreadRegistry {
 
   std::vector<ThreadCaches*> threads_;
   std::array<bool, kMaxAllocators> taken_{};
+};
+
+// Holds every thread's cache of one allocator.
+class AllCaches {
+ public:
+  explicit AllCaches(std::size_t slot) noexcept : slot_(slot) { ThreadRegistry::instance().lock_caches(slot_); }
+  AllCaches(const AllCaches&) = delete;
+  AllCaches& operator=(const AllCaches&) = delete;
+  ~AllCaches() { ThreadRegistry::instance().unlock_caches(slot_); }
+  template <typename Action>
+  void for_each(Action action) {
+    ThreadRegistry::instance().for_each(slot_, action);
+  }
+
+ private:
+  const std::size_t slot_;
 };
 
 }  // namespace mempool

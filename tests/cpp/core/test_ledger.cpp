@@ -1,3 +1,9 @@
+#include <algorithm>
+#include <array>
+#include <random>
+#include <utility>
+#include <vector>
+
 #include "check.h"
 #include "core/ledger.h"
 
@@ -13,7 +19,7 @@ Ledger::Charge charge(Ledger& ledger, Account* account, std::size_t rounded, std
     const Ledger::Charge reserved = ledger.reserve(account, rounded);
     if (reserved.outcome != Outcome::charged) return reserved;
   }
-  return ledger.confirm(account, true, rounded, asked, nullptr);
+  return ledger.confirm(account, true, rounded, asked, nullptr, false);
 }
 }  // namespace
 
@@ -56,18 +62,106 @@ TEST(a_closed_pool_goes_with_its_last_block_and_its_id_is_used_again) {
 
 TEST(one_thread_alone_has_an_exact_peak) {
   Ledger ledger;
-  Ledger::Shard shard;
-  for (int i = 0; i < 10; ++i) shard.add(1024, 1000);
-  for (int i = 0; i < 10; ++i) shard.subtract(1024, 1000);
-  ledger.confirm(nullptr, false, 5000, 4999, &shard);
-  for (int i = 0; i < 3; ++i) shard.add(1024, 1000);
-  ledger.fold(shard);
+  Ledger::Shards shards;
+  for (int i = 0; i < 10; ++i) shards.add(true, 1024, 1000);
+  for (int i = 0; i < 10; ++i) shards.subtract(true, 1024, 1000);
+  ledger.confirm(nullptr, false, 5000, 4999, &shards, false);
+  for (int i = 0; i < 3; ++i) shards.add(true, 1024, 1000);
+  ledger.fold(shards);
   const mempool::DeviceStats stats = ledger.read_stats();
   CHECK_EQ(stats.blocks.all.bytes.peak, 10240);
   CHECK_EQ(stats.blocks.all.bytes.current, 5000 + 3072);
   CHECK_EQ(stats.blocks.all.count.allocated, 14);
   CHECK_EQ(stats.blocks.small.bytes.freed, 10240);
   CHECK_EQ(stats.blocks.large.requested.current, 4999);
+}
+
+namespace {
+
+// Threads of which each does one thing at a time: whatever the order, no peak of large blocks is missed or made up.
+struct Threads {
+  static constexpr std::size_t kCount = 4;
+
+  void add(std::size_t thread, std::size_t bytes) {
+    shards[thread].add(false, bytes, bytes - 1);
+    now.add({1, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(bytes) - 1});
+    high.count = std::max(high.count, now.count);
+    high.bytes = std::max(high.bytes, now.bytes);
+    high.requested = std::max(high.requested, now.requested);
+    if (!shards[thread].is_ahead(false) || ledger.settle(shards[thread], false)) return;
+    for (std::size_t other = 0; other < kCount; ++other) {
+      if (other != thread) ledger.fold(shards[other]);
+    }
+    ledger.fold(shards[thread]);
+    ledger.suspend_leases();
+    ++recalls;
+  }
+  void subtract(std::size_t thread, std::size_t bytes) {
+    shards[thread].subtract(false, bytes, bytes - 1);
+    now.subtract({1, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(bytes) - 1});
+    if (shards[thread].is_behind(false)) ledger.fold(shards[thread]);
+  }
+
+  Ledger ledger;
+  std::array<Ledger::Shards, kCount> shards;
+  Ledger::Amounts now;
+  Ledger::Amounts high;
+  int recalls = 0;
+};
+
+}  // namespace
+
+TEST(leases_never_hide_a_peak) {
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    Threads threads;
+    std::mt19937 random(seed);
+    std::vector<std::pair<std::size_t, std::size_t>> live;
+    std::int64_t leased_steps = 0;
+    for (int step = 0; step < 3000; ++step) {
+      if (live.size() < 2 || (live.size() < 12 && random() % 2 == 0)) {
+        const std::size_t bytes = (std::size_t{2} << 20) + (random() % 8) * (std::size_t{1} << 20);
+        live.emplace_back(random() % Threads::kCount, bytes);
+        threads.add(live.back().first, bytes);
+      } else {
+        std::swap(live[random() % live.size()], live.back());
+        threads.subtract(live.back().first, live.back().second);
+        live.pop_back();
+      }
+      for (const Ledger::Shards& shards : threads.shards) leased_steps += shards.lease(false).bytes > 0;
+    }
+    for (Ledger::Shards& shards : threads.shards) threads.ledger.fold(shards);
+    const mempool::DeviceStats stats = threads.ledger.read_stats();
+    CHECK_EQ(stats.blocks.large.bytes.peak, threads.high.bytes);
+    CHECK_EQ(stats.blocks.all.bytes.peak, threads.high.bytes);
+    CHECK_EQ(stats.blocks.all.count.peak, threads.high.count);
+    CHECK_EQ(stats.blocks.all.requested.peak, threads.high.requested);
+    CHECK_EQ(stats.blocks.all.bytes.current, threads.now.bytes);
+    CHECK(leased_steps > 1000);
+    CHECK(threads.recalls > 0);
+  }
+}
+
+TEST(two_threads_at_their_common_peak_lease_and_touch_nothing_shared) {
+  Threads threads;
+  constexpr std::size_t kBlock = std::size_t{4} << 20;
+  for (const std::size_t thread : {0u, 1u}) threads.add(thread, kBlock);
+  for (const std::size_t thread : {0u, 1u}) threads.subtract(thread, kBlock);
+  for (int i = 0; i < 100; ++i) {  // past the refusals that follow a recall
+    for (const std::size_t thread : {0u, 1u}) threads.add(thread, kBlock);
+    for (const std::size_t thread : {0u, 1u}) threads.subtract(thread, kBlock);
+  }
+  const int recalls = threads.recalls;
+  for (int i = 0; i < 100; ++i) {
+    for (const std::size_t thread : {0u, 1u}) {
+      threads.shards[thread].add(false, kBlock, kBlock - 1);
+      CHECK(!threads.shards[thread].is_ahead(false));
+    }
+    for (const std::size_t thread : {0u, 1u}) {
+      threads.shards[thread].subtract(false, kBlock, kBlock - 1);
+      CHECK(!threads.shards[thread].is_behind(false));
+    }
+  }
+  CHECK_EQ(threads.recalls, recalls);
 }
 
 TEST(a_soft_limit_fires_once_for_each_crossing) {

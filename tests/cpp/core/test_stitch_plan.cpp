@@ -2,9 +2,14 @@
 #include "core/stitch_plan.h"
 
 using mempool::FreePiece;
-using mempool::plan_stitch;
+using mempool::ListedPieces;
 
 namespace {
+std::vector<FreePiece> plan_stitch(const std::vector<FreePiece>& from, std::size_t needed, bool can_cut) {
+  ListedPieces pieces(from);
+  return mempool::plan_stitch(pieces, needed, can_cut);
+}
+
 std::size_t sum(const std::vector<FreePiece>& pieces) {
   std::size_t out = 0;
   for (const FreePiece& piece : pieces) out += piece.bytes;
@@ -45,4 +50,17 @@ TEST(too_little_is_taken_whole) {
   CHECK_EQ(sum(plan_stitch(pieces, 100, true)), 12u);
   pieces.clear();
   CHECK(plan_stitch(pieces, 100, true).empty());
+}
+
+TEST(a_piece_is_chosen_once) {
+  // What is left after the 8 would be covered by the 8 best of all.
+  const std::vector<FreePiece> pieces{{100, 8}, {200, 7}, {300, 6}};
+  const auto plan = plan_stitch(pieces, 15, true);
+  CHECK_EQ(plan.size(), 2u);
+  CHECK_EQ(plan[0].start, 100u);
+  CHECK_EQ(plan[1].start, 200u);
+  const auto tight = plan_stitch({{100, 8}, {200, 6}}, 12, true);
+  CHECK_EQ(tight.size(), 2u);
+  CHECK_EQ(tight[1].start, 200u);
+  CHECK_EQ(tight[1].bytes, 4u);
 }

@@ -1,0 +1,68 @@
+#include "common/owner_lock.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <chrono>
+
+#if __has_include(<linux/membarrier.h>)
+#include <linux/membarrier.h>
+#endif
+
+namespace mempool {
+namespace {
+
+#if defined(MEMBARRIER_CMD_PRIVATE_EXPEDITED) || __has_include(<linux/membarrier.h>)
+bool membarrier(int command) noexcept { return syscall(SYS_membarrier, command, 0, 0) == 0; }
+bool make_barrier() noexcept {
+  // A forked child may have to register anew. The global barrier is slow and needs no registration.
+  return membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) ||
+         (membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) && membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED)) ||
+         membarrier(MEMBARRIER_CMD_GLOBAL);
+}
+#else
+bool make_barrier() noexcept { return false; }
+#endif
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kFollowable = true;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+constexpr bool kFollowable = true;
+#else
+constexpr bool kFollowable = false;
+#endif
+#else
+constexpr bool kFollowable = false;
+#endif
+
+}  // namespace
+
+const bool OwnerLock::asymmetric_ = !kFollowable && make_barrier();
+
+void OwnerLock::pass_barrier() noexcept {
+  if (!asymmetric_ || make_barrier()) return;
+  // A sandbox has forbidden the call since. No processor keeps a store to itself for as long as this.
+  std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+void OwnerLock::await() noexcept {
+  if (!asymmetric_) return;
+  constexpr int kSpins = 100;
+  for (int spin = 0; busy_.load(std::memory_order_acquire); ++spin) {
+    spin < kSpins ? cpu_relax() : std::this_thread::yield();
+  }
+}
+
+void OwnerLock::lock_contended() noexcept {
+  do {
+    busy_.store(false, std::memory_order_release);
+    // Where the wish comes from holds `others_` until it is done.
+    others_.lock();
+    others_.unlock();
+    busy_.store(true, std::memory_order_relaxed);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  } while (wanted_.load(std::memory_order_acquire));
+}
+
+}  // namespace mempool
