@@ -112,6 +112,18 @@ Span* FreeIndex::next_down(const Span* span) const noexcept {
   return bin == kBins ? nullptr : heads_[bin];
 }
 
+Span* FreeIndex::first_from(std::size_t bytes) const noexcept {
+  const std::size_t bin = bin_above(bin_of(bytes));
+  return bin == kBins ? nullptr : heads_[bin];
+}
+
+Span* FreeIndex::next_up(const Span* span) const noexcept {
+  const IndexLinks& own = span->links[links_];
+  if (own.next != nullptr) return own.next;
+  const std::size_t bin = own.bin + 1 < kBins ? bin_above(own.bin + 1) : kBins;
+  return bin == kBins ? nullptr : heads_[bin];
+}
+
 std::size_t FreeIndex::largest_key() const noexcept {
   std::size_t largest = 0;
   for (const Span* span = first_of_highest(); span != nullptr; span = span->links[links_].next) {

@@ -38,6 +38,9 @@ class FreeIndex {
   // The walk from the highest bin down. A span may be erased once its successor was asked for.
   Span* first_of_highest() const noexcept;
   Span* next_down(const Span* span) const noexcept;
+  // The walk from the bin of `bytes` up.
+  Span* first_from(std::size_t bytes) const noexcept;
+  Span* next_up(const Span* span) const noexcept;
   std::size_t largest_key() const noexcept;
 
   std::size_t count() const noexcept { return count_; }

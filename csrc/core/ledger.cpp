@@ -211,6 +211,11 @@ bool Ledger::take_soft_alarm() {
   return held_ > soft_limit_ && std::exchange(soft_armed_, false);
 }
 
+Ledger::Moment Ledger::moment() const {
+  const Guard guard(lock_);
+  return {forgotten_allocations_ + stats_.blocks.all.count.allocated, as_size(stats_.blocks.all.bytes.peak), held_};
+}
+
 std::size_t Ledger::held() const {
   const Guard guard(lock_);
   return held_;
@@ -329,7 +334,9 @@ DeviceStats Ledger::read_stats() const {
 
 void Ledger::reset(void (*action)(Stat&)) {
   const Guard guard(lock_);
+  const std::int64_t before = stats_.blocks.all.count.allocated;
   for_each_stat(stats_, action);
+  forgotten_allocations_ += before - stats_.blocks.all.count.allocated;
 }
 
 void Ledger::reset_peaks(Account& account) {

@@ -178,6 +178,13 @@ class Ledger {
   // were below it: callbacks run once for each time that the limit is crossed.
   bool take_soft_alarm();
 
+  // What the totals say now. `allocations` is exact for a thread that has folded its shards and is alone.
+  struct Moment {
+    std::int64_t allocations = 0;  // blocks handed out so far; never reset
+    std::size_t peak_allocated = 0;
+    std::size_t held = 0;
+  };
+  Moment moment() const;
   std::size_t held() const;
   std::size_t limit() const;
   std::size_t soft_limit() const;
@@ -229,7 +236,8 @@ class Ledger {
   DeviceStats stats_;
   Amounts leased_small_;
   Amounts leased_large_;
-  int lease_refusals_ = 0;  // still to come, after suspend_leases()
+  std::int64_t forgotten_allocations_ = 0;  // counted before the sums were reset
+  int lease_refusals_ = 0;                  // still to come, after suspend_leases()
   std::size_t held_ = 0;
   std::size_t limit_ = kNoLimit;
   std::size_t soft_limit_ = kNoLimit;

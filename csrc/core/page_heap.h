@@ -18,6 +18,7 @@
 #include "core/free_index.h"
 #include "core/ledger.h"
 #include "core/physical_memory.h"
+#include "core/recurrence.h"
 #include "core/span.h"
 #include "core/stats.h"
 #include "core/stitch_plan.h"
@@ -63,6 +64,8 @@ class PageHeap {
     Span* hole = nullptr;
     std::uintptr_t start = 0;
     std::size_t bytes = 0;
+    std::size_t consumed = 0;  // bytes of whole granules in the range, those that are in their place already included
+    std::size_t leftover = 0;  // bytes behind the range that are less than a granule
   };
 
   FreeIndex& index_of(const Span& span) noexcept { return span.shared ? shared_ : large_; }
@@ -87,6 +90,8 @@ class PageHeap {
   Span* find_free(std::size_t bytes, bool aligned) const noexcept;
 
   bool grow(std::size_t bytes, bool aligned, Refusal& why) noexcept;
+  bool can_stitch() const noexcept { return capabilities_.can_move && stitching_; }
+  bool rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
   Growth growth_in(Span* hole, std::size_t bytes) const noexcept;
   bool commit(const Growth& growth, Refusal& why) noexcept;
@@ -120,6 +125,7 @@ class PageHeap {
   FreeIndex holes_{0, 0};
   FreeIndex whole_;  // the spans of large_ that hold whole granules, by the bytes of these
   FreeRangeStats free_ranges_;
+  Recurrence recurrence_;
   Segment* segments_ = nullptr;
   std::map<std::uintptr_t, Handle> handles_;  // by address
 

@@ -1,6 +1,5 @@
 // How a PageHeap takes memory from the backend and gives it back.
 #include <algorithm>
-#include <climits>
 #include <new>
 
 #include "common/align.h"
@@ -10,66 +9,9 @@
 namespace mempool {
 namespace {
 
-// Free ranges that are tried as a beginning of a longer one, the largest first.
-constexpr int kBeginnings = 32;
-
 bool is_backed(const Span* span) { return span != nullptr && span->state != Span::State::hole; }
 
 }  // namespace
-
-bool PageHeap::grow(std::size_t bytes, bool aligned, Refusal& why) noexcept {
-  Growth growth = plan_growth(bytes, aligned);
-  if (growth.hole == nullptr) {
-    if (!add_segment(bytes, why)) return false;
-    growth = plan_growth(bytes, aligned);
-  }
-  // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
-  if (!aligned || bytes > granule_) growth = stitch(growth);
-  return growth.bytes == 0 || commit(growth, why);
-}
-
-// How a hole, together with the free ranges at its ends, becomes a free range of `bytes` with the least new backing.
-// Nothing when it is too short even so.
-PageHeap::Growth PageHeap::growth_in(Span* hole, std::size_t bytes) const noexcept {
-  const auto free_bytes = [](const Span* span) {
-    return span != nullptr && span->state == Span::State::free && !span->shared ? span->bytes : 0;
-  };
-  const std::size_t before = free_bytes(hole->previous);
-  const std::size_t behind = free_bytes(hole->next);
-  if (before + hole->bytes + behind < bytes) return {};
-  const std::size_t at_front = std::min(hole->bytes, align_up(bytes - before, granule_));
-  const std::size_t at_back = std::min(hole->bytes, align_up(bytes - behind, granule_));
-  if (at_front <= at_back) return {hole, hole->start, at_front};
-  return {hole, hole->end() - at_back, at_back};
-}
-
-// Where a free range of `bytes` is made with the least new backing: behind or before the largest free range that has
-// the room, else in a hole by itself. An aligned range (a chunk, whole granules) is taken from a hole alone.
-PageHeap::Growth PageHeap::plan_growth(std::size_t bytes, bool aligned) const noexcept {
-  // From the far end, so that chunks do not stand in the way of large ranges that grow from the near one.
-  if (aligned) {
-    Span* const hole = holes_.best_fit(bytes);
-    return hole != nullptr ? Growth{hole, hole->end() - bytes, bytes} : Growth{};
-  }
-  Growth best;
-  const auto consider = [&](Span* hole) {
-    if (hole == nullptr || hole->state != Span::State::hole) return;
-    const Growth growth = growth_in(hole, bytes);
-    if (growth.hole == nullptr) return;
-    const bool less = growth.bytes < best.bytes || (growth.bytes == best.bytes && growth.start < best.start);
-    if (best.hole == nullptr || less) best = growth;
-  };
-  // Where memory moves, what a range that is passed over here holds is not lost.
-  int left = capabilities_.can_move && stitching_ ? kBeginnings : INT_MAX;
-  for (Span* span = large_.first_of_highest(); span != nullptr && left > 0; span = large_.next_down(span), --left) {
-    // What a range begins with is saved. Two of them around a hole are the most that the next ones can do.
-    if (best.hole != nullptr && 2 * span->bytes + best.bytes < bytes) break;
-    consider(span->previous);
-    consider(span->next);
-  }
-  if (best.hole == nullptr) consider(holes_.best_fit(align_up(bytes, granule_)));
-  return best;
-}
 
 bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
   std::map<std::uintptr_t, Handle>::iterator record;

@@ -75,7 +75,7 @@ std::vector<FreePiece> PageHeap::plan(const Growth& growth) const {
 
 // Fills `growth` from its start with moved memory. Returns what is left of it to be committed.
 PageHeap::Growth PageHeap::stitch(Growth growth) noexcept {
-  if (!capabilities_.can_move || !stitching_ || whole_.count() == 0) return growth;
+  if (!can_stitch() || whole_.count() == 0) return growth;
   try {
     for (const FreePiece& piece : plan(growth)) {
       if (!move_piece(piece, growth)) break;

@@ -1,0 +1,108 @@
+// Where a range is made when no free one is long enough, and of what.
+#include <climits>
+#include <tuple>
+
+#include "common/align.h"
+#include "core/page_heap.h"
+
+namespace mempool {
+namespace {
+
+// Free ranges that are looked at as a beginning of a longer one: the largest, and those that are just long enough for
+// what a range has beyond whole granules. Where memory moves, what is passed over here is not lost.
+constexpr int kLargest = 32;
+constexpr int kTightest = 128;
+
+// What more may be held, as a share of the peak of allocated bytes, so that a workload which repeats itself comes to
+// rest.
+constexpr std::size_t kShareForRest = 20;
+
+}  // namespace
+
+bool PageHeap::grow(std::size_t bytes, bool aligned, Refusal& why) noexcept {
+  Growth growth = plan_growth(bytes, aligned);
+  if (growth.hole == nullptr) {
+    if (!add_segment(bytes, why)) return false;
+    growth = plan_growth(bytes, aligned);
+  }
+  // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
+  const bool moves = !aligned || bytes > granule_;
+  if (moves && !rests_better_on_new_memory(bytes, growth)) growth = stitch(growth);
+  return growth.bytes == 0 || commit(growth, why);
+}
+
+// Whether the same range is made again in each turn of a workload: then it gets memory of its own, within bounds, and
+// the turns to come need no call at all.
+bool PageHeap::rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept {
+  if (!can_stitch() || whole_.count() == 0) return false;
+  const Ledger::Moment moment = ledger_.moment();
+  if (!recurrence_.missing(bytes, moment.allocations)) return false;
+  return moment.held + growth.bytes <= moment.peak_allocated + moment.peak_allocated / kShareForRest;
+}
+
+// How a hole, together with the free ranges at its ends, becomes a free range of `bytes`: from the end that needs less.
+// Nothing when it is too short even so.
+PageHeap::Growth PageHeap::growth_in(Span* hole, std::size_t bytes) const noexcept {
+  const auto free_neighbour = [](const Span* span) {
+    return span != nullptr && span->state == Span::State::free && !span->shared ? span : nullptr;
+  };
+  const Span* const before = free_neighbour(hole->previous);
+  const Span* const behind = free_neighbour(hole->next);
+  const std::size_t bytes_before = before != nullptr ? before->bytes : 0;
+  const std::size_t bytes_behind = behind != nullptr ? behind->bytes : 0;
+  if (bytes_before + hole->bytes + bytes_behind < bytes) return {};
+  const std::size_t at_front = std::min(hole->bytes, align_up(bytes - bytes_before, granule_));
+  const std::size_t at_back = std::min(hole->bytes, align_up(bytes - bytes_behind, granule_));
+  Growth growth{hole, hole->start, at_front};
+  if (at_back < at_front) growth = {hole, hole->end() - at_back, at_back};
+  std::size_t joined = growth.bytes;
+  growth.consumed = growth.bytes;
+  for (const Span* const end : {growth.start == hole->start ? before : nullptr,
+                                growth.start + growth.bytes == hole->end() ? behind : nullptr}) {
+    if (end == nullptr) continue;
+    joined += end->bytes;
+    growth.consumed += whole_.key(*end);
+  }
+  growth.leftover = joined - bytes;
+  growth.consumed -= align_down(growth.leftover, granule_);
+  growth.leftover %= granule_;
+  return growth;
+}
+
+// The best place for a free range of `bytes`: where it uses up the fewest whole granules; then where the end that is
+// left over is shortest, for that is hard to use; then where the least is moved. An aligned range (a chunk, whole
+// granules) is taken from a hole alone.
+PageHeap::Growth PageHeap::plan_growth(std::size_t bytes, bool aligned) const noexcept {
+  // From the far end, so that chunks do not stand in the way of large ranges that grow from the near one.
+  if (aligned) {
+    Span* const hole = holes_.best_fit(bytes);
+    return hole != nullptr ? Growth{hole, hole->end() - bytes, bytes} : Growth{};
+  }
+  Growth best;
+  const auto consider = [&](Span* hole) {
+    if (hole == nullptr || hole->state != Span::State::hole) return false;
+    const Growth growth = growth_in(hole, bytes);
+    if (growth.hole == nullptr) return false;
+    const auto cost = [](const Growth& g) { return std::make_tuple(g.consumed, g.leftover, g.bytes, g.start); };
+    if (best.hole != nullptr && cost(growth) >= cost(best)) return false;
+    best = growth;
+    return true;
+  };
+  int left = can_stitch() ? kLargest : INT_MAX;
+  for (Span* span = large_.first_of_highest(); span != nullptr && left > 0; span = large_.next_down(span), --left) {
+    // What a range begins with is saved. Two of them around a hole are the most that the next ones can do.
+    if (best.hole != nullptr && 2 * span->bytes + best.bytes < bytes) break;
+    consider(span->previous);
+    consider(span->next);
+  }
+  const std::size_t beyond = bytes % granule_;
+  left = can_stitch() && beyond > 0 ? kTightest : 0;
+  for (Span* span = large_.first_from(beyond); span != nullptr && left > 0; span = large_.next_up(span), --left) {
+    const bool better = consider(span->previous) || consider(span->next);
+    if (better && best.consumed <= bytes - beyond) break;  // the following ones leave more over
+  }
+  if (best.hole == nullptr) consider(holes_.best_fit(align_up(bytes, granule_)));
+  return best;
+}
+
+}  // namespace mempool
