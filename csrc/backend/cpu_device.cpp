@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 
+#include "backend/decay_thread.h"
 #include "backend/host_memory.h"
 
 namespace mempool {
@@ -16,6 +17,7 @@ std::atomic<CachingAllocator*> g_cpu{nullptr};
 void before_fork() { g_cpu.load()->prepare_fork(); }
 void after_fork_in_parent() { g_cpu.load()->after_fork(); }
 void after_fork_in_child() {
+  forget_decay_thread();
   g_cpu.load()->after_fork();
   ThreadRegistry::instance().adopt_orphans();
 }
@@ -32,6 +34,7 @@ CachingAllocator& cpu_device(const Options& options) {
     g_cpu.store(nullptr);
     throw std::bad_alloc();
   }
+  made->set_growth_hook(ensure_decay_thread);
   return *made.release();
 }
 

@@ -3,7 +3,10 @@
 #include <atomic>
 #include <cstring>
 #include <iterator>
+#include <new>
 #include <numeric>
+#include <utility>
+#include <vector>
 
 #include "backend/address_space.h"
 #include "common/align.h"
@@ -215,6 +218,45 @@ std::size_t FakeMemory::reserved_bytes() const noexcept {
 std::string FakeMemory::violation() const {
   const Guard guard(mutex_);
   return violation_;
+}
+
+// ---- backup ------------------------------------------------------------------------------------------------------
+
+// Keeps copies. It outlives no FakeMemory: heaps go before their backend.
+class FakeMemory::FakeBackup final : public Backup {
+ public:
+  explicit FakeBackup(FakeMemory& memory) : memory_(memory) {}
+  bool save(const void* address, std::size_t bytes) noexcept override {
+    if (!enter(Call::save)) return false;
+    if (!memory_.settings_.accessible) return true;
+    const char* const from = static_cast<const char*>(address);
+    try {
+      copies_.emplace_back(number(address), std::vector<char>(from, from + bytes));
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    return true;
+  }
+  bool restore() noexcept override {
+    if (!enter(Call::restore)) return false;
+    for (const auto& [start, copy] : copies_) {
+      std::memcpy(reinterpret_cast<void*>(start), copy.data(), copy.size());  // NOLINT(performance-no-int-to-ptr)
+    }
+    return true;
+  }
+
+ private:
+  bool enter(Call call) noexcept {
+    const Guard guard(memory_.mutex_);
+    return memory_.enter(call);
+  }
+
+  FakeMemory& memory_;
+  std::vector<std::pair<std::uintptr_t, std::vector<char>>> copies_;
+};
+
+std::unique_ptr<Backup> FakeMemory::make_backup() noexcept {
+  return std::unique_ptr<Backup>(new (std::nothrow) FakeBackup(*this));
 }
 
 }  // namespace mempool

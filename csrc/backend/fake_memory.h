@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 
@@ -14,8 +15,8 @@ namespace mempool {
 
 class FakeMemory final : public PhysicalMemory {
  public:
-  enum class Call : std::uint8_t { reserve, unreserve, commit, decommit, cut, join, move };
-  static constexpr std::size_t kCalls = 7;
+  enum class Call : std::uint8_t { reserve, unreserve, commit, decommit, cut, join, move, save, restore };
+  static constexpr std::size_t kCalls = 9;
 
   // The two kinds of memory in the world: `host` can be cut at any granule; `device` handles stay whole and can be
   // mapped at two addresses at once.
@@ -40,6 +41,7 @@ class FakeMemory final : public PhysicalMemory {
   bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept override;
   bool join(Handle& first, const Handle& second) noexcept override;
   bool move(Handle& handle, void* to) noexcept override;
+  std::unique_ptr<Backup> make_backup() noexcept override;
 
   // Makes the n-th call from now (1 = the next one) fail. unreserve cannot fail and does not count; 0 disarms.
   void fail_call(std::uint64_t n) noexcept;
@@ -51,6 +53,7 @@ class FakeMemory final : public PhysicalMemory {
   std::string violation() const;
 
  private:
+  class FakeBackup;
   using Ranges = std::map<std::uintptr_t, std::size_t>;
 
   bool enter(Call call) noexcept;  // counts; false when this call is to fail

@@ -1,6 +1,7 @@
 #include "backend/host_memory.h"
 
 #include "backend/address_space.h"
+#include "backend/file_backup.h"
 #include "backend/host_info.h"
 
 namespace mempool {
@@ -61,5 +62,7 @@ bool HostMemory::move(Handle& handle, void* to) noexcept {
   handle.address = to;
   return true;
 }
+
+std::unique_ptr<Backup> HostMemory::make_backup() noexcept { return make_file_backup(); }
 
 }  // namespace mempool

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "core/physical_memory.h"
 
@@ -26,6 +27,7 @@ class HostMemory final : public PhysicalMemory {
   bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept override;
   bool join(Handle& first, const Handle& second) noexcept override;
   bool move(Handle& handle, void* to) noexcept override;
+  std::unique_ptr<Backup> make_backup() noexcept override;
 
  private:
   bool mappings_are_within_budget() noexcept;

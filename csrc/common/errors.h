@@ -14,10 +14,22 @@ class ConfigError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// A pool that is closed was asked for memory or for a child.
-class PoolClosedError : public std::runtime_error {
+// A pool cannot do what was asked in the state that it is in.
+class PoolStateError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+// A pool that is closed was asked for memory or for a child.
+class PoolClosedError : public PoolStateError {
+ public:
+  using PoolStateError::PoolStateError;
+};
+
+// A pool that sleeps was asked for memory.
+class PoolAsleepError : public PoolStateError {
+ public:
+  using PoolStateError::PoolStateError;
 };
 
 // Why an allocation was refused, in the words that users see in `oom_info(exc)["reason"]`.

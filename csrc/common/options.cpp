@@ -19,6 +19,12 @@ std::size_t parse_count(std::string_view key, std::string_view value) {
   return out;
 }
 
+std::int64_t parse_decay(std::string_view key, std::string_view value) {
+  constexpr std::size_t kMost = std::size_t{1} << 40;  // ms: far beyond any process, and sums of it do not overflow
+  if (value == "never") return kNeverDecays;
+  return static_cast<std::int64_t>(std::min(parse_count(key, value), kMost));
+}
+
 bool parse_bool(std::string_view key, std::string_view value) {
   for (const char* yes : {"true", "True", "1", "on", "yes"}) {
     if (value == yes) return true;
@@ -56,6 +62,9 @@ const std::vector<Entry>& entries() {
        [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.huge_pages = parse_bool(k, v); }},
       {{"stitch", "bool", "make ranges longer with free memory moved from elsewhere, before asking for new memory"},
        [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.stitch = parse_bool(k, v); }},
+      {{"decay_ms", "count or never",
+        "milliseconds after which free memory that nobody needed goes back to the system"},
+       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.decay_ms = parse_decay(k, v); }},
       {{"history_events", "count", "allocation events that record_history keeps"},
        [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.history_events = parse_count(k, v); }},
   };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +11,8 @@
 #include "common/bytes.h"
 
 namespace mempool {
+
+inline constexpr std::int64_t kNeverDecays = -1;
 
 struct Options {
   // Bytes held from the system by the device; kNoLimit = no limit.
@@ -24,6 +27,8 @@ struct Options {
   bool huge_pages = true;
   // Make ranges longer with free memory moved from elsewhere, before new memory is asked for.
   bool stitch = true;
+  // Free memory goes back to the system when demand has not needed it for so long; kNeverDecays = only when asked.
+  std::int64_t decay_ms = 10000;
   // Allocation events that record_history keeps; the oldest go first.
   std::size_t history_events = 100000;
 };

@@ -46,6 +46,10 @@ class AdaptiveMutex {
     if (!state_.compare_exchange_strong(expected, kHeld, std::memory_order_acquire)) [[unlikely]]
       lock_contended();
   }
+  bool try_lock() noexcept {
+    int expected = kFree;
+    return state_.compare_exchange_strong(expected, kHeld, std::memory_order_acquire);
+  }
   void unlock() noexcept {
     if (state_.exchange(kFree, std::memory_order_release) == kAwaited) [[unlikely]]
       state_.notify_one();

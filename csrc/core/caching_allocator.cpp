@@ -110,6 +110,10 @@ void* CachingAllocator::allocate_slow(std::size_t bytes) {
     }
     // While more room is sought, callbacks included, this request stands in nobody's way.
     if (request.account != nullptr) ledger_.cancel(request.account, request.rounded);
+    if (why == Refusal::asleep) {
+      throw PoolAsleepError("mempool: pool '" + ledger_.name_of(request.account_id()) +
+                            "' is asleep: wake() it before it takes new blocks.");
+    }
     make_room(request, why, effort, outcome);
   }
 }
@@ -196,22 +200,62 @@ void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
     const CacheGuard guard(request.cache->lock);
     ledger_.fold(request.cache->shards);
   }
-  return take(request, true, why);
+  void* const address = take(request, true, why);
+  if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
+  return address;
 }
+
+// The other arenas with free memory, locked: what they have moves to the one that grows before new memory is asked for.
+class CachingAllocator::Lenders {
+ public:
+  // The calling thread holds no arena's lock.
+  Lenders(CachingAllocator& allocator, const Arena& own, bool wanted) {
+    if (!wanted || !allocator.has_isolated_.load(std::memory_order_relaxed)) return;
+    // Whoever holds several arenas holds this too, so it does not matter in which order.
+    registry_ = std::unique_lock(allocator.arenas_mutex_);
+    try {
+      heaps_.reserve(allocator.isolated_.size() + 1);
+      locks_.reserve(allocator.isolated_.size() + 1);
+    } catch (const std::bad_alloc&) {
+      return;
+    }
+    const auto add = [&](Arena& arena) {
+      if (&arena == &own) return;
+      std::unique_lock<AdaptiveMutex> guard(arena.mutex);
+      if (arena.pages.whole_free_bytes() == 0) return;
+      heaps_.push_back(&arena.pages);
+      locks_.push_back(std::move(guard));
+    };
+    add(*allocator.default_arena_);
+    for (const auto& arena : allocator.isolated_) add(*arena);
+  }
+  std::span<PageHeap* const> heaps() const { return heaps_; }
+
+ private:
+  std::unique_lock<std::mutex> registry_;
+  std::vector<PageHeap*> heaps_;
+  std::vector<std::unique_lock<AdaptiveMutex>> locks_;
+};
 
 void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why) noexcept {
   Arena& arena = arena_of(request.account);
   if (arena.thread_cached && request.cache != nullptr && options_.thread_cache_bytes > 0) {
     return take_cached(request, may_grow, why);
   }
+  const Lenders lenders(*this, arena, may_grow);
+  const Supply supply{may_grow, lenders.heaps()};
   const ArenaGuard guard(arena.mutex);
+  if (arena.pages.asleep()) {
+    why = Refusal::asleep;
+    return nullptr;
+  }
   if (request.rounded <= kSmallMax) {
     SmallBlock block;
-    if (arena.slabs.allocate(size_class_of(request.rounded), &block, 1, may_grow, why) == 0) return nullptr;
+    if (arena.slabs.allocate(size_class_of(request.rounded), &block, 1, supply, why) == 0) return nullptr;
     *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
     return block.address;
   }
-  Span* const span = arena.pages.allocate(request.rounded, may_grow, why);
+  Span* const span = arena.pages.allocate(request.rounded, supply, why);
   if (span == nullptr) return nullptr;
   fill_in(*span, request.asked, request.account_id(), nullptr);
   return span->address();
@@ -224,14 +268,18 @@ void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refus
   if (request.rounded <= kSmallMax) {
     const std::size_t size_class = size_class_of(request.rounded);
     SmallBlock block;
-    if (!mine.pop(size_class, block) && !mine.refill(size_class, block, may_grow, why)) return nullptr;
+    if (!mine.pop(size_class, block)) {
+      const Lenders lenders(*this, *default_arena_, may_grow);
+      if (!mine.refill(size_class, block, {may_grow, lenders.heaps()}, why)) return nullptr;
+    }
     *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
     return block.address;
   }
   Span* span = request.is_small ? mine.pop_medium(request.rounded) : mine.pop_large(request.rounded);
   if (span == nullptr) {
+    const Lenders lenders(*this, *default_arena_, may_grow);
     const ArenaGuard guard(default_arena_->mutex);
-    span = default_arena_->pages.allocate(request.rounded, may_grow, why);
+    span = default_arena_->pages.allocate(request.rounded, {may_grow, lenders.heaps()}, why);
   }
   if (span == nullptr) return nullptr;
   fill_in(*span, request.asked, request.account_id(), &mine);

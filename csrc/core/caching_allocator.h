@@ -13,6 +13,7 @@
 #include "common/errors.h"
 #include "common/options.h"
 #include "core/arena.h"
+#include "core/demand_window.h"
 #include "core/history.h"
 #include "core/hooks.h"
 #include "core/ledger.h"
@@ -60,6 +61,24 @@ class CachingAllocator {
   // Recalls thread caches and gives free memory back until at most `target_bytes` are held. Returns the bytes given.
   std::size_t trim(std::size_t target_bytes) noexcept;
 
+  // Gives back what demand has not come near for Options::decay_ms, as seen at the moment `now_ms` of a clock of the
+  // caller's, which calls it every decay_tick_ms(), from one thread at a time. Returns the bytes given.
+  std::size_t decay(std::int64_t now_ms) noexcept;
+  std::int64_t decay_tick_ms() const noexcept;
+  // Called whenever memory was taken from the backend, with no lock held.
+  void set_growth_hook(void (*hook)(CachingAllocator&) noexcept) noexcept { growth_hook_.store(hook); }
+
+  // Moves the free memory of each arena together, so that it can serve one large block. Returns what that did.
+  Gathering defragment() noexcept;
+
+  // ---- sleep, of isolated pools: their memory goes back, their addresses stay, an access faults.
+  // `keep`: contents are saved outside of the memory, else they are lost. Throws ConfigError for a pool that is not
+  // isolated, PoolStateError when it could not be done; the pool is then awake.
+  void sleep_pool(Account& pool, bool keep);
+  // Throws OutOfMemory when the memory cannot be had again under the limits; the pool is then asleep and whole.
+  void wake_pool(Account& pool);
+  bool pool_asleep(const Account& pool);
+
   // ---- reading
   DeviceStats stats();
   void reset_peaks() { reset(Stat::reset_peak); }
@@ -86,6 +105,7 @@ class CachingAllocator {
   void after_fork() noexcept;  // in the parent, and first in the child
 
  private:
+  class Lenders;
   struct Request {
     std::size_t asked;
     std::size_t rounded;
@@ -128,6 +148,7 @@ class CachingAllocator {
   void recall_large(ThreadCache* mine) noexcept;
   void fold_for_peak(ThreadCache* mine) noexcept;
   std::size_t release(std::size_t bytes) noexcept;
+  std::size_t whole_free_bytes() noexcept;
   void retire(Account* account) noexcept;
   void forget_retired() noexcept;
   Arena& arena_of(const Account* account) noexcept { return account != nullptr ? *account->arena : *default_arena_; }
@@ -139,8 +160,11 @@ class CachingAllocator {
   History history_;
   const std::size_t slot_;
   const std::unique_ptr<Arena> default_arena_;
-  FreeRangeStats retired_ranges_;                 // of isolated arenas that are gone
-  std::mutex arenas_mutex_;                       // after the caches' locks, before the arenas'
+  std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook_{nullptr};
+  DemandWindow demand_;
+  FreeRangeStats retired_ranges_;  // of isolated arenas that are gone
+  std::mutex arenas_mutex_;        // after the caches' locks, before the arenas'
+  std::atomic<bool> has_isolated_{false};
   std::vector<std::unique_ptr<Arena>> isolated_;  // also those of retired pools whose memory would not go back yet
 };
 

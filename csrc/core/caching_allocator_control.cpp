@@ -16,7 +16,8 @@ CachingAllocator::CachingAllocator(std::string device, std::unique_ptr<PhysicalM
       options_(options),
       memory_(std::move(memory)),
       slot_(ThreadRegistry::instance().add_allocator()),
-      default_arena_(std::make_unique<Arena>("default", *memory_, ledger_, options_, true)) {
+      default_arena_(std::make_unique<Arena>("default", *memory_, ledger_, options_, true)),
+      demand_(options.decay_ms) {
   ledger_.set_limit(options.limit);
   ledger_.set_soft_limit(options.soft_limit);
 }
@@ -40,6 +41,7 @@ Account* CachingAllocator::open_pool(std::string name, Account* parent, bool iso
   isolated_.reserve(isolated_.size() + 1);
   Account* const account = ledger_.open(std::move(name), parent, arena.get(), true, limit, soft_limit);
   isolated_.push_back(std::move(arena));
+  has_isolated_.store(true, std::memory_order_relaxed);
   return account;
 }
 
@@ -74,6 +76,7 @@ void CachingAllocator::forget_retired() noexcept {
     retired_ranges_.absorb(arena->pages.free_ranges());
     return true;
   });
+  has_isolated_.store(!isolated_.empty(), std::memory_order_relaxed);
 }
 
 Account* CachingAllocator::set_current_pool(Account* pool) {
@@ -99,7 +102,7 @@ void CachingAllocator::take_back(ThreadCache& ended) noexcept {
 std::size_t CachingAllocator::pool_held_bytes(const Account& pool) {
   if (!pool.isolated) return static_cast<std::size_t>(ledger_.read(pool).blocks.bytes.current);
   const ArenaGuard guard(pool.arena->mutex);
-  return pool.arena->pages.backed_bytes();
+  return pool.arena->pages.held_bytes();
 }
 
 std::size_t CachingAllocator::trim_pool(Account& pool) noexcept {
@@ -182,6 +185,122 @@ std::size_t CachingAllocator::release(std::size_t bytes) noexcept {
   take(*default_arena_);
   forget_retired();
   return given;
+}
+
+Gathering CachingAllocator::defragment() noexcept {
+  recall();
+  Gathering sum;
+  const std::lock_guard guard(arenas_mutex_);
+  const auto gather = [&sum](Arena& arena) {
+    const ArenaGuard arena_guard(arena.mutex);
+    const Gathering one = arena.pages.gather();
+    sum.moved_bytes += one.moved_bytes;
+    sum.moves += one.moves;
+    sum.regained_bytes += one.regained_bytes;
+  };
+  gather(*default_arena_);
+  for (const auto& arena : isolated_) gather(*arena);
+  return sum;
+}
+
+std::int64_t CachingAllocator::decay_tick_ms() const noexcept {
+  return std::clamp<std::int64_t>(options_.decay_ms / 20, 1, 50);
+}
+
+std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
+  // A slice at a time, so that no allocation waits long for the arena.
+  constexpr std::size_t kSlice = std::size_t{64} << 20;
+  if (options_.decay_ms == kNeverDecays) return 0;
+  std::size_t cached = 0;
+  {
+    AllCaches caches(slot_);
+    caches.for_each([&](ThreadCache& cache) {
+      ledger_.fold(cache.shards);
+      cached += cache.small_and_medium_bytes() + cache.large_bytes();
+    });
+  }
+  const Ledger::Demand demand = ledger_.take_demand();
+  try {
+    demand_.add(now_ms, demand.highest);
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+  const auto may_return = static_cast<std::size_t>(demand_.highest() - demand.current);
+  const std::size_t free = whole_free_bytes();
+  if (free + cached < may_return + memory_->granule_bytes()) return 0;
+  const std::size_t surplus = free + cached - may_return;
+  if (surplus > free) recall();
+  std::size_t given = 0;
+  while (given < surplus) {
+    const std::size_t slice = release(std::min(kSlice, surplus - given));
+    if (slice == 0) break;
+    given += slice;
+  }
+  return given;
+}
+
+std::size_t CachingAllocator::whole_free_bytes() noexcept {
+  const std::lock_guard guard(arenas_mutex_);
+  const auto of = [](Arena& arena) {
+    const ArenaGuard arena_guard(arena.mutex);
+    return arena.pages.whole_free_bytes();
+  };
+  std::size_t sum = of(*default_arena_);
+  for (const auto& arena : isolated_) sum += of(*arena);
+  return sum;
+}
+
+// ---- sleep -------------------------------------------------------------------------------------------------------
+
+void CachingAllocator::sleep_pool(Account& pool, bool keep) {
+  const std::string name = ledger_.read(pool).name;
+  if (!pool.isolated) {
+    throw ConfigError("pool '" + name +
+                      "' shares its memory with others and cannot sleep: make it with isolated=True.");
+  }
+  std::unique_ptr<Backup> backup;
+  if (keep) {
+    backup = memory_->make_backup();
+    if (backup == nullptr) {
+      throw PoolStateError("mempool: pool '" + name + "' stays awake: no place for its contents (see TMPDIR).");
+    }
+  }
+  const ArenaGuard guard(pool.arena->mutex);
+  if (pool.arena->pages.sleep(std::move(backup))) return;
+  throw PoolStateError("mempool: pool '" + name + "' stays awake: " +
+                       (keep ? "its contents could not be saved, or the system did not take its memory back."
+                             : "the system did not take its memory back. Some contents may be lost."));
+}
+
+void CachingAllocator::wake_pool(Account& pool) {
+  if (!pool.isolated) return;
+  Refusal why = Refusal::none;
+  std::size_t needed = 0;
+  for (const bool released : {false, true}) {
+    {
+      const ArenaGuard guard(pool.arena->mutex);
+      needed = pool.arena->pages.backed_bytes() - pool.arena->pages.held_bytes();
+      if (pool.arena->pages.wake(why)) return;
+    }
+    if (released) break;
+    recall();
+    release(needed);
+  }
+  const Account account = ledger_.read(pool);
+  ledger_.count_oom(&pool, nullptr);
+  throw OutOfMemory({.reason = why == Refusal::limit ? OomReason::device_limit : OomReason::backend_refused,
+                     .device = device_,
+                     .pool = account.name,
+                     .requested = needed,
+                     .allocated = static_cast<std::size_t>(account.blocks.bytes.current),
+                     .limit = why == Refusal::limit ? ledger_.limit() : kNoLimit,
+                     .held = ledger_.held()});
+}
+
+bool CachingAllocator::pool_asleep(const Account& pool) {
+  if (!pool.isolated) return false;
+  const ArenaGuard guard(pool.arena->mutex);
+  return pool.arena->pages.asleep();
 }
 
 // ---- fork --------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ void Ledger::fold_locked(Shards& shards) {
     blocks.bytes.fold(ups.bytes, ups.bytes - from.bytes.now, from.bytes.high);
     blocks.requested.fold(ups.requested, ups.requested - from.requested.now, from.requested.high);
   };
+  demand_high_ = std::max(demand_high_, stats_.blocks.all.bytes.current + shards.all_.bytes.high);
   Amounts all;
   for (Shards::Kind* kind : {&shards.small_, &shards.large_}) {
     const bool is_small = kind == &shards.small_;
@@ -136,6 +137,7 @@ Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t roun
   }
   stats_.blocks.all.add(rounded, asked);
   stats_.blocks.of(is_small).add(rounded, asked);
+  demand_high_ = std::max(demand_high_, stats_.blocks.all.bytes.current);
   return result;
 }
 
@@ -209,6 +211,12 @@ bool Ledger::take_soft_crossing() {
 bool Ledger::take_soft_alarm() {
   const Guard guard(lock_);
   return held_ > soft_limit_ && std::exchange(soft_armed_, false);
+}
+
+Ledger::Demand Ledger::take_demand() {
+  const Guard guard(lock_);
+  const std::int64_t current = stats_.blocks.all.bytes.current;
+  return {std::exchange(demand_high_, current), current};
 }
 
 Ledger::Moment Ledger::moment() const {

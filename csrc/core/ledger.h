@@ -185,6 +185,12 @@ class Ledger {
     std::size_t held = 0;
   };
   Moment moment() const;
+  // Allocated bytes: the most there were since the last call, and now. As exact as the last fold of all shards.
+  struct Demand {
+    std::int64_t highest = 0;
+    std::int64_t current = 0;
+  };
+  Demand take_demand();
   std::size_t held() const;
   std::size_t limit() const;
   std::size_t soft_limit() const;
@@ -236,6 +242,7 @@ class Ledger {
   DeviceStats stats_;
   Amounts leased_small_;
   Amounts leased_large_;
+  std::int64_t demand_high_ = 0;            // highest allocated bytes since take_demand()
   std::int64_t forgotten_allocations_ = 0;  // counted before the sums were reset
   int lease_refusals_ = 0;                  // still to come, after suspend_leases()
   std::size_t held_ = 0;

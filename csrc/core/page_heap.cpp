@@ -11,8 +11,6 @@ namespace mempool {
 namespace {
 
 constexpr std::size_t kRecordsAtOnce = 256;
-// Records that one operation may need at most: the ends of two cuts, and a new segment's hole.
-constexpr std::size_t kRecordsForOperation = 8;
 constexpr std::size_t kChunkBytes = std::size_t{2} << 20;
 
 std::int64_t as_signed(std::size_t bytes) { return static_cast<std::int64_t>(bytes); }
@@ -136,13 +134,13 @@ Span* PageHeap::isolate(Span* span, std::uintptr_t start, std::size_t bytes) noe
 
 // ---- blocks ------------------------------------------------------------------------------------------------------
 
-Span* PageHeap::allocate(std::size_t bytes, bool may_grow, Refusal& why) noexcept {
+Span* PageHeap::allocate(std::size_t bytes, const Supply& supply, Refusal& why) noexcept {
   if (!reserve_records(kRecordsForOperation)) {
     why = Refusal::metadata;
     return nullptr;
   }
   Span* const span =
-      bytes <= kMediumMax ? allocate_medium(bytes, may_grow, why) : allocate_large(bytes, false, may_grow, why);
+      bytes <= kMediumMax ? allocate_medium(bytes, supply, why) : allocate_large(bytes, false, supply, why);
   if (span == nullptr) return nullptr;
   span->state = Span::State::block;
   PageMap::instance().set_block(*span, span);
@@ -174,13 +172,13 @@ void PageHeap::free(Span* span) noexcept {
 // From the shared granules; then from what is left over between large blocks and holds no whole granule: nobody else
 // can use that; then from a new shared granule. When none is to be had the ends of large ranges must do, before
 // anything is refused.
-Span* PageHeap::allocate_medium(std::size_t bytes, bool may_grow, Refusal& why) noexcept {
+Span* PageHeap::allocate_medium(std::size_t bytes, const Supply& supply, Refusal& why) noexcept {
   Span* span = shared_.best_fit(bytes);
   if (span == nullptr) {
     span = large_.best_fit(bytes);
     if (span != nullptr && whole_.holds(*span)) span = nullptr;
   }
-  if (span == nullptr && take_chunk(may_grow, why)) span = shared_.best_fit(bytes);
+  if (span == nullptr && take_chunk(supply, why)) span = shared_.best_fit(bytes);
   if (span == nullptr) span = large_.best_fit(bytes);
   if (span == nullptr) return nullptr;
   unindex(span);
@@ -192,10 +190,10 @@ Span* PageHeap::find_free(std::size_t bytes, bool aligned) const noexcept {
   return aligned ? whole_.best_fit(bytes) : large_.best_fit(bytes);
 }
 
-Span* PageHeap::allocate_large(std::size_t bytes, bool aligned, bool may_grow, Refusal& why) noexcept {
+Span* PageHeap::allocate_large(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
   Span* span = find_free(bytes, aligned);
   if (span == nullptr) {
-    if (!may_grow || !grow(bytes, aligned, why)) return nullptr;
+    if (!supply.may_grow || !grow(bytes, aligned, supply.lenders, why)) return nullptr;
     span = find_free(bytes, aligned);
     if (span == nullptr) {  // cannot be: growth made a range that fits
       why = Refusal::backend;
@@ -207,11 +205,12 @@ Span* PageHeap::allocate_large(std::size_t bytes, bool aligned, bool may_grow, R
 }
 
 // Moves one chunk of whole granules from the large ranges to the shared ones.
-bool PageHeap::take_chunk(bool may_grow, Refusal& why) noexcept {
-  Span* span = allocate_large(chunk_, true, may_grow, why);
+bool PageHeap::take_chunk(const Supply& supply, Refusal& why) noexcept {
+  Span* span = allocate_large(chunk_, true, supply, why);
   if (span == nullptr) return false;
   span->shared = true;
   ledger_.share(as_signed(chunk_));
+  shared_bytes_ += chunk_;
   index(merge(span));
   return true;
 }
@@ -227,7 +226,8 @@ void PageHeap::return_granules(Span* span) noexcept {
   }
   span = isolate(span, first, last - first);
   span->shared = false;
-  ledger_.share(-as_signed(span->bytes));
+  if (!asleep_) ledger_.share(-as_signed(span->bytes));
+  shared_bytes_ -= span->bytes;
   index(merge(span));
 }
 

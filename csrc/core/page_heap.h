@@ -5,6 +5,7 @@
 //     `shared`;
 //   - a span that is not a hole is backed in full; holes begin and end on granules;
 //   - shared spans come from whole granules; a granule that becomes free in it goes back to the large ranges;
+//   - asleep, every span is as it was and may be freed; what lies under it is listed in sleeping_ instead of handles_;
 //   - the page map knows the first page of each block and each page of each slab, and nothing else.
 #pragma once
 
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "common/options.h"
@@ -26,7 +28,21 @@
 namespace mempool {
 
 // Why pages could not be had.
-enum class Refusal : std::uint8_t { none, limit, backend, metadata };
+enum class Refusal : std::uint8_t { none, limit, backend, metadata, asleep };
+
+class PageHeap;
+
+// What a heap may do for a range that it does not have.
+struct Supply {
+  bool may_grow = false;                 // else it comes from what is free already, or not at all
+  std::span<PageHeap* const> lenders{};  // other heaps, locked by the caller, whose free memory may move here
+};
+
+struct Gathering {
+  std::size_t moved_bytes = 0;
+  std::size_t moves = 0;
+  std::size_t regained_bytes = 0;  // that the largest free range has more than before
+};
 
 class PageHeap {
  public:
@@ -37,19 +53,33 @@ class PageHeap {
   ~PageHeap();
 
   // A span in state `block` of exactly `bytes` (a multiple of kPageBytes), known to the page map. nullptr, and nothing
-  // changed, when refused. Without `may_grow` it is taken from what is free already or not at all.
-  Span* allocate(std::size_t bytes, bool may_grow, Refusal& why) noexcept;
+  // changed, when refused. Precondition: awake.
+  Span* allocate(std::size_t bytes, const Supply& supply, Refusal& why) noexcept;
   // Turns a block into a slab: all its pages become known to the page map.
   void make_slab(Span* span, Slab* slab) noexcept;
   // Precondition: a block or an empty slab of this heap.
   void free(Span* span) noexcept;
+
+  // Moves free memory together until the largest free range holds all whole granules that are free, or as many as can
+  // be moved.
+  Gathering gather() noexcept;
+
+  // Gives up all memory and keeps every address: an access faults until wake(). The contents go to `backup`, or are
+  // lost where that is nullptr. All or nothing: false, and the heap is awake (without a backup some contents may be
+  // lost).
+  bool sleep(std::unique_ptr<Backup> backup) noexcept;
+  // The memory comes back at the same addresses, and the contents that were saved. False: the heap is asleep and whole.
+  bool wake(Refusal& why) noexcept;
+  bool asleep() const noexcept { return asleep_; }
 
   // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
   // first. Returns the bytes given back.
   std::size_t release(std::size_t bytes) noexcept;
 
   std::size_t largest_free() const noexcept;
-  std::size_t backed_bytes() const noexcept;
+  std::size_t backed_bytes() const noexcept;  // asleep or not
+  std::size_t held_bytes() const noexcept { return backed_bytes() - sleeping_bytes_; }
+  std::size_t whole_free_bytes() const noexcept { return asleep_ ? 0 : whole_.bytes(); }
   const Segment* first_segment() const noexcept { return segments_; }
   FreeRangeStats& free_ranges() noexcept { return free_ranges_; }
 
@@ -59,6 +89,8 @@ class PageHeap {
  private:
   // Records that one step on a span needs at most: the two ends of a cut.
   static constexpr std::size_t kRecordsForCut = 2;
+  // And one operation: the ends of two cuts, and a new segment's hole.
+  static constexpr std::size_t kRecordsForOperation = 8;
 
   struct Growth {
     Span* hole = nullptr;
@@ -83,13 +115,13 @@ class PageHeap {
   Span* merge(Span* span) noexcept;
   static bool mergeable(const Span* a, const Span* b) noexcept;
 
-  Span* allocate_large(std::size_t bytes, bool aligned, bool may_grow, Refusal& why) noexcept;
-  Span* allocate_medium(std::size_t bytes, bool may_grow, Refusal& why) noexcept;
-  bool take_chunk(bool may_grow, Refusal& why) noexcept;
+  Span* allocate_large(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept;
+  Span* allocate_medium(std::size_t bytes, const Supply& supply, Refusal& why) noexcept;
+  bool take_chunk(const Supply& supply, Refusal& why) noexcept;
   void return_granules(Span* span) noexcept;
   Span* find_free(std::size_t bytes, bool aligned) const noexcept;
 
-  bool grow(std::size_t bytes, bool aligned, Refusal& why) noexcept;
+  bool grow(std::size_t bytes, bool aligned, std::span<PageHeap* const> lenders, Refusal& why) noexcept;
   bool can_stitch() const noexcept { return capabilities_.can_move && stitching_; }
   bool rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
@@ -97,11 +129,18 @@ class PageHeap {
   bool commit(const Growth& growth, Refusal& why) noexcept;
   Span* fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes) noexcept;
 
-  Growth stitch(Growth growth) noexcept;
-  std::vector<FreePiece> plan(const Growth& growth) const;
+  Growth stitch(Growth growth, PageHeap& source) noexcept;
+  std::vector<FreePiece> plan(const Growth& growth) const;  // of this heap's memory, whosever growth it is
   std::vector<FreePiece> whole_handles(const Span* not_this, const Span* nor_this) const;
-  bool move_piece(const FreePiece& piece, Growth& growth) noexcept;
-  bool move_handle(std::uintptr_t from, Span* near, Growth& growth) noexcept;
+  bool move_piece(PageHeap& source, const FreePiece& piece, Growth& growth) noexcept;
+  bool make_one_handle(const FreePiece& piece) noexcept;
+  bool move_handle(PageHeap& source, std::uintptr_t from, Span* near, Growth& growth) noexcept;
+
+  bool give_up_all() noexcept;
+  bool take_all() noexcept;
+  bool save_contents(Backup& backup) const noexcept;
+  int backed_ranges() const noexcept;
+  void forget_sleeping() noexcept;
   Span* free_span_at(std::uintptr_t address, Span* near) const noexcept;
   bool add_segment(std::size_t bytes, Refusal& why) noexcept;
   void remove_segment(Segment* segment) noexcept;
@@ -128,6 +167,12 @@ class PageHeap {
   Recurrence recurrence_;
   Segment* segments_ = nullptr;
   std::map<std::uintptr_t, Handle> handles_;  // by address
+  std::size_t shared_bytes_ = 0;              // of chunks
+
+  bool asleep_ = false;
+  std::map<std::uintptr_t, Handle> sleeping_;  // handles that were given up, where they were
+  std::size_t sleeping_bytes_ = 0;
+  std::unique_ptr<Backup> backup_;
 
   std::vector<std::unique_ptr<Span[]>> record_chunks_;
   Span* free_records_ = nullptr;

@@ -105,6 +105,10 @@ void PageHeap::remove_segment(Segment* segment) noexcept {
 // ---- giving back -------------------------------------------------------------------------------------------------
 
 std::size_t PageHeap::release(std::size_t bytes) noexcept {
+  if (asleep_) {
+    if (large_.bytes() < backed_bytes()) return 0;
+    forget_sleeping();
+  }
   std::size_t given = 0;
   for (Span* span = whole_.first_of_highest(); span != nullptr && given < bytes;) {
     Span* const next = whole_.next_down(span);

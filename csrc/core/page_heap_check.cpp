@@ -79,7 +79,10 @@ std::string PageHeap::check_invariants() const {
     end = start + handle.bytes;
     in_handles += handle.bytes;
   }
-  return in_handles == sums.backed ? std::string{} : "bytes of the handles";
+  std::size_t in_sleeping = 0;
+  for (const auto& [start, handle] : sleeping_) in_sleeping += handle.bytes;
+  if (in_sleeping != sleeping_bytes_ || (in_sleeping > 0 && !asleep_)) return "bytes of sleeping handles";
+  return in_handles + in_sleeping == sums.backed ? std::string{} : "bytes of the handles";
 }
 
 }  // namespace mempool

@@ -19,7 +19,7 @@ constexpr std::size_t kShareForRest = 20;
 
 }  // namespace
 
-bool PageHeap::grow(std::size_t bytes, bool aligned, Refusal& why) noexcept {
+bool PageHeap::grow(std::size_t bytes, bool aligned, std::span<PageHeap* const> lenders, Refusal& why) noexcept {
   Growth growth = plan_growth(bytes, aligned);
   if (growth.hole == nullptr) {
     if (!add_segment(bytes, why)) return false;
@@ -27,7 +27,10 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, Refusal& why) noexcept {
   }
   // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
   const bool moves = !aligned || bytes > granule_;
-  if (moves && !rests_better_on_new_memory(bytes, growth)) growth = stitch(growth);
+  if (moves && !rests_better_on_new_memory(bytes, growth)) growth = stitch(growth, *this);
+  for (PageHeap* const lender : lenders) {
+    if (growth.bytes > 0) growth = stitch(growth, *lender);
+  }
   return growth.bytes == 0 || commit(growth, why);
 }
 

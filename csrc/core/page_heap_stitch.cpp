@@ -73,12 +73,12 @@ std::vector<FreePiece> PageHeap::plan(const Growth& growth) const {
   return plan_stitch(pieces, growth.bytes, false);
 }
 
-// Fills `growth` from its start with moved memory. Returns what is left of it to be committed.
-PageHeap::Growth PageHeap::stitch(Growth growth) noexcept {
-  if (!can_stitch() || whole_.count() == 0) return growth;
+// Fills `growth` from its start with memory moved from `source`. Returns what is left of it.
+PageHeap::Growth PageHeap::stitch(Growth growth, PageHeap& source) noexcept {
+  if (!can_stitch() || source.asleep_ || source.whole_.count() == 0) return growth;
   try {
-    for (const FreePiece& piece : plan(growth)) {
-      if (!move_piece(piece, growth)) break;
+    for (const FreePiece& piece : source.plan(growth)) {
+      if (!move_piece(source, piece, growth)) break;
     }
   } catch (const std::bad_alloc&) {
     return growth;  // without memory for a plan the backend is asked instead
@@ -87,42 +87,68 @@ PageHeap::Growth PageHeap::stitch(Growth growth) noexcept {
 }
 
 // False: not all of it was moved.
-bool PageHeap::move_piece(const FreePiece& piece, Growth& growth) noexcept {
+bool PageHeap::move_piece(PageHeap& source, const FreePiece& piece, Growth& growth) noexcept {
+  if (!source.make_one_handle(piece)) return false;
   const std::uintptr_t end = piece.start + piece.bytes;
-  if (!cut_handle_at(piece.start) || !cut_handle_at(end)) return false;
-  if (capabilities_.can_cut) {  // one handle, one move
-    const auto first = handles_.find(piece.start);
-    for (auto next = std::next(first); next != handles_.end() && next->first < end; next = std::next(first)) {
-      if (!join_with_previous(next, *piece.span->segment)) break;
-    }
-  }
   for (std::uintptr_t at = piece.start; at < end;) {
-    const std::size_t bytes = handles_.find(at)->second.bytes;
-    if (!move_handle(at, piece.span, growth)) return false;
+    const std::size_t bytes = source.handles_.find(at)->second.bytes;
+    if (!move_handle(source, at, piece.span, growth)) return false;
     at += bytes;
   }
   return true;
 }
 
+// Where handles can be cut a piece becomes one handle, so that it takes one move. Else it is one already.
+bool PageHeap::make_one_handle(const FreePiece& piece) noexcept {
+  const std::uintptr_t end = piece.start + piece.bytes;
+  if (!cut_handle_at(piece.start) || !cut_handle_at(end)) return false;
+  if (!capabilities_.can_cut) return true;
+  const auto first = handles_.find(piece.start);
+  for (auto next = std::next(first); next != handles_.end() && next->first < end; next = std::next(first)) {
+    if (!join_with_previous(next, *piece.span->segment)) break;
+  }
+  return true;
+}
+
 // Moves one entirely free handle to the start of `growth`, which begins behind it afterwards. False: nothing changed.
-bool PageHeap::move_handle(std::uintptr_t from, Span* near, Growth& growth) noexcept {
-  if (!reserve_records(2 * kRecordsForCut)) return false;
-  const auto found = handles_.find(from);
+bool PageHeap::move_handle(PageHeap& source, std::uintptr_t from, Span* near, Growth& growth) noexcept {
+  if (!reserve_records(2 * kRecordsForCut) || !source.reserve_records(kRecordsForCut)) return false;
+  const auto found = source.handles_.find(from);
   const std::size_t bytes = found->second.bytes;
   if (!PageMap::instance().prepare(growth.start, bytes)) return false;
-  Span* const source = free_span_at(from, near);
+  Span* const span = source.free_span_at(from, near);
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
   if (!memory_.move(found->second, reinterpret_cast<void*>(growth.start))) return false;
-  auto record = handles_.extract(found);
+  auto record = source.handles_.extract(found);
   record.key() = growth.start;
   const auto moved = handles_.insert(std::move(record)).position;
   join_with_previous(moved, *growth.hole->segment);
-  make_hole(source, from, bytes);
+  source.make_hole(span, from, bytes);
   growth.hole = fill_hole(growth.hole, growth.start, bytes);
   growth.start += bytes;
   growth.bytes -= bytes;
   ledger_.count_move(bytes);
   return true;
+}
+
+Gathering PageHeap::gather() noexcept {
+  Gathering result;
+  const std::size_t all = whole_free_bytes();
+  const std::size_t before = large_.largest_key();
+  if (!can_stitch() || all <= granule_ || whole_.largest_key() == all || !reserve_records(kRecordsForOperation)) {
+    return result;
+  }
+  Refusal why = Refusal::none;
+  if (plan_growth(all, false).hole == nullptr && !add_segment(all, why)) return result;
+  const Growth wanted = plan_growth(all, false);
+  if (wanted.hole == nullptr) return result;
+  const DeviceStats was = ledger_.read_stats();
+  const Growth left = stitch(wanted, *this);
+  result.moved_bytes = wanted.bytes - left.bytes;
+  result.moves = static_cast<std::size_t>(ledger_.read_stats().moves - was.moves);
+  const std::size_t after = large_.largest_key();
+  result.regained_bytes = after > before ? after - before : 0;
+  return result;
 }
 
 // The free span that holds `address`. Precondition: there is one. Mostly it is `near`, or the part behind a cut of it:

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace mempool {
 
@@ -24,6 +25,19 @@ struct Handle {
   void* address = nullptr;
   std::size_t bytes = 0;
   std::uint64_t token = 0;
+};
+
+// Contents of memory that sleeps, kept outside of the memory that it gives up.
+class Backup {
+ public:
+  Backup() = default;
+  Backup(const Backup&) = delete;
+  Backup& operator=(const Backup&) = delete;
+  virtual ~Backup() = default;
+  // Copies the range away. False: it could not.
+  virtual bool save(const void* address, std::size_t bytes) noexcept = 0;
+  // Copies all that was saved back to where it was. May be tried again after a failure.
+  virtual bool restore() noexcept = 0;
 };
 
 class PhysicalMemory {
@@ -64,6 +78,9 @@ class PhysicalMemory {
   // Maps the handle's memory, contents and all, at `to` (reserved, nothing mapped) and unmaps it from where it was.
   // Precondition: can_move, all work that used the memory has finished.
   virtual bool move(Handle& handle, void* to) noexcept = 0;
+
+  // An empty backup; nullptr when refused.
+  virtual std::unique_ptr<Backup> make_backup() noexcept = 0;
 };
 
 }  // namespace mempool

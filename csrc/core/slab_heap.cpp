@@ -20,14 +20,14 @@ void SlabHeap::unlink(Slab* slab) noexcept {
   if (slab->next != nullptr) slab->next->previous = slab->previous;
 }
 
-Slab* SlabHeap::make_slab(std::size_t size_class, bool may_grow, Refusal& why) noexcept {
+Slab* SlabHeap::make_slab(std::size_t size_class, const Supply& supply, Refusal& why) noexcept {
   const SizeClass& info = kSizeClasses[size_class];
   void* const record = ::operator new(sizeof(Slab) + info.blocks * sizeof(BlockTag), std::nothrow);
   if (record == nullptr) {
     why = Refusal::metadata;
     return nullptr;
   }
-  Span* const span = pages_.allocate(info.slab_bytes, may_grow, why);
+  Span* const span = pages_.allocate(info.slab_bytes, supply, why);
   if (span == nullptr) {
     ::operator delete(record);
     return nullptr;
@@ -45,7 +45,7 @@ Slab* SlabHeap::make_slab(std::size_t size_class, bool may_grow, Refusal& why) n
   return slab;
 }
 
-std::size_t SlabHeap::allocate(std::size_t size_class, SmallBlock* out, std::size_t count, bool may_grow,
+std::size_t SlabHeap::allocate(std::size_t size_class, SmallBlock* out, std::size_t count, const Supply& supply,
                                Refusal& why) noexcept {
   std::size_t filled = 0;
   while (filled < count) {
@@ -53,7 +53,7 @@ std::size_t SlabHeap::allocate(std::size_t size_class, SmallBlock* out, std::siz
     if (slab == nullptr) {
       // Beyond the first block only what lies ready is taken: a batch is a convenience, not a need.
       if (filled > 0) break;
-      slab = make_slab(size_class, may_grow, why);
+      slab = make_slab(size_class, supply, why);
       if (slab == nullptr) break;
     }
     for (std::size_t word = 0; word < slab->free_bits.size() && filled < count && slab->free_blocks > 0; ++word) {

@@ -43,8 +43,8 @@ class SlabHeap {
  public:
   explicit SlabHeap(PageHeap& pages) : pages_(pages) {}
 
-  // Fills `out` with up to `count` free blocks; at least one unless refused. `may_grow` as for PageHeap::allocate.
-  std::size_t allocate(std::size_t size_class, SmallBlock* out, std::size_t count, bool may_grow,
+  // Fills `out` with up to `count` free blocks; at least one unless refused. `supply` as for PageHeap::allocate.
+  std::size_t allocate(std::size_t size_class, SmallBlock* out, std::size_t count, const Supply& supply,
                        Refusal& why) noexcept;
   // Takes a block back; an empty slab returns to the pages at once. The tag is marked free.
   void free(const SmallBlock& block) noexcept;
@@ -52,7 +52,7 @@ class SlabHeap {
   std::string check_invariants() const;
 
  private:
-  Slab* make_slab(std::size_t size_class, bool may_grow, Refusal& why) noexcept;
+  Slab* make_slab(std::size_t size_class, const Supply& supply, Refusal& why) noexcept;
   void link(Slab* slab) noexcept;
   void unlink(Slab* slab) noexcept;
 

@@ -27,14 +27,14 @@ ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, std::size_t m
   slots_ = std::make_unique<SmallBlock[]>(slots);
 }
 
-bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, bool may_grow, Refusal& why) noexcept {
+bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& supply, Refusal& why) noexcept {
   Bin& bin = bins_[size_class];
   const std::size_t size = kSizeClasses[size_class].block_bytes;
   // Half of the bin, so that frees which follow find room.
   const std::size_t room = most_bytes_ > bytes_ ? (most_bytes_ - bytes_) / size : 0;
   const std::size_t batch = std::clamp<std::size_t>(room, 1, bin.capacity / 2);
   const Guard guard(arena_.mutex);
-  const std::size_t filled = arena_.slabs.allocate(size_class, &slots_[bin.first], batch, may_grow, why);
+  const std::size_t filled = arena_.slabs.allocate(size_class, &slots_[bin.first], batch, supply, why);
   if (filled == 0) return false;
   // The lowest address goes out first.
   std::reverse(&slots_[bin.first], &slots_[bin.first + filled]);

@@ -34,7 +34,7 @@ class ThreadCache {
     bytes_ -= kSizeClasses[size_class].block_bytes;
     return true;
   }
-  bool refill(std::size_t size_class, SmallBlock& out, bool may_grow, Refusal& why) noexcept;
+  bool refill(std::size_t size_class, SmallBlock& out, const Supply& supply, Refusal& why) noexcept;
   void push(std::size_t size_class, const SmallBlock& block) noexcept {
     Bin& bin = bins_[size_class];
     const std::size_t size = kSizeClasses[size_class].block_bytes;
@@ -82,6 +82,7 @@ class ThreadCache {
     large_[large_count_++] = span;
     set_large_bytes(large_bytes() + span->bytes);
   }
+  std::size_t small_and_medium_bytes() const noexcept { return bytes_; }
   // May be read without the lock.
   std::size_t large_bytes() const noexcept { return large_bytes_.load(std::memory_order_relaxed); }
 

@@ -32,7 +32,7 @@ void* allocate_block(std::size_t bytes) {
   } catch (const std::bad_alloc& error) {
     c10::profiledCPUMemoryReporter().OutOfMemory(bytes);
     TORCH_CHECK_WITH(OutOfMemoryError, false, error.what());
-  } catch (const PoolClosedError& error) {
+  } catch (const PoolStateError& error) {
     TORCH_CHECK(false, error.what());
   }
 }

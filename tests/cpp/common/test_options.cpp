@@ -44,5 +44,5 @@ TEST(the_table_lists_what_can_be_set) {
     set_option(options, info.key, value, 0);
     CHECK(!info.help.empty());
   }
-  CHECK_EQ(mempool::option_table().size(), 7u);
+  CHECK_EQ(mempool::option_table().size(), 8u);
 }

@@ -33,6 +33,21 @@ int make_scattered_range(CachingAllocator& allocator, std::vector<void*>& blocks
   return refused;
 }
 
+void sleep_and_wake(CachingAllocator& allocator, Account& pool) {
+  try {
+    allocator.sleep_pool(pool, true);
+  } catch (const PoolStateError&) {
+    CHECK(!allocator.pool_asleep(pool));
+  }
+  while (allocator.pool_asleep(pool)) {  // one call fails, so the second try at the latest succeeds
+    try {
+      allocator.wake_pool(pool);
+    } catch (const OutOfMemory&) {
+      CHECK_EQ(allocator.check_structure(), "");
+    }
+  }
+}
+
 // A fixed sequence that reaches every backend call. Returns how many allocations were refused.
 int run_sequence(const FakeDevice& device) {
   CachingAllocator& allocator = *device.allocator;
@@ -54,6 +69,8 @@ int run_sequence(const FakeDevice& device) {
       blocks.pop_back();
     }
     if (step % 10 == 9) allocator.trim(allocator.ledger().held() / 2);
+    if (step % 40 == 20) allocator.defragment();
+    if (step == 70) sleep_and_wake(allocator, *pool);
     CHECK_EQ(allocator.check_invariants(), "");
   }
   allocator.set_current_pool(nullptr);

@@ -88,6 +88,27 @@ void check_against(CachingAllocator& allocator, const Model& model, const std::v
   }
 }
 
+// What may happen between two allocations without anybody noticing.
+void shake(CachingAllocator& allocator, Account& isolated, std::mt19937& random, std::int64_t& now_ms) {
+  switch (random() % 4) {
+    case 0:
+      allocator.defragment();
+      return;
+    case 1:
+      allocator.decay(now_ms += static_cast<std::int64_t>(random() % 20000));
+      return;
+    default: {
+      try {
+        allocator.sleep_pool(isolated, true);
+      } catch (const PoolStateError&) {
+        return;
+      }
+      if (random() % 2 == 0) allocator.trim(0);
+      allocator.wake_pool(isolated);
+    }
+  }
+}
+
 void walk(CachingAllocator& allocator, unsigned seed, int steps) {
   std::mt19937 random(seed);
   Model model;
@@ -95,6 +116,7 @@ void walk(CachingAllocator& allocator, unsigned seed, int steps) {
   Account* const child = allocator.open_pool("child", parent, false, 9 * kMiB, kNoLimit);
   Account* const isolated = allocator.open_pool("isolated", nullptr, true, kNoLimit, kNoLimit);
   const std::vector<Account*> pools{nullptr, parent, child, isolated};
+  std::int64_t now_ms = 0;
   for (int step = 0; step < steps; ++step) {
     const unsigned roll = random() % 100;
     if (roll < 54 || model.count() == 0) {
@@ -112,6 +134,8 @@ void walk(CachingAllocator& allocator, unsigned seed, int steps) {
       allocator.trim(random() % (64 * kMiB));
     } else if (roll < 99) {
       allocator.trim_pool(*isolated);
+    } else {
+      shake(allocator, *isolated, random, now_ms);
     }
     if (step % 64 == 0) check_against(allocator, model, pools);
   }

@@ -74,3 +74,58 @@ TEST(a_repeated_pattern_stops_moving) {
   CHECK_EQ(device.memory->fallible_calls(), calls);
   device.check_empty();
 }
+
+TEST(idle_granules_of_other_arenas_serve_whoever_needs_them) {
+  for (const FakeMemory::Settings& settings : fixtures::personalities()) {
+    const FakeDevice device({}, settings);
+    CachingAllocator& allocator = *device.allocator;
+    Account* const pool = allocator.open_pool("own", nullptr, true, kNoLimit, kNoLimit);
+    allocator.set_current_pool(pool);
+    std::vector<void*> blocks;
+    for (int i = 0; i < 8; ++i) blocks.push_back(allocator.allocate(4 * kMiB));
+    for (std::size_t i = 0; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);
+    allocator.set_current_pool(nullptr);
+    const std::size_t held = allocator.ledger().held();
+    void* const wide = allocator.allocate(16 * kMiB);  // from the pool's four gaps
+    std::memset(wide, 1, 16 * kMiB);
+    CHECK_EQ(allocator.ledger().held(), held);
+    CHECK_EQ(allocator.pool_held_bytes(*pool), 16 * kMiB);
+    CHECK_EQ(allocator.check_invariants(), "");
+    allocator.deallocate(wide);
+    allocator.trim(kNoLimit);  // out of this thread's cache
+    allocator.set_current_pool(pool);
+    void* const back = allocator.allocate(16 * kMiB);  // and the other way
+    allocator.set_current_pool(nullptr);
+    CHECK_EQ(allocator.ledger().held(), held);
+    allocator.deallocate(back);
+    for (std::size_t i = 1; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);
+    allocator.drop_pool(*pool);
+    device.check_empty();
+  }
+}
+
+TEST(defragmentation_makes_one_range_of_what_is_free) {
+  for (const FakeMemory::Settings& settings : fixtures::personalities()) {
+    const FakeDevice device({}, settings);
+    CachingAllocator& allocator = *device.allocator;
+    std::vector<void*> blocks;
+    for (int i = 0; i < 16; ++i) blocks.push_back(allocator.allocate(4 * kMiB));
+    std::memset(blocks[1], 9, 4 * kMiB);
+    for (std::size_t i = 0; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);
+    const std::size_t held = allocator.ledger().held();
+    const Gathering report = allocator.defragment();
+    CHECK_EQ(report.moved_bytes, 32 * kMiB);  // none of the eight lies beside room for the others
+    CHECK_EQ(report.regained_bytes, 28 * kMiB);
+    CHECK(report.moves >= 8);
+    CHECK_EQ(allocator.ledger().held(), held);
+    CHECK_EQ(allocator.check_invariants(), "");
+    CHECK_EQ(allocator.defragment().moves, 0u);
+    const std::uint64_t calls = device.memory->fallible_calls();
+    void* const wide = allocator.allocate(32 * kMiB);
+    CHECK_EQ(device.memory->fallible_calls(), calls);
+    CHECK_EQ(static_cast<char*>(blocks[1])[4 * kMiB - 1], 9);
+    allocator.deallocate(wide);
+    for (std::size_t i = 1; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);
+    device.check_empty();
+  }
+}

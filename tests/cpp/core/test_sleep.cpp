@@ -1,0 +1,177 @@
+// Pools that sleep: no memory, every address kept, contents saved or dropped, all or nothing.
+#include <cstring>
+
+#include "fixtures.h"
+
+using namespace mempool;
+using fixtures::FakeDevice;
+using fixtures::kMiB;
+
+namespace {
+
+struct SleepingPool {
+  explicit SleepingPool(const FakeMemory::Settings& settings, const Options& options = {}) : device(options, settings) {
+    pool = device.allocator->open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+    allocate();
+  }
+  void allocate() {
+    device.allocator->set_current_pool(pool);
+    for (const std::size_t bytes : {std::size_t{100}, std::size_t{40000}, 5 * kMiB, 3 * kMiB, 9 * kMiB}) {
+      blocks.push_back({static_cast<unsigned char*>(device.allocator->allocate(bytes)), bytes});
+      std::memset(blocks.back().first, static_cast<int>(blocks.size()), bytes);
+    }
+    device.allocator->set_current_pool(nullptr);
+  }
+  bool contents_are_whole() const {
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      for (std::size_t at = 0; at < blocks[i].second; ++at) {
+        if (blocks[i].first[at] != i + 1) return false;
+      }
+    }
+    return true;
+  }
+  void free_all() {
+    for (const auto& [address, bytes] : blocks) CHECK(device.allocator->deallocate(address));
+    blocks.clear();
+  }
+  void finish() {
+    free_all();
+    device.allocator->drop_pool(*pool);
+    device.check_empty();
+  }
+
+  FakeDevice device;
+  Account* pool = nullptr;
+  std::vector<std::pair<unsigned char*, std::size_t>> blocks;
+};
+
+}  // namespace
+
+TEST(a_pool_sleeps_without_memory_and_wakes_where_it_was) {
+  for (const FakeMemory::Settings& settings : fixtures::personalities()) {
+    SleepingPool pool(settings);
+    CachingAllocator& allocator = *pool.device.allocator;
+    const DeviceStats awake = allocator.stats();
+    for (int cycle = 0; cycle < 3; ++cycle) {
+      allocator.sleep_pool(*pool.pool, true);
+      CHECK(allocator.pool_asleep(*pool.pool));
+      CHECK_EQ(allocator.ledger().held(), 0u);
+      CHECK_EQ(allocator.pool_held_bytes(*pool.pool), 0u);
+      CHECK_EQ(pool.device.memory->committed_bytes(), 0u);
+      CHECK_EQ(allocator.stats().segments.all.current, 0);
+      CHECK_EQ(allocator.stats().reserved_bytes.small.current, 0);
+      CHECK_EQ(pool.device.allocated(), awake.blocks.all.bytes.current);
+      allocator.sleep_pool(*pool.pool, true);  // no effect
+      allocator.wake_pool(*pool.pool);
+      CHECK(!allocator.pool_asleep(*pool.pool));
+      CHECK(pool.contents_are_whole());
+      CHECK_EQ(allocator.check_invariants(), "");
+    }
+    const DeviceStats again = allocator.stats();
+    CHECK_EQ(again.reserved_bytes.all.current, awake.reserved_bytes.all.current);
+    CHECK_EQ(again.reserved_bytes.small.current, awake.reserved_bytes.small.current);
+    CHECK_EQ(again.segments.all.current, awake.segments.all.current);
+    pool.finish();
+  }
+}
+
+TEST(a_pool_that_sleeps_refuses_blocks_and_takes_frees) {
+  for (const FakeMemory::Settings& settings : fixtures::personalities()) {
+    SleepingPool pool(settings);
+    CachingAllocator& allocator = *pool.device.allocator;
+    allocator.sleep_pool(*pool.pool, false);
+    allocator.set_current_pool(pool.pool);
+    CHECK_THROWS(PoolAsleepError, allocator.allocate(100));
+    CHECK_THROWS(PoolAsleepError, allocator.allocate(10 * kMiB));
+    allocator.set_current_pool(nullptr);
+    CHECK(allocator.deallocate(pool.blocks[2].first));
+    CHECK(allocator.deallocate(pool.blocks[0].first));
+    CHECK_EQ(allocator.trim_pool(*pool.pool), 0u);
+    allocator.wake_pool(*pool.pool);
+    CHECK_EQ(allocator.check_structure(), "");
+    pool.blocks.erase(pool.blocks.begin() + 2);
+    pool.blocks.erase(pool.blocks.begin());
+    pool.finish();
+  }
+}
+
+TEST(a_pool_may_die_in_its_sleep) {
+  for (const FakeMemory::Settings& settings : fixtures::personalities()) {
+    SleepingPool pool(settings);
+    pool.device.allocator->sleep_pool(*pool.pool, true);
+    pool.finish();
+  }
+}
+
+TEST(a_pool_wakes_within_the_limits_or_sleeps_on) {
+  SleepingPool pool({}, {.limit = 40 * kMiB});
+  CachingAllocator& allocator = *pool.device.allocator;
+  allocator.sleep_pool(*pool.pool, true);
+  void* const other = allocator.allocate(30 * kMiB);
+  CHECK_THROWS(OutOfMemory, allocator.wake_pool(*pool.pool));
+  CHECK(allocator.pool_asleep(*pool.pool));
+  CHECK_EQ(allocator.check_invariants(), "held bytes against backed segments");  // what sleeps is backed by nothing
+  CHECK_EQ(allocator.check_structure(), "");
+  allocator.deallocate(other);  // it is free now, but held: waking gives it back first
+  allocator.wake_pool(*pool.pool);
+  CHECK(pool.contents_are_whole());
+  pool.finish();
+}
+
+TEST(only_isolated_pools_sleep) {
+  const FakeDevice device;
+  Account* const pool = device.allocator->open_pool("shared", nullptr, false, kNoLimit, kNoLimit);
+  CHECK_THROWS(ConfigError, device.allocator->sleep_pool(*pool, true));
+  CHECK(!device.allocator->pool_asleep(*pool));
+  device.allocator->drop_pool(*pool);
+}
+
+// Each call of sleep and wake in turn fails: the pool is awake with all of its contents, or asleep and wakes with them.
+TEST(sleep_and_wake_are_all_or_nothing) {
+  for (const FakeMemory::Settings& settings : fixtures::personalities()) {
+    for (std::uint64_t n = 1; n < 40; ++n) {
+      SleepingPool pool(settings);
+      CachingAllocator& allocator = *pool.device.allocator;
+      pool.device.memory->fail_call(n);
+      bool slept = false;
+      bool woke = false;
+      try {
+        allocator.sleep_pool(*pool.pool, true);
+        slept = true;
+        allocator.wake_pool(*pool.pool);
+        woke = true;
+      } catch (const PoolStateError&) {
+        CHECK(!slept);
+        CHECK(!allocator.pool_asleep(*pool.pool));
+      } catch (const OutOfMemory&) {
+        CHECK(slept);
+      }
+      pool.device.memory->fail_call(0);
+      CHECK_EQ(allocator.check_structure(), "");
+      if (!woke) allocator.wake_pool(*pool.pool);
+      CHECK(pool.contents_are_whole());
+      CHECK_EQ(allocator.check_invariants(), "");
+      pool.finish();
+    }
+  }
+}
+
+TEST(the_host_keeps_addresses_and_contents) {
+  CachingAllocator allocator("host", std::make_unique<HostMemory>(true), {});
+  Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+  allocator.set_current_pool(pool);
+  auto* const block = static_cast<unsigned char*>(allocator.allocate(20 * kMiB));
+  allocator.set_current_pool(nullptr);
+  for (std::size_t i = 0; i < 20 * kMiB; ++i) block[i] = static_cast<unsigned char>(i * 7);
+  for (int cycle = 0; cycle < 3; ++cycle) {
+    allocator.sleep_pool(*pool, true);
+    CHECK_EQ(allocator.ledger().held(), 0u);
+    allocator.wake_pool(*pool);
+  }
+  bool whole = true;
+  for (std::size_t i = 0; i < 20 * kMiB; ++i) whole &= block[i] == static_cast<unsigned char>(i * 7);
+  CHECK(whole);
+  allocator.deallocate(block);
+  allocator.drop_pool(*pool);
+  CHECK_EQ(allocator.ledger().held(), 0u);
+}
