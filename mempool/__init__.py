@@ -16,6 +16,8 @@ _build.check_torch()  # before the module that links torch is loaded
 
 from mempool._build import __version__  # noqa: E402
 from mempool.control import (  # noqa: E402
+    DefragmentReport,
+    defragment,
     disable,
     empty_cache,
     enable,
@@ -24,9 +26,19 @@ from mempool.control import (  # noqa: E402
     set_limit,
     trim,
 )
-from mempool.errors import ConfigError, DeviceError, OutOfMemoryError, PoolClosedError, SnapshotError, TraceError  # noqa: E402
+from mempool.errors import (  # noqa: E402
+    ConfigError,
+    DeviceError,
+    OutOfMemoryError,
+    PoolAsleepError,
+    PoolClosedError,
+    PoolStateError,
+    SnapshotError,
+    TraceError,
+)
 from mempool.pools import MemoryPool, bind, current_pool, in_pool, use_pool  # noqa: E402
 from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
+from mempool.recording import TraceRecording, record_trace  # noqa: E402
 from mempool.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history  # noqa: E402
 from mempool.stats import (  # noqa: E402
     max_memory_allocated,
@@ -71,17 +83,23 @@ __all__ = [
     "get_limit",
     "empty_cache",
     "trim",
+    "defragment",
+    "DefragmentReport",
     "on_pressure",
     "PressureHandle",
     "oom_info",
     # traces
+    "record_trace",
+    "TraceRecording",
     "replay",
     "ReplayReport",
     # errors
     "ConfigError",
     "DeviceError",
     "OutOfMemoryError",
+    "PoolAsleepError",
     "PoolClosedError",
+    "PoolStateError",
     "SnapshotError",
     "TraceError",
 ]

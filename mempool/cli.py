@@ -114,14 +114,15 @@ def stats(snapshot: Path, top: int) -> None:
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--backend", default="fake", show_default=True, help="'fake' (addresses alone) or 'host' (real memory).")
 @click.option("--scale", default="1", show_default=True, help="Multiply each size: '0.5', '1/16'.")
-def replay(trace: Path, backend: str, scale: str) -> None:
+@click.option("--conf", default="", help="Options, 'key:value,key:value' (`mempool options` lists them).")
+def replay(trace: Path, backend: str, scale: str, conf: str) -> None:
     """Replay a TRACE of allocations (CSV, plain or gzipped) and print what it took."""
     try:
         factor = float(Fraction(scale))
     except (ValueError, ZeroDivisionError) as error:
         raise click.BadParameter(f"'{scale}' is not a number.", param_hint="--scale") from error
     try:
-        result = mempool.replay(trace, backend=backend, scale=factor)
+        result = mempool.replay(trace, backend=backend, scale=factor, conf=conf)
     except OSError as error:
         raise click.ClickException(f"cannot read '{trace}': {error.strerror or error}.") from error
     report.print_replay(Console(markup=False), trace, result)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from mempool._core import ConfigError, PoolClosedError
+from mempool._core import ConfigError, PoolAsleepError, PoolClosedError, PoolStateError
 
-__all__ = ["ConfigError", "DeviceError", "OutOfMemoryError", "PoolClosedError", "SnapshotError", "TraceError"]
+__all__ = [
+    "ConfigError",
+    "DeviceError",
+    "OutOfMemoryError",
+    "PoolAsleepError",
+    "PoolClosedError",
+    "PoolStateError",
+    "SnapshotError",
+    "TraceError",
+]
 
 OutOfMemoryError = torch.OutOfMemoryError
 

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from mempool import _core
 from mempool._device import Device, Size, allocator, optional_size
-from mempool.errors import ConfigError, PoolClosedError
+from mempool.errors import ConfigError, OutOfMemoryError, PoolClosedError
 from mempool.pressure import chain_callback_error
 
 P = ParamSpec("P")
@@ -121,6 +121,38 @@ class MemoryPool:
         """Gives free memory of the arena that this pool uses back to the system. Returns the bytes given back."""
         return self._handle.trim()
 
+    @property
+    def asleep(self) -> bool:
+        return self._handle.asleep
+
+    def sleep(self, *, keep: bool = True) -> None:
+        """Gives the memory of an isolated pool back and keeps the addresses of its tensors.
+
+        Until :meth:`wake` the pool takes no new blocks, and an access to one of its tensors is a segmentation fault: it
+        never reads zeros. Freeing them is fine. Without an effect on a pool that is asleep.
+
+        Args:
+            keep: save the contents in a file without a name (in ``TMPDIR``, else ``/tmp``; it needs as much room as the
+                live blocks) and read them back at wake. False drops them: after wake they read as anything.
+
+        Raises:
+            ConfigError: the pool is not isolated.
+            PoolStateError: the contents could not be saved, or the system kept the memory; the pool is awake. With
+                ``keep=False`` some contents may be gone even so.
+        """
+        self._handle.sleep(keep)
+
+    def wake(self) -> None:
+        """Takes memory for the pool again, at the same addresses. Without an effect on a pool that is awake.
+
+        Raises:
+            OutOfMemoryError: the limits or the system refuse it; the pool sleeps on and is whole.
+        """
+        try:
+            self._handle.wake()
+        except MemoryError as error:
+            raise OutOfMemoryError(str(error)) from error
+
     def close(self) -> None:
         """Takes no new blocks from now on.
 
@@ -132,10 +164,11 @@ class MemoryPool:
 
     def __repr__(self) -> str:
         limit = self.get_limit()
+        states = {"isolated": self.isolated, "asleep": self.asleep, "closed": self.closed}
         return (
             f"MemoryPool({self.name!r}, device={self.device!r}, used={_core.format_bytes(self.used_bytes())}, "
             f"limit={'none' if limit is None else _core.format_bytes(limit)}"
-            f"{', isolated' if self.isolated else ''}{', closed' if self.closed else ''})"
+            f"{''.join(f', {state}' for state, holds in states.items() if holds)})"
         )
 
 

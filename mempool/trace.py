@@ -2,7 +2,8 @@
 
 A trace is a CSV file (plain or ``.gz``): lines that begin with ``#`` are comments, then a header, then a line an event.
 Columns are taken by name: ``op`` (``alloc``, ``free``, ``record_stream`` or ``step``), ``id`` (of the block; counts up
-from 0), ``bytes`` (as asked; of an ``alloc``). Others, such as ``stream``, are for other readers.
+from 0), ``bytes`` (as asked; of an ``alloc``), and, if there is one, ``time_ns`` (since the trace began). Others, such
+as ``stream``, are for other readers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class ReplayReport:
     moves: int
     moved_bytes: int
     map_calls_in_last_half: int
+    timeline: list[tuple[int, int, int]]  # (event, live bytes, held bytes) at some 256 moments, evenly spread
     seconds: float
 
     @property
@@ -50,9 +52,11 @@ class ReplayReport:
 
 
 def replay(
-    path: str | os.PathLike[str], device: str = "cpu", backend: str | None = None, scale: float = 1.0
+    path: str | os.PathLike[str], device: str = "cpu", backend: str | None = None, scale: float = 1.0, conf: str = ""
 ) -> ReplayReport:
-    """Replays a trace, one thread, with the default options, and reports what it took.
+    """Replays a trace, one thread, and reports what it took.
+
+    Free memory decays in the time of the trace, if it has times.
 
     Args:
         path: the trace.
@@ -60,6 +64,7 @@ def replay(
         backend: ``"fake"`` (the default: addresses alone, so that a trace larger than the machine replays) or
             ``"host"`` (real memory of this machine; it is held but not touched).
         scale: each size is multiplied by it (and is at least one byte).
+        conf: options as in MEMPOOL_CONF, ``"key:value,key:value"``; MEMPOOL_CONF itself is not read.
 
     Raises:
         OSError: the file cannot be read.
@@ -73,7 +78,7 @@ def replay(
         raise ConfigError(f"scale must be a positive number, not {scale!r}.")
     columns = _read(path, scale)
     try:
-        return ReplayReport(**_core.replay(*columns, backend=backend or "fake"))
+        return ReplayReport(**_core.replay(*columns, backend=backend or "fake", conf=conf))
     except MemoryError as error:
         raise OutOfMemoryError(str(error)) from error
 
@@ -86,8 +91,8 @@ def _open(path: str | os.PathLike[str]) -> TextIO:
     return open(path, encoding="utf-8", newline="")
 
 
-def _rows(file: TextIO, name: str) -> Iterator[tuple[int, str, str, str]]:
-    """(line, op, id, bytes) of each event."""
+def _rows(file: TextIO, name: str) -> Iterator[tuple[int, str, str, str, str]]:
+    """(line, op, id, bytes, time) of each event."""
     numbered = ((number, line) for number, line in enumerate(file, 1) if not line.startswith("#"))
     position = 0
 
@@ -101,42 +106,59 @@ def _rows(file: TextIO, name: str) -> Iterator[tuple[int, str, str, str]]:
     if header is None or not {"op", "id", "bytes"} <= set(header):
         raise TraceError(f"{name} is not a trace: its header must name the columns op, id and bytes.")
     op, block, size = (header.index(column) for column in ("op", "id", "bytes"))
+    time = header.index("time_ns") if "time_ns" in header else None
     for row in reader:
-        if len(row) <= max(op, block, size):
+        if len(row) <= max(op, block, size, time or 0):
             raise TraceError(f"{name} line {position}: {len(row)} columns, the header has {len(header)}.")
-        yield position, row[op], row[block], row[size]
+        yield position, row[op], row[block], row[size], NO_TIME if time is None else row[time]
 
 
-def _read(path: str | os.PathLike[str], scale: float) -> tuple[array[int], array[int], array[int]]:
+NO_TIME = "-1"
+
+
+class _Columns:
+    """The events of a trace, checked one by one."""
+
+    def __init__(self, name: str, scale: float) -> None:
+        self.name = name
+        self.scale = scale
+        self.is_alloc, self.ids, self.sizes, self.times = array("q"), array("q"), array("q"), array("q")
+        self.live: set[int] = set()
+        self.allocated = 0
+
+    def add(self, line: int, op: str, block: int, size_text: str, time: int) -> None:
+        size = 0
+        if op == "alloc":
+            size = int(size_text)
+            if block != self.allocated or size < 0:
+                raise TraceError(
+                    f"{self.name} line {line}: block {block} of {size} bytes, expected id {self.allocated}."
+                )
+            self.allocated += 1
+            self.live.add(block)
+            size = max(1, int(size * self.scale)) if size else 0
+        elif block in self.live:
+            self.live.remove(block)
+        else:
+            raise TraceError(f"{self.name} line {line}: block {block} is freed but not live.")
+        self.is_alloc.append(op == "alloc")
+        self.ids.append(block)
+        self.sizes.append(size)
+        self.times.append(time)
+
+
+def _read(path: str | os.PathLike[str], scale: float) -> tuple[array[int], array[int], array[int], array[int]]:
     name = os.fspath(path)
-    is_alloc, ids, sizes = array("q"), array("q"), array("q")
-    live: set[int] = set()
-    allocated = 0
+    columns = _Columns(name, scale)
     try:
         with _open(path) as file:
-            for line, op, block_text, size_text in _rows(file, name):
-                if op not in ("alloc", "free"):
-                    if op not in ("record_stream", "step"):
-                        raise TraceError(f"{name} line {line}: unknown operation '{op}'.")
-                    continue
-                block = int(block_text)
-                size = 0
-                if op == "alloc":
-                    size = int(size_text)
-                    if block != allocated or size < 0:
-                        raise TraceError(f"{name} line {line}: block {block} of {size} bytes, expected id {allocated}.")
-                    allocated += 1
-                    live.add(block)
-                    size = max(1, int(size * scale)) if size else 0
-                elif block in live:
-                    live.remove(block)
-                else:
-                    raise TraceError(f"{name} line {line}: block {block} is freed but not live.")
-                is_alloc.append(op == "alloc")
-                ids.append(block)
-                sizes.append(size)
+            for line, op, block, size, time in _rows(file, name):
+                if op in ("alloc", "free"):
+                    columns.add(line, op, int(block), size, int(time))
+                elif op not in ("record_stream", "step"):
+                    raise TraceError(f"{name} line {line}: unknown operation '{op}'.")
     except (ValueError, OverflowError, csv.Error, EOFError, gzip.BadGzipFile) as error:
         if isinstance(error, TraceError):
             raise
         raise TraceError(f"{name} is not a trace: {error}.") from error
-    return is_alloc, ids, sizes
+    return columns.is_alloc, columns.ids, columns.sizes, columns.times

@@ -15,10 +15,10 @@ namespace {
 std::atomic<CachingAllocator*> g_cpu{nullptr};
 
 void before_fork() { g_cpu.load()->prepare_fork(); }
-void after_fork_in_parent() { g_cpu.load()->after_fork(); }
+void after_fork_in_parent() { g_cpu.load()->after_fork(false); }
 void after_fork_in_child() {
   forget_decay_thread();
-  g_cpu.load()->after_fork();
+  g_cpu.load()->after_fork(true);
   ThreadRegistry::instance().adopt_orphans();
 }
 

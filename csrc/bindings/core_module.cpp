@@ -16,7 +16,10 @@ PYBIND11_MODULE(_core, m) {
   using namespace pybind11::literals;
   m.doc() = "The compiled part of mempool.";
   py::register_exception<mempool::ConfigError>(m, "ConfigError", PyExc_ValueError);
-  py::register_exception<mempool::PoolClosedError>(m, "PoolClosedError", PyExc_RuntimeError);
+  const py::object state_error =
+      py::register_exception<mempool::PoolStateError>(m, "PoolStateError", PyExc_RuntimeError);
+  py::register_exception<mempool::PoolClosedError>(m, "PoolClosedError", state_error);
+  py::register_exception<mempool::PoolAsleepError>(m, "PoolAsleepError", state_error);
 
   m.attr("version") = MEMPOOL_VERSION;
   m.attr("torch_version") = MEMPOOL_TORCH_VERSION;

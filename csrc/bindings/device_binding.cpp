@@ -148,6 +148,38 @@ std::shared_ptr<Pool> open_pool(CachingAllocator& device, std::string name, std:
   return std::make_shared<Pool>(device, account, std::move(parent));
 }
 
+// (bytes regained, handles moved, bytes moved, the largest free range afterwards in bytes)
+py::tuple defragment(CachingAllocator& device) {
+  Gathering done;
+  std::size_t largest = 0;
+  {
+    const py::gil_scoped_release release;
+    done = device.defragment();
+    largest = device.largest_free();
+  }
+  return py::make_tuple(done.regained_bytes, done.moves, done.moved_bytes, largest);
+}
+
+[[noreturn]] void throw_os_error(int error, const std::string& path) {
+  errno = error;
+  PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+  throw py::error_already_set();
+}
+
+void start_recording(CachingAllocator& device, const std::string& path) {
+  if (!device.start_recording(path)) throw_os_error(errno, path);
+}
+
+// (events written, errno of the first write that failed or 0)
+py::tuple stop_recording(CachingAllocator& device) {
+  TraceRecorder::Result result;
+  {
+    const py::gil_scoped_release release;
+    result = device.stop_recording();
+  }
+  return py::make_tuple(result.events, result.error);
+}
+
 void add_pool(py::module_& m) {
   using namespace pybind11::literals;
   py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool", "An account: limit and statistics over an arena.")
@@ -166,6 +198,12 @@ void add_pool(py::module_& m) {
       .def(
           "trim", [](const Pool& p) { return p.device().trim_pool(p.account()); },
           py::call_guard<py::gil_scoped_release>())
+      .def(
+          "sleep", [](const Pool& p, bool keep) { p.device().sleep_pool(p.account(), keep); }, "keep"_a,
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "wake", [](const Pool& p) { p.device().wake_pool(p.account()); }, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("asleep", [](const Pool& p) { return p.device().pool_asleep(p.account()); })
       .def("close", [](const Pool& p) { p.device().close_pool(p.account()); });
 }
 
@@ -205,8 +243,12 @@ void add_device_classes(py::module_& m) {
           "pool"_a.none(true))
       .def("snapshot", &snapshot)
       .def(
-          "history_start", [](CachingAllocator& d, std::size_t most) { d.history().start(most); }, "most_events"_a)
-      .def("history_stop", [](CachingAllocator& d) { d.history().stop(); })
+          "history_start", [](CachingAllocator& d, std::size_t most) { d.start_history(most); }, "most_events"_a)
+      .def("history_stop", [](CachingAllocator& d) { d.stop_history(); })
+      .def("start_recording", &start_recording, "path"_a)
+      .def("stop_recording", &stop_recording)
+      .def("mark_recording", &CachingAllocator::mark_recording, "number"_a)
+      .def("defragment", &defragment)
       .def("history_view", &history_view)
       .def("check_invariants", &CachingAllocator::check_invariants, Release());
   m.def(

@@ -19,6 +19,7 @@ struct Columns {
   py::buffer_info is_alloc;
   py::buffer_info ids;
   py::buffer_info bytes;
+  py::buffer_info times;
 };
 
 const std::int64_t* column(const py::buffer_info& info) {
@@ -45,20 +46,26 @@ py::dict to_dict(const ReplayReport& report) {
   out["moves"] = report.moves;
   out["moved_bytes"] = report.moved_bytes;
   out["map_calls_in_last_half"] = report.map_calls_in_last_half;
+  py::list timeline;
+  for (const ReplayReport::Sample& sample : report.timeline) {
+    timeline.append(py::make_tuple(sample.event, sample.live_bytes, sample.held_bytes));
+  }
+  out["timeline"] = timeline;
   out["seconds"] = report.seconds;
   return out;
 }
 
-py::dict replay(const py::buffer& is_alloc, const py::buffer& ids, const py::buffer& bytes, const std::string& backend,
-                const std::string& conf) {
-  const Columns columns{is_alloc.request(), ids.request(), bytes.request()};
+py::dict replay(const py::buffer& is_alloc, const py::buffer& ids, const py::buffer& bytes, const py::buffer& times,
+                const std::string& backend, const std::string& conf) {
+  const Columns columns{is_alloc.request(), ids.request(), bytes.request(), times.request()};
   const std::int64_t* const allocs = column(columns.is_alloc);
   const std::int64_t* const id_column = column(columns.ids);
   const std::int64_t* const byte_column = column(columns.bytes);
+  const std::int64_t* const time_column = column(columns.times);
   std::vector<TraceEvent> events(static_cast<std::size_t>(columns.is_alloc.size));
   for (std::size_t i = 0; i < events.size(); ++i) {
     events[i] = {allocs[i] != 0 ? TraceEvent::Op::alloc : TraceEvent::Op::free,
-                 static_cast<std::uint32_t>(id_column[i]), static_cast<std::size_t>(byte_column[i])};
+                 static_cast<std::uint32_t>(id_column[i]), static_cast<std::size_t>(byte_column[i]), time_column[i]};
   }
   Options options;
   parse_conf(options, conf, 0);
@@ -74,7 +81,7 @@ py::dict replay(const py::buffer& is_alloc, const py::buffer& ids, const py::buf
 
 void add_replay(py::module_& m) {
   using namespace pybind11::literals;
-  m.def("replay", &replay, "is_alloc"_a, "ids"_a, "bytes"_a, "backend"_a, "conf"_a = "");
+  m.def("replay", &replay, "is_alloc"_a, "ids"_a, "bytes"_a, "times"_a, "backend"_a, "conf"_a = "");
 }
 
 }  // namespace mempool::bindings

@@ -50,7 +50,8 @@ void CachingAllocator::set_hooks(const Hooks* hooks) noexcept { g_hooks.store(ho
 void* CachingAllocator::allocate(std::size_t bytes) {
   if (bytes == 0) return nullptr;
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (mine != nullptr && mine->current == nullptr && !history_.enabled() && bytes <= kLargestRequest) [[likely]] {
+  if (mine != nullptr && mine->current == nullptr && !observed_.load(std::memory_order_relaxed) &&
+      bytes <= kLargestRequest) [[likely]] {
     if (void* const address = allocate_cached(*mine, bytes)) return address;
   }
   return allocate_slow(bytes);
@@ -102,6 +103,7 @@ void* CachingAllocator::allocate_slow(std::size_t bytes) {
     void* const address = obtain(request, why);
     if (address != nullptr) {
       if (effort != Effort::none) ledger_.count_retry();
+      if (recorder_.enabled()) recorder_.on_alloc(address, bytes, request.account_id());
       if (history_.enabled()) {
         history_.on_alloc(address, request.rounded, bytes, request.account_id(), capture_stack());
       }
@@ -387,8 +389,10 @@ bool CachingAllocator::deallocate(void* address) noexcept {
   }
   const BlockTag tag = *block.tag;
   if (tag.requested == kFreeTag) return false;
-  if (history_.enabled()) [[unlikely]]
+  if (observed_.load(std::memory_order_relaxed)) [[unlikely]] {
     history_.on_free(address);
+    recorder_.on_free(address);
+  }
   ThreadCache* const mine = cache();
   const bool caches = options_.thread_cache_bytes > 0 && mine != nullptr && span->segment->arena->thread_cached;
   if (!caches || tag.account != 0 || !may_keep(span, mine)) {

@@ -20,6 +20,7 @@
 #include "core/physical_memory.h"
 #include "core/snapshot.h"
 #include "core/thread_registry.h"
+#include "core/trace_recorder.h"
 
 namespace mempool {
 
@@ -70,6 +71,8 @@ class CachingAllocator {
 
   // Moves the free memory of each arena together, so that it can serve one large block. Returns what that did.
   Gathering defragment() noexcept;
+  // The largest contiguous free range of any arena.
+  std::size_t largest_free() noexcept;
 
   // ---- sleep, of isolated pools: their memory goes back, their addresses stay, an access faults.
   // `keep`: contents are saved outside of the memory, else they are lost. Throws ConfigError for a pool that is not
@@ -92,7 +95,13 @@ class CachingAllocator {
   const std::string& device() const noexcept { return device_; }
   const Options& options() const noexcept { return options_; }
   Ledger& ledger() noexcept { return ledger_; }
-  History& history() noexcept { return history_; }
+  const History& history() const noexcept { return history_; }
+  void start_history(std::size_t most_events);
+  void stop_history();
+  // Writes every allocation and free to a file until stopped, as TraceRecorder says.
+  bool start_recording(const std::string& path);
+  TraceRecorder::Result stop_recording();
+  void mark_recording(std::uint64_t number) noexcept { recorder_.mark(number); }
 
   // `hooks` must outlive its installation; nullptr removes.
   static void set_hooks(const Hooks* hooks) noexcept;
@@ -102,7 +111,7 @@ class CachingAllocator {
 
   // ---- fork: prepare takes every lock, so that the child finds whole structures.
   void prepare_fork();
-  void after_fork() noexcept;  // in the parent, and first in the child
+  void after_fork(bool in_child) noexcept;  // first of all there
 
  private:
   class Lenders;
@@ -126,6 +135,7 @@ class CachingAllocator {
   void* allocate_cached(ThreadCache& cache, std::size_t bytes) noexcept;
   void* allocate_slow(std::size_t bytes);
   void reset(void (*action)(Stat&));
+  void update_observed() noexcept { observed_.store(history_.enabled() || recorder_.enabled()); }
   void reserve(const Request& request);
   void confirm(const Request& request);
   void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
@@ -151,6 +161,22 @@ class CachingAllocator {
   std::size_t whole_free_bytes() noexcept;
   void retire(Account* account) noexcept;
   void forget_retired() noexcept;
+  // Each arena under its lock, one after the other; then `last`, while still no arena can come or go.
+  template <typename Action>
+  void for_each_arena(Action action) {
+    for_each_arena(action, [] {});
+  }
+  template <typename Action, typename Last>
+  void for_each_arena(Action action, Last last) {
+    const std::lock_guard guard(arenas_mutex_);
+    const auto visit = [&action](Arena& arena) {
+      const std::lock_guard arena_guard(arena.mutex);
+      action(arena);
+    };
+    visit(*default_arena_);
+    for (const auto& arena : isolated_) visit(*arena);
+    last();
+  }
   Arena& arena_of(const Account* account) noexcept { return account != nullptr ? *account->arena : *default_arena_; }
 
   const std::string device_;
@@ -158,6 +184,8 @@ class CachingAllocator {
   const std::unique_ptr<PhysicalMemory> memory_;
   Ledger ledger_;
   History history_;
+  TraceRecorder recorder_;
+  std::atomic<bool> observed_{false};  // by either of them: such allocations take the slow way
   const std::size_t slot_;
   const std::unique_ptr<Arena> default_arena_;
   std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook_{nullptr};

@@ -190,16 +190,12 @@ std::size_t CachingAllocator::release(std::size_t bytes) noexcept {
 Gathering CachingAllocator::defragment() noexcept {
   recall();
   Gathering sum;
-  const std::lock_guard guard(arenas_mutex_);
-  const auto gather = [&sum](Arena& arena) {
-    const ArenaGuard arena_guard(arena.mutex);
+  for_each_arena([&sum](Arena& arena) {
     const Gathering one = arena.pages.gather();
     sum.moved_bytes += one.moved_bytes;
     sum.moves += one.moves;
     sum.regained_bytes += one.regained_bytes;
-  };
-  gather(*default_arena_);
-  for (const auto& arena : isolated_) gather(*arena);
+  });
   return sum;
 }
 
@@ -240,14 +236,15 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
 }
 
 std::size_t CachingAllocator::whole_free_bytes() noexcept {
-  const std::lock_guard guard(arenas_mutex_);
-  const auto of = [](Arena& arena) {
-    const ArenaGuard arena_guard(arena.mutex);
-    return arena.pages.whole_free_bytes();
-  };
-  std::size_t sum = of(*default_arena_);
-  for (const auto& arena : isolated_) sum += of(*arena);
+  std::size_t sum = 0;
+  for_each_arena([&sum](Arena& arena) { sum += arena.pages.whole_free_bytes(); });
   return sum;
+}
+
+std::size_t CachingAllocator::largest_free() noexcept {
+  std::size_t largest = 0;
+  for_each_arena([&largest](Arena& arena) { largest = std::max(largest, arena.pages.largest_free()); });
+  return largest;
 }
 
 // ---- sleep -------------------------------------------------------------------------------------------------------
@@ -312,9 +309,15 @@ void CachingAllocator::prepare_fork() {
   for (const auto& arena : isolated_) arena->mutex.lock();
   ledger_.lock_for_fork().lock();
   history_.lock_for_fork().lock();
+  recorder_.lock_for_fork().lock();
 }
 
-void CachingAllocator::after_fork() noexcept {
+void CachingAllocator::after_fork(bool in_child) noexcept {
+  if (in_child) {
+    recorder_.abandon();
+    update_observed();
+  }
+  recorder_.lock_for_fork().unlock();
   history_.lock_for_fork().unlock();
   ledger_.lock_for_fork().unlock();
   for (const auto& arena : isolated_) arena->mutex.unlock();

@@ -49,47 +49,46 @@ DeviceStats CachingAllocator::stats() {
   AllCaches caches(slot_);
   caches.for_each([this](ThreadCache& cache) { ledger_.fold(cache.shards); });
   DeviceStats out = ledger_.read_stats();
-  const std::lock_guard guard(arenas_mutex_);
-  out.free_ranges.absorb(retired_ranges_);
-  const auto collect = [&out](Arena& arena) {
-    const std::lock_guard arena_guard(arena.mutex);
-    out.free_ranges.absorb(arena.pages.free_ranges());
-  };
-  collect(*default_arena_);
-  for (const auto& arena : isolated_) collect(*arena);
+  for_each_arena([&out](Arena& arena) { out.free_ranges.absorb(arena.pages.free_ranges()); },
+                 [&] { out.free_ranges.absorb(retired_ranges_); });
   return out;
 }
-
-namespace {
-void reset(Arena& arena, void (*action)(Stat&)) {
-  const std::lock_guard guard(arena.mutex);
-  arena.pages.free_ranges().count.for_each(action);
-  arena.pages.free_ranges().bytes.for_each(action);
-}
-}  // namespace
 
 void CachingAllocator::reset(void (*action)(Stat&)) {
   AllCaches caches(slot_);
   caches.for_each([this](ThreadCache& cache) { ledger_.fold(cache.shards); });
   ledger_.reset(action);
-  const std::lock_guard guard(arenas_mutex_);
-  retired_ranges_.count.for_each(action);
-  retired_ranges_.bytes.for_each(action);
-  mempool::reset(*default_arena_, action);
-  for (const auto& arena : isolated_) mempool::reset(*arena, action);
+  for_each_arena([action](Arena& arena) { arena.pages.free_ranges().for_each(action); },
+                 [&] { retired_ranges_.for_each(action); });
+}
+
+void CachingAllocator::start_history(std::size_t most_events) {
+  history_.start(most_events);
+  update_observed();
+}
+
+void CachingAllocator::stop_history() {
+  history_.stop();
+  update_observed();
+}
+
+bool CachingAllocator::start_recording(const std::string& path) {
+  const bool started = recorder_.start(path);
+  update_observed();
+  return started;
+}
+
+TraceRecorder::Result CachingAllocator::stop_recording() {
+  const TraceRecorder::Result result = recorder_.stop();
+  update_observed();
+  return result;
 }
 
 Snapshot CachingAllocator::snapshot() {
   Snapshot out;
   const AllCaches caches(slot_);
-  const std::lock_guard guard(arenas_mutex_);
   std::size_t number = 0;
-  const auto collect = [&](Arena& arena) {
-    const std::lock_guard arena_guard(arena.mutex);
-    append_arena(arena, number++, out.segments);
-  };
-  collect(*default_arena_);
-  for (const auto& arena : isolated_) collect(*arena);
+  for_each_arena([&](Arena& arena) { append_arena(arena, number++, out.segments); });
   // A block that was live above may be gone by now, but then its free has not been charged off yet or its pool's name
   // is not needed: names are read while the caches, through which every free goes, are still held.
   for (const SnapshotSegment& segment : out.segments) {
@@ -103,24 +102,21 @@ Snapshot CachingAllocator::snapshot() {
 
 std::string CachingAllocator::check_invariants() {
   std::size_t live = 0;
-  std::size_t backed = 0;
   for (const SnapshotSegment& segment : snapshot().segments) {
-    backed += segment.bytes;
     for (const SnapshotBlock& block : segment.blocks) live += block.live ? block.bytes : 0;
   }
   if (live != static_cast<std::size_t>(stats().blocks.all.bytes.current)) return "allocated bytes against live blocks";
-  if (backed != ledger_.held()) return "held bytes against backed segments";
+  std::size_t held = 0;
+  for_each_arena([&held](Arena& arena) { held += arena.pages.held_bytes(); });
+  if (held != ledger_.held()) return "held bytes against those of the arenas";
   return check_structure();
 }
 
 std::string CachingAllocator::check_structure() {
-  const std::lock_guard guard(arenas_mutex_);
-  const auto check = [](Arena& arena) {
-    const std::lock_guard arena_guard(arena.mutex);
-    return arena.check_invariants();
-  };
-  std::string broken = check(*default_arena_);
-  for (auto it = isolated_.begin(); broken.empty() && it != isolated_.end(); ++it) broken = check(**it);
+  std::string broken;
+  for_each_arena([&broken](Arena& arena) {
+    if (broken.empty()) broken = arena.check_invariants();
+  });
   return broken;
 }
 

@@ -100,6 +100,10 @@ struct FreeRangeStats {
     count.absorb(other.count);
     bytes.absorb(other.bytes);
   }
+  void for_each(void (*action)(Stat&)) {
+    count.for_each(action);
+    bytes.for_each(action);
+  }
   void change(bool is_small, std::int64_t ranges, std::int64_t range_bytes) {
     change_by(count, is_small, ranges);
     change_by(bytes, is_small, range_bytes);

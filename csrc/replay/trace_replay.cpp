@@ -41,10 +41,13 @@ std::uint64_t map_calls(const DeviceStats& stats) {
   return static_cast<std::uint64_t>(stats.commits + stats.decommits + stats.moves);
 }
 
+// The figures of the trace itself.
 void add_live_bytes(const std::vector<TraceEvent>& events, ReplayReport& report) {
   std::vector<std::size_t> sizes;
   std::size_t live = 0;
-  for (const TraceEvent& event : events) {
+  const std::size_t stride = std::max<std::size_t>(1, events.size() / ReplayReport::kSamples);
+  for (std::size_t i = 0; i < events.size(); ++i) {
+    const TraceEvent& event = events[i];
     if (event.op == TraceEvent::Op::alloc) {
       sizes.resize(std::max<std::size_t>(sizes.size(), event.id + 1));
       sizes[event.id] = event.bytes;
@@ -53,9 +56,26 @@ void add_live_bytes(const std::vector<TraceEvent>& events, ReplayReport& report)
     } else {
       live -= sizes[event.id];
     }
+    if ((i + 1) % stride == 0) report.timeline.push_back({i, live, 0});
   }
   report.end_live_bytes = live;
 }
+
+// Lets memory decay as the clock of the trace goes on.
+class TraceClock {
+ public:
+  explicit TraceClock(CachingAllocator& allocator) : allocator_(allocator), tick_ms_(allocator.decay_tick_ms()) {}
+  void advance(std::int64_t time_ns) {
+    for (const std::int64_t now_ms = time_ns / 1'000'000; next_ms_ <= now_ms; next_ms_ += tick_ms_) {
+      allocator_.decay(next_ms_);
+    }
+  }
+
+ private:
+  CachingAllocator& allocator_;
+  const std::int64_t tick_ms_;
+  std::int64_t next_ms_ = 0;
+};
 
 }  // namespace
 
@@ -68,12 +88,16 @@ ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr
   for (const TraceEvent& event : events) ids = std::max<std::size_t>(ids, event.id + 1);
   CachingAllocator allocator("replay", std::move(memory), options);
   LiveBlocks live(allocator, ids);
+  TraceClock clock(allocator);
   const std::size_t half = events.size() / 2;
   std::uint64_t calls_at_half = 0;
   const double start = thread_cpu_seconds();
+  auto sample = report.timeline.begin();
   for (std::size_t i = 0; i < events.size(); ++i) {
     if (i == half) calls_at_half = map_calls(allocator.ledger().read_stats());
+    if (events[i].time_ns != TraceEvent::kNoTime) clock.advance(events[i].time_ns);
     live.apply(events[i]);
+    if (sample != report.timeline.end() && sample->event == i) (sample++)->held_bytes = allocator.ledger().held();
   }
   report.seconds = thread_cpu_seconds() - start;
   const DeviceStats stats = allocator.stats();

@@ -13,8 +13,10 @@ namespace mempool {
 
 struct TraceEvent {
   enum class Op : std::uint8_t { alloc, free } op = Op::alloc;
-  std::uint32_t id = 0;   // counts up from 0; a free names the id of its alloc
-  std::size_t bytes = 0;  // as asked; unused for a free
+  std::uint32_t id = 0;            // counts up from 0; a free names the id of its alloc
+  std::size_t bytes = 0;           // as asked; unused for a free
+  std::int64_t time_ns = kNoTime;  // since the trace began; kNoTime where it has no times
+  static constexpr std::int64_t kNoTime = -1;
 };
 
 struct ReplayReport {
@@ -27,10 +29,19 @@ struct ReplayReport {
   std::uint64_t moves = 0;
   std::uint64_t moved_bytes = 0;
   std::uint64_t map_calls_in_last_half = 0;  // commits, decommits and moves after half of the events
-  double seconds = 0;                        // of the calling thread's CPU, the reading of the trace excluded
+  // Live and held bytes after each of about kSamples events, evenly spread.
+  struct Sample {
+    std::size_t event = 0;
+    std::size_t live_bytes = 0;
+    std::size_t held_bytes = 0;
+  };
+  static constexpr std::size_t kSamples = 256;
+  std::vector<Sample> timeline;
+  double seconds = 0;  // of the calling thread's CPU, the reading of the trace excluded
 };
 
-// Precondition: every free names a live id. Throws OutOfMemory when the trace does not fit; nothing stays allocated.
+// Memory decays in the time of the trace, and not at all where it has none. Precondition: every free names a live id.
+// Throws OutOfMemory when the trace does not fit; nothing stays allocated.
 ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr<PhysicalMemory> memory,
                           const Options& options);
 

@@ -242,7 +242,7 @@ TEST(limits_below_what_is_in_use_are_refused) {
 TEST(history_knows_live_blocks_and_the_last_events) {
   const FakeDevice device;
   void* const before = device.allocator->allocate(10);
-  device.allocator->history().start(3);
+  device.allocator->start_history(3);
   void* const first = device.allocator->allocate(100);
   void* const second = device.allocator->allocate(5 * kMiB);
   device.allocator->deallocate(before);
@@ -254,7 +254,7 @@ TEST(history_knows_live_blocks_and_the_last_events) {
   CHECK_EQ(view.events.size(), 3u);
   CHECK_EQ(view.dropped, 2u);
   CHECK(view.events.back().action == HistoryEvent::Action::free);
-  device.allocator->history().stop();
+  device.allocator->stop_history();
   device.allocator->deallocate(second);
   device.check_empty();
 }

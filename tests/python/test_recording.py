@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import mempool
+
+MIB = 1 << 20
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_recording_has_every_block_and_replays(tmp_path: Path) -> None:
+    mempool.enable("cpu")
+    path = tmp_path / "t.csv"
+    before = torch.ones(MIB)
+    with mempool.record_trace(path) as recording:
+        kept = torch.ones(3 * MIB)
+        recording.step()
+        del before  # older than the recording: left out
+        for _ in range(3):
+            torch.ones(1000)
+        recording.step()
+    events = rows(path)
+    assert recording.events == len(events)
+    assert [e["op"] for e in events if e["op"] == "step"] == ["step", "step"]
+    allocs = [int(e["bytes"]) for e in events if e["op"] == "alloc"]
+    assert allocs.count(3 * MIB * 4) == 1
+    assert allocs.count(4000) == 3
+    times = [int(e["time_ns"]) for e in events]
+    assert times == sorted(times)
+    assert times[0] >= 0
+    report = mempool.replay(path)
+    assert report.end_live_bytes == 3 * MIB * 4
+    assert report.timeline[-1][1] == report.end_live_bytes
+    assert report.timeline[-1][2] >= report.end_live_bytes
+    assert kept.sum() == 3 * MIB
+
+
+def test_a_packed_recording_of_threads_and_pools(tmp_path: Path) -> None:
+    mempool.enable("cpu")
+    path = tmp_path / "t.csv.gz"
+    pool = mempool.MemoryPool("p")
+
+    def work() -> None:
+        with mempool.use_pool(pool):
+            torch.ones(5000)
+
+    with mempool.record_trace(path):
+        torch.ones(100)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    with gzip.open(path, "rt", newline="") as file:
+        events = list(csv.DictReader(file))
+    small = next(e for e in events if e["bytes"] == "400")
+    pooled = next(e for e in events if e["bytes"] == "20000")
+    assert small["pool"] == "0"
+    assert pooled["pool"] != "0"
+    assert small["thread"] != pooled["thread"]
+    assert mempool.replay(path).events == len(events)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv.gz"]
+
+
+def test_memory_decays_in_the_time_of_the_trace(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "op,id,bytes,time_ns\nalloc,0,104857600,0\nalloc,1,1000,5\nfree,0,,10\nalloc,2,1000,20000000000\nfree,2,,30000000000\n"
+    )
+    assert mempool.replay(path).decommits > 0
+    assert mempool.replay(path, conf="decay_ms:never").decommits == 0
+    assert mempool.replay(path, conf="decay_ms:60000").decommits == 0
+
+
+def test_one_recording_at_a_time(tmp_path: Path) -> None:
+    mempool.enable("cpu")
+    with mempool.record_trace(tmp_path / "a.csv"):
+        with pytest.raises(OSError, match="busy"), mempool.record_trace(tmp_path / "b.csv"):
+            pass
+        torch.ones(7)
+    assert any(e["bytes"] == "28" for e in rows(tmp_path / "a.csv"))
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    mempool.enable("cpu")
+    with pytest.raises(FileNotFoundError), mempool.record_trace(tmp_path / "no" / "t.csv"):
+        pass
+    with pytest.raises(FileNotFoundError), mempool.record_trace(tmp_path / "no" / "t.csv.gz"):
+        pass
+    with pytest.raises(OSError, match="lost"), mempool.record_trace("/dev/full"):
+        torch.ones(10)
+
+
+def test_an_error_inside_ends_the_recording(tmp_path: Path) -> None:
+    mempool.enable("cpu")
+    with pytest.raises(KeyError), mempool.record_trace(tmp_path / "a.csv"):
+        raise KeyError("mine")
+    with mempool.record_trace(tmp_path / "b.csv"):
+        pass
+
+
+def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
+    mempool.enable("cpu")
+    path = tmp_path / "t.csv"
+    with mempool.record_trace(path):
+        torch.ones(11)
+        child = os.fork()
+        if child == 0:
+            torch.ones(13)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        torch.ones(17)
+    sizes = [e["bytes"] for e in rows(path)]
+    assert "44" in sizes
+    assert "68" in sizes
+    assert "52" not in sizes
+    assert [int(e["seq"]) for e in rows(path)] == list(range(len(sizes)))
