@@ -19,8 +19,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_recording_has_every_block_and_replays(tmp_path: Path) -> None:
-    mempool.enable("cpu")
+def test_a_recording_has_every_block_and_replays(enabled: None, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     before = torch.ones(MIB)
     with mempool.record_trace(path) as recording:
@@ -46,8 +45,7 @@ def test_a_recording_has_every_block_and_replays(tmp_path: Path) -> None:
     assert kept.sum() == 3 * MIB
 
 
-def test_a_packed_recording_of_threads_and_pools(tmp_path: Path) -> None:
-    mempool.enable("cpu")
+def test_a_packed_recording_of_threads_and_pools(enabled: None, tmp_path: Path) -> None:
     path = tmp_path / "t.csv.gz"
     pool = mempool.MemoryPool("p")
 
@@ -81,8 +79,7 @@ def test_memory_decays_in_the_time_of_the_trace(tmp_path: Path) -> None:
     assert mempool.replay(path, conf="decay_ms:60000").decommits == 0
 
 
-def test_one_recording_at_a_time(tmp_path: Path) -> None:
-    mempool.enable("cpu")
+def test_one_recording_at_a_time(enabled: None, tmp_path: Path) -> None:
     with mempool.record_trace(tmp_path / "a.csv"):
         with pytest.raises(OSError, match="busy"), mempool.record_trace(tmp_path / "b.csv"):
             pass
@@ -90,8 +87,7 @@ def test_one_recording_at_a_time(tmp_path: Path) -> None:
     assert any(e["bytes"] == "28" for e in rows(tmp_path / "a.csv"))
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    mempool.enable("cpu")
+def test_places_that_cannot_be_written(enabled: None, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), mempool.record_trace(tmp_path / "no" / "t.csv"):
         pass
     with pytest.raises(FileNotFoundError), mempool.record_trace(tmp_path / "no" / "t.csv.gz"):
@@ -100,16 +96,14 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         torch.ones(10)
 
 
-def test_an_error_inside_ends_the_recording(tmp_path: Path) -> None:
-    mempool.enable("cpu")
+def test_an_error_inside_ends_the_recording(enabled: None, tmp_path: Path) -> None:
     with pytest.raises(KeyError), mempool.record_trace(tmp_path / "a.csv"):
         raise KeyError("mine")
     with mempool.record_trace(tmp_path / "b.csv"):
         pass
 
 
-def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
-    mempool.enable("cpu")
+def test_a_forked_child_records_nothing(enabled: None, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     with mempool.record_trace(path):
         torch.ones(11)

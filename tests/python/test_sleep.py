@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def pool() -> mempool.MemoryPool:
-    mempool.enable("cpu")
-    return mempool.MemoryPool("model", isolated=True)
+def pool(enabled: None) -> Iterator[mempool.MemoryPool]:
+    yield mempool.MemoryPool("model", isolated=True)
+    gc.collect()  # caught errors hold tensors in cycles
 
 
 def test_weights_survive_a_sleep(pool: mempool.MemoryPool) -> None:
@@ -69,8 +71,7 @@ def test_waking_obeys_the_limit(pool: mempool.MemoryPool) -> None:
     assert kept.sum() == 3 * 16 * MIB
 
 
-def test_only_isolated_pools_sleep() -> None:
-    mempool.enable("cpu")
+def test_only_isolated_pools_sleep(enabled: None) -> None:
     with pytest.raises(mempool.ConfigError, match="isolated=True"):
         mempool.MemoryPool("shared").sleep()
 
@@ -110,8 +111,7 @@ def test_a_sleeping_pool_is_whole_in_a_forked_child(pool: mempool.MemoryPool) ->
     assert torch.equal(kept, expected)
 
 
-def test_defragment_reports_what_it_did() -> None:
-    mempool.enable("cpu")
+def test_defragment_reports_what_it_did(enabled: None) -> None:
     tensors = [torch.empty(4 * MIB, dtype=torch.uint8) for _ in range(16)]
     del tensors[::2]
     report = mempool.defragment("cpu")
