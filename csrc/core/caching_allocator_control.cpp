@@ -206,6 +206,7 @@ std::int64_t CachingAllocator::decay_tick_ms() const noexcept {
 std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
   // A slice at a time, so that no allocation waits long for the arena.
   constexpr std::size_t kSlice = std::size_t{64} << 20;
+  constexpr std::int64_t kMarginShare = 16;
   if (options_.decay_ms == kNeverDecays) return 0;
   std::size_t cached = 0;
   {
@@ -221,7 +222,9 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
   } catch (const std::bad_alloc&) {
     return 0;
   }
-  const auto may_return = static_cast<std::size_t>(demand_.highest() - demand.current);
+  // Demand comes back in other sizes and places: what fragmentation may cost it stays as well.
+  const std::int64_t margin = demand_.highest() / kMarginShare;
+  const auto may_return = static_cast<std::size_t>(demand_.highest() + margin - demand.current);
   const std::size_t free = whole_free_bytes();
   if (free + cached < may_return + memory_->granule_bytes()) return 0;
   const std::size_t surplus = free + cached - may_return;
