@@ -3,7 +3,7 @@
 A measurement never happens in the parent. Each one is a fresh child process (`run_child`), because an allocator leaves
 its traces in a process (thresholds that glibc adapts, heaps already grown), and the peers take turns (`in_turn`), so
 that a machine that is slow for a minute slows both. This module imports neither torch nor mempool at the top: the
-parent stays small, and a child decides itself when each is loaded.
+parent stays small, and a child decides itself when each is loaded. The peers are in `benchmarks.peers`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.peers import GLIBC, check_loaded, peer
+from benchmarks.peers import OURS as OURS_PEER
+
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = ROOT / "benchmarks" / "results"
 
-PEER = "torch"  # torch's own CPU allocator: posix_memalign of the C library
-OURS = "mempool"
-SIDES = (PEER, OURS)  # the order of a pair: A B A B …
+PEER = GLIBC.name  # torch's own CPU allocator on the C library as it comes
+OURS = OURS_PEER.name
 
 # Anything that tunes or replaces malloc would make the peer something else than default glibc, or mempool other than
 # as shipped. THP_MEM_ALLOC_ENABLE makes torch's own allocator ask for huge pages.
@@ -77,9 +79,11 @@ def child_environment(threads: int) -> tuple[dict[str, str], dict[str, str]]:
     return {**kept, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}, removed
 
 
-def run_child(module: str, arguments: Sequence[str], threads: int) -> Json:
-    """Runs `python -m module arguments` from the repository root and returns the JSON of its last line of stdout."""
-    environment, _ = child_environment(threads)
+def run_child(module: str, arguments: Sequence[str], threads: int, side: str) -> Json:
+    """Runs `python -m module --allocator=side arguments` from the repository root, on that allocator, and returns the
+    JSON of its last line of stdout."""
+    environment = {**child_environment(threads)[0], **peer(side).variables()}
+    arguments = [f"--allocator={side}", *arguments]
     child = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -99,11 +103,13 @@ def run_child(module: str, arguments: Sequence[str], threads: int) -> Json:
     return answer
 
 
-def in_turn(repeats: int, run: Callable[[str], Json], done: Callable[[], None]) -> dict[str, list[Json]]:
-    """Runs both sides `repeats` times in turn (A B A B …); the i-th results of the two sides make a pair."""
-    results: dict[str, list[Json]] = {side: [] for side in SIDES}
+def in_turn(
+    sides: Sequence[str], repeats: int, run: Callable[[str], Json], done: Callable[[], None]
+) -> dict[str, list[Json]]:
+    """Runs each side `repeats` times in turn (A B C A B C …); the i-th results of the sides belong together."""
+    results: dict[str, list[Json]] = {side: [] for side in sides}
     for _ in range(repeats):
-        for side in SIDES:
+        for side in sides:
             results[side].append(run(side))
             done()
     return results
@@ -111,6 +117,7 @@ def in_turn(repeats: int, run: Callable[[str], Json], done: Callable[[], None]) 
 
 def use_allocator(side: str) -> None:
     """In a child: makes `side` the allocator of CPU tensors. Called before the first tensor is made."""
+    check_loaded(side)
     if side == OURS:
         import mempool
 
@@ -195,7 +202,7 @@ def caption(facts: Mapping[str, Any], repeats: int) -> str:
         f"THP {facts['transparent_huge_pages']}, glibc {facts['glibc']}, torch {facts['torch']}, "
         f"mempool {facts['mempool']} ({facts['mempool_commit']}), Python {facts['python']}. "
         f"Cells: median (smallest-largest) of {repeats} processes a side, in turn; "
-        "ratio: mempool/torch of neighbouring processes."
+        f"ratios: to {PEER} of neighbouring processes."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pairs of torch.empty and free by size, on mempool beside torch's own allocator on default glibc.
+"""Pairs of torch.empty and free by size, on mempool beside the allocators that it is measured by.
 
     python -m benchmarks.alloc.run [--repeats N] [--threads 1 2] [--out benchmarks/results]
 
@@ -21,7 +21,6 @@ from benchmarks.common import (
     DEFAULT_OUT,
     OURS,
     PEER,
-    SIDES,
     BenchmarkError,
     Json,
     Spread,
@@ -35,6 +34,7 @@ from benchmarks.common import (
     table_console,
     write_report,
 )
+from benchmarks.peers import NAMES, chosen, missing
 
 WORKER = "benchmarks.alloc.worker"
 
@@ -56,14 +56,14 @@ def summarize(threads: int, runs: dict[str, list[Json]]) -> Json:
     """The figures of one number of threads: spreads over the processes, and every raw number."""
     rows = []
     for size in SIZES:
-        pair = {side: [fastest(run, size) for run in runs[side]] for side in SIDES}
-        above = {side: [fastest(run, size) - fastest(run, 0) for run in runs[side]] for side in SIDES}
+        pair = {side: [fastest(run, size) for run in runs[side]] for side in runs}
+        above = {side: [fastest(run, size) - fastest(run, 0) for run in runs[side]] for side in runs}
         rows.append(
             {
                 "size_bytes": size,
                 "ratio": asdict(paired_ratio(pair[OURS], pair[PEER])),
-                "nanoseconds_a_pair": {side: spread_json(pair[side]) for side in SIDES},
-                "nanoseconds_above_empty": {side: spread_json(above[side]) for side in SIDES},
+                "nanoseconds_a_pair": {side: spread_json(pair[side]) for side in runs},
+                "nanoseconds_above_empty": {side: spread_json(above[side]) for side in runs},
             }
         )
     return {"threads": threads, "rows": rows, "runs": runs}
@@ -71,14 +71,15 @@ def summarize(threads: int, runs: dict[str, list[Json]]) -> Json:
 
 def table_of(result: Json, facts: Json, repeats: int) -> Table:
     """One row a size."""
-    title = f"torch.empty and free, {result['threads']} thread(s), ns a pair in each thread"
+    title = f"torch.empty and free, {result['threads']} thread(s), ns a pair in each thread above the row of 0 B"
     table = Table(title=title, caption=caption(facts, repeats))
-    for head in ("size", "torch", "mempool", "ratio", "torch above 0 B", "mempool above 0 B"):
+    for head in ("size", *result["runs"], f"{OURS}/{PEER}"):
         table.add_column(head, justify="right")
     for row in result["rows"]:
-        pair = [Spread(**row["nanoseconds_a_pair"][side]).text(0) for side in SIDES]
-        above = [Spread(**row["nanoseconds_above_empty"][side]).text(0) if row["size_bytes"] else "" for side in SIDES]
-        table.add_row(size_text(row["size_bytes"]), *pair, Spread(**row["ratio"]).text(2), *above)
+        # What is around the allocator is the same for all: without it. The row of 0 B is that.
+        kind = "nanoseconds_above_empty" if row["size_bytes"] else "nanoseconds_a_pair"
+        cells = [Spread(**row[kind][side]).text(0) for side in result["runs"]]
+        table.add_row(size_text(row["size_bytes"]), *cells, Spread(**row["ratio"]).text(2))
     return table
 
 
@@ -90,6 +91,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=10_000, help="pairs a batch and thread")
     parser.add_argument("--batches", type=int, default=7, help="batches a size; the fastest counts")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of alloc.json")
+    parser.add_argument(
+        "--peers", choices=NAMES, nargs="+", help="these beside default glibc and mempool; default: all"
+    )
     options = parser.parse_args(arguments)
     if min(options.repeats, options.pairs, options.batches, *options.threads) < 1:
         parser.error("--repeats, --threads, --pairs and --batches must be at least 1")
@@ -103,16 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = {threads: environment_facts(threads) for threads in options.threads}
     results: list[Json] = []
     try:
-        total = len(options.threads) * len(SIDES) * options.repeats
+        sides = chosen(options.peers)
+        for sentence in missing(options.peers):
+            console.print(sentence, highlight=False)
+        total = len(options.threads) * len(sides) * options.repeats
         with progress(Console(stderr=True), total) as show:
             for threads in options.threads:
                 counts = [f"--threads={threads}", f"--pairs={options.pairs}", f"--batches={options.batches}"]
 
                 def run(side: str, threads: int = threads, counts: Sequence[str] = tuple(counts)) -> Json:
                     show(f"{threads} thread(s) on {side}")
-                    return run_child(WORKER, [f"--allocator={side}", *counts], threads)
+                    return run_child(WORKER, counts, threads, side)
 
-                results.append(summarize(threads, in_turn(options.repeats, run, lambda: show(""))))
+                results.append(summarize(threads, in_turn(sides, options.repeats, run, lambda: show(""))))
     except BenchmarkError as error:
         console.print(f"[bold red]failed:[/] {error}", highlight=False)
         return 2

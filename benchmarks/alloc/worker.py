@@ -17,7 +17,8 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from benchmarks.alloc import SIZES
-from benchmarks.common import SIDES, Json, allocator_stats, use_allocator
+from benchmarks.common import Json, allocator_stats, use_allocator
+from benchmarks.peers import NAMES
 
 WARMUP_PAIRS = 500  # in each thread and size, before the first batch
 
@@ -95,7 +96,7 @@ def measure(side: str, sizes: Sequence[int], threads: int, pairs: int, batches: 
 def main() -> None:
     """Reads the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--allocator", choices=SIDES, required=True)
+    parser.add_argument("--allocator", choices=NAMES, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--batches", type=int, required=True)

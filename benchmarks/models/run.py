@@ -1,4 +1,4 @@
-"""Whole model steps on mempool beside torch's own allocator on default glibc.
+"""Whole model steps on mempool beside the allocators that it is measured by.
 
     python -m benchmarks.models.run [--repeats N] [--only NAME] [--threads 1] [--out benchmarks/results]
 
@@ -21,7 +21,6 @@ from benchmarks.common import (
     DEFAULT_OUT,
     OURS,
     PEER,
-    SIDES,
     BenchmarkError,
     Json,
     Spread,
@@ -36,10 +35,14 @@ from benchmarks.common import (
     write_report,
 )
 from benchmarks.models.workloads import NAMES, Workload, workloads
+from benchmarks.peers import NAMES as PEER_NAMES
+from benchmarks.peers import chosen, missing
 
 MIB = 2**20
 # A step may touch one or two fresh pages of the interpreter's own heap, at any time; more than that is tensors.
 STRAY_FAULTS = 4
+LEAST_PAIRS = 15  # for a bound
+STUDENT_T = 1.761  # one-sided 95%, 14 degrees of freedom: a little too wide with more
 WORKER = "benchmarks.models.worker"
 
 
@@ -70,10 +73,22 @@ def floor_of(runs: dict[str, list[Json]], peer_seconds: Sequence[float]) -> Json
     }
 
 
+def fastest_peer(seconds: dict[str, list[float]]) -> Json:
+    """mempool to the other allocator with the smallest median, over the processes that ran next to each other, with
+    the one-sided 95% bound of its mean (Student's t): "slower by less than" is that bound."""
+    others = {side: statistics.median(values) for side, values in seconds.items() if side != OURS}
+    name = min(others, key=lambda side: others[side])
+    ratios = [mine / theirs for mine, theirs in zip(seconds[OURS], seconds[name], strict=True)]
+    bound = None
+    if len(ratios) >= LEAST_PAIRS:
+        bound = statistics.fmean(ratios) + STUDENT_T * statistics.stdev(ratios) / len(ratios) ** 0.5
+    return {"peer": name, "ratio": asdict(Spread.of(ratios)), "upper_bound_95": bound}
+
+
 def summarize(name: str, runs: dict[str, list[Json]]) -> Json:
     """The figures of one workload: a spread for each side, the ratio over pairs, bit-equality, and every raw number."""
-    seconds = {side: [step_seconds(run) for run in runs[side]] for side in SIDES}
-    digests = {tuple(run["digests"]) for side in SIDES for run in runs[side]}
+    seconds = {side: [step_seconds(run) for run in runs[side]] for side in runs}
+    digests = {tuple(run["digests"]) for side in runs for run in runs[side]}
     sides = {
         side: {
             "seconds_a_step": spread_json(seconds[side]),
@@ -81,11 +96,12 @@ def summarize(name: str, runs: dict[str, list[Json]]) -> Json:
             "warmup_steps_needed": spread_json([warmup_needed(run) for run in runs[side]]),
             "rss_peak_growth_bytes": spread_json([run["rss_peak_growth_bytes"] for run in runs[side]]),
         }
-        for side in SIDES
+        for side in runs
     }
     return {
         "workload": name,
-        "time_ratio": asdict(paired_ratio(seconds[OURS], seconds[PEER])),
+        "time_ratio": {side: asdict(paired_ratio(seconds[side], seconds[PEER])) for side in runs},
+        "to_fastest_peer": fastest_peer(seconds),
         "results_equal": len(digests) == 1,
         "without_allocation": floor_of(runs, seconds[PEER]),
         "sides": sides,
@@ -94,22 +110,22 @@ def summarize(name: str, runs: dict[str, list[Json]]) -> Json:
 
 
 def table_of(results: Sequence[Json], facts: Json, repeats: int) -> Table:
-    """Two rows a workload, one for each side, and a third where the step can be taken without allocating."""
+    """A row for each allocator, one where the step can be taken without allocating, and mempool to the fastest peer."""
     table = Table(title=f"Model steps, {facts['threads']} thread(s)", caption=caption(facts, repeats))
     table.add_column("workload")
     table.add_column("allocator")
     for head in ("ms a step", "time ratio", "page faults a step", "peak growth MiB", "results"):
         table.add_column(head, justify="right")
     for result in results:
-        for side in SIDES:
+        for side in result["runs"]:
             figures = result["sides"][side]
             ours = side == OURS
             equal = "equal" if result["results_equal"] else "[bold red]DIFFER[/]"
             table.add_row(
-                "" if ours else result["workload"],
+                result["workload"] if side == PEER else "",
                 side,
                 Spread(**figures["seconds_a_step"]).text(1, scale=1e-3),
-                Spread(**result["time_ratio"]).text(3) if ours else "",
+                Spread(**result["time_ratio"][side]).text(3) if side != PEER else "",
                 Spread(**figures["page_faults_a_step"]).text(1),
                 Spread(**figures["rss_peak_growth_bytes"]).text(0, scale=MIB),
                 equal if ours else "",
@@ -117,6 +133,9 @@ def table_of(results: Sequence[Json], facts: Json, repeats: int) -> Table:
         if floor := result["without_allocation"]:
             seconds, ratio = Spread(**floor["seconds_a_step"]), Spread(**floor["time_ratio"])
             table.add_row("", "(no allocation)", seconds.text(1, scale=1e-3), ratio.text(3))
+        best = result["to_fastest_peer"]
+        bound = f", 95% below {best['upper_bound_95']:.3f}" if best["upper_bound_95"] else ""
+        table.add_row("", f"mempool/{best['peer']}", "", Spread(**best["ratio"]).text(3) + bound)
         table.add_section()
     return table
 
@@ -130,6 +149,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", choices=NAMES, action="append", help="this workload; may be given again")
     parser.add_argument("--small", action="store_true", help="sizes for tests: says nothing about speed")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers", choices=PEER_NAMES, nargs="+", help="these beside default glibc and mempool")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of models.json")
     options = parser.parse_args(arguments)
     if min(options.repeats, options.threads, *(n for n in (options.steps,) if n is not None)) < 1:
@@ -139,13 +159,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def child_arguments(options: argparse.Namespace, workload: Workload, side: str) -> list[str]:
+def child_arguments(options: argparse.Namespace, workload: Workload) -> list[str]:
     """The command line of one child."""
     steps = workload.steps if options.steps is None else options.steps
     warmup = workload.warmup if options.warmup is None else options.warmup
     counts = [f"--steps={steps}", f"--warmup={warmup}", f"--threads={options.threads}"]
     size = ["--small"] if options.small else []
-    return [f"--allocator={side}", f"--workload={workload.name}", *counts, *size]
+    return [f"--workload={workload.name}", *counts, *size]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,17 +173,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     console = table_console()
     facts = environment_facts(options.threads)
-    chosen = [each for each in workloads(options.small) if not options.only or each.name in options.only]
+    sides = chosen(options.peers)
+    for sentence in missing(options.peers):
+        console.print(sentence, highlight=False)
+    wanted = [each for each in workloads(options.small) if not options.only or each.name in options.only]
     results: list[Json] = []
     try:
-        with progress(Console(stderr=True), len(chosen) * len(SIDES) * options.repeats) as show:
-            for workload in chosen:
+        with progress(Console(stderr=True), len(wanted) * len(sides) * options.repeats) as show:
+            for workload in wanted:
 
                 def run(side: str, workload: Workload = workload) -> Json:
                     show(f"{workload.name} on {side}")
-                    return run_child(WORKER, child_arguments(options, workload, side), options.threads)
+                    return run_child(WORKER, child_arguments(options, workload), options.threads, side)
 
-                results.append(summarize(workload.name, in_turn(options.repeats, run, lambda: show(""))))
+                results.append(summarize(workload.name, in_turn(sides, options.repeats, run, lambda: show(""))))
     except BenchmarkError as error:
         console.print(f"[bold red]failed:[/] {error}", highlight=False)
         return 2

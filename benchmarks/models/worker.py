@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import SIDES, Json, allocator_stats, use_allocator
+from benchmarks.common import Json, allocator_stats, use_allocator
+from benchmarks.peers import NAMES
 
 _KEPT_STATS = (
     "allocated_bytes.all.peak",
@@ -110,7 +111,7 @@ def measure(workload: Any, warmup: int, steps: int) -> Json:
 def main() -> None:
     """Reads the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--allocator", choices=SIDES, required=True)
+    parser.add_argument("--allocator", choices=NAMES, required=True)
     parser.add_argument("--workload", required=True)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--steps", type=int, required=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -152,6 +153,45 @@ class BertEncoder(Inference):
         return torch.randint(self.vocabulary, (self.batch, self.tokens))
 
 
+@dataclass(frozen=True)
+class VaryingEncoder(BertEncoder):
+    """The encoder on batches whose length varies: a fixed cycle of lengths up to `tokens`, one a step."""
+
+    tokens: int = 256
+    lengths: tuple[int, ...] = (64, 211, 128, 37, 256, 96, 173, 150)
+
+    name: ClassVar[str] = "encoder_varying"
+    steps: ClassVar[int] = 8
+    warmup: ClassVar[int] = 16
+
+    def build(self) -> Any:
+        model, ids = super().build()
+        return model, [ids[:, :length].contiguous() for length in self.lengths], count()
+
+    def step(self, state: Any) -> Tensor:
+        model, batches, steps = state
+        return super().step((model, batches[next(steps) % len(batches)]))
+
+    def outputs(self, state: Any, result: Tensor) -> Iterable[Tensor]:
+        return (result,)
+
+
+@dataclass(frozen=True)
+class GptPrefill(BertEncoder):
+    """A long prompt through a causal decoder, all positions at once: what serving does before it generates."""
+
+    batch: int = 1
+    tokens: int = 1024
+    layers: int = 8
+    width: int = 768
+    heads: int = 12
+
+    name: ClassVar[str] = "gpt_prefill"
+
+    def model(self) -> nn.Module:
+        return Transformer(self.layers, self.width, self.heads, self.vocabulary, self.tokens, causal=True)
+
+
 @dataclass
 class TrainingState:
     """A model under training, its optimizer, and the one batch it is trained on (fixed, to make steps alike)."""
@@ -197,12 +237,47 @@ class GptTrain:
         return (result, *(parameter.detach() for parameter in state.model.parameters()))
 
 
-_FULL: tuple[Workload, ...] = (Elementwise(), Resnet(), BertEncoder(), GptTrain())
+@dataclass(frozen=True)
+class GptTrainVarying(GptTrain):
+    """The training step on sequences whose length varies: a fixed cycle of lengths up to `tokens`, one a step."""
+
+    tokens: int = 256
+    lengths: tuple[int, ...] = (64, 211, 128, 37, 256, 96, 173, 150)
+
+    name: ClassVar[str] = "gpt_train_varying"
+    steps: ClassVar[int] = 8
+    warmup: ClassVar[int] = 16
+
+    def build(self) -> Any:
+        return super().build(), count()
+
+    def step(self, state: Any) -> Tensor:
+        training, steps = state
+        length = self.lengths[next(steps) % len(self.lengths)]
+        shorter = replace(training, ids=training.ids[:, :length], targets=training.targets[:, :length])
+        return super().step(shorter)
+
+    def outputs(self, state: Any, result: Tensor) -> Iterable[Tensor]:
+        return super().outputs(state[0], result)
+
+
+_FULL: tuple[Workload, ...] = (
+    Elementwise(),
+    Resnet(),
+    BertEncoder(),
+    VaryingEncoder(),
+    GptPrefill(),
+    GptTrain(),
+    GptTrainVarying(),
+)
 _SMALL: tuple[Workload, ...] = (
     Elementwise(elements=2**20),
     Resnet(batch=2, side=64, blocks=(1, 1, 1, 1), width=16),
     BertEncoder(batch=2, tokens=16, layers=2, width=64, heads=4, vocabulary=512),
+    VaryingEncoder(batch=2, tokens=32, layers=2, width=64, heads=4, vocabulary=512, lengths=(9, 32, 17)),
+    GptPrefill(batch=1, tokens=64, layers=2, width=64, heads=4, vocabulary=512),
     GptTrain(batch=2, tokens=16, layers=2, width=64, heads=4, vocabulary=512),
+    GptTrainVarying(batch=2, tokens=32, layers=2, width=64, heads=4, vocabulary=512, lengths=(9, 32, 17)),
 )
 NAMES: tuple[str, ...] = tuple(each.name for each in _FULL)
 

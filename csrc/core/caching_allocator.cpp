@@ -197,7 +197,7 @@ void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::si
 // What lies free in the arena comes first; then what waits in threads' caches joins it; only then does it grow.
 void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
   if (void* const address = take(request, false, why)) return address;
-  if (arena_of(request.account).thread_cached) recall_large(request.cache);
+  if (arena_of(request.account).thread_cached) recall_for_growth(request.cache);
   if (request.cache != nullptr) {  // growth looks at the totals
     const CacheGuard guard(request.cache->lock);
     ledger_.fold(request.cache->shards);

@@ -155,7 +155,7 @@ class CachingAllocator {
                            const PressureOutcome& outcome);
 
   void recall() noexcept;
-  void recall_large(ThreadCache* mine) noexcept;
+  void recall_for_growth(ThreadCache* mine) noexcept;
   void fold_for_peak(ThreadCache* mine) noexcept;
   std::size_t release(std::size_t bytes) noexcept;
   std::size_t whole_free_bytes() noexcept;

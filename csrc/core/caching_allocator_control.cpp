@@ -147,11 +147,12 @@ void CachingAllocator::recall() noexcept {
   caches.for_each([](ThreadCache& cache) { cache.flush(); });
 }
 
-// Takes the large blocks that wait in threads' caches, so that the arena can make longer ranges of them.
-void CachingAllocator::recall_large(ThreadCache* mine) noexcept {
-  if (mine != nullptr && mine->large_bytes() > 0) {
+// Takes what waits in the caches, so that the arena can make longer ranges of it: of this thread all, of others the
+// large blocks.
+void CachingAllocator::recall_for_growth(ThreadCache* mine) noexcept {
+  if (mine != nullptr) {
     const std::lock_guard guard(mine->lock);
-    mine->flush_large();
+    mine->flush();
   }
   ThreadRegistry& registry = ThreadRegistry::instance();
   bool others = false;

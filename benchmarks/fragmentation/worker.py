@@ -1,0 +1,89 @@
+"""One process of the fragmentation benchmark: plays a workload with torch tensors and prints one line of JSON.
+
+    python -m benchmarks.fragmentation.worker --allocator mempool --workload serving_mix
+
+Every page of every block is written once when the block is made, as a model would: memory that nobody touches costs
+nothing and would make every allocator look lean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+
+from benchmarks.common import Json, allocator_stats, use_allocator
+from benchmarks.fragmentation.workloads import WAITS, WORKLOADS
+from benchmarks.models.worker import memory_bytes, reset_peak_memory
+from benchmarks.peers import NAMES
+
+PAGE = 4096
+
+
+def faults() -> int:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt
+
+
+def play(name: str, idle_seconds: float) -> Json:
+    """Plays a workload. Bytes; `rss_growth` is over the mark that was taken before its first event."""
+    import torch
+
+    events = list(WORKLOADS[name]())
+    blocks: dict[int, torch.Tensor] = {}
+    sizes: dict[int, int] = {}
+    torch.ones(1000).sum()  # whatever torch makes once is there before the mark
+    peak_was_reset = reset_peak_memory()
+    mark = memory_bytes("VmRSS")
+    faults_before = faults()
+    live = peak_live = 0
+    start = time.perf_counter()
+    for op, block, size in events:
+        if op == "free":
+            del blocks[block]
+            live -= sizes.pop(block)
+            continue
+        tensor = torch.empty(size, dtype=torch.uint8)
+        tensor.numpy()[::PAGE] = 1
+        blocks[block] = tensor
+        sizes[block] = size
+        del tensor  # or it would outlive its free
+        live += size
+        peak_live = max(peak_live, live)
+    seconds = time.perf_counter() - start
+    made = faults() - faults_before
+    peak = memory_bytes("VmHWM") - mark
+    if name in WAITS:
+        time.sleep(idle_seconds)
+    return {
+        "events": len(events),
+        "seconds": seconds,
+        "faults": made,
+        "peak_live_bytes": peak_live,
+        "peak_rss_growth_bytes": peak,
+        "peak_was_reset": peak_was_reset,
+        "end_live_bytes": live,
+        "end_rss_growth_bytes": memory_bytes("VmRSS") - mark,
+    }
+
+
+def main() -> None:
+    """Reads the command line, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--allocator", choices=NAMES, required=True)
+    parser.add_argument("--workload", choices=tuple(WORKLOADS), required=True)
+    parser.add_argument("--idle-seconds", type=float, default=10.1)
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    use_allocator(options.allocator)
+    figures = play(options.workload, options.idle_seconds)
+    stats = allocator_stats(options.allocator)
+    kept = {key: stats[key] for key in ("num_moves", "moved_bytes", "reserved_bytes.all.peak") if key in stats}
+    print(json.dumps({"allocator": options.allocator, **figures, "allocator_stats": kept}))
+
+
+if __name__ == "__main__":
+    main()
