@@ -1,6 +1,7 @@
 # make setup   the environment in .venv, with the package built and installed in it
 # make test    everything that CI runs, but for lint
 # make demo    the sentence-embedding service: torch's allocator beside mempool
+# make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
 # make bench   the benchmarks;  make lint  the checks of style and types
 # Each can be run again at any time and does only what has changed.
 
@@ -16,7 +17,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: setup test test-cpp test-tsan test-python demo bench lint format clean
+.PHONY: setup test test-cpp test-tsan test-python fuzz soak demo bench lint format clean
 
 setup: $(STAMPS)/built
 
@@ -57,6 +58,17 @@ test-cpp: build/asan/build.ninja
 test-tsan: build/tsan/build.ninja
 	$(BIN)/ninja -C build/tsan -j$(JOBS) --quiet test_threads
 	build/tsan/tests/cpp/test_threads
+
+# Needs clang with its runtime (Debian: clang libclang-rt-14-dev). Inputs that broke something stay in build/fuzz.
+FUZZ_SECONDS ?= 600
+CLANG ?= $(firstword $(shell command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14) clang++)
+fuzz: $(STAMPS)/dependencies
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/fuzz -G Ninja -DMEMPOOL_PYTHON=OFF -DMEMPOOL_TESTS=ON -DMEMPOOL_FUZZ=ON \
+	  -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMEMPOOL_SANITIZE=address,undefined
+	$(BIN)/ninja -C build/fuzz -j$(JOBS) --quiet fuzz_operations
+	mkdir -p build/fuzz/corpus
+	$(ASAN_ENV) build/fuzz/tests/cpp/fuzz_operations -max_total_time=$(FUZZ_SECONDS) -max_len=1200 -timeout=60 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 test-python: setup
 	$(BIN)/python -m pytest tests/python

@@ -47,10 +47,13 @@ def record_trace(path: str | os.PathLike[str], device: Device = None) -> Iterato
     with _plain_file(name) as plain:
         handle.start_recording(plain)
         recording = TraceRecording(handle)
+        process = os.getpid()
+        error = 0
         try:
             yield recording
         finally:
-            recording.events, error = handle.stop_recording()
+            if os.getpid() == process:  # a forked child that ends inside the block leaves it to its parent
+                recording.events, error = handle.stop_recording()
         if error:
             raise OSError(error, f"{os.strerror(error)}: events of the trace are lost", name)
 
@@ -61,12 +64,15 @@ def _plain_file(name: str) -> Iterator[str]:
     if not name.endswith(".gz"):
         yield name
         return
-    folder = Path(name).absolute().parent
-    with tempfile.TemporaryDirectory(prefix=".mempool-trace-", dir=folder) as scratch:
-        plain = Path(scratch) / "trace.csv"
-        try:
-            yield str(plain)
-        finally:
-            if plain.exists():
+    process = os.getpid()
+    scratch = Path(tempfile.mkdtemp(prefix=".mempool-trace-", dir=Path(name).absolute().parent))
+    plain = scratch / "trace.csv"
+    try:
+        yield str(plain)
+    finally:
+        if os.getpid() == process:
+            try:
                 with plain.open("rb") as source, gzip.open(name, "wb", compresslevel=6) as packed:
                     shutil.copyfileobj(source, packed)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)

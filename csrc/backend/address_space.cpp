@@ -34,29 +34,70 @@ bool open_space(void* address, std::size_t bytes) noexcept {
   return mprotect(address, bytes, PROT_READ | PROT_WRITE) == 0;
 }
 
+namespace {
+
+// Whether every part of the range is mapped without any access: as our own reserved space is, and hardly anything else.
+bool is_inaccessible(const void* address, std::size_t bytes) noexcept {
+  std::FILE* const file = std::fopen("/proc/self/maps", "re");
+  if (file == nullptr) return false;
+  const auto start = reinterpret_cast<std::uintptr_t>(address);
+  std::uintptr_t covered = start;
+  unsigned long low = 0;
+  unsigned long high = 0;
+  std::array<char, 8> access{};
+  while (covered < start + bytes && std::fscanf(file, "%lx-%lx %7s%*[^\n]", &low, &high, access.data()) == 3) {
+    if (high <= covered) continue;
+    if (low > covered || access[0] != '-' || access[1] != '-') break;
+    covered = high;
+  }
+  std::fclose(file);
+  return covered >= start + bytes;
+}
+
+}  // namespace
+
 bool shut_space(void* address, std::size_t bytes) noexcept {
   // Protection first: it can fail (a mapping more may pass the system's limit), dropping the pages then cannot.
-  if (mprotect(address, bytes, PROT_NONE) != 0) return false;
+  // Of several mappings it may have reached the first ones: opening them again needs no new mapping, as it joins them.
+  if (mprotect(address, bytes, PROT_NONE) != 0) {
+    open_space(address, bytes);
+    return false;
+  }
   if (madvise(address, bytes, MADV_DONTNEED) == 0) return true;
   open_space(address, bytes);
   return false;
 }
 
-bool move_pages(void* from, void* to, std::size_t bytes) noexcept {
-  return mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == to;
+Move move_pages(void* from, void* to, std::size_t bytes) noexcept {
+  if (mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == to) return Move::done;
+  // The kernel may have unmapped the target before it found out. Mapping it again fails where it is still mapped, by us
+  // or, from then on, by somebody else.
+  void* const again = mmap(to, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  if (again == to) return Move::refused;
+  if (again != MAP_FAILED) munmap(again, bytes);  // an old kernel took the address for a hint
+  // Nothing of ours in a target is ever open: if it can be reached, it is another's.
+  return is_inaccessible(to, bytes) ? Move::refused : Move::lost;
 }
 
-bool can_move_pages() noexcept {
+MoveSupport probe_move_pages() noexcept {
   constexpr std::size_t kPage = 4096;
-  auto* const space = static_cast<char*>(map_space(2 * kPage, kPage));
-  if (space == nullptr) return false;
-  bool works = open_space(space, kPage);
-  if (works) {
-    *space = 1;
-    works = move_pages(space, space + kPage, kPage) && space[kPage] == 1;
+  MoveSupport support;
+  auto* const space = static_cast<char*>(map_space(8 * kPage, kPage));
+  if (space == nullptr) return support;
+  // Two pages that come from different places, so that they are two mappings.
+  if (open_space(space, 3 * kPage)) {
+    space[0] = 1;
+    space[2 * kPage] = 2;
+    char* const both = space + 4 * kPage;
+    support.moves = move_pages(space, both, kPage) == Move::done && both[0] == 1;
+    if (support.moves && move_pages(space + 2 * kPage, both + kPage, kPage) == Move::done) {
+      char* const target = space + 6 * kPage;
+      support.across_mappings =
+          move_pages(both, target, 2 * kPage) == Move::done && target[0] == 1 && target[kPage] == 2;
+    }
   }
-  unmap_space(space, 2 * kPage);
-  return works;
+  unmap_space(space, 8 * kPage);
+  return support;
 }
 
 std::size_t mapping_count() noexcept {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace mempool {
 
@@ -12,14 +13,23 @@ void* map_space(std::size_t bytes, std::size_t alignment) noexcept;
 void unmap_space(void* address, std::size_t bytes) noexcept;
 // Makes a part readable and writable. Its pages come at the first touch.
 bool open_space(void* address, std::size_t bytes) noexcept;
-// Drops the pages of a part and makes it inaccessible again. False: nothing changed.
+// Drops the pages of a part that is open in full and makes it inaccessible again. False: it is open as it was.
 bool shut_space(void* address, std::size_t bytes) noexcept;
-// Whether this kernel can move pages and leave the source mapped (5.7 and newer; not under valgrind).
-bool can_move_pages() noexcept;
-// Moves the pages of one mapping to another place in address space from map_space, contents and all; page tables
-// change, no byte is copied. The source stays mapped and empty, so that nothing else can land there. False: nothing
-// changed.
-bool move_pages(void* from, void* to, std::size_t bytes) noexcept;
+// Whether this kernel can move pages and leave the source mapped (5.7 and newer; not under valgrind), and whether a
+// source of several mappings moves in one call.
+struct MoveSupport {
+  bool moves = false;
+  bool across_mappings = false;
+};
+MoveSupport probe_move_pages() noexcept;
+// Moves pages to another place in address space from map_space, contents and all; page tables change, no byte is
+// copied. The source stays mapped and empty, so that nothing else can land there.
+enum class Move : std::uint8_t {
+  done,
+  refused,  // the source is whole, the target is as it was
+  lost,     // the source is whole, but the target is no longer ours: another thread's mapping may lie there
+};
+Move move_pages(void* from, void* to, std::size_t bytes) noexcept;
 // Mappings of this process now, and the most that the kernel allows. 0 and SIZE_MAX where that is not known.
 std::size_t mapping_count() noexcept;
 std::size_t most_mappings() noexcept;

@@ -19,7 +19,7 @@ void after_fork_in_parent() { g_cpu.load()->after_fork(false); }
 void after_fork_in_child() {
   forget_decay_thread();
   g_cpu.load()->after_fork(true);
-  ThreadRegistry::instance().adopt_orphans();
+  ThreadRegistry::instance().adopt_orphans(g_cpu.load()->slot());
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "backend/host_memory.h"
 
+#include <algorithm>
+
 #include "backend/address_space.h"
 #include "backend/file_backup.h"
 #include "backend/host_info.h"
@@ -7,7 +9,7 @@
 namespace mempool {
 
 HostMemory::HostMemory(bool huge_pages) noexcept
-    : huge_pages_(huge_pages), granule_(huge_page_bytes()), can_move_(can_move_pages()) {}
+    : huge_pages_(huge_pages), granule_(huge_page_bytes()), support_(probe_move_pages()) {}
 
 void* HostMemory::reserve(std::size_t bytes) noexcept {
   void* const address = map_space(bytes, granule_);
@@ -16,10 +18,20 @@ void* HostMemory::reserve(std::size_t bytes) noexcept {
   return address;
 }
 
-void HostMemory::unreserve(void* address, std::size_t bytes) noexcept { unmap_space(address, bytes); }
+void HostMemory::unreserve(void* address, std::size_t bytes) noexcept {
+  auto* at = static_cast<char*>(address);
+  char* const end = at + bytes;
+  if (!is_lost(address, bytes)) {
+    unmap_space(address, bytes);
+    return;
+  }
+  for (; at < end; at += granule_) {
+    if (!is_lost(at, granule_)) unmap_space(at, granule_);
+  }
+}
 
 bool HostMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
-  if (!open_space(address, bytes)) return false;
+  if (is_lost(address, bytes) || !open_space(address, bytes)) return false;
   out = {address, bytes, 0};
   return true;
 }
@@ -46,18 +58,47 @@ bool HostMemory::mappings_are_within_budget() noexcept {
   return within_budget_.load(std::memory_order_relaxed);
 }
 
-bool HostMemory::move(Handle& handle, void* to) noexcept {
-  if (!mappings_are_within_budget()) return false;
-  if (!move_pages(handle.address, to, handle.bytes)) {
-    // A handle whose parts came from different places is several mappings, and older kernels move one at a time.
-    char* const source = static_cast<char*>(handle.address);
-    char* const target = static_cast<char*>(to);
-    for (std::size_t done = 0; done < handle.bytes; done += granule_) {
-      if (move_pages(source + done, target + done, granule_)) continue;
-      for (; done > 0; done -= granule_) move_pages(target + done - granule_, source + done - granule_, granule_);
-      return false;
-    }
+bool HostMemory::is_lost(const void* address, std::size_t bytes) noexcept {
+  if (lost_count_.load(std::memory_order_acquire) == 0) [[likely]]
+    return false;
+  const auto* const start = static_cast<const char*>(address);
+  const std::lock_guard guard(lost_mutex_);
+  return std::any_of(lost_.begin(), lost_.begin() + lost_count_.load(),
+                     [&](const Lost& lost) { return start < lost.start + lost.bytes && lost.start < start + bytes; });
+}
+
+Move HostMemory::move_part(char* from, char* to, std::size_t bytes) noexcept {
+  const Move result = move_pages(from, to, bytes);
+  if (result == Move::refused) advise_huge_pages(to, bytes, huge_pages_);  // it may be a new mapping
+  if (result == Move::lost) {
+    const std::lock_guard guard(lost_mutex_);
+    lost_[lost_count_.load()] = {to, bytes};
+    lost_count_.fetch_add(1, std::memory_order_release);
   }
+  return result;
+}
+
+// Older kernels move one mapping at a time, and a granule is never more than one.
+bool HostMemory::move_by_granules(char* from, char* to, std::size_t bytes) noexcept {
+  for (std::size_t done = 0; done < bytes; done += granule_) {
+    if (move_part(from + done, to + done, granule_) == Move::done) continue;
+    for (std::size_t back = done; back > 0; back -= granule_) {
+      move_pages(to + back - granule_, from + back - granule_, granule_);
+    }
+    if (done > 0) shut_space(to, done);
+    return false;
+  }
+  return true;
+}
+
+bool HostMemory::move(Handle& handle, void* to) noexcept {
+  if (!mappings_are_within_budget() || lost_count_.load() == kMostLost || is_lost(to, handle.bytes)) return false;
+  auto* const source = static_cast<char*>(handle.address);
+  auto* const target = static_cast<char*>(to);
+  const bool moved = support_.across_mappings ? move_part(source, target, handle.bytes) == Move::done
+                                              : move_by_granules(source, target, handle.bytes);
+  if (!moved) return false;
+  // Left open where that fails: nothing is in it, and a commit opens it anyway.
   shut_space(handle.address, handle.bytes);
   handle.address = to;
   return true;

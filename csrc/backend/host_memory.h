@@ -3,11 +3,14 @@
 // has them.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
+#include "backend/address_space.h"
 #include "core/physical_memory.h"
 
 namespace mempool {
@@ -18,7 +21,7 @@ class HostMemory final : public PhysicalMemory {
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
   Capabilities capabilities() const noexcept override {
-    return {.can_cut = true, .can_alias = false, .can_move = can_move_};
+    return {.can_cut = true, .can_alias = false, .can_move = support_.moves};
   }
   void* reserve(std::size_t bytes) noexcept override;
   void unreserve(void* address, std::size_t bytes) noexcept override;
@@ -31,12 +34,26 @@ class HostMemory final : public PhysicalMemory {
 
  private:
   bool mappings_are_within_budget() noexcept;
+  bool move_by_granules(char* from, char* to, std::size_t bytes) noexcept;
+  Move move_part(char* from, char* to, std::size_t bytes) noexcept;
+  bool is_lost(const void* address, std::size_t bytes) noexcept;
 
   const bool huge_pages_;
   const std::size_t granule_;
-  const bool can_move_;
+  const MoveSupport support_;
   std::atomic<std::uint32_t> moves_{0};
   std::atomic<bool> within_budget_{true};
+
+  // Reserved space that a failed move lost to somebody else: never to be touched again. Moving stops when there is no
+  // more room to remember such ranges.
+  struct Lost {
+    const char* start;
+    std::size_t bytes;
+  };
+  static constexpr std::size_t kMostLost = 32;
+  std::atomic<std::size_t> lost_count_{0};
+  std::mutex lost_mutex_;
+  std::array<Lost, kMostLost> lost_{};
 };
 
 }  // namespace mempool

@@ -61,7 +61,11 @@ ByPool<Stat> pick(const ByPool<BlockStats>& blocks, Stat BlockStats::*member) {
 
 // The keys of torch.cuda.memory_stats. Without streams a block is active exactly while it is allocated.
 py::dict device_stats(CachingAllocator& device) {
-  const DeviceStats stats = device.stats();
+  DeviceStats stats;
+  {
+    const py::gil_scoped_release release;
+    stats = device.stats();
+  }
   py::dict out;
   put(out, "allocation", pick(stats.blocks, &BlockStats::count));
   put(out, "active", pick(stats.blocks, &BlockStats::count));
@@ -112,7 +116,8 @@ py::tuple snapshot(CachingAllocator& device) {
     for (const SnapshotBlock& block : segment.blocks) {
       blocks.append(py::make_tuple(block.address, block.bytes, block.requested, block.account, block.live));
     }
-    segments.append(py::make_tuple(segment.address, segment.bytes, segment.arena, segment.arena_number, blocks));
+    const std::string arena = segment.asleep ? segment.arena + " (asleep)" : segment.arena;
+    segments.append(py::make_tuple(segment.address, segment.bytes, arena, segment.arena_number, blocks));
   }
   return py::make_tuple(segments, taken.pools);
 }
@@ -167,7 +172,14 @@ py::tuple defragment(CachingAllocator& device) {
 }
 
 void start_recording(CachingAllocator& device, const std::string& path) {
-  if (!device.start_recording(path)) throw_os_error(errno, path);
+  bool started = false;
+  int error = 0;
+  {
+    const py::gil_scoped_release release;
+    started = device.start_recording(path);
+    error = errno;
+  }
+  if (!started) throw_os_error(error, path);
 }
 
 // (events written, errno of the first write that failed or 0)
@@ -194,7 +206,9 @@ void add_pool(py::module_& m) {
           [](const Pool& p, Limit limit) { p.device().ledger().set_soft_limit(p.account(), from_limit(limit)); })
       .def("stats", &pool_stats)
       .def("reset_peaks", [](const Pool& p) { p.device().ledger().reset_peaks(p.account()); })
-      .def("held_bytes", [](const Pool& p) { return p.device().pool_held_bytes(p.account()); })
+      .def(
+          "held_bytes", [](const Pool& p) { return p.device().pool_held_bytes(p.account()); },
+          py::call_guard<py::gil_scoped_release>())
       .def(
           "trim", [](const Pool& p) { return p.device().trim_pool(p.account()); },
           py::call_guard<py::gil_scoped_release>())
@@ -203,7 +217,11 @@ void add_pool(py::module_& m) {
           py::call_guard<py::gil_scoped_release>())
       .def(
           "wake", [](const Pool& p) { p.device().wake_pool(p.account()); }, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("asleep", [](const Pool& p) { return p.device().pool_asleep(p.account()); })
+      .def_property_readonly("asleep",
+                             [](const Pool& p) {
+                               const py::gil_scoped_release release;
+                               return p.device().pool_asleep(p.account());
+                             })
       .def("close", [](const Pool& p) { p.device().close_pool(p.account()); });
 }
 
@@ -247,7 +265,7 @@ void add_device_classes(py::module_& m) {
       .def("history_stop", [](CachingAllocator& d) { d.stop_history(); })
       .def("start_recording", &start_recording, "path"_a)
       .def("stop_recording", &stop_recording)
-      .def("mark_recording", &CachingAllocator::mark_recording, "number"_a)
+      .def("mark_recording", &CachingAllocator::mark_recording, "number"_a, Release())
       .def("defragment", &defragment)
       .def("history_view", &history_view)
       .def("check_invariants", &CachingAllocator::check_invariants, Release());

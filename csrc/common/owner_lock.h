@@ -46,6 +46,10 @@ class OwnerLock {
     others_.unlock();
   }
 
+  // In a forked child, for a lock that was held by another thread than its owner at the fork: the owner, which is not
+  // here, was outside, but may have been about to enter.
+  void forget_owner() noexcept { busy_.store(false, std::memory_order_relaxed); }
+
   // Whether the cheap way is in use.
   static bool is_asymmetric() noexcept { return asymmetric_; }
 

@@ -111,7 +111,8 @@ class CachingAllocator {
 
   // ---- fork: prepare takes every lock, so that the child finds whole structures.
   void prepare_fork();
-  void after_fork(bool in_child) noexcept;  // first of all there
+  void after_fork(bool in_child) noexcept;             // first of all there
+  std::size_t slot() const noexcept { return slot_; }  // in the ThreadRegistry
 
  private:
   class Lenders;
@@ -135,6 +136,7 @@ class CachingAllocator {
   void* allocate_cached(ThreadCache& cache, std::size_t bytes) noexcept;
   void* allocate_slow(std::size_t bytes);
   void reset(void (*action)(Stat&));
+  // Preconditions: observers_mutex_ is held, or there is no other thread.
   void update_observed() noexcept { observed_.store(history_.enabled() || recorder_.enabled()); }
   void reserve(const Request& request);
   void confirm(const Request& request);
@@ -185,10 +187,12 @@ class CachingAllocator {
   Ledger ledger_;
   History history_;
   TraceRecorder recorder_;
+  std::mutex observers_mutex_;         // held while one of them starts or stops
   std::atomic<bool> observed_{false};  // by either of them: such allocations take the slow way
   const std::size_t slot_;
   const std::unique_ptr<Arena> default_arena_;
   std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook_{nullptr};
+  std::mutex demand_mutex_;  // the last of all
   DemandWindow demand_;
   FreeRangeStats retired_ranges_;  // of isolated arenas that are gone
   std::mutex arenas_mutex_;        // after the caches' locks, before the arenas'

@@ -59,6 +59,7 @@ void CachingAllocator::retire(Account* account) noexcept {
       {
         const ArenaGuard arena_guard(account->arena->mutex);
         account->arena->retired = true;
+        account->arena->pages.forget_sleep();
         account->arena->pages.release(SIZE_MAX);
       }
       forget_retired();
@@ -73,7 +74,7 @@ void CachingAllocator::forget_retired() noexcept {
   std::erase_if(isolated_, [this](const std::unique_ptr<Arena>& arena) {
     const ArenaGuard guard(arena->mutex);
     if (!arena->retired || arena->pages.backed_bytes() > 0) return false;
-    retired_ranges_.absorb(arena->pages.free_ranges());
+    retired_ranges_.absorb_retired(arena->pages.free_ranges());
     return true;
   });
   has_isolated_.store(!isolated_.empty(), std::memory_order_relaxed);
@@ -218,14 +219,16 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
     });
   }
   const Ledger::Demand demand = ledger_.take_demand();
+  std::int64_t highest = 0;
   try {
+    const std::lock_guard guard(demand_mutex_);
     demand_.add(now_ms, demand.highest);
+    highest = demand_.highest();
   } catch (const std::bad_alloc&) {
     return 0;
   }
   // Demand comes back in other sizes and places: what fragmentation may cost it stays as well.
-  const std::int64_t margin = demand_.highest() / kMarginShare;
-  const auto may_return = static_cast<std::size_t>(demand_.highest() + margin - demand.current);
+  const auto may_return = static_cast<std::size_t>(highest + highest / kMarginShare - demand.current);
   const std::size_t free = whole_free_bytes();
   if (free + cached < may_return + memory_->granule_bytes()) return 0;
   const std::size_t surplus = free + cached - may_return;
@@ -253,39 +256,76 @@ std::size_t CachingAllocator::largest_free() noexcept {
 
 // ---- sleep -------------------------------------------------------------------------------------------------------
 
+namespace {
+
+bool save_all(Backup& backup, const std::vector<PageHeap::UsedRange>& used) {
+  return std::all_of(used.begin(), used.end(),
+                     [&backup](const PageHeap::UsedRange& range) { return backup.save(range.address, range.bytes); });
+}
+
+}  // namespace
+
 void CachingAllocator::sleep_pool(Account& pool, bool keep) {
   const std::string name = ledger_.read(pool).name;
+  const auto refuse_to_sleep = [&name](const char* reason) {
+    throw PoolStateError("mempool: pool '" + name + "' stays awake: " + reason);
+  };
   if (!pool.isolated) {
     throw ConfigError("pool '" + name +
                       "' shares its memory with others and cannot sleep: make it with isolated=True.");
   }
-  std::unique_ptr<Backup> backup;
-  if (keep) {
-    backup = memory_->make_backup();
-    if (backup == nullptr) {
-      throw PoolStateError("mempool: pool '" + name + "' stays awake: no place for its contents (see TMPDIR).");
-    }
+  PageHeap& pages = pool.arena->pages;
+  std::vector<PageHeap::UsedRange> used;
+  {
+    const ArenaGuard guard(pool.arena->mutex);
+    if (pages.sound_asleep()) return;
+    if (!pages.fall_asleep(used)) refuse_to_sleep("another thread is just putting it to sleep or waking it.");
   }
+  std::unique_ptr<Backup> backup = keep ? memory_->make_backup() : nullptr;
+  const bool saved = !keep || (backup != nullptr && save_all(*backup, used));
   const ArenaGuard guard(pool.arena->mutex);
-  if (pool.arena->pages.sleep(std::move(backup))) return;
-  throw PoolStateError("mempool: pool '" + name + "' stays awake: " +
-                       (keep ? "its contents could not be saved, or the system did not take its memory back."
-                             : "the system did not take its memory back. Some contents may be lost."));
+  if (!saved) {
+    pages.stay_awake();
+    refuse_to_sleep("no place for its contents (see TMPDIR).");
+  }
+  if (!pages.sleep(std::move(backup))) {
+    refuse_to_sleep(keep ? "the system did not take its memory back."
+                         : "the system did not take its memory back. Some contents may be lost.");
+  }
 }
 
 void CachingAllocator::wake_pool(Account& pool) {
   if (!pool.isolated) return;
+  PageHeap& pages = pool.arena->pages;
   Refusal why = Refusal::none;
   std::size_t needed = 0;
   for (const bool released : {false, true}) {
+    Backup* backup = nullptr;
     {
       const ArenaGuard guard(pool.arena->mutex);
-      needed = pool.arena->pages.backed_bytes() - pool.arena->pages.held_bytes();
-      if (pool.arena->pages.wake(why)) return;
+      if (!pages.asleep()) return;
+      if (!pages.sound_asleep()) {
+        throw PoolStateError("mempool: pool '" + ledger_.read(pool).name +
+                             "': another thread is just putting it to sleep or waking it.");
+      }
+      needed = pages.backed_bytes() - pages.held_bytes();
+      if (pages.start_waking(why)) backup = pages.backup();
+    }
+    if (why == Refusal::none) {
+      const bool restored = backup == nullptr || backup->restore();
+      const ArenaGuard guard(pool.arena->mutex);
+      restored ? pages.wake() : pages.sleep_on();
+      if (restored) break;
+      why = Refusal::backend;
     }
     if (released) break;
     recall();
     release(needed);
+    why = Refusal::none;
+  }
+  if (why == Refusal::none) {
+    if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
+    return;
   }
   const Account account = ledger_.read(pool);
   ledger_.count_oom(&pool, nullptr);
@@ -307,6 +347,7 @@ bool CachingAllocator::pool_asleep(const Account& pool) {
 // ---- fork --------------------------------------------------------------------------------------------------------
 
 void CachingAllocator::prepare_fork() {
+  observers_mutex_.lock();
   ThreadRegistry::instance().lock_caches(slot_);
   arenas_mutex_.lock();
   default_arena_->mutex.lock();
@@ -314,6 +355,7 @@ void CachingAllocator::prepare_fork() {
   ledger_.lock_for_fork().lock();
   history_.lock_for_fork().lock();
   recorder_.lock_for_fork().lock();
+  demand_mutex_.lock();
 }
 
 void CachingAllocator::after_fork(bool in_child) noexcept {
@@ -321,6 +363,7 @@ void CachingAllocator::after_fork(bool in_child) noexcept {
     recorder_.abandon();
     update_observed();
   }
+  demand_mutex_.unlock();
   recorder_.lock_for_fork().unlock();
   history_.lock_for_fork().unlock();
   ledger_.lock_for_fork().unlock();
@@ -328,6 +371,7 @@ void CachingAllocator::after_fork(bool in_child) noexcept {
   default_arena_->mutex.unlock();
   arenas_mutex_.unlock();
   ThreadRegistry::instance().unlock_caches(slot_);
+  observers_mutex_.unlock();
 }
 
 }  // namespace mempool

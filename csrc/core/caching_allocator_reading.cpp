@@ -34,7 +34,7 @@ void append_arena(const Arena& arena, std::size_t number, std::vector<SnapshotSe
     bool open = false;
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
       const bool backed = span->state != Span::State::hole;
-      if (backed && !open) out.push_back({span->start, 0, arena.name, number, {}});
+      if (backed && !open) out.push_back({span->start, 0, arena.name, number, arena.pages.asleep(), {}});
       open = backed;
       if (!backed) continue;
       out.back().bytes += span->bytes;
@@ -49,8 +49,13 @@ DeviceStats CachingAllocator::stats() {
   AllCaches caches(slot_);
   caches.for_each([this](ThreadCache& cache) { ledger_.fold(cache.shards); });
   DeviceStats out = ledger_.read_stats();
-  for_each_arena([&out](Arena& arena) { out.free_ranges.absorb(arena.pages.free_ranges()); },
-                 [&] { out.free_ranges.absorb(retired_ranges_); });
+  for_each_arena(
+      [&out](Arena& arena) {
+        FreeRangeStats ranges = arena.pages.free_ranges();
+        if (arena.pages.asleep()) ranges.for_each([](Stat& stat) { stat.current = 0; });
+        out.free_ranges.absorb(ranges);
+      },
+      [&] { out.free_ranges.absorb(retired_ranges_); });
   return out;
 }
 
@@ -63,22 +68,26 @@ void CachingAllocator::reset(void (*action)(Stat&)) {
 }
 
 void CachingAllocator::start_history(std::size_t most_events) {
+  const std::lock_guard guard(observers_mutex_);
   history_.start(most_events);
   update_observed();
 }
 
 void CachingAllocator::stop_history() {
+  const std::lock_guard guard(observers_mutex_);
   history_.stop();
   update_observed();
 }
 
 bool CachingAllocator::start_recording(const std::string& path) {
+  const std::lock_guard guard(observers_mutex_);
   const bool started = recorder_.start(path);
   update_observed();
   return started;
 }
 
 TraceRecorder::Result CachingAllocator::stop_recording() {
+  const std::lock_guard guard(observers_mutex_);
   const TraceRecorder::Result result = recorder_.stop();
   update_observed();
   return result;

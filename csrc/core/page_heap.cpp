@@ -28,7 +28,10 @@ PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& option
       stitching_(options.stitch),
       whole_(1, granule_) {}
 
-PageHeap::~PageHeap() { release(SIZE_MAX); }
+PageHeap::~PageHeap() {
+  forget_sleep();
+  release(SIZE_MAX);
+}
 
 // ---- records -----------------------------------------------------------------------------------------------------
 
@@ -226,7 +229,7 @@ void PageHeap::return_granules(Span* span) noexcept {
   }
   span = isolate(span, first, last - first);
   span->shared = false;
-  if (!asleep_) ledger_.share(-as_signed(span->bytes));
+  if (is_counted()) ledger_.share(-as_signed(span->bytes));
   shared_bytes_ -= span->bytes;
   index(merge(span));
 }

@@ -64,13 +64,28 @@ class PageHeap {
   // be moved.
   Gathering gather() noexcept;
 
-  // Gives up all memory and keeps every address: an access faults until wake(). The contents go to `backup`, or are
-  // lost where that is nullptr. All or nothing: false, and the heap is awake (without a backup some contents may be
-  // lost).
+  // Gives up all memory and keeps every address: an access faults until it wakes. In steps, so that contents are copied
+  // without the arena's lock; from the first to the last of them blocks are freed but not made.
+  //   fall_asleep   lists what is in use. False: it sleeps already, or is on its way somewhere.
+  //   sleep         false: the backend kept some memory, and the heap is awake (what `backup` has not may be lost).
+  //   stay_awake    instead of sleep
+  //   start_waking  takes memory at the same addresses. False: refused; the heap is asleep and whole.
+  //   wake, or sleep_on where the contents could not be restored
+  struct UsedRange {
+    void* address;
+    std::size_t bytes;
+  };
+  bool fall_asleep(std::vector<UsedRange>& used);  // may throw std::bad_alloc, with nothing changed
   bool sleep(std::unique_ptr<Backup> backup) noexcept;
-  // The memory comes back at the same addresses, and the contents that were saved. False: the heap is asleep and whole.
-  bool wake(Refusal& why) noexcept;
-  bool asleep() const noexcept { return asleep_; }
+  void stay_awake() noexcept;
+  bool start_waking(Refusal& why) noexcept;
+  Backup* backup() noexcept { return backup_.get(); }
+  void wake() noexcept;
+  void sleep_on() noexcept;
+  bool asleep() const noexcept { return rest_ != Rest::awake; }
+  bool sound_asleep() const noexcept { return rest_ == Rest::asleep; }
+  // Precondition: no block is left. Nothing is asleep any more.
+  void forget_sleep() noexcept;
 
   // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
   // first. Returns the bytes given back.
@@ -79,7 +94,7 @@ class PageHeap {
   std::size_t largest_free() const noexcept;
   std::size_t backed_bytes() const noexcept;  // asleep or not
   std::size_t held_bytes() const noexcept { return backed_bytes() - sleeping_bytes_; }
-  std::size_t whole_free_bytes() const noexcept { return asleep_ ? 0 : whole_.bytes(); }
+  std::size_t whole_free_bytes() const noexcept { return asleep() ? 0 : whole_.bytes(); }
   const Segment* first_segment() const noexcept { return segments_; }
   FreeRangeStats& free_ranges() noexcept { return free_ranges_; }
 
@@ -136,11 +151,11 @@ class PageHeap {
   bool make_one_handle(const FreePiece& piece) noexcept;
   bool move_handle(PageHeap& source, std::uintptr_t from, Span* near, Growth& growth) noexcept;
 
+  // Whether the ledger counts the heap's memory: its ranges, and which part is shared.
+  bool is_counted() const noexcept { return rest_ == Rest::awake || rest_ == Rest::falling_asleep; }
   bool give_up_all() noexcept;
   bool take_all() noexcept;
-  bool save_contents(Backup& backup) const noexcept;
   int backed_ranges() const noexcept;
-  void forget_sleeping() noexcept;
   Span* free_span_at(std::uintptr_t address, Span* near) const noexcept;
   bool add_segment(std::size_t bytes, Refusal& why) noexcept;
   void remove_segment(Segment* segment) noexcept;
@@ -169,7 +184,7 @@ class PageHeap {
   std::map<std::uintptr_t, Handle> handles_;  // by address
   std::size_t shared_bytes_ = 0;              // of chunks
 
-  bool asleep_ = false;
+  enum class Rest : std::uint8_t { awake, falling_asleep, asleep, waking } rest_ = Rest::awake;
   std::map<std::uintptr_t, Handle> sleeping_;  // handles that were given up, where they were
   std::size_t sleeping_bytes_ = 0;
   std::unique_ptr<Backup> backup_;

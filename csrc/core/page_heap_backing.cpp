@@ -26,6 +26,15 @@ bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
     why = Refusal::limit;
     return false;
   }
+  // The records first, so that nothing has to be undone; but those of a range so long that the backend will refuse it
+  // would be a large part of a machine's address space.
+  constexpr std::size_t kSurelyModest = std::size_t{64} << 30;
+  if (growth.bytes <= kSurelyModest && !PageMap::instance().prepare(growth.start, growth.bytes)) {
+    handles_.erase(record);
+    ledger_.unhold(growth.bytes);
+    why = Refusal::metadata;
+    return false;
+  }
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
   if (!memory_.commit(reinterpret_cast<void*>(growth.start), growth.bytes, record->second)) {
     handles_.erase(record);
@@ -33,7 +42,6 @@ bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
     why = Refusal::backend;
     return false;
   }
-  // Only now: the records of a range that is refused would be the larger part of a machine's memory.
   if (!PageMap::instance().prepare(growth.start, growth.bytes)) {
     if (memory_.decommit(record->second)) {
       handles_.erase(record);
@@ -105,10 +113,7 @@ void PageHeap::remove_segment(Segment* segment) noexcept {
 // ---- giving back -------------------------------------------------------------------------------------------------
 
 std::size_t PageHeap::release(std::size_t bytes) noexcept {
-  if (asleep_) {
-    if (large_.bytes() < backed_bytes()) return 0;
-    forget_sleeping();
-  }
+  if (asleep()) return 0;
   std::size_t given = 0;
   for (Span* span = whole_.first_of_highest(); span != nullptr && given < bytes;) {
     Span* const next = whole_.next_down(span);

@@ -81,7 +81,7 @@ std::string PageHeap::check_invariants() const {
   }
   std::size_t in_sleeping = 0;
   for (const auto& [start, handle] : sleeping_) in_sleeping += handle.bytes;
-  if (in_sleeping != sleeping_bytes_ || (in_sleeping > 0 && !asleep_)) return "bytes of sleeping handles";
+  if (in_sleeping != sleeping_bytes_ || (in_sleeping > 0 && !asleep())) return "bytes of sleeping handles";
   return in_handles + in_sleeping == sums.backed ? std::string{} : "bytes of the handles";
 }
 

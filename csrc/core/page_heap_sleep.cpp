@@ -1,38 +1,70 @@
 // Sleep: a heap without memory that keeps all of its addresses.
+#include <utility>
+
 #include "core/page_heap.h"
 
 namespace mempool {
 
-bool PageHeap::sleep(std::unique_ptr<Backup> backup) noexcept {
-  if (asleep_) return true;
-  if (backup != nullptr && !save_contents(*backup)) return false;
-  backup_ = std::move(backup);
-  ledger_.count_ranges(-backed_ranges());
-  ledger_.share(-static_cast<std::int64_t>(shared_bytes_));
-  asleep_ = true;
-  if (give_up_all()) return true;
-  // What was given up comes back. If that fails too the heap stays asleep, and wake() can be tried again.
-  Refusal why = Refusal::none;
-  return !wake(why);
+bool PageHeap::fall_asleep(std::vector<UsedRange>& used) {
+  if (asleep()) return false;
+  for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
+    for (const Span* span = segment->first; span != nullptr; span = span->next) {
+      const bool is_used = span->state == Span::State::block || span->state == Span::State::slab;
+      if (is_used) used.push_back({span->address(), span->bytes});
+    }
+  }
+  rest_ = Rest::falling_asleep;
+  return true;
 }
 
-bool PageHeap::wake(Refusal& why) noexcept {
-  if (!asleep_) return true;
+void PageHeap::stay_awake() noexcept { rest_ = Rest::awake; }
+
+bool PageHeap::sleep(std::unique_ptr<Backup> backup) noexcept {
+  ledger_.count_ranges(-backed_ranges());
+  ledger_.share(-static_cast<std::int64_t>(shared_bytes_));
+  rest_ = Rest::asleep;
+  if (give_up_all()) {
+    backup_ = std::move(backup);
+    return true;
+  }
+  // What was given up comes back. If that fails too the heap sleeps, and waking it can be tried again.
+  backup_ = std::move(backup);
+  Refusal why = Refusal::none;
+  if (!start_waking(why)) return true;
+  if (backup_ != nullptr && !backup_->restore()) {
+    sleep_on();
+    return true;
+  }
+  wake();
+  return false;
+}
+
+bool PageHeap::start_waking(Refusal& why) noexcept {
+  if (rest_ != Rest::asleep) return false;
   if (!ledger_.try_hold(sleeping_bytes_)) {
     why = Refusal::limit;
     return false;
   }
-  if (!take_all() || (backup_ != nullptr && !backup_->restore())) {
+  if (!take_all()) {
     ledger_.unhold(sleeping_bytes_);
     give_up_all();
     why = Refusal::backend;
     return false;
   }
+  rest_ = Rest::waking;
+  return true;
+}
+
+void PageHeap::wake() noexcept {
   backup_.reset();
-  asleep_ = false;
+  rest_ = Rest::awake;
   ledger_.share(static_cast<std::int64_t>(shared_bytes_));
   ledger_.count_ranges(backed_ranges());
-  return true;
+}
+
+void PageHeap::sleep_on() noexcept {
+  rest_ = Rest::asleep;
+  give_up_all();
 }
 
 // False: the backend kept some.
@@ -60,16 +92,6 @@ bool PageHeap::take_all() noexcept {
   return true;
 }
 
-bool PageHeap::save_contents(Backup& backup) const noexcept {
-  for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
-    for (const Span* span = segment->first; span != nullptr; span = span->next) {
-      const bool is_used = span->state == Span::State::block || span->state == Span::State::slab;
-      if (is_used && !backup.save(span->address(), span->bytes)) return false;
-    }
-  }
-  return true;
-}
-
 int PageHeap::backed_ranges() const noexcept {
   int ranges = 0;
   for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
@@ -83,23 +105,25 @@ int PageHeap::backed_ranges() const noexcept {
   return ranges;
 }
 
-// The last block was freed while the heap slept: there is nothing to wake up for.
-void PageHeap::forget_sleeping() noexcept {
-  ledger_.count_ranges(backed_ranges());
-  ledger_.share(static_cast<std::int64_t>(shared_bytes_));
-  while (!sleeping_.empty() && reserve_records(kRecordsForCut)) {
+void PageHeap::forget_sleep() noexcept {
+  if (!asleep()) return;
+  backup_.reset();
+  if (!is_counted()) {
+    ledger_.count_ranges(backed_ranges());
+    ledger_.share(static_cast<std::int64_t>(shared_bytes_));
+  }
+  while (!sleeping_.empty()) {
+    if (!reserve_records(kRecordsForCut)) {  // no memory for records: it sleeps on
+      ledger_.share(-static_cast<std::int64_t>(shared_bytes_));
+      ledger_.count_ranges(-backed_ranges());
+      return;
+    }
     const auto it = sleeping_.begin();
     make_hole(free_span_at(it->first, large_.first_of_highest()), it->first, it->second.bytes);
     sleeping_bytes_ -= it->second.bytes;
     sleeping_.erase(it);
   }
-  if (!sleeping_.empty()) {  // no memory for records: as it was
-    ledger_.share(-static_cast<std::int64_t>(shared_bytes_));
-    ledger_.count_ranges(-backed_ranges());
-    return;
-  }
-  asleep_ = false;
-  backup_.reset();
+  rest_ = Rest::awake;
 }
 
 }  // namespace mempool

@@ -75,7 +75,7 @@ std::vector<FreePiece> PageHeap::plan(const Growth& growth) const {
 
 // Fills `growth` from its start with memory moved from `source`. Returns what is left of it.
 PageHeap::Growth PageHeap::stitch(Growth growth, PageHeap& source) noexcept {
-  if (!can_stitch() || source.asleep_ || source.whole_.count() == 0) return growth;
+  if (!can_stitch() || source.asleep() || source.whole_.count() == 0) return growth;
   try {
     for (const FreePiece& piece : source.plan(growth)) {
       if (!move_piece(source, piece, growth)) break;

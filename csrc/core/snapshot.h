@@ -23,6 +23,7 @@ struct SnapshotSegment {
   std::size_t bytes = 0;
   std::string arena;                  // "default", or the isolated pool's name
   std::size_t arena_number = 0;       // tells arenas of one name apart; 0 is the default arena
+  bool asleep = false;                // its pool sleeps: the addresses are kept, no memory is held for them
   std::vector<SnapshotBlock> blocks;  // in address order, covering the range
 };
 

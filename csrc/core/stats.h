@@ -30,6 +30,12 @@ struct Stat {
     freed += down;
   }
   void absorb(const Stat& other);
+  // Of something that is gone: its peak no longer adds to those of others.
+  void absorb_retired(const Stat& other) {
+    const std::int64_t highest = std::max(peak, other.peak);
+    absorb(other);
+    peak = highest;
+  }
   static void reset_peak(Stat& stat) { stat.peak = stat.current; }
   static void reset_sum(Stat& stat) { stat.allocated = stat.freed = 0; }
 };
@@ -60,6 +66,11 @@ struct ByPool {
   T large;
 
   T& of(bool is_small) { return is_small ? small : large; }
+  void absorb_retired(const ByPool& other) {
+    all.absorb_retired(other.all);
+    small.absorb_retired(other.small);
+    large.absorb_retired(other.large);
+  }
   void absorb(const ByPool& other) {
     all.absorb(other.all);
     small.absorb(other.small);
@@ -96,6 +107,10 @@ struct FreeRangeStats {
   ByPool<Stat> count;
   ByPool<Stat> bytes;
 
+  void absorb_retired(const FreeRangeStats& other) {
+    count.absorb_retired(other.count);
+    bytes.absorb_retired(other.bytes);
+  }
   void absorb(const FreeRangeStats& other) {
     count.absorb(other.count);
     bytes.absorb(other.bytes);

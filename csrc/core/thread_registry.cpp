@@ -96,10 +96,15 @@ void ThreadRegistry::retire(ThreadCaches* caches) noexcept {
   delete caches;
 }
 
-void ThreadRegistry::adopt_orphans() noexcept {
+void ThreadRegistry::adopt_orphans(std::size_t slot) noexcept {
   const std::lock_guard guard(mutex);
   for (ThreadCaches* caches : threads_) {
-    if (caches != t_caches) retire(caches);
+    if (caches == t_caches) continue;
+    ThreadCache* const own = caches->by_slot[slot];
+    caches->by_slot = {};
+    if (own != nullptr) own->lock.forget_owner();
+    caches->by_slot[slot] = own;
+    retire(caches);
   }
   threads_.clear();
   if (t_caches != nullptr) threads_.push_back(t_caches);  // capacity is kept: this cannot throw

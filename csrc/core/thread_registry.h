@@ -48,8 +48,10 @@ class ThreadRegistry {
   void lock_caches(std::size_t slot) noexcept;
   void unlock_caches(std::size_t slot) noexcept;
 
-  // In a forked child: the threads that own the other caches do not exist here. Their blocks return to the arenas.
-  void adopt_orphans() noexcept;
+  // In a forked child: the threads that own the other caches do not exist here. The blocks of the allocator that took
+  // part in the fork return to its arenas. Other allocators were caught in whatever they were doing: what their caches
+  // hold is given up.
+  void adopt_orphans(std::size_t slot) noexcept;
 
  private:
   friend struct ThreadExit;

@@ -103,6 +103,27 @@ def test_an_error_inside_ends_the_recording(enabled: None, tmp_path: Path) -> No
         pass
 
 
+def test_a_forked_child_that_unwinds_leaves_the_trace_alone(enabled: None, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv.gz"
+    with mempool.record_trace(path):
+        torch.ones(11)
+        child = os.fork()
+        if child == 0:
+            try:
+                raise SystemExit  # through the `with`, as a worker that ends does
+            except SystemExit:
+                pass
+        if child != 0:
+            assert os.waitpid(child, 0)[1] == 0
+            torch.ones(17)
+    if child == 0:
+        os._exit(0)
+    with gzip.open(path, "rt", newline="") as file:
+        sizes = [row["bytes"] for row in csv.DictReader(file)]
+    assert "44" in sizes
+    assert "68" in sizes
+
+
 def test_a_forked_child_records_nothing(enabled: None, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     with mempool.record_trace(path):

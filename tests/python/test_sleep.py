@@ -71,6 +71,26 @@ def test_waking_obeys_the_limit(pool: mempool.MemoryPool) -> None:
     assert kept.sum() == 3 * 16 * MIB
 
 
+def test_a_pool_without_blocks_sleeps_until_it_is_woken(pool: mempool.MemoryPool) -> None:
+    pool.sleep()
+    mempool.empty_cache()
+    assert pool.asleep
+    assert mempool.defragment().largest_free_bytes == 0
+    pool.wake()
+    with mempool.use_pool(pool):
+        assert torch.ones(10).sum() == 10
+
+
+def test_a_snapshot_says_what_sleeps(pool: mempool.MemoryPool) -> None:
+    with mempool.use_pool(pool):
+        kept = torch.ones(MIB)
+    pool.sleep()
+    names = {block["pool"]: segment for segment in mempool.memory_snapshot()["segments"] for block in segment["blocks"]}
+    assert "model" in names
+    pool.wake()
+    assert kept.sum() == MIB
+
+
 def test_only_isolated_pools_sleep(enabled: None) -> None:
     with pytest.raises(mempool.ConfigError, match="isolated=True"):
         mempool.MemoryPool("shared").sleep()

@@ -1,8 +1,11 @@
 // One suite that every backend must pass: the contract of physical_memory.h, call by call.
+#include <sys/resource.h>
+
 #include <cstring>
 #include <functional>
 #include <memory>
 
+#include "backend/address_space.h"
 #include "backend/fake_memory.h"
 #include "backend/host_memory.h"
 #include "check.h"
@@ -131,4 +134,27 @@ TEST(the_fake_counts_fails_and_checks) {
   CHECK_EQ(memory.violation(), "");
   CHECK(!memory.commit(space, granule, handle));
   CHECK_EQ(memory.violation(), "commit: not free reserved space on granules");
+}
+
+// A kernel that refuses a move may have unmapped its target before it found out.
+TEST(a_refused_move_leaves_source_and_target_reserved) {
+  using mempool::Move;
+  constexpr std::size_t kPage = 4096;
+  auto* const space = static_cast<char*>(mempool::map_space(64 * kPage, kPage));
+  CHECK(mempool::open_space(space, 4 * kPage));
+  std::memset(space, 5, 4 * kPage);
+  rlimit before{};
+  getrlimit(RLIMIT_DATA, &before);
+  rlimit tight = before;
+  tight.rlim_cur = 1;  // a move counts its bytes twice for a moment
+  CHECK_EQ(setrlimit(RLIMIT_DATA, &tight), 0);
+  const Move result = mempool::move_pages(space, space + 32 * kPage, 4 * kPage);
+  setrlimit(RLIMIT_DATA, &before);
+  if (result == Move::done) return;  // this kernel does not mind
+  CHECK(result == Move::refused);
+  CHECK_EQ(space[3 * kPage], 5);
+  // The target is ours still: nothing else was mapped there, and it opens.
+  CHECK(mempool::open_space(space + 32 * kPage, 4 * kPage));
+  CHECK_EQ(space[32 * kPage], 0);
+  mempool::unmap_space(space, 64 * kPage);
 }
