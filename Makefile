@@ -73,12 +73,18 @@ fuzz: $(STAMPS)/dependencies
 test-python: setup
 	$(BIN)/python -m pytest tests/python
 
+SOAK_SECONDS ?= 600
+soak: setup
+	$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS)
+
 demo: setup $(STAMPS)/demo
 	$(BIN)/mempool demo
 
 bench: setup
 	$(BIN)/python -m benchmarks.alloc.run
 	$(BIN)/python -m benchmarks.models.run
+	$(BIN)/python -m benchmarks.fragmentation.run
+	$(BIN)/python -m benchmarks.fragmentation.traces
 
 CPP_FILES := $(shell git ls-files '*.h' '*.cpp')
 lint: setup

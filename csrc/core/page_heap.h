@@ -163,7 +163,7 @@ class PageHeap {
   std::size_t release_from(Span* span, std::size_t bytes) noexcept;
   bool cut_handle_at(std::uintptr_t address) noexcept;
   bool join_with_previous(std::map<std::uintptr_t, Handle>::iterator record, const Segment& segment) noexcept;
-  Span* make_hole(Span* span, std::uintptr_t start, std::size_t bytes) noexcept;
+  Span* make_hole(Span* span, std::uintptr_t start, std::size_t bytes, Span** made = nullptr) noexcept;
 
   PhysicalMemory& memory_;
   Ledger& ledger_;

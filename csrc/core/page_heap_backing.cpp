@@ -155,15 +155,18 @@ std::size_t PageHeap::release_from(Span* span, std::size_t bytes) noexcept {
   return given;
 }
 
-// Makes a part of an indexed free span a hole. Returns what is left of the span before it, or nullptr.
-Span* PageHeap::make_hole(Span* span, std::uintptr_t start, std::size_t bytes) noexcept {
+// Makes a part of an indexed free span a hole. Returns what is left of the span before it, or nullptr. `made`: the
+// hole, together with its neighbours.
+Span* PageHeap::make_hole(Span* span, std::uintptr_t start, std::size_t bytes, Span** made) noexcept {
   unindex(span);
   Span* hole = isolate(span, start, bytes);
   Span* const before = hole == span ? nullptr : hole->previous;
   ledger_.count_ranges(is_backed(hole->previous) + is_backed(hole->next) - 1);
   hole->segment->backed_bytes -= bytes;
   hole->state = Span::State::hole;
-  index(merge(hole));
+  hole = merge(hole);
+  index(hole);
+  if (made != nullptr) *made = hole;
   return before;
 }
 

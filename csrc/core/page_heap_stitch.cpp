@@ -63,8 +63,9 @@ std::vector<FreePiece> PageHeap::whole_handles(const Span* not_this, const Span*
 }
 
 std::vector<FreePiece> PageHeap::plan(const Growth& growth) const {
-  const Span* const before = growth.hole->previous;
-  const Span* const behind = growth.hole->next;
+  // The ends of the range stay where they are; what lies at an end of the hole that is not filled is none of them.
+  const Span* const before = growth.start == growth.hole->start ? growth.hole->previous : nullptr;
+  const Span* const behind = growth.start + growth.bytes == growth.hole->end() ? growth.hole->next : nullptr;
   if (capabilities_.can_cut) {
     IndexedPieces pieces(whole_, granule_, before, behind);
     return plan_stitch(pieces, growth.bytes, true);
@@ -123,7 +124,10 @@ bool PageHeap::move_handle(PageHeap& source, std::uintptr_t from, Span* near, Gr
   record.key() = growth.start;
   const auto moved = handles_.insert(std::move(record)).position;
   join_with_previous(moved, *growth.hole->segment);
-  source.make_hole(span, from, bytes);
+  Span* left = nullptr;
+  source.make_hole(span, from, bytes, &left);
+  // What was taken may have lain beside the hole: then both are one now.
+  if (left->start <= growth.start && growth.start < left->end()) growth.hole = left;
   growth.hole = fill_hole(growth.hole, growth.start, bytes);
   growth.start += bytes;
   growth.bytes -= bytes;

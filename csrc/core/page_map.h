@@ -21,16 +21,16 @@ class PageMap {
   constexpr PageMap() noexcept = default;
   static PageMap& instance() noexcept { return instance_; }
 
-  // The span of the block or slab at `address`: it begins there, or it is a slab, or the page of `address` is its
-  // first. Else nullptr. Never faults, whatever the address.
+  // The span of the block or slab at `address`: the page of `address` is the first of a block, or one of a slab. Else
+  // nullptr. Never faults, whatever the address.
   Span* find(const void* address) const noexcept {
     const auto value = reinterpret_cast<std::uintptr_t>(address);
     if (value >> kAddressBits != 0) return nullptr;
     const Tables& tables = root_[value >> kTableBits];
     const Large* large = tables.large.load(std::memory_order_acquire);
     if (large == nullptr) return nullptr;
-    Span* const span = (*large)[large_entry(value)].load(std::memory_order_acquire);
-    if (span != nullptr && span->start == value) return span;
+    const std::uintptr_t entry = (*large)[large_entry(value)].load(std::memory_order_acquire);
+    if (entry != 0 && entry >> kPointerBits == page_in_entry(value)) return pointer_of(entry);
     return (*tables.pages.load(std::memory_order_acquire))[page_entry(value)].load(std::memory_order_acquire);
   }
 
@@ -41,7 +41,9 @@ class PageMap {
   void set_block(const Span& span, Span* to) noexcept {
     if (span.bytes > kMediumMax) {
       Large& large = *root_[span.start >> kTableBits].large.load(std::memory_order_relaxed);
-      large[large_entry(span.start)].store(to, std::memory_order_release);
+      const std::uintptr_t entry =
+          to != nullptr ? page_in_entry(span.start) << kPointerBits | reinterpret_cast<std::uintptr_t>(to) : 0;
+      large[large_entry(span.start)].store(entry, std::memory_order_release);
     } else {
       set_page(span.start, to);
     }
@@ -57,7 +59,10 @@ class PageMap {
   static_assert(kMediumMax == std::size_t{1} << 20, "an entry of the table of large blocks covers so much");
 
   using Entry = std::atomic<Span*>;
-  using Large = std::array<Entry, kTableBytes / kMediumMax>;
+  // The page where the block begins within its MiB stands above the pointer: whose the entry is must be seen without a
+  // look at the span, which may be another block's and just be freed.
+  static constexpr unsigned kPointerBits = 56;
+  using Large = std::array<std::atomic<std::uintptr_t>, kTableBytes / kMediumMax>;
   using Pages = std::array<Entry, kTableBytes / kPageBytes>;
   struct Tables {
     std::atomic<Large*> large{nullptr};  // set last: with it the other is there too
@@ -65,6 +70,11 @@ class PageMap {
   };
 
   static std::size_t large_entry(std::uintptr_t address) { return (address % kTableBytes) / kMediumMax; }
+  static std::uintptr_t page_in_entry(std::uintptr_t address) { return (address % kMediumMax) / kPageBytes; }
+  static Span* pointer_of(std::uintptr_t entry) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
+    return reinterpret_cast<Span*>(entry & ((std::uintptr_t{1} << kPointerBits) - 1));
+  }
   static std::size_t page_entry(std::uintptr_t address) { return (address % kTableBytes) / kPageBytes; }
   void set_page(std::uintptr_t address, Span* to) noexcept {
     Pages& pages = *root_[address >> kTableBits].pages.load(std::memory_order_relaxed);
