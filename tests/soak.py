@@ -2,9 +2,8 @@
 
     python tests/soak.py [--seconds 600] [--limit 1GiB] [--threads 3]
 
-Every thread trains, infers, allocates at random, runs into limits and puts a pool to sleep, in an order drawn from a seed.
-Every minute, and at the end, the allocator's invariants are checked. Ends with status 1 if a byte is left, an invariant is
-broken or a result is wrong.
+Every thread trains, infers, allocates at random, runs into limits and puts a pool to sleep, in an order drawn from a
+seed. Ends with status 1 if a byte is left, an invariant is broken or a result is wrong.
 """
 
 from __future__ import annotations

@@ -7,9 +7,16 @@
 #include "backend/host_info.h"
 
 namespace mempool {
+namespace {
 
-HostMemory::HostMemory(bool huge_pages) noexcept
-    : huge_pages_(huge_pages), granule_(huge_page_bytes()), support_(probe_move_pages()) {}
+MoveSupport both(MoveSupport a, MoveSupport b) {
+  return {.moves = a.moves && b.moves, .across_mappings = a.across_mappings && b.across_mappings};
+}
+
+}  // namespace
+
+HostMemory::HostMemory(bool huge_pages, MoveSupport allowed) noexcept
+    : huge_pages_(huge_pages), granule_(huge_page_bytes()), support_(both(probe_move_pages(), allowed)) {}
 
 void* HostMemory::reserve(std::size_t bytes) noexcept {
   void* const address = map_space(bytes, granule_);

@@ -17,7 +17,8 @@ namespace mempool {
 
 class HostMemory final : public PhysicalMemory {
  public:
-  explicit HostMemory(bool huge_pages) noexcept;
+  // `allowed`: what may be used of what the kernel can do with moves; less than all of it for tests.
+  explicit HostMemory(bool huge_pages, MoveSupport allowed = {.moves = true, .across_mappings = true}) noexcept;
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
   Capabilities capabilities() const noexcept override {

@@ -27,6 +27,8 @@ void for_each_backend(const std::function<void(PhysicalMemory&)>& body) {
       },
       [] { return std::make_unique<HostMemory>(true); },
       [] { return std::make_unique<HostMemory>(false); },
+      [] { return std::make_unique<HostMemory>(true, MoveSupport{.moves = true, .across_mappings = false}); },
+      [] { return std::make_unique<HostMemory>(true, MoveSupport{}); },
   };
   for (const Backend& make : backends) {
     const std::unique_ptr<PhysicalMemory> memory = make();

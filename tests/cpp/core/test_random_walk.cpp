@@ -161,9 +161,11 @@ TEST(random_walks_on_the_fake_backend) {
   }
 }
 
+// Also with what other kernels lack: huge pages, moves of several mappings at once, moves at all.
 TEST(random_walks_on_the_host) {
-  for (const bool huge_pages : {true, false}) {
-    CachingAllocator allocator("host", std::make_unique<HostMemory>(huge_pages), {.limit = 64 * kMiB});
+  for (const MoveSupport allowed : {MoveSupport{true, true}, MoveSupport{true, false}, MoveSupport{}}) {
+    const bool huge_pages = allowed.across_mappings || !allowed.moves;
+    CachingAllocator allocator("host", std::make_unique<HostMemory>(huge_pages, allowed), {.limit = 64 * kMiB});
     walk(allocator, 99, 4000);
     allocator.trim(0);
     CHECK_EQ(allocator.ledger().held(), 0u);

@@ -1,0 +1,56 @@
+"""What a machine may lack: huge pages, moves, address space."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+WORK = """
+import torch, mempool
+torch.set_num_threads(1)
+mempool.enable("cpu")
+for round in range(3):
+    blocks = [torch.full((1 << 20,), float(i)) for i in range(24)]
+    del blocks[::2]
+    wide = torch.ones(10 << 20)
+    assert all(float(b[0]) == 2 * i + 1 == float(b[-1]) for i, b in enumerate(blocks))
+    assert float(wide.sum()) == 10 << 20
+    del blocks, wide
+from mempool._device import cpu
+assert cpu().check_invariants() == ""
+print(mempool.memory_stats()["num_moves"])
+"""
+GIB = 1 << 30
+
+
+def run(conf: str, address_space: int | None = None) -> int:
+    def tighten() -> None:
+        if address_space is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+
+    done = subprocess.run(
+        [sys.executable, "-c", WORK],
+        env={"MEMPOOL_CONF": conf, "OMP_NUM_THREADS": "1", "PATH": ""},
+        preexec_fn=tighten,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("conf", ["huge_pages:false", "segment_bytes:64MiB", "thread_cache_bytes:0", ""])
+def test_work_gets_done_with_less(conf: str) -> None:
+    assert run(conf) >= 0
+
+
+def test_without_moves_nothing_moves() -> None:
+    assert run("stitch:false") == 0
+
+
+def test_little_address_space() -> None:
+    assert run("", 4 * GIB) >= 0
