@@ -61,7 +61,7 @@ test-tsan: build/tsan/build.ninja
 
 # Needs clang with its runtime (Debian: clang libclang-rt-14-dev). Inputs that broke something stay in build/fuzz.
 FUZZ_SECONDS ?= 600
-CLANG ?= $(firstword $(shell command -v clang++ clang++-19 clang++-18 clang++-17 clang++-16 clang++-15 clang++-14) clang++)
+CLANG ?= $(shell for c in clang++ $(patsubst %,clang++-%,20 19 18 17 16 15 14); do command -v $$c && break; done)
 fuzz: $(STAMPS)/dependencies
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/fuzz -G Ninja -DMEMPOOL_PYTHON=OFF -DMEMPOOL_TESTS=ON -DMEMPOOL_FUZZ=ON \
 	  -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMEMPOOL_SANITIZE=address,undefined
