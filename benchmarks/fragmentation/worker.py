@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 
 from benchmarks.common import Json, allocator_stats, use_allocator
 from benchmarks.fragmentation.workloads import WAITS, WORKLOADS
-from benchmarks.models.worker import memory_bytes, reset_peak_memory
+from benchmarks.models.worker import memory_bytes, page_faults, reset_peak_memory
 from benchmarks.peers import NAMES
 
 PAGE = 4096
-
-
-def faults() -> int:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt + usage.ru_majflt
 
 
 def play(name: str, idle_seconds: float) -> Json:
@@ -36,7 +30,7 @@ def play(name: str, idle_seconds: float) -> Json:
     torch.ones(1000).sum()  # whatever torch makes once is there before the mark
     peak_was_reset = reset_peak_memory()
     mark = memory_bytes("VmRSS")
-    faults_before = faults()
+    faults_before = sum(page_faults())
     live = peak_live = 0
     start = time.perf_counter()
     for op, block, size in events:
@@ -52,7 +46,7 @@ def play(name: str, idle_seconds: float) -> Json:
         live += size
         peak_live = max(peak_live, live)
     seconds = time.perf_counter() - start
-    made = faults() - faults_before
+    made = sum(page_faults()) - faults_before
     peak = memory_bytes("VmHWM") - mark
     if name in WAITS:
         time.sleep(idle_seconds)

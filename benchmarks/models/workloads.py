@@ -21,6 +21,7 @@ from benchmarks.models.resnet import resnet
 from benchmarks.models.transformer import Transformer
 
 SEED = 20240607
+LENGTHS = (64, 211, 128, 37, 256, 96, 173, 150)  # tokens, one a step, over and over
 
 
 class Workload(Protocol):
@@ -145,9 +146,10 @@ class BertEncoder(Inference):
     vocabulary: int = 30522
 
     name: ClassVar[str] = "bert_encoder"
+    causal: ClassVar[bool] = False
 
     def model(self) -> nn.Module:
-        return Transformer(self.layers, self.width, self.heads, self.vocabulary, self.tokens, causal=False)
+        return Transformer(self.layers, self.width, self.heads, self.vocabulary, self.tokens, causal=self.causal)
 
     def inputs(self) -> Tensor:
         return torch.randint(self.vocabulary, (self.batch, self.tokens))
@@ -158,7 +160,7 @@ class VaryingEncoder(BertEncoder):
     """The encoder on batches whose length varies: a fixed cycle of lengths up to `tokens`, one a step."""
 
     tokens: int = 256
-    lengths: tuple[int, ...] = (64, 211, 128, 37, 256, 96, 173, 150)
+    lengths: tuple[int, ...] = LENGTHS
 
     name: ClassVar[str] = "encoder_varying"
     steps: ClassVar[int] = 8
@@ -172,9 +174,6 @@ class VaryingEncoder(BertEncoder):
         model, batches, steps = state
         return super().step((model, batches[next(steps) % len(batches)]))
 
-    def outputs(self, state: Any, result: Tensor) -> Iterable[Tensor]:
-        return (result,)
-
 
 @dataclass(frozen=True)
 class GptPrefill(BertEncoder):
@@ -183,13 +182,9 @@ class GptPrefill(BertEncoder):
     batch: int = 1
     tokens: int = 1024
     layers: int = 8
-    width: int = 768
-    heads: int = 12
 
     name: ClassVar[str] = "gpt_prefill"
-
-    def model(self) -> nn.Module:
-        return Transformer(self.layers, self.width, self.heads, self.vocabulary, self.tokens, causal=True)
+    causal: ClassVar[bool] = True
 
 
 @dataclass
@@ -242,7 +237,7 @@ class GptTrainVarying(GptTrain):
     """The training step on sequences whose length varies: a fixed cycle of lengths up to `tokens`, one a step."""
 
     tokens: int = 256
-    lengths: tuple[int, ...] = (64, 211, 128, 37, 256, 96, 173, 150)
+    lengths: tuple[int, ...] = LENGTHS
 
     name: ClassVar[str] = "gpt_train_varying"
     steps: ClassVar[int] = 8
