@@ -241,7 +241,7 @@ class CachingAllocator::Lenders {
 
 void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why) noexcept {
   Arena& arena = arena_of(request.account);
-  if (arena.thread_cached && request.cache != nullptr && options_.thread_cache_bytes > 0) {
+  if (arena.thread_cached && request.cache != nullptr) {
     return take_cached(request, may_grow, why);
   }
   const Lenders lenders(*this, arena, may_grow);
@@ -394,8 +394,7 @@ bool CachingAllocator::deallocate(void* address) noexcept {
     recorder_.on_free(address);
   }
   ThreadCache* const mine = cache();
-  const bool caches = options_.thread_cache_bytes > 0 && mine != nullptr && span->segment->arena->thread_cached;
-  if (!caches || tag.account != 0 || !may_keep(span, mine)) {
+  if (tag.account != 0 || !may_keep(span, mine)) {
     free_slow(span, block, mine);
     return true;
   }
@@ -426,7 +425,7 @@ void CachingAllocator::free_slow(Span* span, const SmallBlock& block, ThreadCach
   const bool is_small = rounded <= kMediumMax;
   const std::size_t asked = is_small ? block.tag->requested : span->requested;
   const std::uint32_t account = block.tag->account;
-  if (arena.thread_cached && mine != nullptr && options_.thread_cache_bytes > 0 && may_keep(span, mine)) {
+  if (may_keep(span, mine)) {
     const CacheGuard guard(mine->lock);
     block.tag->requested = kFreeTag;
     if (is_slab) {

@@ -145,7 +145,9 @@ class CachingAllocator {
   void* obtain(const Request& request, Refusal& why) noexcept;
   void* take(const Request& request, bool may_grow, Refusal& why) noexcept;
   void* take_cached(const Request& request, bool may_grow, Refusal& why) noexcept;
+  // Whether a block that is freed may wait in this thread's cache (nullptr: it has none).
   bool may_keep(const Span* span, const ThreadCache* mine) const noexcept {
+    if (mine == nullptr || !span->segment->arena->thread_cached) return false;
     return span->bytes <= kMediumMax || (span->home == mine && !ledger_.above_soft_limit());
   }
   void make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);

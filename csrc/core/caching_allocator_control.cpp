@@ -16,7 +16,7 @@ CachingAllocator::CachingAllocator(std::string device, std::unique_ptr<PhysicalM
       options_(options),
       memory_(std::move(memory)),
       slot_(ThreadRegistry::instance().add_allocator()),
-      default_arena_(std::make_unique<Arena>("default", *memory_, ledger_, options_, true)),
+      default_arena_(std::make_unique<Arena>("default", *memory_, ledger_, options_, options_.thread_cache_bytes > 0)),
       demand_(options.decay_ms) {
   ledger_.set_limit(options.limit);
   ledger_.set_soft_limit(options.soft_limit);
