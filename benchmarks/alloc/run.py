@@ -1,16 +1,21 @@
-"""Pairs of torch.empty and free by size, on mempool beside the allocators that it is measured by.
+"""Allocation and free by size through c10::Allocator, on mempool beside the allocators that it is measured by.
 
     python -m benchmarks.alloc.run [--repeats N] [--threads 1 2] [--out benchmarks/results]
 
-Ends with status 2 if a child failed, also when mempool did not see every allocation.
+The loops are C++ and are compiled first (the compiler is `$CXX`, or `c++`). Ends with status 2 if a child failed, also
+when mempool did not see every allocation.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -47,39 +52,57 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-def fastest(run: Json, size: int) -> float:
+def build_loops(folder: Path) -> Path:
+    """Compiles `loops.cpp` against the torch of this environment and returns the library's path."""
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        raise BenchmarkError("torch is not installed in this environment")
+    torch = Path(found.origin).parent
+    out = folder / "loops.so"
+    command = [
+        *(os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-shared", "-fPIC"),
+        *(f"-I{torch}/include", str(Path(__file__).with_name("loops.cpp")), "-o", str(out)),
+        *(f"-L{torch}/lib", "-lc10"),  # found already loaded at run time
+    ]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except OSError as error:
+        raise BenchmarkError(f"no C++ compiler: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise BenchmarkError(f"{' '.join(command)} failed:\n{error.stderr[-4000:]}") from error
+    return out
+
+
+def fastest(run: Json, live: int, size: int) -> float:
     """Nanoseconds a pair in the fastest batch of one process: what disturbs a loop this short only ever adds to it."""
-    return min(run["nanoseconds_a_pair"][str(size)])  # JSON has made the sizes strings
+    return min(run["nanoseconds_a_pair"][str(live)][str(size)])  # JSON has made the numbers strings
 
 
 def summarize(threads: int, runs: dict[str, list[Json]]) -> Json:
     """The figures of one number of threads: spreads over the processes, and every raw number."""
     rows = []
-    for size in SIZES:
-        pair = {side: [fastest(run, size) for run in runs[side]] for side in runs}
-        above = {side: [fastest(run, size) - fastest(run, 0) for run in runs[side]] for side in runs}
+    for live, size in ((live, size) for live, sizes in SIZES.items() for size in sizes):
+        pair = {side: [fastest(run, live, size) for run in runs[side]] for side in runs}
         rows.append(
             {
+                "live_blocks": live,
                 "size_bytes": size,
                 "ratio": asdict(paired_ratio(pair[OURS], pair[PEER])),
                 "nanoseconds_a_pair": {side: spread_json(pair[side]) for side in runs},
-                "nanoseconds_above_empty": {side: spread_json(above[side]) for side in runs},
             }
         )
     return {"threads": threads, "rows": rows, "runs": runs}
 
 
 def table_of(result: Json, facts: Json, repeats: int) -> Table:
-    """One row a size."""
-    title = f"torch.empty and free, {result['threads']} thread(s), ns a pair in each thread above the row of 0 B"
+    """One row a size and number of live blocks."""
+    title = f"c10::Allocator, {result['threads']} thread(s), ns that a thread waits for an allocation and its free"
     table = Table(title=title, caption=caption(facts, repeats))
-    for head in ("size", *result["runs"], f"{OURS}/{PEER}"):
+    for head in ("size", "live", *result["runs"], f"{OURS}/{PEER}"):
         table.add_column(head, justify="right")
     for row in result["rows"]:
-        # What is around the allocator is the same for all: without it. The row of 0 B is that.
-        kind = "nanoseconds_above_empty" if row["size_bytes"] else "nanoseconds_a_pair"
-        cells = [Spread(**row[kind][side]).text(0) for side in result["runs"]]
-        table.add_row(size_text(row["size_bytes"]), *cells, Spread(**row["ratio"]).text(2))
+        cells = [Spread(**row["nanoseconds_a_pair"][side]).text(0) for side in result["runs"]]
+        table.add_row(size_text(row["size_bytes"]), str(row["live_blocks"]), *cells, Spread(**row["ratio"]).text(2))
     return table
 
 
@@ -88,7 +111,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="processes a side and number of threads")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="a table for each of these numbers")
-    parser.add_argument("--pairs", type=int, default=10_000, help="pairs a batch and thread")
+    parser.add_argument("--pairs", type=int, default=64_000, help="pairs a batch and thread, a multiple of 64")
     parser.add_argument("--batches", type=int, default=7, help="batches a size; the fastest counts")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of alloc.json")
     parser.add_argument(
@@ -97,7 +120,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if min(options.repeats, options.pairs, options.batches, *options.threads) < 1:
         parser.error("--repeats, --threads, --pairs and --batches must be at least 1")
+    if any(options.pairs % live for live in SIZES):
+        parser.error(f"--pairs must be a multiple of the blocks that are live at once: {', '.join(map(str, SIZES))}")
     return options
+
+
+def measure(options: argparse.Namespace, sides: Sequence[str], loops: Path) -> list[Json]:
+    """What `summarize` says of each number of threads."""
+    results: list[Json] = []
+    total = len(options.threads) * len(sides) * options.repeats
+    with progress(Console(stderr=True), total) as show:
+        for threads in options.threads:
+            counts = (f"--threads={threads}", f"--pairs={options.pairs}", f"--batches={options.batches}")
+
+            def run(side: str, threads: int = threads, counts: Sequence[str] = counts) -> Json:
+                show(f"{threads} thread(s) on {side}")
+                return run_child(WORKER, [f"--loops={loops}", *counts], threads, side)
+
+            results.append(summarize(threads, in_turn(sides, options.repeats, run, lambda: show(""))))
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,21 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     console = table_console()
     facts = {threads: environment_facts(threads) for threads in options.threads}
-    results: list[Json] = []
     try:
         sides = chosen(options.peers)
         for sentence in missing(options.peers):
             console.print(sentence, highlight=False)
-        total = len(options.threads) * len(sides) * options.repeats
-        with progress(Console(stderr=True), total) as show:
-            for threads in options.threads:
-                counts = [f"--threads={threads}", f"--pairs={options.pairs}", f"--batches={options.batches}"]
-
-                def run(side: str, threads: int = threads, counts: Sequence[str] = tuple(counts)) -> Json:
-                    show(f"{threads} thread(s) on {side}")
-                    return run_child(WORKER, counts, threads, side)
-
-                results.append(summarize(threads, in_turn(sides, options.repeats, run, lambda: show(""))))
+        with tempfile.TemporaryDirectory() as folder:
+            results = measure(options, sides, build_loops(Path(folder)))
     except BenchmarkError as error:
         console.print(f"[bold red]failed:[/] {error}", highlight=False)
         return 2

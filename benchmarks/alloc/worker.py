@@ -1,69 +1,65 @@
-"""One process of the allocation benchmark: times pairs of torch.empty and free for each size, prints one line of JSON.
+"""One process of the allocation benchmark: times torch's CPU allocator for each size, prints one line of JSON.
 
-    python -m benchmarks.alloc.worker --allocator mempool --threads 2 --pairs 20000 --batches 5
+    python -m benchmarks.alloc.worker --allocator mempool --loops loops.so --threads 2 --pairs 20000 --batches 5
 
-The loop is TorchScript, run without its optimizer: called from Python it holds no GIL, so two threads do allocate at
-once, and an interpreted pair of `torch.empty` costs less around the allocator than one from Python. Optimized, it
-would be unrolled and its equal calls merged into one, and no longer be a loop of allocations.
+The loops are C++ (`loops.cpp`) and call the allocator as torch does, through `c10::Allocator`; they hold no GIL, so two
+threads do allocate at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks.alloc import SIZES
 from benchmarks.common import Json, allocator_stats, use_allocator
 from benchmarks.peers import NAMES
 
-WARMUP_PAIRS = 500  # in each thread and size, before the first batch
+WARMUP_PAIRS = 512  # in each thread and size, before the first batch
 
-Loop = Callable[[int, int], int]  # (pairs, size in bytes) -> bytes asked for
+Loop = Callable[[int, int, int], None]  # (pairs, size in bytes, blocks that are live at once)
+Case = tuple[int, int]  # (size in bytes, blocks that are live at once)
 Mark = tuple[float, float]  # when a batch started and ended in one thread, seconds of perf_counter
 
 
-def scripted_loop() -> Loop:
-    """A function (pairs, size in bytes) that makes and drops that many tensors; it returns the bytes it asked for."""
-    import torch
+def compiled_loop(library: Path) -> Loop:
+    """The loop of the built `loops.cpp`; `pairs` must be a multiple of the blocks that are live at once."""
+    import torch  # noqa: F401 - loads libc10.so, which the library needs
 
-    def loop(pairs: int, size: int) -> int:
-        total = 0
-        for _ in range(pairs):
-            tensor = torch.empty([size], dtype=torch.uint8)
-            total += tensor.size(0)  # an unused tensor would not be made at all
-        return total
+    loops = ctypes.CDLL(str(library))
+    loops.allocate_pairs.argtypes = [ctypes.c_size_t, ctypes.c_int64]
+    loops.allocate_batches.argtypes = [ctypes.c_size_t, ctypes.c_int64, ctypes.c_int64]
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit.script is deprecated, but nothing else loops without the GIL
-        scripted: Callable[[int, int], int] = torch.jit.script(loop)
-
-    def run(pairs: int, size: int) -> int:
-        with torch.jit.optimized_execution(False):  # belongs to the thread, so it is set here
-            return scripted(pairs, size)
+    def run(pairs: int, size: int, live: int) -> None:
+        if live == 1:
+            loops.allocate_pairs(size, pairs)
+        else:
+            loops.allocate_batches(size, pairs, live)
 
     return run
 
 
-def timed_batches(loop: Loop, sizes: Sequence[int], threads: int, pairs: int, batches: int) -> list[list[Mark]]:
-    """For each thread the start and end, in seconds, of every batch: all sizes once, then all again, `batches` times.
+def timed_batches(loop: Loop, cases: Sequence[Case], threads: int, pairs: int, batches: int) -> list[list[Mark]]:
+    """For each thread the start and end, in seconds, of every batch: all cases once, then all again, `batches` times.
 
-    The sizes take turns, so that a slow moment of the machine does not fall on one of them. The calling thread is one
+    The cases take turns, so that a slow moment of the machine does not fall on one of them. The calling thread is one
     of the threads: glibc serves the main thread from another heap than the rest, and one thread means the main one.
     """
     marks: list[list[Mark]] = [[] for _ in range(threads)]
     together = threading.Barrier(threads)
 
     def work(mine: list[Mark]) -> None:
-        for size in sizes:
-            loop(WARMUP_PAIRS, size)
-        for size in [*sizes] * batches:
+        for size, live in cases:
+            loop(WARMUP_PAIRS, size, live)
+        for size, live in [*cases] * batches:
             together.wait()
             start = time.perf_counter()
-            loop(pairs, size)
+            loop(pairs, size, live)
             mine.append((start, time.perf_counter()))
 
     others = [threading.Thread(target=work, args=(mine,)) for mine in marks[1:]]
@@ -75,35 +71,37 @@ def timed_batches(loop: Loop, sizes: Sequence[int], threads: int, pairs: int, ba
     return marks
 
 
-def measure(side: str, sizes: Sequence[int], threads: int, pairs: int, batches: int) -> Json:
-    """Nanoseconds that a thread waits for a pair, by size in bytes, one number a batch: first start to last end."""
-    loop = scripted_loop()
+def measure(side: str, loop: Loop, threads: int, pairs: int, batches: int) -> Json:
+    """Nanoseconds that a thread waits for a pair, by case, one number a batch: first start to last end."""
+    cases: list[Case] = [(size, live) for live, sizes in SIZES.items() for size in sizes]
     before = allocator_stats(side).get("allocation.all.allocated", 0)
-    marks = timed_batches(loop, sizes, threads, pairs, batches)
+    marks = timed_batches(loop, cases, threads, pairs, batches)
     made = allocator_stats(side).get("allocation.all.allocated", 0) - before
-    # Zero bytes are no allocation. This proves that the loop was not optimized away and that it ran on this allocator.
-    wanted = sum(1 for size in sizes if size) * threads * (WARMUP_PAIRS + pairs * batches)
+    # Zero bytes are no allocation. This proves that the loop ran on this allocator.
+    wanted = sum(1 for size, _ in cases if size) * threads * (WARMUP_PAIRS + pairs * batches)
     if allocator_stats(side) and made != wanted:
         raise SystemExit(f"mempool counted {made} allocations, but {wanted} were asked for")
     seconds = [max(end for _, end in batch) - min(start for start, _ in batch) for batch in zip(*marks, strict=True)]
     nanoseconds = [each / pairs * 1e9 for each in seconds]
-    return {
-        "allocator": side,
-        "nanoseconds_a_pair": {size: nanoseconds[index :: len(sizes)] for index, size in enumerate(sizes)},
-    }
+    found: dict[int, dict[int, list[float]]] = {live: {} for live in SIZES}
+    for index, (size, live) in enumerate(cases):
+        found[live][size] = nanoseconds[index :: len(cases)]
+    return {"allocator": side, "nanoseconds_a_pair": found}
 
 
 def main() -> None:
     """Reads the command line, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--allocator", choices=NAMES, required=True)
+    parser.add_argument("--loops", type=Path, required=True, help="the built loops.cpp")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--batches", type=int, required=True)
     options = parser.parse_args()
 
     use_allocator(options.allocator)
-    print(json.dumps(measure(options.allocator, SIZES, options.threads, options.pairs, options.batches)))
+    loop = compiled_loop(options.loops)
+    print(json.dumps(measure(options.allocator, loop, options.threads, options.pairs, options.batches)))
 
 
 if __name__ == "__main__":

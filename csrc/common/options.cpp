@@ -52,7 +52,8 @@ const std::vector<Entry>& entries() {
        [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.limit = parse_bytes(v, w); }},
       {{"soft_limit", "bytes", "held bytes above which caches are trimmed and pressure callbacks run"},
        [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.soft_limit = parse_bytes(v, w); }},
-      {{"thread_cache_bytes", "bytes", "free bytes that one thread may keep for itself; 0 turns thread caches off"},
+      {{"thread_cache_bytes", "bytes",
+        "free bytes in blocks of up to 32 KiB that one thread may keep for itself; 0 turns thread caches off"},
        [](Options& o, std::string_view, std::string_view v, std::size_t w) {
          o.thread_cache_bytes = parse_bytes_or_zero(v, w);
        }},

@@ -36,33 +36,41 @@ constexpr bool kFollowable = false;
 constexpr bool kFollowable = false;
 #endif
 
+// Calls `done` until it says so.
+template <typename Done>
+void spin(Done done) noexcept {
+  constexpr int kSpins = 100;
+  for (int round = 0; !done(); ++round) {
+    round < kSpins ? cpu_relax() : std::this_thread::yield();
+  }
+}
+
 }  // namespace
 
-const bool OwnerLock::asymmetric_ = !kFollowable && make_barrier();
+const bool OwnerLock::kAsymmetric = !kFollowable && make_barrier();
 
 void OwnerLock::pass_barrier() noexcept {
-  if (!asymmetric_ || make_barrier()) return;
+  if (!kAsymmetric || make_barrier()) return;
   // A sandbox has forbidden the call since. No processor keeps a store to itself for as long as this.
   std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
 void OwnerLock::await() noexcept {
-  if (!asymmetric_) return;
-  constexpr int kSpins = 100;
-  for (int spin = 0; busy_.load(std::memory_order_acquire); ++spin) {
-    spin < kSpins ? cpu_relax() : std::this_thread::yield();
-  }
+  spin([this] {
+    return symmetric_ ? !busy_.exchange(true, std::memory_order_acquire) : !busy_.load(std::memory_order_acquire);
+  });
 }
 
 void OwnerLock::lock_contended() noexcept {
+  if (symmetric_) {
+    spin([this] { return try_lock(); });
+    return;
+  }
   do {
-    busy_.store(false, std::memory_order_release);
     // Where the wish comes from holds `others_` until it is done.
     others_.lock();
     others_.unlock();
-    busy_.store(true, std::memory_order_relaxed);
-    std::atomic_signal_fence(std::memory_order_seq_cst);
-  } while (wanted_.load(std::memory_order_acquire));
+  } while (!try_lock());
 }
 
 }  // namespace mempool

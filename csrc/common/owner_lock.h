@@ -16,48 +16,51 @@ class OwnerLock {
  public:
   // For the owner.
   void lock() noexcept {
-    if (!asymmetric_) {
-      others_.lock();
-      return;
-    }
-    busy_.store(true, std::memory_order_relaxed);
-    std::atomic_signal_fence(std::memory_order_seq_cst);
-    if (wanted_.load(std::memory_order_acquire)) [[unlikely]]
+    if (!try_lock()) [[unlikely]]
       lock_contended();
   }
-  void unlock() noexcept {
-    if (!asymmetric_) {
-      others_.unlock();
-      return;
-    }
+  // These two lie on the way of every block.
+  // False when somebody else has the lock or wants it: lock() then waits.
+  [[gnu::always_inline]] bool try_lock() noexcept {
+    if (symmetric_) [[unlikely]]
+      return !busy_.exchange(true, std::memory_order_acquire);
+    busy_.store(true, std::memory_order_relaxed);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    if (!wanted_.load(std::memory_order_acquire)) [[likely]]
+      return true;
     busy_.store(false, std::memory_order_release);
+    return false;
   }
+  [[gnu::always_inline]] void unlock() noexcept { busy_.store(false, std::memory_order_release); }
 
   // For everybody, the owner too unless it is inside. In three steps, so that one barrier serves many locks:
   // ask() each, pass_barrier() once, await() each.
   void ask() noexcept {
     others_.lock();
-    if (asymmetric_) wanted_.store(true, std::memory_order_seq_cst);
+    if (!symmetric_) wanted_.store(true, std::memory_order_seq_cst);
   }
   static void pass_barrier() noexcept;
   void await() noexcept;
   void release() noexcept {
-    if (asymmetric_) wanted_.store(false, std::memory_order_release);
+    (symmetric_ ? busy_ : wanted_).store(false, std::memory_order_release);
     others_.unlock();
   }
 
   // In a forked child, for a lock that was held by another thread than its owner at the fork: the owner, which is not
   // here, was outside, but may have been about to enter.
-  void forget_owner() noexcept { busy_.store(false, std::memory_order_relaxed); }
+  void forget_owner() noexcept {
+    if (!symmetric_) busy_.store(false, std::memory_order_relaxed);
+  }
 
   // Whether the cheap way is in use.
-  static bool is_asymmetric() noexcept { return asymmetric_; }
+  static bool is_asymmetric() noexcept { return kAsymmetric; }
 
  private:
   void lock_contended() noexcept;
 
-  static const bool asymmetric_;
-  std::atomic<bool> busy_{false};
+  static const bool kAsymmetric;
+  const bool symmetric_ = !kAsymmetric;  // here, on the line that is touched anyway
+  std::atomic<bool> busy_{false};        // the owner is inside; symmetric: somebody is
   std::atomic<bool> wanted_{false};
   SpinLock others_;
 };

@@ -1,8 +1,6 @@
 // An allocation's way from the request to the block, and back.
 #include "core/caching_allocator.h"
 
-#include <utility>
-
 #include "core/page_map.h"
 
 namespace mempool {
@@ -14,82 +12,62 @@ using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 // Larger requests could not be rounded, or would pass the 48 bits of address that the page map knows.
 constexpr std::size_t kLargestRequest = std::size_t{1} << 47;
 
-constinit std::atomic<const Hooks*> g_hooks{nullptr};
-constinit thread_local bool t_pressing = false;
-
-std::uint32_t capture_stack() {
-  const Hooks* const hooks = g_hooks.load(std::memory_order_acquire);
-  return hooks != nullptr && hooks->capture_stack != nullptr ? hooks->capture_stack() : 0;
-}
-
-// The tag of a large block has no room for its size: Span::requested has.
-void fill_in(Span& span, std::size_t asked, std::uint32_t account, const ThreadCache* home) {
-  const bool is_large = span.bytes > kMediumMax;
-  span.tag = {is_large ? 0 : static_cast<std::uint32_t>(asked), account};
-  span.requested = asked;
-  span.home = home;
-}
-
-OomReason reason_of(Refusal why) {
-  switch (why) {
-    case Refusal::limit:
-      return OomReason::device_limit;
-    case Refusal::metadata:
-      return OomReason::metadata_refused;
-    default:
-      return OomReason::backend_refused;
-  }
-}
-
 }  // namespace
 
-void CachingAllocator::set_hooks(const Hooks* hooks) noexcept { g_hooks.store(hooks, std::memory_order_release); }
-
 // ---- allocate ----------------------------------------------------------------------------------------------------
+//
+// A cached block's way there and back takes no lock but the thread's own and touches no shared counter. Whatever is
+// rare is left to a function that is called last, so that the way itself saves no registers.
 
 void* CachingAllocator::allocate(std::size_t bytes) {
-  if (bytes == 0) return nullptr;
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (mine != nullptr && mine->current == nullptr && !observed_.load(std::memory_order_relaxed) &&
-      bytes <= kLargestRequest) [[likely]] {
-    if (void* const address = allocate_cached(*mine, bytes)) return address;
+  if (mine == nullptr || mine->current != nullptr || observed_.load(std::memory_order_relaxed)) [[unlikely]]
+    return allocate_slow(bytes);
+  if (bytes - 1 >= kSmallMax) return allocate_span(*mine, bytes);  // 0 too
+  const std::size_t size_class = size_class_of(bytes);
+  if (!mine->lock.try_lock()) [[unlikely]]
+    return allocate_slow(bytes);
+  SmallBlock block;
+  if (!mine->pop(size_class, block)) [[unlikely]] {
+    mine->lock.unlock();
+    return allocate_slow(bytes);
   }
-  return allocate_slow(bytes);
+  *block.tag = {static_cast<std::uint32_t>(bytes), 0};
+  mine->shards.add(true, kSizeClasses[size_class].block_bytes, bytes);
+  if (mine->shards.is_ahead(true)) [[unlikely]]
+    return settle_and_unlock(*mine, true, block.address);
+  mine->lock.unlock();
+  return block.address;
 }
 
-// A block of the root pool out of this thread's cache: no other lock, no shared counter.
-void* CachingAllocator::allocate_cached(ThreadCache& mine, std::size_t bytes) noexcept {
-  void* address = nullptr;
-  bool settled = true;
-  {
-    const CacheGuard guard(mine.lock);
-    std::size_t rounded = 0;
-    bool is_small = true;
-    if (bytes <= kSmallMax) {
-      const std::size_t size_class = size_class_of(bytes);
-      SmallBlock block;
-      if (!mine.pop(size_class, block)) return nullptr;
-      *block.tag = {static_cast<std::uint32_t>(bytes), 0};
-      address = block.address;
-      rounded = kSizeClasses[size_class].block_bytes;
-    } else {
-      rounded = round_block(bytes);
-      is_small = rounded <= kMediumMax;
-      Span* const span = is_small ? mine.pop_medium(rounded) : mine.pop_large(rounded);
-      if (span == nullptr) return nullptr;
-      fill_in(*span, bytes, 0, &mine);
-      address = span->address();
-    }
-    mine.shards.add(is_small, rounded, bytes);
-    if (mine.shards.is_ahead(is_small)) [[unlikely]]
-      settled = ledger_.settle(mine.shards, is_small);
+void* CachingAllocator::allocate_span(ThreadCache& mine, std::size_t bytes) {
+  if (bytes - 1 >= kLargestRequest) return allocate_slow(bytes);
+  const std::size_t rounded = round_block(bytes);
+  const bool is_small = rounded <= kMediumMax;
+  if (!mine.lock.try_lock()) [[unlikely]]
+    return allocate_slow(bytes);
+  Span* const span = is_small ? mine.pop_medium(rounded) : mine.pop_large(rounded);
+  if (span == nullptr) [[unlikely]] {
+    mine.lock.unlock();
+    return allocate_slow(bytes);
   }
-  if (!settled) [[unlikely]]
-    fold_for_peak(&mine);
+  span->hand_out(bytes, 0, &mine);
+  mine.shards.add(is_small, rounded, bytes);
+  if (mine.shards.is_ahead(is_small)) [[unlikely]]
+    return settle_and_unlock(mine, is_small, span->address());
+  mine.lock.unlock();
+  return span->address();
+}
+
+void* CachingAllocator::settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept {
+  const bool settled = ledger_.settle(mine.shards, is_small);
+  mine.lock.unlock();
+  if (!settled) fold_for_peak(&mine);
   return address;
 }
 
 void* CachingAllocator::allocate_slow(std::size_t bytes) {
+  if (bytes == 0) return nullptr;
   ThreadCache* const mine = cache();
   Request request{bytes, 0, mine != nullptr ? mine->current : nullptr, mine, false};
   PressureOutcome outcome;
@@ -150,30 +128,35 @@ void CachingAllocator::reserve(const Request& request) {
 // Counts the block that was found. Soft limits speak up here: the allocation has succeeded whatever their callbacks do.
 void CachingAllocator::confirm(const Request& request) {
   Ledger::Charge result;
-  for (const bool force : {false, true}) {
-    std::unique_lock<OwnerLock> guard;
-    Ledger::Shards* shards = nullptr;
-    if (request.cache != nullptr) {
-      guard = std::unique_lock(request.cache->lock);
-      shards = &request.cache->shards;
-    }
-    if (request.account == nullptr && shards != nullptr) {  // as on the fast way, so that it can lease room
-      shards->add(request.is_small, request.rounded, request.asked);
-      if (!shards->is_ahead(request.is_small) || ledger_.settle(*shards, request.is_small)) break;
-      guard.unlock();
-      fold_for_peak(request.cache);
-      break;
-    }
-    result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked, shards, force);
-    if (result.outcome != Ledger::Charge::Outcome::unsettled) break;
-    if (shards != nullptr) guard.unlock();
-    fold_for_peak(nullptr);
+  if (request.account == nullptr && request.cache != nullptr) {  // as on the fast way, so that it can lease room
+    ThreadCache& mine = *request.cache;
+    mine.lock.lock();
+    mine.shards.add(request.is_small, request.rounded, request.asked);
+    mine.shards.is_ahead(request.is_small) ? void(settle_and_unlock(mine, request.is_small, nullptr))
+                                           : mine.lock.unlock();
+  } else {
+    result = charge(request);
   }
   if (result.soft_over > 0) {
     PressureOutcome outcome;
     press(request, result.pool, result.soft_over, false, outcome);
   }
   if (ledger_.take_soft_crossing()) after_growth(request);
+}
+
+Ledger::Charge CachingAllocator::charge(const Request& request) noexcept {
+  Ledger::Charge result;
+  for (const bool force : {false, true}) {
+    {
+      std::unique_lock<OwnerLock> guard;
+      if (request.cache != nullptr) guard = std::unique_lock(request.cache->lock);
+      result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked,
+                               request.cache != nullptr ? &request.cache->shards : nullptr, force);
+    }
+    if (result.outcome != Ledger::Charge::Outcome::unsettled) break;
+    fold_for_peak(nullptr);
+  }
+  return result;
 }
 
 void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
@@ -194,231 +177,71 @@ void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::si
     retire(done);
 }
 
-// What lies free in the arena comes first; then what waits in threads' caches joins it; only then does it grow.
-void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
-  if (void* const address = take(request, false, why)) return address;
-  if (arena_of(request.account).thread_cached) recall_for_growth(request.cache);
-  if (request.cache != nullptr) {  // growth looks at the totals
-    const CacheGuard guard(request.cache->lock);
-    ledger_.fold(request.cache->shards);
-  }
-  void* const address = take(request, true, why);
-  if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
-  return address;
-}
-
-// The other arenas with free memory, locked: what they have moves to the one that grows before new memory is asked for.
-class CachingAllocator::Lenders {
- public:
-  // The calling thread holds no arena's lock.
-  Lenders(CachingAllocator& allocator, const Arena& own, bool wanted) {
-    if (!wanted || !allocator.has_isolated_.load(std::memory_order_relaxed)) return;
-    // Whoever holds several arenas holds this too, so it does not matter in which order.
-    registry_ = std::unique_lock(allocator.arenas_mutex_);
-    try {
-      heaps_.reserve(allocator.isolated_.size() + 1);
-      locks_.reserve(allocator.isolated_.size() + 1);
-    } catch (const std::bad_alloc&) {
-      return;
-    }
-    const auto add = [&](Arena& arena) {
-      if (&arena == &own) return;
-      std::unique_lock<AdaptiveMutex> guard(arena.mutex);
-      if (arena.pages.whole_free_bytes() == 0) return;
-      heaps_.push_back(&arena.pages);
-      locks_.push_back(std::move(guard));
-    };
-    add(*allocator.default_arena_);
-    for (const auto& arena : allocator.isolated_) add(*arena);
-  }
-  std::span<PageHeap* const> heaps() const { return heaps_; }
-
- private:
-  std::unique_lock<std::mutex> registry_;
-  std::vector<PageHeap*> heaps_;
-  std::vector<std::unique_lock<AdaptiveMutex>> locks_;
-};
-
-void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why) noexcept {
-  Arena& arena = arena_of(request.account);
-  if (arena.thread_cached && request.cache != nullptr) {
-    return take_cached(request, may_grow, why);
-  }
-  const Lenders lenders(*this, arena, may_grow);
-  const Supply supply{may_grow, lenders.heaps()};
-  const ArenaGuard guard(arena.mutex);
-  if (arena.pages.asleep()) {
-    why = Refusal::asleep;
-    return nullptr;
-  }
-  if (request.rounded <= kSmallMax) {
-    SmallBlock block;
-    if (arena.slabs.allocate(size_class_of(request.rounded), &block, 1, supply, why) == 0) return nullptr;
-    *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
-    return block.address;
-  }
-  Span* const span = arena.pages.allocate(request.rounded, supply, why);
-  if (span == nullptr) return nullptr;
-  fill_in(*span, request.asked, request.account_id(), nullptr);
-  return span->address();
-}
-
-// As take(), for a block that may wait in this thread's cache.
-void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refusal& why) noexcept {
-  ThreadCache& mine = *request.cache;
-  const CacheGuard cache_guard(mine.lock);
-  if (request.rounded <= kSmallMax) {
-    const std::size_t size_class = size_class_of(request.rounded);
-    SmallBlock block;
-    if (!mine.pop(size_class, block)) {
-      const Lenders lenders(*this, *default_arena_, may_grow);
-      if (!mine.refill(size_class, block, {may_grow, lenders.heaps()}, why)) return nullptr;
-    }
-    *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
-    return block.address;
-  }
-  Span* span = request.is_small ? mine.pop_medium(request.rounded) : mine.pop_large(request.rounded);
-  if (span == nullptr) {
-    const Lenders lenders(*this, *default_arena_, may_grow);
-    const ArenaGuard guard(default_arena_->mutex);
-    span = default_arena_->pages.allocate(request.rounded, {may_grow, lenders.heaps()}, why);
-  }
-  if (span == nullptr) return nullptr;
-  fill_in(*span, request.asked, request.account_id(), &mine);
-  return span->address();
-}
-
-// One step further toward memory for a request that found none: first what waits in thread caches, then free handles
-// of any arena (given back, their bytes can be asked for anew at another address), then the user's callbacks. Throws
-// OutOfMemory when nothing is left to try.
-void CachingAllocator::make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome) {
-  const std::size_t wanted = request.rounded + memory_->granule_bytes();
-  switch (effort) {
-    case Effort::none:
-      recall();
-      effort = Effort::recalled;
-      return;
-    case Effort::recalled:
-      release(wanted);
-      effort = Effort::released;
-      return;
-    case Effort::released:
-      press(request, nullptr, request.rounded, true, outcome);
-      if (outcome.calls > 0) {
-        recall();  // what the callbacks freed lies in caches and arenas
-        release(wanted);
-        effort = Effort::pressed;
-        return;
-      }
-      break;
-    case Effort::pressed:
-      break;
-  }
-  refuse(request, {.reason = reason_of(why), .limit = ledger_.limit()}, nullptr, outcome);
-}
-
-// Held bytes grew above the soft limit: caches and free handles first, then the callbacks.
-void CachingAllocator::after_growth(const Request& request) {
-  const std::size_t soft = ledger_.soft_limit();
-  trim(soft);
-  if (!ledger_.take_soft_alarm()) return;
-  const std::size_t held = ledger_.held();
-  PressureOutcome outcome;
-  press(request, nullptr, held > soft ? held - soft : 0, false, outcome);
-}
-
-// Runs the callbacks, with the root pool current: what they allocate must not fail at the limit that called them.
-void CachingAllocator::press(const Request& request, const Account* refuser, std::size_t needed, bool failing,
-                             PressureOutcome& outcome) {
-  const Hooks* const hooks = g_hooks.load(std::memory_order_acquire);
-  if (hooks == nullptr || hooks->pressure == nullptr || t_pressing) return;
-  const Account* const named = refuser != nullptr ? refuser : request.account;
-  const std::string pool = named != nullptr ? named->name : "default";
-  const std::size_t before = outcome.calls;
-  ledger_.switch_user(nullptr, request.account);  // keeps it alive meanwhile
-  if (request.cache != nullptr) set_current_pool(nullptr);
-  t_pressing = true;
-  hooks->pressure(pool.c_str(), needed, failing, outcome);
-  t_pressing = false;
-  if (request.cache != nullptr) set_current_pool(request.account);
-  ledger_.switch_user(request.account, nullptr);
-  if (outcome.calls > before) ledger_.count_pressure_call(request.account, refuser);
-}
-
-void CachingAllocator::refuse(const Request& request, OomInfo info, const Account* refuser,
-                              const PressureOutcome& outcome) {
-  ledger_.count_oom(request.account, refuser);
-  info.device = device_;
-  info.requested = request.asked;
-  info.held = ledger_.held();
-  if (refuser == nullptr) {
-    if (request.account != nullptr) {
-      const Account account = ledger_.read(*request.account);
-      info.pool = account.name;
-      info.allocated = static_cast<std::size_t>(account.blocks.bytes.current);
-    } else {
-      info.pool = "default";
-      info.allocated = static_cast<std::size_t>(stats().blocks.all.bytes.current);
-    }
-    if (info.reason != OomReason::device_limit) info.limit = kNoLimit;
-  }
-  {
-    Arena& arena = arena_of(request.account);
-    const ArenaGuard guard(arena.mutex);
-    info.largest_free = arena.pages.largest_free();
-  }
-  info.pressure_calls = outcome.calls;
-  info.callback_error = outcome.error;
-  info.callback_error_id = outcome.error_id;
-  throw OutOfMemory(std::move(info));
-}
-
 // ---- free --------------------------------------------------------------------------------------------------------
 
 bool CachingAllocator::deallocate(void* address) noexcept {
-  if (address == nullptr) return true;
   Span* const span = PageMap::instance().find(address);
-  if (span == nullptr) return false;
-  SmallBlock block{address, &span->tag};
-  if (span->state == Span::State::slab) {
-    const std::uint32_t index = span->slab->index_of(address);
-    if (index >= span->slab->info().blocks || span->slab->block(index) != address) return false;
-    block.tag = span->slab->tags() + index;
-  } else if (span->address() != address) {
+  if (span == nullptr) [[unlikely]]
+    return address == nullptr;
+  if (span->state != Span::State::slab) return free_span(span, address);
+  Slab& slab = *span->slab;
+  const SizeClass& info = slab.info();
+  const auto offset = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(address) - span->start);
+  const std::uint32_t index = index_in_slab(info, offset);
+  if (index >= info.blocks || !begins_block(info, offset)) [[unlikely]]
     return false;
+  BlockTag* const tag = slab.tags() + index;
+  const std::uint32_t asked = tag->requested;
+  if (asked == kFreeTag) [[unlikely]]
+    return false;
+  ThreadCache* const mine = ThreadRegistry::find(slot_);
+  if (mine == nullptr || tag->account != 0 || observed_.load(std::memory_order_relaxed) || !mine->lock.try_lock())
+      [[unlikely]] {
+    return free_slow(span, {address, tag});
   }
-  const BlockTag tag = *block.tag;
-  if (tag.requested == kFreeTag) return false;
-  if (observed_.load(std::memory_order_relaxed)) [[unlikely]] {
-    history_.on_free(address);
-    recorder_.on_free(address);
+  if (!mine->push(slab.size_class, {address, tag})) [[unlikely]] {
+    mine->lock.unlock();
+    return free_slow(span, {address, tag});
   }
-  ThreadCache* const mine = cache();
-  if (tag.account != 0 || !may_keep(span, mine)) {
-    free_slow(span, block, mine);
-    return true;
-  }
-  const CacheGuard guard(mine->lock);
-  block.tag->requested = kFreeTag;
-  bool is_small = true;
-  if (span->state == Span::State::slab) {
-    const std::size_t size_class = span->slab->size_class;
-    mine->push(size_class, block);
-    mine->shards.subtract(true, kSizeClasses[size_class].block_bytes, tag.requested);
-  } else {
-    const std::size_t bytes = span->bytes;
-    is_small = bytes <= kMediumMax;
-    mine->shards.subtract(is_small, bytes, span->requested);
-    is_small ? mine->push_medium(span) : mine->push_large(span);
-  }
-  if (mine->shards.is_behind(is_small)) [[unlikely]]
-    ledger_.fold(mine->shards);
+  tag->requested = kFreeTag;
+  mine->shards.subtract(true, info.block_bytes, asked);
+  if (mine->shards.is_behind(true)) [[unlikely]]
+    return fold_and_unlock(*mine);
+  mine->lock.unlock();
   return true;
 }
 
-// A block of a pool, of an isolated arena, or a large one of another thread. The block goes first, then its charge: a
-// retired pool's arena may be gone right after.
-void CachingAllocator::free_slow(Span* span, const SmallBlock& block, ThreadCache* mine) noexcept {
+bool CachingAllocator::free_span(Span* span, void* address) noexcept {
+  if (span->address() != address || span->tag.requested == kFreeTag) [[unlikely]]
+    return false;
+  ThreadCache* const mine = ThreadRegistry::find(slot_);
+  if (span->tag.account != 0 || observed_.load(std::memory_order_relaxed) || !may_keep(span, mine) ||
+      !mine->lock.try_lock()) [[unlikely]] {
+    return free_slow(span, {address, &span->tag});
+  }
+  const bool is_small = span->bytes <= kMediumMax;
+  span->tag.requested = kFreeTag;
+  mine->shards.subtract(is_small, span->bytes, span->requested);
+  is_small ? mine->push_medium(span) : mine->push_large(span);
+  if (mine->shards.is_behind(is_small)) [[unlikely]]
+    return fold_and_unlock(*mine);
+  mine->lock.unlock();
+  return true;
+}
+
+bool CachingAllocator::fold_and_unlock(ThreadCache& mine) noexcept {
+  ledger_.fold(mine.shards);
+  mine.lock.unlock();
+  return true;
+}
+
+// Any block, by any thread. The block goes first, then its charge: a retired pool's arena may be gone right after.
+bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
+  if (observed_.load(std::memory_order_relaxed)) {
+    history_.on_free(block.address);
+    recorder_.on_free(block.address);
+  }
+  ThreadCache* const mine = cache();
   Arena& arena = *span->segment->arena;
   const bool is_slab = span->state == Span::State::slab;
   const std::size_t rounded = is_slab ? span->slab->info().block_bytes : span->bytes;
@@ -429,7 +252,7 @@ void CachingAllocator::free_slow(Span* span, const SmallBlock& block, ThreadCach
     const CacheGuard guard(mine->lock);
     block.tag->requested = kFreeTag;
     if (is_slab) {
-      mine->push(span->slab->size_class, block);
+      mine->push_or_give_back(span->slab->size_class, block);
     } else {
       is_small ? mine->push_medium(span) : mine->push_large(span);
     }
@@ -449,6 +272,7 @@ void CachingAllocator::free_slow(Span* span, const SmallBlock& block, ThreadCach
     const std::size_t soft = ledger_.soft_limit();
     if (held > soft) release(held - soft);
   }
+  return true;
 }
 
 std::size_t CachingAllocator::block_bytes(const void* address) noexcept {

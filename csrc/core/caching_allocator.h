@@ -133,13 +133,18 @@ class CachingAllocator {
   }
   ThreadCache* make_cache() noexcept;
 
-  void* allocate_cached(ThreadCache& cache, std::size_t bytes) noexcept;
+  void* allocate_span(ThreadCache& mine, std::size_t bytes);
   void* allocate_slow(std::size_t bytes);
+  // Both are called with the cache's lock held. The first returns `address`, the second true.
+  [[gnu::noinline]] void* settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept;
+  [[gnu::noinline]] bool fold_and_unlock(ThreadCache& mine) noexcept;
+  static std::uint32_t capture_stack();
   void reset(void (*action)(Stat&));
   // Preconditions: observers_mutex_ is held, or there is no other thread.
   void update_observed() noexcept { observed_.store(history_.enabled() || recorder_.enabled()); }
   void reserve(const Request& request);
   void confirm(const Request& request);
+  Ledger::Charge charge(const Request& request) noexcept;
   void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
                 ThreadCache* cache) noexcept;
   void* obtain(const Request& request, Refusal& why) noexcept;
@@ -151,7 +156,8 @@ class CachingAllocator {
     return span->bytes <= kMediumMax || (span->home == mine && !ledger_.above_soft_limit());
   }
   void make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);
-  void free_slow(Span* span, const SmallBlock& block, ThreadCache* cache) noexcept;
+  bool free_span(Span* span, void* address) noexcept;
+  bool free_slow(Span* span, SmallBlock block) noexcept;
   void after_growth(const Request& request);
   void press(const Request& request, const Account* refuser, std::size_t needed, bool failing,
              PressureOutcome& outcome);

@@ -9,6 +9,8 @@ namespace {
 
 using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 
+constexpr std::size_t kSmallBytesWorthwhile = std::size_t{1} << 20;
+
 }  // namespace
 
 CachingAllocator::CachingAllocator(std::string device, std::unique_ptr<PhysicalMemory> memory, const Options& options)
@@ -148,22 +150,23 @@ void CachingAllocator::recall() noexcept {
   caches.for_each([](ThreadCache& cache) { cache.flush(); });
 }
 
-// Takes what waits in the caches, so that the arena can make longer ranges of it: of this thread all, of others the
-// large blocks.
+// Takes what waits in the caches, so that the arena can make longer ranges of it: medium and large blocks of all
+// threads, and of this one the small blocks too if they come to something. A few of them would only cost their slabs.
 void CachingAllocator::recall_for_growth(ThreadCache* mine) noexcept {
   if (mine != nullptr) {
     const std::lock_guard guard(mine->lock);
-    mine->flush();
+    if (mine->small_bytes() >= kSmallBytesWorthwhile) mine->flush_small();
+    mine->flush_spans();
   }
   ThreadRegistry& registry = ThreadRegistry::instance();
   bool others = false;
   {
     const std::lock_guard guard(registry.mutex);
-    registry.for_each(slot_, [&others](const ThreadCache& cache) { others |= cache.large_bytes() > 0; });
+    registry.for_each(slot_, [&others](const ThreadCache& cache) { others |= cache.span_bytes() > 0; });
   }
   if (!others) return;
   AllCaches caches(slot_);
-  caches.for_each([](ThreadCache& cache) { cache.flush_large(); });
+  caches.for_each([](ThreadCache& cache) { cache.flush_spans(); });
 }
 
 // Totals that hold for this moment, where a block of `mine` could be a new peak.
@@ -215,7 +218,7 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
     AllCaches caches(slot_);
     caches.for_each([&](ThreadCache& cache) {
       ledger_.fold(cache.shards);
-      cached += cache.small_and_medium_bytes() + cache.large_bytes();
+      cached += cache.small_bytes() + cache.span_bytes();
     });
   }
   const Ledger::Demand demand = ledger_.take_demand();

@@ -26,22 +26,28 @@ void for_each_stat(DeviceStats& stats, void (*action)(Stat&)) {
 
 }  // namespace
 
+// Whatever came before the balances of now lay within leases, which pass no peak.
 void Ledger::fold_locked(Shards& shards) {
-  const auto fold_in = [](BlockStats& blocks, const Shards::Balances& from, const Amounts& ups) {
-    blocks.count.fold(ups.count, ups.count - from.count.now, from.count.high);
-    blocks.bytes.fold(ups.bytes, ups.bytes - from.bytes.now, from.bytes.high);
-    blocks.requested.fold(ups.requested, ups.requested - from.requested.now, from.requested.high);
+  const auto fold_in = [](BlockStats& blocks, const Amounts& ups, const Amounts& downs) {
+    blocks.count.fold(ups.count, downs.count);
+    blocks.bytes.fold(ups.bytes, downs.bytes);
+    blocks.requested.fold(ups.requested, downs.requested);
   };
-  demand_high_ = std::max(demand_high_, stats_.blocks.all.bytes.current + shards.all_.bytes.high);
-  Amounts all;
+  Amounts ups;
+  Amounts downs;
+  std::int64_t leased = 0;
+  const std::int64_t before = stats_.blocks.all.bytes.current;
   for (Shards::Kind* kind : {&shards.small_, &shards.large_}) {
     const bool is_small = kind == &shards.small_;
     (is_small ? leased_small_ : leased_large_).subtract(kind->lease);
-    const Amounts ups{kind->count.ups, kind->bytes.ups, kind->requested.ups};
-    fold_in(stats_.blocks.of(is_small), *kind, ups);
-    all.add(ups);
+    leased += kind->lease.bytes;
+    fold_in(stats_.blocks.of(is_small), kind->ups, kind->downs);
+    ups.add(kind->ups);
+    downs.add(kind->downs);
   }
-  fold_in(stats_.blocks.all, shards.all_, all);
+  fold_in(stats_.blocks.all, ups, downs);
+  // Inside a lease nothing is noted, so take the whole of it as reached: nearly so it was when it was granted.
+  demand_high_ = std::max({demand_high_, before + leased, stats_.blocks.all.bytes.current});
   shards = {};
   rearm_soft();
 }
@@ -72,15 +78,19 @@ bool Ledger::has_room(bool is_small, const Amounts& more, const Amounts& returne
 }
 
 bool Ledger::settle(Shards& shards, bool is_small) {
+  // What small blocks are leased beyond the need of the moment, while there is room for many threads to do so.
+  constexpr Amounts kAdvance{4096, 256 << 10, 256 << 10};
+  constexpr std::int64_t kThreads = 8;
   Shards::Kind& kind = shards.of(is_small);
-  const Amounts balance{kind.count.now, kind.bytes.now, kind.requested.now};
+  Amounts wanted = kind.balance().at_least_zero();
   Amounts& leased = is_small ? leased_small_ : leased_large_;
   const Guard guard(lock_);
-  if (has_room(is_small, balance, kind.lease)) {
-    if (lease_refusals_ == 0) {  // the new lease is what the thread is ahead by
+  if (has_room(is_small, wanted, kind.lease)) {
+    if (lease_refusals_ == 0) {
+      if (is_small && has_room(true, wanted.plus(kAdvance, kThreads), kind.lease)) wanted = wanted.plus(kAdvance, 1);
       leased.subtract(kind.lease);
-      leased.add(balance);
-      kind.lease = balance;
+      leased.add(wanted);
+      kind.lease = wanted;
       return true;
     }
     --lease_refusals_;

@@ -2,19 +2,20 @@
 // physical memory held.
 //
 // How exact figures and a fast path go together:
-//   - The root pool has no limit on allocated bytes, so its blocks are counted in the Shards of a thread, which
-//   only
+//   - The root pool has no limit on allocated bytes, so its blocks are counted in the Shards of a thread, which only
 //     that thread's lock guards. Every reading folds the shards into the totals first: current values are exact.
 //   - Peaks: a thread may be ahead of the totals by what it has leased from the room between them and their peaks. As
-//     totals and leases together never pass a peak, nothing that happens inside a lease can be a new peak. When that
-//     room is used up, the leases of all threads are folded back before the next block is counted.
-//   - Blocks of kFoldBytes in sum go without a lease: a peak may be wrong by that much for each thread when several
-//     allocate small blocks at once, and is exact when one does.
+//     totals and leases together never pass a peak, nothing that happens inside a lease can be a new peak, and only
+//     sums need counting. When that room is used up, the leases of all threads are folded back before the next block is
+//     counted.
+//   - Only a thread that frees what others count may be behind, by less than kFoldBytes: a peak that another thread
+//     reaches meanwhile may be too high by that much, and is exact when one thread works at a time.
 //   - Every other pool may have a limit, so its blocks are counted here, under one spin lock for the whole chain of
 //     parents: a check and all its charges are one step, a limit is never passed by a byte, and no half-made charge of
 //     one thread can refuse another.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -51,9 +52,8 @@ struct Account {
 
 class Ledger {
  public:
-  // A thread may be this many bytes, and this many blocks of at most kMediumMax, ahead of totals and lease.
+  // A thread that is this many bytes behind the totals is folded.
   static constexpr std::int64_t kFoldBytes = 256 << 10;
-  static constexpr std::int64_t kFoldBlocks = 4096;
 
   // Three figures that always change together.
   struct Amounts {
@@ -61,7 +61,6 @@ class Ledger {
     std::int64_t bytes = 0;
     std::int64_t requested = 0;
 
-    bool any() const { return count != 0 || bytes != 0 || requested != 0; }
     void add(const Amounts& other) {
       count += other.count;
       bytes += other.bytes;
@@ -72,65 +71,47 @@ class Ledger {
       bytes -= other.bytes;
       requested -= other.requested;
     }
+    Amounts plus(const Amounts& other, std::int64_t times) const {
+      return {count + times * other.count, bytes + times * other.bytes, requested + times * other.requested};
+    }
+    Amounts at_least_zero() const {
+      return {std::max<std::int64_t>(count, 0), std::max<std::int64_t>(bytes, 0), std::max<std::int64_t>(requested, 0)};
+    }
   };
 
-  // Counts of one thread: the blocks that the root pool is charged with.
+  // Counts of one thread since its last fold: the blocks that the root pool is charged with.
   class Shards {
    public:
     void add(bool is_small, std::size_t rounded, std::size_t asked) {
-      Kind& kind = of(is_small);
-      up(kind.count, all_.count, 1);
-      up(kind.bytes, all_.bytes, static_cast<std::int64_t>(rounded));
-      up(kind.requested, all_.requested, static_cast<std::int64_t>(asked));
+      of(is_small).ups.add({1, static_cast<std::int64_t>(rounded), static_cast<std::int64_t>(asked)});
     }
     void subtract(bool is_small, std::size_t rounded, std::size_t asked) {
-      Kind& kind = of(is_small);
-      down(kind.count, all_.count, 1);
-      down(kind.bytes, all_.bytes, static_cast<std::int64_t>(rounded));
-      down(kind.requested, all_.requested, static_cast<std::int64_t>(asked));
+      of(is_small).downs.add({1, static_cast<std::int64_t>(rounded), static_cast<std::int64_t>(asked)});
     }
-    // After add(): ahead of the totals by more than the lease and what goes without one. Then settle().
+    // After add(): ahead of the totals by more than the lease. Then settle().
     bool is_ahead(bool is_small) const {
       const Kind& kind = is_small ? small_ : large_;
-      return kind.bytes.now > kind.lease.bytes + kFoldBytes || kind.requested.now > kind.lease.requested + kFoldBytes ||
-             kind.count.now > kind.lease.count + (is_small ? kFoldBlocks : 0);
+      return kind.ups.bytes - kind.downs.bytes > kind.lease.bytes ||
+             kind.ups.requested - kind.downs.requested > kind.lease.requested ||
+             kind.ups.count - kind.downs.count > kind.lease.count;
     }
     // After subtract(): so far behind that the totals look too high to others. Then fold().
-    bool is_behind(bool is_small) const { return (is_small ? small_ : large_).bytes.now < -kFoldBytes; }
+    bool is_behind(bool is_small) const { return (is_small ? small_ : large_).balance().bytes < -kFoldBytes; }
     const Amounts& lease(bool is_small) const { return (is_small ? small_ : large_).lease; }
 
    private:
     friend class Ledger;
-    // `now` and `high` count from the last fold, as does `ups`, the sum of all that was added.
-    struct Balance {
-      std::int64_t now = 0;
-      std::int64_t high = 0;
-      std::int64_t ups = 0;
-    };
-    struct Balances {
-      Balance count;
-      Balance bytes;
-      Balance requested;
-    };
-    struct Kind : Balances {
+    struct Kind {
+      Amounts ups;
+      Amounts downs;
       Amounts lease;
+
+      Amounts balance() const { return ups.plus(downs, -1); }
     };
-    static void up(Balance& own, Balance& all, std::int64_t amount) {
-      own.ups += amount;
-      own.now += amount;
-      all.now += amount;
-      own.high = own.high > own.now ? own.high : own.now;
-      all.high = all.high > all.now ? all.high : all.now;
-    }
-    static void down(Balance& own, Balance& all, std::int64_t amount) {
-      own.now -= amount;
-      all.now -= amount;
-    }
     Kind& of(bool is_small) { return is_small ? small_ : large_; }
 
     Kind small_;
     Kind large_;
-    Balances all_;  // its `ups` are not kept: they are the sum of the others'
   };
 
   struct Charge {

@@ -47,13 +47,20 @@ constexpr std::array<SizeClass, kSmallClasses> make_size_classes() {
 inline constexpr std::array<SizeClass, kSmallClasses> kSizeClasses = make_size_classes();
 static_assert(kSizeClasses.back().block_bytes == kSmallMax);
 
-// Precondition: 0 < bytes <= kSmallMax.
-constexpr std::size_t size_class_of(std::size_t bytes) {
-  if (bytes <= 1024) return (bytes - 1) / 64;  // classes 0..15
-  const std::size_t last = bytes - 1;
-  const unsigned shift = 63u - static_cast<unsigned>(__builtin_clzll(last));  // 10..14
-  return 16 + (shift - 10) * 8 + ((last >> (shift - 3)) & 7);
+// By the number of whole kMinAlignment in (bytes - 1): each block is a multiple of it.
+constexpr std::array<std::uint8_t, kSmallMax / kMinAlignment> make_class_table() {
+  std::array<std::uint8_t, kSmallMax / kMinAlignment> table{};
+  std::uint8_t size_class = 0;
+  for (std::size_t i = 0; i < table.size(); ++i) {
+    if ((i + 1) * kMinAlignment > kSizeClasses[size_class].block_bytes) ++size_class;
+    table[i] = size_class;
+  }
+  return table;
 }
+inline constexpr std::array<std::uint8_t, kSmallMax / kMinAlignment> kClassTable = make_class_table();
+
+// Precondition: 0 < bytes <= kSmallMax.
+constexpr std::size_t size_class_of(std::size_t bytes) { return kClassTable[(bytes - 1) / kMinAlignment]; }
 
 // Bytes that a request is charged. Precondition: 0 < bytes, and bytes + kPageBytes does not overflow.
 constexpr std::size_t round_block(std::size_t bytes) {
@@ -69,6 +76,11 @@ constexpr std::size_t round_block(std::size_t bytes) {
 // Which block of a slab begins at (or holds) `offset`.
 inline std::uint32_t index_in_slab(const SizeClass& size_class, std::uint32_t offset) {
   return static_cast<std::uint32_t>((std::uint64_t{offset} * size_class.reciprocal) >> 32);
+}
+// Whether a block of a slab begins at `offset`: the lower half of the product is the remainder, scaled. Source:
+// D. Lemire, O. Kaser, N. Kurz, "Faster remainder by direct computation", 2019.
+inline bool begins_block(const SizeClass& size_class, std::uint32_t offset) {
+  return offset * size_class.reciprocal < size_class.reciprocal;
 }
 
 }  // namespace mempool

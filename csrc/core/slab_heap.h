@@ -28,9 +28,6 @@ struct Slab {
   void* block(std::uint32_t index) const {
     return reinterpret_cast<void*>(span->start + std::size_t{index} * info().block_bytes);  // NOLINT
   }
-  std::uint32_t index_of(const void* address) const {
-    return index_in_slab(info(), static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(address) - span->start));
-  }
 };
 
 // A free small block together with its tag, so that handing it out needs no look-up.

@@ -63,6 +63,12 @@ struct alignas(64) Span {
 
   std::uintptr_t end() const { return start + bytes; }
   void* address() const { return reinterpret_cast<void*>(start); }  // NOLINT(performance-no-int-to-ptr)
+  // Makes it a live block. The tag of a large one has no room for its size: `requested` has.
+  void hand_out(std::size_t asked, std::uint32_t account, const void* to) {
+    tag = {bytes > kMediumMax ? 0 : static_cast<std::uint32_t>(asked), account};
+    requested = asked;
+    home = to;
+  }
 };
 
 // One reservation of address space.

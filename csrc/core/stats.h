@@ -22,12 +22,12 @@ struct Stat {
     current -= amount;
     freed += amount;
   }
-  // Takes over what happened elsewhere: `up` and `down` in sum, `high` the most that (ups - downs) ever was.
-  void fold(std::int64_t up, std::int64_t down, std::int64_t high) {
-    peak = std::max(peak, current + high);
+  // Takes over what happened elsewhere, in sum, with no peak on the way.
+  void fold(std::int64_t up, std::int64_t down) {
     current += up - down;
     allocated += up;
     freed += down;
+    peak = std::max(peak, current);
   }
   void absorb(const Stat& other);
   // Of something that is gone: its peak no longer adds to those of others.

@@ -4,8 +4,8 @@
 // others take it to recall the blocks (a limit was reached, trim, a pool closes), to read statistics, at fork and at
 // thread exit. Lock order: registry, then thread caches, then arenas, then the ledger.
 //
-// Small and medium blocks are kept up to a number of bytes. Large ones are kept by number: they return to the arena,
-// from all threads, before it asks for memory, so that nothing more is held because of them.
+// Small blocks are kept up to a number of bytes. Larger ones are kept by number: they return to the arena, from all
+// threads, before it asks for memory, so that nothing more is held because of them.
 #pragma once
 
 #include <array>
@@ -24,41 +24,49 @@ class CachingAllocator;
 
 class ThreadCache {
  public:
-  ThreadCache(CachingAllocator& owner, Arena& arena, std::size_t most_bytes);
+  ThreadCache(CachingAllocator& owner, Arena& arena, std::size_t most_small_bytes);
 
-  // Small blocks. pop() is false when the class is empty; then refill() takes a batch from the arena.
+  // Small blocks. pop() is false when the class is empty; then refill() takes a batch from the arena. push() is false
+  // when there is no room; then push_or_give_back() makes some.
   bool pop(std::size_t size_class, SmallBlock& out) noexcept {
     Bin& bin = bins_[size_class];
-    if (bin.count == 0) return false;
-    out = slots_[bin.first + --bin.count];
-    bytes_ -= kSizeClasses[size_class].block_bytes;
+    if (bin.count == 0) [[unlikely]]
+      return false;
+    out = bin.slots[--bin.count];
+    small_bytes_ -= bin.block_bytes;
+    return true;
+  }
+  bool push(std::size_t size_class, const SmallBlock& block) noexcept {
+    Bin& bin = bins_[size_class];
+    const std::size_t bytes = small_bytes_ + bin.block_bytes;
+    if (bin.count == bin.capacity || bytes > most_small_bytes_) [[unlikely]]
+      return false;
+    bin.slots[bin.count++] = block;
+    small_bytes_ = bytes;
     return true;
   }
   bool refill(std::size_t size_class, SmallBlock& out, const Supply& supply, Refusal& why) noexcept;
-  void push(std::size_t size_class, const SmallBlock& block) noexcept {
-    Bin& bin = bins_[size_class];
-    const std::size_t size = kSizeClasses[size_class].block_bytes;
-    if (bin.count == bin.capacity || bytes_ + size > most_bytes_) [[unlikely]] {
-      make_room(size_class);
-      if (size > most_bytes_) {
-        give_back(block);
-        return;
-      }
-    }
-    slots_[bin.first + bin.count++] = block;
-    bytes_ += size;
-  }
+  void push_or_give_back(std::size_t size_class, const SmallBlock& block) noexcept;
 
-  // Medium blocks, kept by their exact number of pages.
+  // Medium blocks, found by their exact number of pages.
   Span* pop_medium(std::size_t bytes) noexcept {
     Span*& head = medium_[medium_bin(bytes)];
     Span* const span = head;
     if (span == nullptr) return nullptr;
     head = span->cached_next;
-    bytes_ -= bytes;
+    --medium_count_;
+    set_span_bytes(span_bytes() - bytes);
     return span;
   }
-  void push_medium(Span* span) noexcept;
+  void push_medium(Span* span) noexcept {
+    if (medium_count_ == kMostMedium) [[unlikely]]
+      flush_medium();
+    Span*& head = medium_[medium_bin(span->bytes)];
+    span->cached_next = head;
+    head = span;
+    ++medium_count_;
+    set_span_bytes(span_bytes() + span->bytes);
+  }
 
   // Large blocks of this thread's own that were freed last, found by their exact size.
   Span* pop_large(std::size_t bytes) noexcept {
@@ -70,7 +78,7 @@ class ThreadCache {
         large_sizes_[i] = large_sizes_[i + 1];
         large_[i] = large_[i + 1];
       }
-      set_large_bytes(large_bytes() - bytes);
+      set_span_bytes(span_bytes() - bytes);
       return span;
     }
     return nullptr;
@@ -80,15 +88,22 @@ class ThreadCache {
       evict_large(kMostLarge / 2);
     large_sizes_[large_count_] = span->bytes;
     large_[large_count_++] = span;
-    set_large_bytes(large_bytes() + span->bytes);
+    set_span_bytes(span_bytes() + span->bytes);
   }
-  std::size_t small_and_medium_bytes() const noexcept { return bytes_; }
-  // May be read without the lock.
-  std::size_t large_bytes() const noexcept { return large_bytes_.load(std::memory_order_relaxed); }
+  std::size_t small_bytes() const noexcept { return small_bytes_; }
+  // Medium and large ones. May be read without the lock.
+  std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
 
-  // Returns every block, or the large ones, to the arena.
-  void flush() noexcept;
-  void flush_large() noexcept { evict_large(large_count_); }
+  // Returns every block, or the small ones, or the medium and large ones, to the arena.
+  void flush() noexcept {
+    flush_small();
+    flush_spans();
+  }
+  void flush_small() noexcept;
+  void flush_spans() noexcept {
+    flush_medium();
+    evict_large(large_count_);
+  }
 
   OwnerLock lock;
   CachingAllocator& owner;
@@ -98,30 +113,32 @@ class ThreadCache {
 
  private:
   struct Bin {
+    SmallBlock* slots = nullptr;
     std::uint16_t count = 0;
-    std::uint16_t capacity = 0;
-    std::uint32_t first = 0;
+    std::uint16_t capacity = 0;  // 0: this thread keeps none
+    std::uint32_t block_bytes = 0;
   };
   static constexpr std::size_t kMediumBins = (kMediumMax - kSmallMax) / kPageBytes;
+  static constexpr std::size_t kMostMedium = 128;
   static constexpr std::size_t kMostLarge = 16;
   static std::size_t medium_bin(std::size_t bytes) { return (bytes - kSmallMax) / kPageBytes - 1; }
 
   // Only the holder of the lock writes, so that no read-modify-write is needed.
-  void set_large_bytes(std::size_t bytes) noexcept { large_bytes_.store(bytes, std::memory_order_relaxed); }
-  void flush_kept_by_bytes() noexcept;
+  void set_span_bytes(std::size_t bytes) noexcept { span_bytes_.store(bytes, std::memory_order_relaxed); }
+  void flush_medium() noexcept;
   void evict_large(std::size_t count) noexcept;  // the oldest
   void make_room(std::size_t size_class) noexcept;
-  void give_back(const SmallBlock& block) noexcept;
 
   Arena& arena_;
-  const std::size_t most_bytes_;
-  std::size_t bytes_ = 0;
+  const std::size_t most_small_bytes_;
+  std::size_t small_bytes_ = 0;
   std::array<Bin, kSmallClasses> bins_{};
   std::array<Span*, kMediumBins> medium_{};
+  std::size_t medium_count_ = 0;
   std::array<std::size_t, kMostLarge> large_sizes_{};  // the oldest first
   std::array<Span*, kMostLarge> large_{};
   std::size_t large_count_ = 0;
-  std::atomic<std::size_t> large_bytes_{0};
+  std::atomic<std::size_t> span_bytes_{0};
   std::unique_ptr<SmallBlock[]> slots_;
 };
 

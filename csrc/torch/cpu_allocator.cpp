@@ -13,17 +13,27 @@ namespace {
 CachingAllocator* g_device = nullptr;  // set once, before the first allocation
 c10::Allocator* g_previous = nullptr;  // likewise
 std::atomic<bool> g_enabled{false};
+std::atomic<bool> g_has_reported{false};  // the reporter knows a block, or did: else it need not hear of frees
 
-// Every block of ours, and every pointer that raw_deallocate is given, passes here. A pointer that is not ours was made
-// by the allocator before us (raw_allocate ahead of enable(), or while disabled), and goes back to it.
+// Whether the profiler of this thread, or the log, wants to hear of allocations: what the reporter itself asks first.
+bool is_reported() noexcept { return c10::memoryProfilingEnabled() || FLAGS_caffe2_report_cpu_memory_usage; }
+
+void report(void* address, std::size_t bytes) {
+  g_has_reported.store(true, std::memory_order_relaxed);
+  c10::profiledCPUMemoryReporter().New(address, bytes);
+}
+
+// Every block of ours, and every pointer that raw_deallocate is given, passes here.
 void deleter(void* address) {
-  if (address == nullptr) return;
-  if (CachingAllocator::block_bytes(address) == 0) {
-    if (const c10::DeleterFnPtr previous = g_previous->raw_deleter()) previous(address);
+  if (g_has_reported.load(std::memory_order_relaxed) && is_reported() && CachingAllocator::block_bytes(address) != 0)
+      [[unlikely]]
+    c10::profiledCPUMemoryReporter().Delete(address);
+  if (g_device->deallocate(address)) [[likely]]
     return;
-  }
-  c10::profiledCPUMemoryReporter().Delete(address);
-  g_device->deallocate(address);
+  // A pointer that is not ours was made by the allocator before us (raw_allocate ahead of enable(), or while disabled),
+  // and goes back to it. Inside our blocks it can only be one that is free already.
+  const c10::DeleterFnPtr previous = g_previous->raw_deleter();
+  if (previous != nullptr && CachingAllocator::block_bytes(address) == 0) previous(address);
 }
 
 void* allocate_block(std::size_t bytes) {
@@ -42,7 +52,8 @@ class Adapter final : public c10::Allocator {
   c10::DataPtr allocate(std::size_t bytes) override {
     if (!g_enabled.load(std::memory_order_relaxed)) return g_previous->allocate(bytes);
     void* const address = allocate_block(bytes);
-    if (address != nullptr) c10::profiledCPUMemoryReporter().New(address, bytes);
+    if (address != nullptr && is_reported()) [[unlikely]]
+      report(address, bytes);
     return {address, address, &deleter, c10::Device(c10::DeviceType::CPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &deleter; }

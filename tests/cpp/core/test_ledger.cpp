@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "core/ledger.h"
+#include "core/span.h"
 
 using mempool::Account;
 using mempool::kNoLimit;
@@ -63,13 +64,19 @@ TEST(a_closed_pool_goes_with_its_last_block_and_its_id_is_used_again) {
 TEST(one_thread_alone_has_an_exact_peak) {
   Ledger ledger;
   Ledger::Shards shards;
-  for (int i = 0; i < 10; ++i) shards.add(true, 1024, 1000);
+  const auto add = [&] {
+    shards.add(true, 1024, 1000);
+    if (shards.is_ahead(true)) CHECK(ledger.settle(shards, true));
+  };
+  for (int i = 0; i < 10; ++i) add();
   for (int i = 0; i < 10; ++i) shards.subtract(true, 1024, 1000);
   ledger.confirm(nullptr, false, 5000, 4999, &shards, false);
-  for (int i = 0; i < 3; ++i) shards.add(true, 1024, 1000);
+  for (int i = 0; i < 3; ++i) add();
   ledger.fold(shards);
   const mempool::DeviceStats stats = ledger.read_stats();
   CHECK_EQ(stats.blocks.all.bytes.peak, 10240);
+  CHECK_EQ(stats.blocks.all.count.peak, 10);
+  CHECK_EQ(stats.blocks.small.requested.peak, 10000);
   CHECK_EQ(stats.blocks.all.bytes.current, 5000 + 3072);
   CHECK_EQ(stats.blocks.all.count.allocated, 14);
   CHECK_EQ(stats.blocks.small.bytes.freed, 10240);
@@ -78,17 +85,19 @@ TEST(one_thread_alone_has_an_exact_peak) {
 
 namespace {
 
-// Threads of which each does one thing at a time: whatever the order, no peak of large blocks is missed or made up.
+// Threads of which each does one thing at a time: whatever the order, no peak is missed, and of large blocks none is
+// made up.
 struct Threads {
   static constexpr std::size_t kCount = 4;
 
   void add(std::size_t thread, std::size_t bytes) {
-    shards[thread].add(false, bytes, bytes - 1);
+    const bool is_small = bytes <= mempool::kMediumMax;
+    shards[thread].add(is_small, bytes, bytes - 1);
     now.add({1, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(bytes) - 1});
     high.count = std::max(high.count, now.count);
     high.bytes = std::max(high.bytes, now.bytes);
     high.requested = std::max(high.requested, now.requested);
-    if (!shards[thread].is_ahead(false) || ledger.settle(shards[thread], false)) return;
+    if (!shards[thread].is_ahead(is_small) || ledger.settle(shards[thread], is_small)) return;
     for (std::size_t other = 0; other < kCount; ++other) {
       if (other != thread) ledger.fold(shards[other]);
     }
@@ -97,9 +106,10 @@ struct Threads {
     ++recalls;
   }
   void subtract(std::size_t thread, std::size_t bytes) {
-    shards[thread].subtract(false, bytes, bytes - 1);
+    const bool is_small = bytes <= mempool::kMediumMax;
+    shards[thread].subtract(is_small, bytes, bytes - 1);
     now.subtract({1, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(bytes) - 1});
-    if (shards[thread].is_behind(false)) ledger.fold(shards[thread]);
+    if (shards[thread].is_behind(is_small)) ledger.fold(shards[thread]);
   }
 
   Ledger ledger;
@@ -138,6 +148,37 @@ TEST(leases_never_hide_a_peak) {
     CHECK_EQ(stats.blocks.all.bytes.current, threads.now.bytes);
     CHECK(leased_steps > 1000);
     CHECK(threads.recalls > 0);
+  }
+}
+
+TEST(small_blocks_peaks_are_never_too_low_and_at_most_a_fold_a_thread_too_high) {
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    Threads threads;
+    std::mt19937 random(seed);
+    std::vector<std::pair<std::size_t, std::size_t>> live;
+    std::int64_t leased_steps = 0;
+    for (int step = 0; step < 20000; ++step) {
+      const bool falls = step / 2000 % 2 == 1;
+      if (live.empty() || random() % 8 < (falls ? 3u : 5u)) {
+        const std::size_t bytes = random() % 16 == 0 ? std::size_t{3} << 20 : 64 + random() % 16384;
+        live.emplace_back(random() % Threads::kCount, bytes);
+        threads.add(live.back().first, bytes);
+      } else {
+        std::swap(live[random() % live.size()], live.back());
+        threads.subtract(live.back().first, live.back().second);
+        live.pop_back();
+      }
+      for (const Ledger::Shards& shards : threads.shards) leased_steps += shards.lease(true).bytes > 0;
+    }
+    for (Ledger::Shards& shards : threads.shards) threads.ledger.fold(shards);
+    const mempool::DeviceStats stats = threads.ledger.read_stats();
+    constexpr std::int64_t kSlack = static_cast<std::int64_t>(Threads::kCount) * Ledger::kFoldBytes;
+    CHECK(stats.blocks.all.bytes.peak >= threads.high.bytes);
+    CHECK(stats.blocks.all.bytes.peak <= threads.high.bytes + kSlack);
+    CHECK(stats.blocks.all.requested.peak >= threads.high.requested);
+    CHECK(stats.blocks.all.count.peak >= threads.high.count);
+    CHECK_EQ(stats.blocks.all.bytes.current, threads.now.bytes);
+    CHECK(leased_steps > 1000);
   }
 }
 

@@ -37,6 +37,7 @@ TEST(the_reciprocal_divides_every_offset) {
   for (const SizeClass& info : kSizeClasses) {
     for (std::uint32_t offset = 0; offset < info.slab_bytes; ++offset) {
       if (index_in_slab(info, offset) != offset / info.block_bytes) CHECK_EQ(offset, UINT32_MAX);
+      if (begins_block(info, offset) != (offset % info.block_bytes == 0)) CHECK_EQ(offset, UINT32_MAX);
     }
   }
 }

@@ -1,0 +1,215 @@
+// Where a block comes from when the thread's cache has none: arenas, other arenas, the backend, and what the user's
+// callbacks can free.
+#include <utility>
+
+#include "core/caching_allocator.h"
+
+namespace mempool {
+namespace {
+
+using CacheGuard = std::lock_guard<OwnerLock>;
+using ArenaGuard = std::lock_guard<AdaptiveMutex>;
+
+constinit std::atomic<const Hooks*> g_hooks{nullptr};
+constinit thread_local bool t_pressing = false;
+
+OomReason reason_of(Refusal why) {
+  switch (why) {
+    case Refusal::limit:
+      return OomReason::device_limit;
+    case Refusal::metadata:
+      return OomReason::metadata_refused;
+    default:
+      return OomReason::backend_refused;
+  }
+}
+
+}  // namespace
+
+void CachingAllocator::set_hooks(const Hooks* hooks) noexcept { g_hooks.store(hooks, std::memory_order_release); }
+
+std::uint32_t CachingAllocator::capture_stack() {
+  const Hooks* const hooks = g_hooks.load(std::memory_order_acquire);
+  return hooks != nullptr && hooks->capture_stack != nullptr ? hooks->capture_stack() : 0;
+}
+
+// What lies free in the arena comes first; then what waits in threads' caches joins it; only then does it grow.
+void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
+  if (void* const address = take(request, false, why)) return address;
+  if (arena_of(request.account).thread_cached) recall_for_growth(request.cache);
+  if (request.cache != nullptr) {  // growth looks at the totals
+    const CacheGuard guard(request.cache->lock);
+    ledger_.fold(request.cache->shards);
+  }
+  void* const address = take(request, true, why);
+  if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
+  return address;
+}
+
+// The other arenas with free memory, locked: what they have moves to the one that grows before new memory is asked for.
+class CachingAllocator::Lenders {
+ public:
+  // The calling thread holds no arena's lock.
+  Lenders(CachingAllocator& allocator, const Arena& own, bool wanted) {
+    if (!wanted || !allocator.has_isolated_.load(std::memory_order_relaxed)) return;
+    // Whoever holds several arenas holds this too, so it does not matter in which order.
+    registry_ = std::unique_lock(allocator.arenas_mutex_);
+    try {
+      heaps_.reserve(allocator.isolated_.size() + 1);
+      locks_.reserve(allocator.isolated_.size() + 1);
+    } catch (const std::bad_alloc&) {
+      return;
+    }
+    const auto add = [&](Arena& arena) {
+      if (&arena == &own) return;
+      std::unique_lock<AdaptiveMutex> guard(arena.mutex);
+      if (arena.pages.whole_free_bytes() == 0) return;
+      heaps_.push_back(&arena.pages);
+      locks_.push_back(std::move(guard));
+    };
+    add(*allocator.default_arena_);
+    for (const auto& arena : allocator.isolated_) add(*arena);
+  }
+  std::span<PageHeap* const> heaps() const { return heaps_; }
+
+ private:
+  std::unique_lock<std::mutex> registry_;
+  std::vector<PageHeap*> heaps_;
+  std::vector<std::unique_lock<AdaptiveMutex>> locks_;
+};
+
+void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why) noexcept {
+  Arena& arena = arena_of(request.account);
+  if (arena.thread_cached && request.cache != nullptr) {
+    return take_cached(request, may_grow, why);
+  }
+  const Lenders lenders(*this, arena, may_grow);
+  const Supply supply{may_grow, lenders.heaps()};
+  const ArenaGuard guard(arena.mutex);
+  if (arena.pages.asleep()) {
+    why = Refusal::asleep;
+    return nullptr;
+  }
+  if (request.rounded <= kSmallMax) {
+    SmallBlock block;
+    if (arena.slabs.allocate(size_class_of(request.rounded), &block, 1, supply, why) == 0) return nullptr;
+    *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
+    return block.address;
+  }
+  Span* const span = arena.pages.allocate(request.rounded, supply, why);
+  if (span == nullptr) return nullptr;
+  span->hand_out(request.asked, request.account_id(), nullptr);
+  return span->address();
+}
+
+// As take(), for a block that may wait in this thread's cache.
+void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refusal& why) noexcept {
+  ThreadCache& mine = *request.cache;
+  const CacheGuard cache_guard(mine.lock);
+  if (request.rounded <= kSmallMax) {
+    const std::size_t size_class = size_class_of(request.rounded);
+    SmallBlock block;
+    if (!mine.pop(size_class, block)) {
+      const Lenders lenders(*this, *default_arena_, may_grow);
+      if (!mine.refill(size_class, block, {may_grow, lenders.heaps()}, why)) return nullptr;
+    }
+    *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
+    return block.address;
+  }
+  Span* span = request.is_small ? mine.pop_medium(request.rounded) : mine.pop_large(request.rounded);
+  if (span == nullptr) {
+    const Lenders lenders(*this, *default_arena_, may_grow);
+    const ArenaGuard guard(default_arena_->mutex);
+    span = default_arena_->pages.allocate(request.rounded, {may_grow, lenders.heaps()}, why);
+  }
+  if (span == nullptr) return nullptr;
+  span->hand_out(request.asked, request.account_id(), &mine);
+  return span->address();
+}
+
+// One step further toward memory for a request that found none: first what waits in thread caches, then free handles
+// of any arena (given back, their bytes can be asked for anew at another address), then the user's callbacks. Throws
+// OutOfMemory when nothing is left to try.
+void CachingAllocator::make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome) {
+  const std::size_t wanted = request.rounded + memory_->granule_bytes();
+  switch (effort) {
+    case Effort::none:
+      recall();
+      effort = Effort::recalled;
+      return;
+    case Effort::recalled:
+      release(wanted);
+      effort = Effort::released;
+      return;
+    case Effort::released:
+      press(request, nullptr, request.rounded, true, outcome);
+      if (outcome.calls > 0) {
+        recall();  // what the callbacks freed lies in caches and arenas
+        release(wanted);
+        effort = Effort::pressed;
+        return;
+      }
+      break;
+    case Effort::pressed:
+      break;
+  }
+  refuse(request, {.reason = reason_of(why), .limit = ledger_.limit()}, nullptr, outcome);
+}
+
+// Held bytes grew above the soft limit: caches and free handles first, then the callbacks.
+void CachingAllocator::after_growth(const Request& request) {
+  const std::size_t soft = ledger_.soft_limit();
+  trim(soft);
+  if (!ledger_.take_soft_alarm()) return;
+  const std::size_t held = ledger_.held();
+  PressureOutcome outcome;
+  press(request, nullptr, held > soft ? held - soft : 0, false, outcome);
+}
+
+// Runs the callbacks, with the root pool current: what they allocate must not fail at the limit that called them.
+void CachingAllocator::press(const Request& request, const Account* refuser, std::size_t needed, bool failing,
+                             PressureOutcome& outcome) {
+  const Hooks* const hooks = g_hooks.load(std::memory_order_acquire);
+  if (hooks == nullptr || hooks->pressure == nullptr || t_pressing) return;
+  const Account* const named = refuser != nullptr ? refuser : request.account;
+  const std::string pool = named != nullptr ? named->name : "default";
+  const std::size_t before = outcome.calls;
+  ledger_.switch_user(nullptr, request.account);  // keeps it alive meanwhile
+  if (request.cache != nullptr) set_current_pool(nullptr);
+  t_pressing = true;
+  hooks->pressure(pool.c_str(), needed, failing, outcome);
+  t_pressing = false;
+  if (request.cache != nullptr) set_current_pool(request.account);
+  ledger_.switch_user(request.account, nullptr);
+  if (outcome.calls > before) ledger_.count_pressure_call(request.account, refuser);
+}
+
+void CachingAllocator::refuse(const Request& request, OomInfo info, const Account* refuser,
+                              const PressureOutcome& outcome) {
+  ledger_.count_oom(request.account, refuser);
+  info.device = device_;
+  info.requested = request.asked;
+  info.held = ledger_.held();
+  if (refuser == nullptr) {
+    if (request.account != nullptr) {
+      const Account account = ledger_.read(*request.account);
+      info.pool = account.name;
+      info.allocated = static_cast<std::size_t>(account.blocks.bytes.current);
+    } else {
+      info.pool = "default";
+      info.allocated = static_cast<std::size_t>(stats().blocks.all.bytes.current);
+    }
+    if (info.reason != OomReason::device_limit) info.limit = kNoLimit;
+  }
+  {
+    Arena& arena = arena_of(request.account);
+    const ArenaGuard guard(arena.mutex);
+    info.largest_free = arena.pages.largest_free();
+  }
+  info.pressure_calls = outcome.calls;
+  info.callback_error = outcome.error;
+  info.callback_error_id = outcome.error_id;
+  throw OutOfMemory(std::move(info));
+}
+
+}  // namespace mempool
