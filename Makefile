@@ -85,6 +85,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.models.run
 	$(BIN)/python -m benchmarks.fragmentation.run
 	$(BIN)/python -m benchmarks.fragmentation.traces
+	$(BIN)/python -m benchmarks.fragmentation.sleep
 
 CPP_FILES := $(shell git ls-files '*.h' '*.cpp')
 lint: setup
