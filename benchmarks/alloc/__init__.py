@@ -9,4 +9,5 @@ _MIB = 2**20
 SIZES: dict[int, tuple[int, ...]] = {
     1: (0, 64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB),
     64: (64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB),
+    256: (64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB),  # more than mempool's thread caches keep
 }

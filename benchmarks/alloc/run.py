@@ -111,7 +111,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="processes a side and number of threads")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="a table for each of these numbers")
-    parser.add_argument("--pairs", type=int, default=64_000, help="pairs a batch and thread, a multiple of 64")
+    parser.add_argument("--pairs", type=int, default=64_000, help="pairs a batch and thread, a multiple of 256")
     parser.add_argument("--batches", type=int, default=7, help="batches a size; the fastest counts")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of alloc.json")
     parser.add_argument(

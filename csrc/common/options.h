@@ -19,7 +19,7 @@ struct Options {
   std::size_t limit = kNoLimit;
   // Above this many held bytes the allocator trims and calls pressure callbacks; kNoLimit = never.
   std::size_t soft_limit = kNoLimit;
-  // Free bytes that one thread may keep for itself. 0 turns thread caches off.
+  // Free bytes in blocks of up to 32 KiB that one thread may keep for itself. 0 turns thread caches off.
   std::size_t thread_cache_bytes = 4u << 20;
   // Address space (not memory) that is reserved at once. A larger block gets a reservation of its own size.
   std::size_t segment_bytes = std::size_t{1} << 30;

@@ -24,7 +24,6 @@ class SpinLock {
       return;
     lock_contended();
   }
-  bool try_lock() noexcept { return !held_.exchange(true, std::memory_order_acquire); }
   void unlock() noexcept { held_.store(false, std::memory_order_release); }
 
  private:

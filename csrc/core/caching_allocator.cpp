@@ -266,8 +266,7 @@ bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
     }
   }
   uncharge(account, is_small, rounded, asked, mine);
-  // Above the soft limit free memory is not kept.
-  if (!is_small && ledger_.above_soft_limit()) [[unlikely]] {
+  if (!is_slab && ledger_.above_soft_limit()) [[unlikely]] {
     const std::size_t held = ledger_.held();
     const std::size_t soft = ledger_.soft_limit();
     if (held > soft) release(held - soft);

@@ -35,7 +35,8 @@ class CachingAllocator {
   // A block of at least `bytes`, aligned to at least 64; nullptr for 0 bytes. Charged to the calling thread's pool.
   // Throws OutOfMemory, or PoolClosedError when that pool is closed.
   void* allocate(std::size_t bytes);
-  // False, with nothing done, when `address` is not a live block of an allocator of this process. nullptr is fine.
+  // False, with nothing done, when `address` is a live block of no allocator in this process. nullptr is fine.
+  // Precondition: it is of no other allocator.
   bool deallocate(void* address) noexcept;
   // Bytes charged for a live block; 0 when the address is not one.
   static std::size_t block_bytes(const void* address) noexcept;
@@ -153,7 +154,9 @@ class CachingAllocator {
   // Whether a block that is freed may wait in this thread's cache (nullptr: it has none).
   bool may_keep(const Span* span, const ThreadCache* mine) const noexcept {
     if (mine == nullptr || !span->segment->arena->thread_cached) return false;
-    return span->bytes <= kMediumMax || (span->home == mine && !ledger_.above_soft_limit());
+    if (span->state == Span::State::slab) return true;
+    // Above the soft limit free memory is not kept.
+    return (span->bytes <= kMediumMax || span->home == mine) && !ledger_.above_soft_limit();
   }
   void make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);
   bool free_span(Span* span, void* address) noexcept;

@@ -36,8 +36,8 @@ std::uint32_t CachingAllocator::capture_stack() {
 // What lies free in the arena comes first; then what waits in threads' caches joins it; only then does it grow.
 void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
   if (void* const address = take(request, false, why)) return address;
-  if (arena_of(request.account).thread_cached) recall_for_growth(request.cache);
-  if (request.cache != nullptr) {  // growth looks at the totals
+  if (default_arena_->thread_cached) recall_for_growth(request.cache);  // an isolated arena can take it over
+  if (request.cache != nullptr) {                                       // growth looks at the totals
     const CacheGuard guard(request.cache->lock);
     ledger_.fold(request.cache->shards);
   }

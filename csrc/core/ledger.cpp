@@ -35,19 +35,15 @@ void Ledger::fold_locked(Shards& shards) {
   };
   Amounts ups;
   Amounts downs;
-  std::int64_t leased = 0;
-  const std::int64_t before = stats_.blocks.all.bytes.current;
   for (Shards::Kind* kind : {&shards.small_, &shards.large_}) {
     const bool is_small = kind == &shards.small_;
     (is_small ? leased_small_ : leased_large_).subtract(kind->lease);
-    leased += kind->lease.bytes;
     fold_in(stats_.blocks.of(is_small), kind->ups, kind->downs);
     ups.add(kind->ups);
     downs.add(kind->downs);
   }
   fold_in(stats_.blocks.all, ups, downs);
-  // Inside a lease nothing is noted, so take the whole of it as reached: nearly so it was when it was granted.
-  demand_high_ = std::max({demand_high_, before + leased, stats_.blocks.all.bytes.current});
+  note_demand();
   shards = {};
   rearm_soft();
 }
@@ -71,30 +67,29 @@ bool Ledger::has_room(bool is_small, const Amounts& more, const Amounts& returne
            within(blocks.bytes, leased.bytes - returned.bytes + more.bytes) &&
            within(blocks.requested, leased.requested - returned.requested + more.requested);
   };
-  Amounts all = leased_small_;
-  all.add(leased_large_);
-  return fits(stats_.blocks.all, all) &&
+  return fits(stats_.blocks.all, leased()) &&
          (is_small ? fits(stats_.blocks.small, leased_small_) : fits(stats_.blocks.large, leased_large_));
 }
 
 bool Ledger::settle(Shards& shards, bool is_small) {
   // What small blocks are leased beyond the need of the moment, while there is room for many threads to do so.
-  constexpr Amounts kAdvance{4096, 256 << 10, 256 << 10};
+  constexpr Amounts kAdvance{256, 256 << 10, 256 << 10};
   constexpr std::int64_t kThreads = 8;
   Shards::Kind& kind = shards.of(is_small);
   Amounts wanted = kind.balance().at_least_zero();
-  Amounts& leased = is_small ? leased_small_ : leased_large_;
+  Amounts& of_kind = is_small ? leased_small_ : leased_large_;
   const Guard guard(lock_);
   if (has_room(is_small, wanted, kind.lease)) {
     if (lease_refusals_ == 0) {
       if (is_small && has_room(true, wanted.plus(kAdvance, kThreads), kind.lease)) wanted = wanted.plus(kAdvance, 1);
-      leased.subtract(kind.lease);
-      leased.add(wanted);
+      of_kind.subtract(kind.lease);
+      of_kind.add(wanted);
       kind.lease = wanted;
+      note_demand();  // inside a lease nothing is noted: take all of it as reached
       return true;
     }
     --lease_refusals_;
-  } else if (leased_small_.bytes + leased_large_.bytes > shards.small_.lease.bytes + shards.large_.lease.bytes) {
+  } else if (leased().exceeds(shards.small_.lease.plus(shards.large_.lease, 1))) {
     return false;
   }
   fold_locked(shards);
@@ -129,7 +124,7 @@ Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t roun
   Charge result;
   const Guard guard(lock_);
   if (shards != nullptr) fold_locked(*shards);
-  const bool leases_are_out = leased_small_.bytes + leased_large_.bytes > 0;
+  const bool leases_are_out = leased().exceeds({});
   if (leases_are_out && !force && !has_room(is_small, {1, as_signed(rounded), as_signed(asked)}, {})) {
     result.outcome = Charge::Outcome::unsettled;
     return result;
@@ -147,7 +142,7 @@ Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t roun
   }
   stats_.blocks.all.add(rounded, asked);
   stats_.blocks.of(is_small).add(rounded, asked);
-  demand_high_ = std::max(demand_high_, stats_.blocks.all.bytes.current);
+  note_demand();
   return result;
 }
 

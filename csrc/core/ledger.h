@@ -8,8 +8,9 @@
 //     totals and leases together never pass a peak, nothing that happens inside a lease can be a new peak, and only
 //     sums need counting. When that room is used up, the leases of all threads are folded back before the next block is
 //     counted.
-//   - Only a thread that frees what others count may be behind, by less than kFoldBytes: a peak that another thread
-//     reaches meanwhile may be too high by that much, and is exact when one thread works at a time.
+//   - A thread that frees what another one allocated is behind until it is folded, by at most kFoldBytes and
+//     kFoldBlocks. Meanwhile the totals are too high by that much for each such thread, and so may be a peak: never too
+//     low, and exact when each thread frees what it allocated.
 //   - Every other pool may have a limit, so its blocks are counted here, under one spin lock for the whole chain of
 //     parents: a check and all its charges are one step, a limit is never passed by a byte, and no half-made charge of
 //     one thread can refuse another.
@@ -52,8 +53,9 @@ struct Account {
 
 class Ledger {
  public:
-  // A thread that is this many bytes behind the totals is folded.
-  static constexpr std::int64_t kFoldBytes = 256 << 10;
+  // A thread that is this far behind the totals is folded.
+  static constexpr std::int64_t kFoldBytes = 256 << 10;  // allocated, or requested
+  static constexpr std::int64_t kFoldBlocks = 4096;
 
   // Three figures that always change together.
   struct Amounts {
@@ -74,6 +76,9 @@ class Ledger {
     Amounts plus(const Amounts& other, std::int64_t times) const {
       return {count + times * other.count, bytes + times * other.bytes, requested + times * other.requested};
     }
+    bool exceeds(const Amounts& other) const {
+      return count > other.count || bytes > other.bytes || requested > other.requested;
+    }
     Amounts at_least_zero() const {
       return {std::max<std::int64_t>(count, 0), std::max<std::int64_t>(bytes, 0), std::max<std::int64_t>(requested, 0)};
     }
@@ -91,12 +96,13 @@ class Ledger {
     // After add(): ahead of the totals by more than the lease. Then settle().
     bool is_ahead(bool is_small) const {
       const Kind& kind = is_small ? small_ : large_;
-      return kind.ups.bytes - kind.downs.bytes > kind.lease.bytes ||
-             kind.ups.requested - kind.downs.requested > kind.lease.requested ||
-             kind.ups.count - kind.downs.count > kind.lease.count;
+      return kind.balance().exceeds(kind.lease);
     }
     // After subtract(): so far behind that the totals look too high to others. Then fold().
-    bool is_behind(bool is_small) const { return (is_small ? small_ : large_).balance().bytes < -kFoldBytes; }
+    bool is_behind(bool is_small) const {
+      const Amounts balance = (is_small ? small_ : large_).balance();
+      return balance.bytes < -kFoldBytes || balance.requested < -kFoldBytes || balance.count < -kFoldBlocks;
+    }
     const Amounts& lease(bool is_small) const { return (is_small ? small_ : large_).lease; }
 
    private:
@@ -208,9 +214,14 @@ class Ledger {
  private:
   void fold_locked(Shards& shards);
   bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
+  Amounts leased() const { return leased_small_.plus(leased_large_, 1); }
+  // The totals, and whatever threads may have on top of them without our knowledge.
+  void note_demand() { demand_high_ = std::max(demand_high_, stats_.blocks.all.bytes.current + leased().bytes); }
   void rearm_soft() {
     above_soft_.store(held_ > soft_limit_, std::memory_order_relaxed);
-    if (held_ <= soft_limit_ || static_cast<std::size_t>(stats_.blocks.all.bytes.current) <= soft_limit_) {
+    // Between the folds of two threads the totals may stand below zero.
+    const std::int64_t allocated = std::max<std::int64_t>(stats_.blocks.all.bytes.current, 0);
+    if (held_ <= soft_limit_ || static_cast<std::size_t>(allocated) <= soft_limit_) {
       soft_armed_ = true;
     }
   }

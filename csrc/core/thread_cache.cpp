@@ -77,21 +77,22 @@ void ThreadCache::flush_small() noexcept {
   small_bytes_ = 0;
 }
 
-void ThreadCache::flush_medium() noexcept {
-  if (medium_count_ == 0) return;
+void ThreadCache::evict_medium(std::size_t count) noexcept {
+  if (count == 0) return;
   std::size_t bytes = 0;
+  std::size_t left = count;
   {
     const Guard guard(arena_.mutex);
-    for (Span*& head : medium_) {
-      while (head != nullptr) {
-        Span* const span = head;
-        head = span->cached_next;
+    for (auto head = medium_.rbegin(); left > 0; ++head) {
+      for (; *head != nullptr && left > 0; --left) {
+        Span* const span = *head;
+        *head = span->cached_next;
         bytes += span->bytes;
         arena_.pages.free(span);
       }
     }
   }
-  medium_count_ = 0;
+  medium_count_ -= count;
   set_span_bytes(span_bytes() - bytes);
 }
 

@@ -60,7 +60,7 @@ class ThreadCache {
   }
   void push_medium(Span* span) noexcept {
     if (medium_count_ == kMostMedium) [[unlikely]]
-      flush_medium();
+      evict_medium(kMostMedium / 2);
     Span*& head = medium_[medium_bin(span->bytes)];
     span->cached_next = head;
     head = span;
@@ -101,7 +101,7 @@ class ThreadCache {
   }
   void flush_small() noexcept;
   void flush_spans() noexcept {
-    flush_medium();
+    evict_medium(medium_count_);
     evict_large(large_count_);
   }
 
@@ -125,8 +125,8 @@ class ThreadCache {
 
   // Only the holder of the lock writes, so that no read-modify-write is needed.
   void set_span_bytes(std::size_t bytes) noexcept { span_bytes_.store(bytes, std::memory_order_relaxed); }
-  void flush_medium() noexcept;
-  void evict_large(std::size_t count) noexcept;  // the oldest
+  void evict_medium(std::size_t count) noexcept;  // the largest
+  void evict_large(std::size_t count) noexcept;   // the oldest
   void make_room(std::size_t size_class) noexcept;
 
   Arena& arena_;

@@ -187,6 +187,33 @@ TEST(the_message_and_the_fields_of_a_refusal) {
   device.check_empty();
 }
 
+TEST(what_waits_in_a_thread_cache_serves_an_isolated_pool_before_new_memory) {
+  FakeDevice device;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 120; ++i) blocks.push_back(device.allocator->allocate(kMiB));
+  for (void* const block : blocks) device.allocator->deallocate(block);
+  const std::size_t held = device.allocator->ledger().held();
+  Account* const pool = device.allocator->open_pool("pool", nullptr, true, kNoLimit, kNoLimit);
+  device.allocator->set_current_pool(pool);
+  void* const large = device.allocator->allocate(64 * kMiB);
+  device.allocator->set_current_pool(nullptr);
+  CHECK_EQ(device.allocator->ledger().held(), held);
+  device.allocator->deallocate(large);
+  device.allocator->drop_pool(*pool);
+  device.check_empty();
+}
+
+TEST(above_the_soft_limit_no_cache_keeps_medium_blocks) {
+  Options options;
+  options.soft_limit = 16 * kMiB;
+  FakeDevice device(options);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 120; ++i) blocks.push_back(device.allocator->allocate(kMiB));
+  for (void* const block : blocks) device.allocator->deallocate(block);
+  CHECK(device.allocator->ledger().held() <= 18 * kMiB);
+  device.check_empty();
+}
+
 TEST(an_isolated_pool_has_memory_of_its_own_and_takes_it_along) {
   const FakeDevice device;
   Account* const pool = device.allocator->open_pool("own", nullptr, true, kNoLimit, kNoLimit);
