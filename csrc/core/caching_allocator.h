@@ -171,7 +171,6 @@ class CachingAllocator {
   void recall_for_growth(ThreadCache* mine) noexcept;
   void fold_for_peak(ThreadCache* mine) noexcept;
   std::size_t release(std::size_t bytes) noexcept;
-  std::size_t whole_free_bytes() noexcept;
   void retire(Account* account) noexcept;
   void forget_retired() noexcept;
   // Each arena under its lock, one after the other; then `last`, while still no arena can come or go.

@@ -211,31 +211,36 @@ std::int64_t CachingAllocator::decay_tick_ms() const noexcept {
 std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
   // A slice at a time, so that no allocation waits long for the arena.
   constexpr std::size_t kSlice = std::size_t{64} << 20;
-  constexpr std::int64_t kMarginShare = 16;
+  constexpr std::int64_t kMarginShare = 32;
   if (options_.decay_ms == kNeverDecays) return 0;
-  std::size_t cached = 0;
+  std::size_t unused = 0;
   {
     AllCaches caches(slot_);
     caches.for_each([&](ThreadCache& cache) {
       ledger_.fold(cache.shards);
-      cached += cache.small_bytes() + cache.span_bytes();
+      unused += cache.take_unused_bytes();
     });
   }
-  const Ledger::Demand demand = ledger_.take_demand();
+  std::size_t need = 0;
+  std::size_t free = 0;
+  for_each_arena([&](Arena& arena) {
+    need += arena.pages.take_need();
+    free += arena.pages.whole_free_bytes();
+  });
   std::int64_t highest = 0;
   try {
     const std::lock_guard guard(demand_mutex_);
-    demand_.add(now_ms, demand.highest);
+    demand_.add(now_ms, static_cast<std::int64_t>(need - std::min(unused, need)));
     highest = demand_.highest();
   } catch (const std::bad_alloc&) {
     return 0;
   }
-  // Demand comes back in other sizes and places: what fragmentation may cost it stays as well.
-  const auto may_return = static_cast<std::size_t>(highest + highest / kMarginShare - demand.current);
-  const std::size_t free = whole_free_bytes();
-  if (free + cached < may_return + memory_->granule_bytes()) return 0;
-  const std::size_t surplus = free + cached - may_return;
-  if (surplus > free) recall();
+  // Demand comes back in other sizes and places: what that may cost it stays as well.
+  const auto stays = static_cast<std::size_t>(highest + highest / kMarginShare);
+  const std::size_t held = ledger_.held();
+  if (held < stays + memory_->granule_bytes()) return 0;
+  const std::size_t surplus = held - stays;
+  if (surplus > free && unused >= memory_->granule_bytes()) recall();
   std::size_t given = 0;
   while (given < surplus) {
     const std::size_t slice = release(std::min(kSlice, surplus - given));
@@ -243,12 +248,6 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
     given += slice;
   }
   return given;
-}
-
-std::size_t CachingAllocator::whole_free_bytes() noexcept {
-  std::size_t sum = 0;
-  for_each_arena([&sum](Arena& arena) { sum += arena.pages.whole_free_bytes(); });
-  return sum;
 }
 
 std::size_t CachingAllocator::largest_free() noexcept {

@@ -43,7 +43,6 @@ void Ledger::fold_locked(Shards& shards) {
     downs.add(kind->downs);
   }
   fold_in(stats_.blocks.all, ups, downs);
-  note_demand();
   shards = {};
   rearm_soft();
 }
@@ -85,7 +84,6 @@ bool Ledger::settle(Shards& shards, bool is_small) {
       of_kind.subtract(kind.lease);
       of_kind.add(wanted);
       kind.lease = wanted;
-      note_demand();  // inside a lease nothing is noted: take all of it as reached
       return true;
     }
     --lease_refusals_;
@@ -142,7 +140,6 @@ Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t roun
   }
   stats_.blocks.all.add(rounded, asked);
   stats_.blocks.of(is_small).add(rounded, asked);
-  note_demand();
   return result;
 }
 
@@ -216,12 +213,6 @@ bool Ledger::take_soft_crossing() {
 bool Ledger::take_soft_alarm() {
   const Guard guard(lock_);
   return held_ > soft_limit_ && std::exchange(soft_armed_, false);
-}
-
-Ledger::Demand Ledger::take_demand() {
-  const Guard guard(lock_);
-  const std::int64_t current = stats_.blocks.all.bytes.current;
-  return {std::exchange(demand_high_, current), current};
 }
 
 Ledger::Moment Ledger::moment() const {

@@ -172,12 +172,6 @@ class Ledger {
     std::size_t held = 0;
   };
   Moment moment() const;
-  // Allocated bytes: the most there were since the last call, and now. As exact as the last fold of all shards.
-  struct Demand {
-    std::int64_t highest = 0;
-    std::int64_t current = 0;
-  };
-  Demand take_demand();
   std::size_t held() const;
   std::size_t limit() const;
   std::size_t soft_limit() const;
@@ -215,8 +209,6 @@ class Ledger {
   void fold_locked(Shards& shards);
   bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
   Amounts leased() const { return leased_small_.plus(leased_large_, 1); }
-  // The totals, and whatever threads may have on top of them without our knowledge.
-  void note_demand() { demand_high_ = std::max(demand_high_, stats_.blocks.all.bytes.current + leased().bytes); }
   void rearm_soft() {
     above_soft_.store(held_ > soft_limit_, std::memory_order_relaxed);
     // Between the folds of two threads the totals may stand below zero.
@@ -234,7 +226,6 @@ class Ledger {
   DeviceStats stats_;
   Amounts leased_small_;
   Amounts leased_large_;
-  std::int64_t demand_high_ = 0;            // highest allocated bytes since take_demand()
   std::int64_t forgotten_allocations_ = 0;  // counted before the sums were reset
   int lease_refusals_ = 0;                  // still to come, after suspend_leases()
   std::size_t held_ = 0;

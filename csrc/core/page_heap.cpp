@@ -145,6 +145,7 @@ Span* PageHeap::allocate(std::size_t bytes, const Supply& supply, Refusal& why) 
   Span* const span =
       bytes <= kMediumMax ? allocate_medium(bytes, supply, why) : allocate_large(bytes, false, supply, why);
   if (span == nullptr) return nullptr;
+  need_ = std::max(need_, need());
   span->state = Span::State::block;
   PageMap::instance().set_block(*span, span);
   return span;
@@ -237,11 +238,5 @@ void PageHeap::return_granules(Span* span) noexcept {
 // ---- reading -----------------------------------------------------------------------------------------------------
 
 std::size_t PageHeap::largest_free() const noexcept { return std::max(large_.largest_key(), shared_.largest_key()); }
-
-std::size_t PageHeap::backed_bytes() const noexcept {
-  std::size_t sum = 0;
-  for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) sum += segment->backed_bytes;
-  return sum;
-}
 
 }  // namespace mempool

@@ -9,11 +9,13 @@
 //   - the page map knows the first page of each block and each page of each slab, and nothing else.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "common/options.h"
@@ -92,8 +94,11 @@ class PageHeap {
   std::size_t release(std::size_t bytes) noexcept;
 
   std::size_t largest_free() const noexcept;
-  std::size_t backed_bytes() const noexcept;  // asleep or not
+  std::size_t backed_bytes() const noexcept { return backed_bytes_; }  // asleep or not
   std::size_t held_bytes() const noexcept { return backed_bytes() - sleeping_bytes_; }
+  // Bytes of the handles that were not entirely free, what waits in thread caches included: the most since the last
+  // call.
+  std::size_t take_need() noexcept { return std::max(std::exchange(need_, need()), need()); }
   std::size_t whole_free_bytes() const noexcept { return asleep() ? 0 : whole_.bytes(); }
   const Segment* first_segment() const noexcept { return segments_; }
   FreeRangeStats& free_ranges() noexcept { return free_ranges_; }
@@ -138,6 +143,7 @@ class PageHeap {
 
   bool grow(std::size_t bytes, bool aligned, std::span<PageHeap* const> lenders, Refusal& why) noexcept;
   bool can_stitch() const noexcept { return capabilities_.can_move && stitching_; }
+  std::size_t need() const noexcept { return held_bytes() - whole_free_bytes(); }
   bool rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
   Growth growth_in(Span* hole, std::size_t bytes) const noexcept;
@@ -186,6 +192,8 @@ class PageHeap {
 
   enum class Rest : std::uint8_t { awake, falling_asleep, asleep, waking } rest_ = Rest::awake;
   std::map<std::uintptr_t, Handle> sleeping_;  // handles that were given up, where they were
+  std::size_t backed_bytes_ = 0;
+  std::size_t need_ = 0;  // the highest need() since take_need()
   std::size_t sleeping_bytes_ = 0;
   std::unique_ptr<Backup> backup_;
 

@@ -64,6 +64,7 @@ Span* PageHeap::fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes) n
   ledger_.count_ranges(1 - is_backed(span->previous) - is_backed(span->next));
   span->state = Span::State::free;
   span->segment->backed_bytes += bytes;
+  backed_bytes_ += bytes;
   index(merge(span));
   return behind;
 }
@@ -163,6 +164,7 @@ Span* PageHeap::make_hole(Span* span, std::uintptr_t start, std::size_t bytes, S
   Span* const before = hole == span ? nullptr : hole->previous;
   ledger_.count_ranges(is_backed(hole->previous) + is_backed(hole->next) - 1);
   hole->segment->backed_bytes -= bytes;
+  backed_bytes_ -= bytes;
   hole->state = Span::State::hole;
   hole = merge(hole);
   index(hole);

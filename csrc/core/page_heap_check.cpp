@@ -65,6 +65,7 @@ std::string PageHeap::check_invariants() const {
     if (last == nullptr || last->end() != segment->start + segment->bytes) return "segment is not covered";
     if (sums.backed - backed_before != segment->backed_bytes) return "backed bytes of a segment";
   }
+  if (sums.backed != backed_bytes_) return "backed bytes";
   if (sums.free_large != large_.bytes()) return "bytes of the large index";
   if (sums.free_shared != shared_.bytes()) return "bytes of the shared index";
   if (sums.whole != whole_.bytes()) return "bytes of the index of whole granules";

@@ -13,9 +13,10 @@ namespace {
 constexpr int kLargest = 32;
 constexpr int kTightest = 128;
 
-// What more may be held, as a share of the peak of allocated bytes, so that a workload which repeats itself comes to
-// rest.
+// What more than the peak of allocated bytes may be held, so that a workload which repeats itself comes to rest: that
+// share of the peak. In a small process a few blocks are already more, so there it is bytes, up to half of the peak.
 constexpr std::size_t kShareForRest = 20;
+constexpr std::size_t kBytesForRest = std::size_t{64} << 20;
 
 }  // namespace
 
@@ -40,7 +41,9 @@ bool PageHeap::rests_better_on_new_memory(std::size_t bytes, const Growth& growt
   if (!can_stitch() || whole_.count() == 0) return false;
   const Ledger::Moment moment = ledger_.moment();
   if (!recurrence_.missing(bytes, moment.allocations)) return false;
-  return moment.held + growth.bytes <= moment.peak_allocated + moment.peak_allocated / kShareForRest;
+  const std::size_t peak = moment.peak_allocated;
+  const std::size_t for_rest = std::max(peak / kShareForRest, std::min(peak / 2, kBytesForRest));
+  return moment.held + growth.bytes <= peak + for_rest;
 }
 
 // How a hole, together with the free ranges at its ends, becomes a free range of `bytes`: from the end that needs less.

@@ -26,7 +26,8 @@ bool Recurrence::missing(std::size_t bytes, std::int64_t now) noexcept {
   const bool recurs = std::any_of(entry.moments.begin(), entry.moments.end(), [&](std::int64_t before) {
     const std::int64_t turn = now - before;
     if (before == kNever || turn < kShortestTurn) return false;
-    for (int i = 1; i < kTurns; ++i) {
+    const int turns = turn < kLongTurn ? kTurnsOfShort : kTurns;
+    for (int i = 1; i < turns; ++i) {
       if (!entry.has(before - i * turn)) return false;
     }
     return true;

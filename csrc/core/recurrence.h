@@ -1,8 +1,8 @@
 // Tells a workload that repeats itself from one that does not, by the sizes for which a range had to be stitched.
 //
 // Time is counted in allocations: a program that repeats itself makes the same number of them in each turn. A size
-// recurs when it is missing at moments that lie apart by the same number, kTurns times in a row. Turns shorter than
-// kShortestTurn are patterns inside of one step.
+// recurs when it is missing at moments that lie apart by the same number, several times in a row. The shorter the turn,
+// the more of them it takes: it might be a pattern inside of one step, such as a model's layers.
 #pragma once
 
 #include <array>
@@ -14,7 +14,8 @@ namespace mempool {
 
 class Recurrence {
  public:
-  static constexpr std::int64_t kShortestTurn = 1000;
+  static constexpr std::int64_t kLongTurn = 1000;     // allocations; from here on kTurns are enough
+  static constexpr std::int64_t kShortestTurn = 100;  // of those it takes kTurnsOfShort
 
   // A range of `bytes` is missing after `now` allocations. True when this recurs. Where there is no memory to remember
   // it nothing ever does.
@@ -22,6 +23,7 @@ class Recurrence {
 
  private:
   static constexpr int kTurns = 2;
+  static constexpr int kTurnsOfShort = 6;
   static constexpr std::size_t kSizes = 256;  // by a hash; a size that takes another's place starts anew
   static constexpr std::size_t kMoments = 16;
   static constexpr std::int64_t kNever = INT64_MIN / 2;

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "common/owner_lock.h"
 #include "core/arena.h"
@@ -93,6 +94,8 @@ class ThreadCache {
   std::size_t small_bytes() const noexcept { return small_bytes_; }
   // Medium and large ones. May be read without the lock.
   std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
+  // Bytes of them that were there all the time since the last call: nobody has needed these.
+  std::size_t take_unused_bytes() noexcept { return std::exchange(least_span_bytes_, span_bytes()); }
 
   // Returns every block, or the small ones, or the medium and large ones, to the arena.
   void flush() noexcept {
@@ -124,7 +127,10 @@ class ThreadCache {
   static std::size_t medium_bin(std::size_t bytes) { return (bytes - kSmallMax) / kPageBytes - 1; }
 
   // Only the holder of the lock writes, so that no read-modify-write is needed.
-  void set_span_bytes(std::size_t bytes) noexcept { span_bytes_.store(bytes, std::memory_order_relaxed); }
+  void set_span_bytes(std::size_t bytes) noexcept {
+    span_bytes_.store(bytes, std::memory_order_relaxed);
+    least_span_bytes_ = least_span_bytes_ < bytes ? least_span_bytes_ : bytes;
+  }
   void evict_medium(std::size_t count) noexcept;  // the largest
   void evict_large(std::size_t count) noexcept;   // the oldest
   void make_room(std::size_t size_class) noexcept;
@@ -139,6 +145,7 @@ class ThreadCache {
   std::array<Span*, kMostLarge> large_{};
   std::size_t large_count_ = 0;
   std::atomic<std::size_t> span_bytes_{0};
+  std::size_t least_span_bytes_ = 0;  // since take_unused_bytes()
   std::unique_ptr<SmallBlock[]> slots_;
 };
 

@@ -82,3 +82,31 @@ TEST(memory_that_never_decays_stays) {
   CHECK_EQ(held(device), 64 * kMiB);
   device.check_empty();
 }
+
+// A small process whose steps disagree about the layout: what it takes for them to rest is no surplus while they run,
+// and goes back after the last.
+TEST(memory_that_lets_a_workload_rest_stays_as_long_as_it_runs) {
+  const FakeDevice device({.thread_cache_bytes = 0, .decay_ms = 1000});
+  std::int64_t now = 0;
+  void* const weights = device.allocator->allocate(100 * kMiB);
+  const auto turn = [&] {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 12; ++i) blocks.push_back(device.allocator->allocate(2 * kMiB + 64));
+    for (std::size_t i = 0; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
+    void* const wide = device.allocator->allocate(12 * kMiB);
+    for (std::size_t i = 1; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
+    device.allocator->deallocate(wide);
+    for (int i = 0; i < 400; ++i) device.allocator->deallocate(device.allocator->allocate(64));
+    run_until(device, now, now + 200);
+  };
+  for (int i = 0; i < 20; ++i) turn();
+  const auto calls = device.memory->fallible_calls();
+  const DeviceStats stats = device.allocator->stats();
+  CHECK(stats.reserved_bytes.all.current > stats.blocks.all.bytes.peak + 12 * static_cast<std::int64_t>(kMiB));
+  for (int i = 0; i < 20; ++i) turn();
+  CHECK_EQ(device.memory->fallible_calls(), calls);
+  run_until(device, now, now + 3000);
+  CHECK(held(device) <= 104 * kMiB);
+  device.allocator->deallocate(weights);
+  device.check_empty();
+}

@@ -223,24 +223,6 @@ TEST(handing_many_small_blocks_for_a_large_one_does_not_make_up_peaks) {
   CHECK(stats.blocks.all.requested.peak <= threads.high.requested + Ledger::kFoldBytes);
 }
 
-TEST(demand_is_seen_also_when_another_thread_frees) {
-  Threads threads;
-  constexpr std::size_t kBlock = std::size_t{256} << 20;
-  const auto fold_all = [&] {
-    for (Ledger::Shards& shards : threads.shards) threads.ledger.fold(shards);
-  };
-  threads.add(0, kBlock);
-  threads.subtract(0, kBlock);
-  for (int tick = 0; tick < 3; ++tick) {
-    fold_all();
-    threads.ledger.take_demand();
-    threads.add(0, kBlock);  // inside a lease: below the peak
-    threads.subtract(1, kBlock);
-    fold_all();
-    CHECK(threads.ledger.take_demand().highest >= static_cast<std::int64_t>(kBlock));
-  }
-}
-
 TEST(two_threads_at_their_common_peak_lease_and_touch_nothing_shared) {
   Threads threads;
   constexpr std::size_t kBlock = std::size_t{4} << 20;

@@ -19,6 +19,12 @@ TEST(a_size_that_is_missing_in_each_turn_recurs) {
   CHECK(!recurrence.missing(kSize, 101 + 4 * kTurn));
 }
 
+TEST(a_short_turn_must_be_seen_more_often) {
+  Recurrence recurrence;
+  for (int turn = 0; turn < 6; ++turn) CHECK(!recurrence.missing(kSize, 400 * turn));
+  CHECK(recurrence.missing(kSize, 400 * 6));
+}
+
 TEST(several_places_in_a_turn_are_told_apart) {
   Recurrence recurrence;
   int recurring = 0;
