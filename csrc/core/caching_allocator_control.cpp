@@ -205,13 +205,13 @@ Gathering CachingAllocator::defragment() noexcept {
 }
 
 std::int64_t CachingAllocator::decay_tick_ms() const noexcept {
-  return std::clamp<std::int64_t>(options_.decay_ms / 20, 1, 50);
+  return std::clamp<std::int64_t>(options_.decay_ms / 20, 1, 40);
 }
 
 std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
   // A slice at a time, so that no allocation waits long for the arena.
   constexpr std::size_t kSlice = std::size_t{64} << 20;
-  constexpr std::int64_t kMarginShare = 32;
+  constexpr std::size_t kMarginShare = 32;
   if (options_.decay_ms == kNeverDecays) return 0;
   std::size_t unused = 0;
   {
@@ -222,25 +222,21 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
     });
   }
   std::size_t need = 0;
-  std::size_t free = 0;
-  for_each_arena([&](Arena& arena) {
-    need += arena.pages.take_need();
-    free += arena.pages.whole_free_bytes();
-  });
-  std::int64_t highest = 0;
+  for_each_arena([&](Arena& arena) { need += arena.pages.take_need(); });
+  std::size_t highest = 0;
   try {
     const std::lock_guard guard(demand_mutex_);
     demand_.add(now_ms, static_cast<std::int64_t>(need - std::min(unused, need)));
-    highest = demand_.highest();
+    highest = static_cast<std::size_t>(demand_.highest());
   } catch (const std::bad_alloc&) {
     return 0;
   }
+  highest -= std::min(highest, recall_unused(now_ms, unused));
   // Demand comes back in other sizes and places: what that may cost it stays as well.
-  const auto stays = static_cast<std::size_t>(highest + highest / kMarginShare);
+  const std::size_t stays = highest + highest / kMarginShare;
   const std::size_t held = ledger_.held();
   if (held < stays + memory_->granule_bytes()) return 0;
   const std::size_t surplus = held - stays;
-  if (surplus > free && unused >= memory_->granule_bytes()) recall();
   std::size_t given = 0;
   while (given < surplus) {
     const std::size_t slice = release(std::min(kSlice, surplus - given));
@@ -248,6 +244,27 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
     given += slice;
   }
   return given;
+}
+
+// Recalls the caches once blocks have waited in them for all of decay_ms. Returns by how much the need of that time was
+// taken for too high: handles that are free but for such a block count as needed, though only the block is unused.
+std::size_t CachingAllocator::recall_unused(std::int64_t now_ms, std::size_t unused) noexcept {
+  if (unused < memory_->granule_bytes()) {
+    unused_since_ms_ = kNotUnused;
+    return 0;
+  }
+  if (unused_since_ms_ == kNotUnused) unused_since_ms_ = now_ms;
+  if (now_ms - unused_since_ms_ < options_.decay_ms) return 0;
+  unused_since_ms_ = kNotUnused;
+  const auto need_now = [this] {
+    std::size_t need = 0;
+    for_each_arena([&need](Arena& arena) { need += arena.pages.need(); });
+    return need;
+  };
+  const std::size_t before = need_now();
+  recall();
+  const std::size_t after = need_now();
+  return before > after + unused ? before - after - unused : 0;
 }
 
 std::size_t CachingAllocator::largest_free() noexcept {

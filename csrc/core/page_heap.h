@@ -96,8 +96,9 @@ class PageHeap {
   std::size_t largest_free() const noexcept;
   std::size_t backed_bytes() const noexcept { return backed_bytes_; }  // asleep or not
   std::size_t held_bytes() const noexcept { return backed_bytes() - sleeping_bytes_; }
-  // Bytes of the handles that were not entirely free, what waits in thread caches included: the most since the last
-  // call.
+  // Bytes of the handles that are not entirely free, what waits in thread caches included; and the most of them since
+  // the last call.
+  std::size_t need() const noexcept { return held_bytes() - whole_free_bytes(); }
   std::size_t take_need() noexcept { return std::max(std::exchange(need_, need()), need()); }
   std::size_t whole_free_bytes() const noexcept { return asleep() ? 0 : whole_.bytes(); }
   const Segment* first_segment() const noexcept { return segments_; }
@@ -143,7 +144,6 @@ class PageHeap {
 
   bool grow(std::size_t bytes, bool aligned, std::span<PageHeap* const> lenders, Refusal& why) noexcept;
   bool can_stitch() const noexcept { return capabilities_.can_move && stitching_; }
-  std::size_t need() const noexcept { return held_bytes() - whole_free_bytes(); }
   bool rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
   Growth growth_in(Span* hole, std::size_t bytes) const noexcept;

@@ -1,4 +1,8 @@
 // Memory that goes back by itself, in a time that the test makes.
+#include <algorithm>
+#include <cmath>
+#include <random>
+
 #include "core/demand_window.h"
 #include "fixtures.h"
 
@@ -80,6 +84,33 @@ TEST(memory_that_never_decays_stays) {
   run_until(device, now, 100);
   device.allocator->decay(1'000'000'000);
   CHECK_EQ(held(device), 64 * kMiB);
+  device.check_empty();
+}
+
+// Blocks that wait in a thread's cache keep whole handles from being free. They go back with the rest.
+TEST(a_burst_of_all_sizes_leaves_little_more_than_what_is_live) {
+  const FakeDevice device({.decay_ms = 1000}, {.accessible = false});
+  std::int64_t now = 0;
+  std::mt19937 random(1);
+  std::uniform_real_distribution<double> exponent(16, 25);  // 64 KiB to 32 MiB
+  const auto allocate = [&](std::size_t most) {
+    std::vector<void*> blocks;
+    for (std::size_t sum = 0; sum < most;) {
+      const auto bytes = static_cast<std::size_t>(std::exp2(exponent(random)));
+      blocks.push_back(device.allocator->allocate(bytes));
+      sum += bytes;
+    }
+    return blocks;
+  };
+  const std::vector<void*> kept = allocate(100 * kMiB);
+  std::vector<void*> burst = allocate(1024 * kMiB);
+  run_until(device, now, 40);
+  std::shuffle(burst.begin(), burst.end(), random);
+  for (void* block : burst) device.allocator->deallocate(block);
+  const auto live = static_cast<std::size_t>(device.allocated());
+  run_until(device, now, 1140);
+  CHECK(held(device) <= live * 110 / 100);
+  for (void* block : kept) device.allocator->deallocate(block);
   device.check_empty();
 }
 
