@@ -100,8 +100,10 @@ standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
 	  -DTORCH_LIB="$$(echo $(CURDIR)/$(VENV_CUDA)/lib/python3*/site-packages/torch/lib)" -DPYTHON="$(CURDIR)/$(BIN)/python" >/dev/null
 	$(BIN)/ninja -C $(STANDIN) -j$(JOBS) --quiet
 
-test-cuda: standin
+test-cuda: standin build/asan/build.ninja
 	CUDA_STANDIN_LIB=$(STANDIN)/lib $(BIN)/python -m pytest tests/cuda_standin/tests
+	$(BIN)/ninja -C build/asan -j$(JOBS) --quiet test_backend
+	CUDA_STANDIN_LIB=$(STANDIN)/lib LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend
 	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda
 
 SOAK_SECONDS ?= 600

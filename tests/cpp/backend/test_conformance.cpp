@@ -1,11 +1,13 @@
 // One suite that every backend must pass: the contract of physical_memory.h, call by call.
 #include <sys/resource.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
 
 #include "backend/address_space.h"
+#include "backend/cuda_memory.h"
 #include "backend/fake_memory.h"
 #include "backend/host_memory.h"
 #include "check.h"
@@ -18,7 +20,7 @@ using Backend = std::function<std::unique_ptr<PhysicalMemory>()>;
 
 void for_each_backend(const std::function<void(PhysicalMemory&)>& body) {
   using Personality = FakeMemory::Personality;
-  const std::vector<Backend> backends{
+  std::vector<Backend> backends{
       [] { return std::make_unique<FakeMemory>(FakeMemory::Settings{.personality = Personality::host}); },
       [] { return std::make_unique<FakeMemory>(FakeMemory::Settings{.personality = Personality::device}); },
       [] {
@@ -30,6 +32,11 @@ void for_each_backend(const std::function<void(PhysicalMemory&)>& body) {
       [] { return std::make_unique<HostMemory>(true, MoveSupport{.moves = true, .across_mappings = false}); },
       [] { return std::make_unique<HostMemory>(true, MoveSupport{}); },
   };
+  // Where the stand-in plays the driver: there the host can touch what a device has.
+  if (std::getenv("CUDA_STANDIN_LIB") != nullptr) {
+    CHECK_EQ(CudaDriver::why(), "");
+    backends.push_back([] { return CudaMemory::make(*CudaDriver::instance(), 0); });
+  }
   for (const Backend& make : backends) {
     const std::unique_ptr<PhysicalMemory> memory = make();
     body(*memory);

@@ -165,8 +165,7 @@ CUresult AddressSpace::map(CUdeviceptr address, std::size_t bytes, CUmemGenericA
     return CUDA_ERROR_INVALID_VALUE;
   }
   const auto home = holder_of(reservations_, address, [](std::size_t size) { return size; });
-  if (address % kGranularity != 0 || home == reservations_.end() ||
-      address + bytes > home->first + home->second) {
+  if (address % kGranularity != 0 || home == reservations_.end() || address + bytes > home->first + home->second) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   const auto after = mappings_.lower_bound(address);

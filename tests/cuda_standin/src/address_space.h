@@ -56,7 +56,7 @@ class AddressSpace {
     std::size_t bytes = 0;
     int device = 0;
     std::int64_t offset = 0;  // -1: imported
-    int own_file = -1;  // of a shareable one: a file by itself, so that its descriptor says all
+    int own_file = -1;        // of a shareable one: a file by itself, so that its descriptor says all
     int references = 1;
     std::size_t mappings = 0;
   };

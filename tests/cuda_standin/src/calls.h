@@ -54,16 +54,16 @@ cudaError_t last_error(bool forget);
 
 }  // namespace standin
 
-// The first lines of an entry point that returns cudaError_t or CUresult. What follows runs under the lock.
-#define STANDIN_ENTER_AS(type, name, finish)                                                       \
-  const ::standin::Guard standin_guard(::standin::lock());                                         \
-  static ::standin::CallKind& standin_kind = ::standin::Calls::instance().kind(#name);             \
-  if (const int injected = ::standin::Calls::instance().enter(standin_kind)) {                     \
-    if (::standin::Calls::instance().is_logged())                                                  \
-      ::standin::Calls::instance().log(::standin::text_of("%s: made to fail with %d", #name, injected)); \
-    return finish(static_cast<type>(injected));                                                    \
+// The first lines of an entry point that returns cudaError_t or CUresult. What follows runs under the lock. The name is
+// made a text here and not one macro deeper: cuda.h defines macros that would add a version to it.
+#define STANDIN_ENTER(type, name, finish)                                             \
+  const ::standin::Guard standin_guard(::standin::lock());                            \
+  static ::standin::CallKind& standin_kind = ::standin::Calls::instance().kind(name); \
+  if (const int injected = ::standin::Calls::instance().enter(standin_kind)) {        \
+    STANDIN_LOG("%s: made to fail with %d", name, injected);                          \
+    return finish(static_cast<type>(injected));                                       \
   }
-#define STANDIN_RUNTIME(name) STANDIN_ENTER_AS(cudaError_t, name, ::standin::remember)
-#define STANDIN_DRIVER(name) STANDIN_ENTER_AS(CUresult, name, )
+#define STANDIN_RUNTIME(name) STANDIN_ENTER(cudaError_t, #name, ::standin::remember)
+#define STANDIN_DRIVER(name) STANDIN_ENTER(CUresult, #name, )
 #define STANDIN_LOG(...) \
   if (::standin::Calls::instance().is_logged()) ::standin::Calls::instance().log(::standin::text_of(__VA_ARGS__))

@@ -47,7 +47,8 @@ Devices& Devices::instance() {
 }
 
 Devices::Devices() : memories_(kMostDevices) {
-  if (const char* const count = std::getenv("CUDA_STANDIN_DEVICES")) count_ = std::clamp(std::atoi(count), 0, kMostDevices);
+  if (const char* const count = std::getenv("CUDA_STANDIN_DEVICES"))
+    count_ = std::clamp(std::atoi(count), 0, kMostDevices);
   if (const char* const bytes = std::getenv("CUDA_STANDIN_CAPACITY")) {
     for (Memory& memory : memories_) memory.capacity = std::strtoull(bytes, nullptr, 10);
   }

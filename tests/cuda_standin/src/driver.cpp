@@ -88,8 +88,7 @@ CUresult cuMemMap(CUdeviceptr address, std::size_t bytes, std::size_t offset, CU
                   unsigned long long) {
   STANDIN_DRIVER(cuMemMap)
   if (const CUresult refused = allowed()) return refused;
-  const CUresult error =
-      offset != 0 ? CUDA_ERROR_INVALID_VALUE : AddressSpace::instance().map(address, bytes, handle);
+  const CUresult error = offset != 0 ? CUDA_ERROR_INVALID_VALUE : AddressSpace::instance().map(address, bytes, handle);
   STANDIN_LOG("cuMemMap(%#llx, %zu, %llu) = %d", address, bytes, handle, error);
   return error;
 }
@@ -137,15 +136,44 @@ CUresult cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr address, cuuint32_
   STANDIN_DRIVER(cuStreamWriteValue32)
   return on_stream(stream, [=] { *reinterpret_cast<cuuint32_t*>(address) = value; });
 }
+CUresult cuMemcpyDtoH_v2(void* to, CUdeviceptr from, std::size_t bytes) {
+  STANDIN_DRIVER(cuMemcpyDtoH)
+  return static_cast<CUresult>(cudaMemcpy(to, reinterpret_cast<void*>(from), bytes, cudaMemcpyDeviceToHost));
+}
+CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, std::size_t bytes) {
+  STANDIN_DRIVER(cuMemcpyHtoD)
+  return static_cast<CUresult>(cudaMemcpy(reinterpret_cast<void*>(to), from, bytes, cudaMemcpyHostToDevice));
+}
+CUresult cuMemAllocHost_v2(void** address, std::size_t bytes) {
+  STANDIN_DRIVER(cuMemAllocHost)
+  return static_cast<CUresult>(cudaHostAlloc(address, bytes, 0));
+}
+CUresult cuMemFreeHost(void* address) {
+  STANDIN_DRIVER(cuMemFreeHost)
+  return static_cast<CUresult>(cudaFreeHost(address));
+}
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+  STANDIN_DRIVER(cuThreadExchangeStreamCaptureMode)
+  *mode =
+      static_cast<CUstreamCaptureMode>(Streams::instance().exchange_mode(static_cast<cudaStreamCaptureMode>(*mode)));
+  return CUDA_SUCCESS;
+}
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute which, CUdeviceptr address) {
   STANDIN_DRIVER(cuPointerGetAttribute)
   const AddressSpace::Place place = AddressSpace::instance().find(reinterpret_cast<void*>(address));
   if (place.device == -2) return CUDA_ERROR_INVALID_VALUE;
   switch (which) {
-    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *static_cast<int*>(value) = place.device; return CUDA_SUCCESS;
-    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: *static_cast<CUdeviceptr*>(value) = place.base; return CUDA_SUCCESS;
-    case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *static_cast<std::size_t*>(value) = place.bytes; return CUDA_SUCCESS;
-    default: return CUDA_ERROR_NOT_SUPPORTED;
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+      *static_cast<int*>(value) = place.device;
+      return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+      *static_cast<CUdeviceptr*>(value) = place.base;
+      return CUDA_SUCCESS;
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+      *static_cast<std::size_t*>(value) = place.bytes;
+      return CUDA_SUCCESS;
+    default:
+      return CUDA_ERROR_NOT_SUPPORTED;
   }
 }
 
@@ -204,8 +232,8 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule, const char*) {
   *function = reinterpret_cast<CUfunction>(std::uintptr_t{1});
   return CUDA_SUCCESS;
 }
-CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream stream,
-                        void**, void**) {
+CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
+                        CUstream stream, void**, void**) {
   STANDIN_DRIVER(cuLaunchKernel)
   return on_stream(stream, nullptr);
 }

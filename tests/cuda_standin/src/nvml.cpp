@@ -23,7 +23,7 @@ int nvmlDeviceGetComputeRunningProcesses(void*, unsigned* count, void*) {
   *count = 0;
   return 0;
 }
-int nvmlDeviceGetNvLinkRemoteDeviceType(void*, unsigned, int*) { return 3; }       // NVML_ERROR_NOT_SUPPORTED
+int nvmlDeviceGetNvLinkRemoteDeviceType(void*, unsigned, int*) { return 3; }  // NVML_ERROR_NOT_SUPPORTED
 int nvmlDeviceGetNvLinkRemotePciInfo_v2(void*, unsigned, void*) { return 3; }
 int nvmlDeviceGetGpuFabricInfoV(void*, void*) { return 3; }
 int nvmlSystemGetCudaDriverVersion_v2(int* version) {

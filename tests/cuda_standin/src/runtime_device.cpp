@@ -32,26 +32,46 @@ cudaError_t launch(cudaStream_t handle) {
 
 int attribute(cudaDeviceAttr which) {
   switch (which) {
-    case cudaDevAttrComputeCapabilityMajor: return kMajor;
-    case cudaDevAttrComputeCapabilityMinor: return kMinor;
-    case cudaDevAttrMultiProcessorCount: return kProcessors;
-    case cudaDevAttrWarpSize: return 32;
-    case cudaDevAttrMaxThreadsPerBlock: return 1024;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: return 2048;
-    case cudaDevAttrMaxBlockDimX: return 1024;
-    case cudaDevAttrMaxBlockDimY: return 1024;
-    case cudaDevAttrMaxBlockDimZ: return 64;
-    case cudaDevAttrMaxGridDimX: return 2147483647;
-    case cudaDevAttrMaxGridDimY: return 65535;
-    case cudaDevAttrMaxGridDimZ: return 65535;
-    case cudaDevAttrMaxSharedMemoryPerBlock: return 48 << 10;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return 163 << 10;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return 164 << 10;
-    case cudaDevAttrMaxRegistersPerBlock: return 65536;
-    case cudaDevAttrL2CacheSize: return 40 << 20;
-    case cudaDevAttrMemoryPoolsSupported: return 1;
-    case cudaDevAttrUnifiedAddressing: return 1;
-    default: return 0;
+    case cudaDevAttrComputeCapabilityMajor:
+      return kMajor;
+    case cudaDevAttrComputeCapabilityMinor:
+      return kMinor;
+    case cudaDevAttrMultiProcessorCount:
+      return kProcessors;
+    case cudaDevAttrWarpSize:
+      return 32;
+    case cudaDevAttrMaxThreadsPerBlock:
+      return 1024;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      return 2048;
+    case cudaDevAttrMaxBlockDimX:
+      return 1024;
+    case cudaDevAttrMaxBlockDimY:
+      return 1024;
+    case cudaDevAttrMaxBlockDimZ:
+      return 64;
+    case cudaDevAttrMaxGridDimX:
+      return 2147483647;
+    case cudaDevAttrMaxGridDimY:
+      return 65535;
+    case cudaDevAttrMaxGridDimZ:
+      return 65535;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      return 48 << 10;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return 163 << 10;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      return 164 << 10;
+    case cudaDevAttrMaxRegistersPerBlock:
+      return 65536;
+    case cudaDevAttrL2CacheSize:
+      return 40 << 20;
+    case cudaDevAttrMemoryPoolsSupported:
+      return 1;
+    case cudaDevAttrUnifiedAddressing:
+      return 1;
+    default:
+      return 0;
   }
 }
 

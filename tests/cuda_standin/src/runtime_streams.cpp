@@ -46,9 +46,8 @@ cudaError_t create_stream(cudaStream_t* stream, unsigned flags, int priority) {
 }
 
 cudaError_t host_function(cudaStream_t handle, std::function<void()> work) {
-  return with(handle, [&](Stream& stream) {
-    return Streams::instance().enqueue(stream, Node::Kind::host, std::move(work));
-  });
+  return with(handle,
+              [&](Stream& stream) { return Streams::instance().enqueue(stream, Node::Kind::host, std::move(work)); });
 }
 
 }  // namespace
@@ -178,7 +177,8 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mo
 cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t handle, cudaGraph_t graph, const cudaGraphNode_t*,
                                           const cudaGraphEdgeData*, std::size_t, cudaStreamCaptureMode mode) {
   STANDIN_RUNTIME(cudaStreamBeginCaptureToGraph)
-  return with(handle, [&](Stream& stream) { return Streams::instance().begin_capture(stream, mode, &graph_of(graph)); });
+  return with(handle,
+              [&](Stream& stream) { return Streams::instance().begin_capture(stream, mode, &graph_of(graph)); });
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
   STANDIN_RUNTIME(cudaStreamEndCapture)
@@ -193,7 +193,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
 cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* status) {
   STANDIN_RUNTIME(cudaStreamIsCapturing)
   return with(handle, [&](Stream& stream) {
-    *status = stream.capture == nullptr    ? cudaStreamCaptureStatusNone
+    *status = stream.capture == nullptr  ? cudaStreamCaptureStatusNone
               : stream.capture->is_valid ? cudaStreamCaptureStatusActive
                                          : cudaStreamCaptureStatusInvalidated;
     return cudaSuccess;
@@ -205,7 +205,7 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatu
   STANDIN_RUNTIME(cudaStreamGetCaptureInfo)
   return with(handle, [&](Stream& stream) {
     const Capture* const capture = stream.capture.get();
-    *status = capture == nullptr    ? cudaStreamCaptureStatusNone
+    *status = capture == nullptr  ? cudaStreamCaptureStatusNone
               : capture->is_valid ? cudaStreamCaptureStatusActive
                                   : cudaStreamCaptureStatusInvalidated;
     if (edges != nullptr) *edges = nullptr;

@@ -1,9 +1,9 @@
 // Streams, events, captures and graphs.
 //
-// A stream is a queue of operations. What is enqueued runs at once if nothing stands before it; it waits when the stream
-// is held, or behind a wait for an event that has not happened. Whoever synchronizes lets time pass: the queue is run
-// down, held or not, and so are the streams that it waits for. Nothing here runs in the background, so that a test sees
-// the same order each time.
+// A stream is a queue of operations. What is enqueued runs at once if nothing stands before it; it waits when the
+// stream is held, or behind a wait for an event that has not happened. Whoever synchronizes lets time pass: the queue
+// is run down, held or not, and so are the streams that it waits for. Nothing here runs in the background, so that a
+// test sees the same order each time.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,0 +1,87 @@
+// The calls of NVIDIA's driver that memory needs, found at run time: nothing is linked, no header of CUDA is needed,
+// and a machine without a driver loses nothing.
+//
+// Types and values are those of cuda.h, version 10.2 and newer (NVIDIA, "CUDA Driver API", Virtual Memory Management).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace mempool {
+
+class CudaDriver {
+ public:
+  using Result = int;  // CUresult; 0 is success
+  using Address = std::uint64_t;
+  using Token = std::uint64_t;  // CUmemGenericAllocationHandle
+  static constexpr Result kSuccess = 0;
+
+  struct Location {
+    int type = 1;  // CU_MEM_LOCATION_TYPE_DEVICE
+    int id = 0;
+  };
+  struct Properties {      // CUmemAllocationProp
+    int type = 1;          // CU_MEM_ALLOCATION_TYPE_PINNED
+    int handle_types = 0;  // 1: can be shared as a file descriptor
+    Location location;
+    void* windows = nullptr;  // of another system
+    std::uint8_t flags[8] = {};
+  };
+  struct Access {  // CUmemAccessDesc
+    Location location;
+    int flags = 3;  // read and write
+  };
+
+  // nullptr when there is no driver, or one that is too old to manage virtual memory; then why() says so. Opened once.
+  static const CudaDriver* instance();
+  static std::string why();
+
+  Result (*device_get)(int* device, int ordinal) = nullptr;
+  Result (*device_get_attribute)(int* value, int attribute, int device) = nullptr;
+  Result (*context_retain)(void** context, int device) = nullptr;
+  Result (*context_get_current)(void** context) = nullptr;
+  Result (*context_set_current)(void* context) = nullptr;
+  Result (*granularity)(std::size_t* bytes, const Properties* properties, int option) = nullptr;
+  Result (*reserve)(Address* address, std::size_t bytes, std::size_t alignment, Address hint,
+                    unsigned long long flags) = nullptr;
+  Result (*unreserve)(Address address, std::size_t bytes) = nullptr;
+  Result (*create)(Token* token, std::size_t bytes, const Properties* properties, unsigned long long flags) = nullptr;
+  Result (*release)(Token token) = nullptr;
+  Result (*map)(Address address, std::size_t bytes, std::size_t offset, Token token,
+                unsigned long long flags) = nullptr;
+  Result (*unmap)(Address address, std::size_t bytes) = nullptr;
+  Result (*set_access)(Address address, std::size_t bytes, const Access* access, std::size_t count) = nullptr;
+  Result (*copy_to_host)(void* to, Address from, std::size_t bytes) = nullptr;
+  Result (*copy_to_device)(Address to, const void* from, std::size_t bytes) = nullptr;
+  Result (*allocate_host)(void** address, std::size_t bytes) = nullptr;
+  Result (*free_host)(void* address) = nullptr;
+  Result (*exchange_capture_mode)(int* mode) = nullptr;
+
+ private:
+  struct Opened {
+    const CudaDriver* driver = nullptr;
+    std::string problem;
+  };
+  static const Opened& opened();
+  bool open(std::string& problem);
+};
+
+// For a scope: the calling thread works on the device's own context, and may make calls that a stream capture of
+// another part of the program forbids. Both are put back at the end.
+class CudaScope {
+ public:
+  CudaScope(const CudaDriver& driver, void* context) noexcept;
+  CudaScope(const CudaScope&) = delete;
+  CudaScope& operator=(const CudaScope&) = delete;
+  ~CudaScope();
+  bool is_entered() const noexcept { return is_entered_; }
+
+ private:
+  const CudaDriver& driver_;
+  void* before_ = nullptr;
+  int mode_ = 2;  // CU_STREAM_CAPTURE_MODE_RELAXED
+  bool is_entered_ = false;
+};
+
+}  // namespace mempool

@@ -1,0 +1,165 @@
+#include "backend/cuda_memory.h"
+
+#include <cstring>
+#include <new>
+#include <vector>
+
+namespace mempool {
+namespace {
+
+constexpr int kVirtualMemorySupported = 102;  // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+constexpr int kMinimumGranularity = 0;
+
+CudaDriver::Address number_of(const void* address) { return reinterpret_cast<CudaDriver::Address>(address); }
+
+CudaDriver::Properties properties_of(int device) {
+  CudaDriver::Properties properties;
+  properties.location.id = device;
+  return properties;
+}
+
+// Contents in pinned host memory, one piece for each range that was saved.
+class PinnedBackup final : public Backup {
+ public:
+  PinnedBackup(const CudaDriver& driver, void* context) : driver_(driver), context_(context) {}
+  ~PinnedBackup() override {
+    const CudaScope scope(driver_, context_);
+    for (const Piece& piece : pieces_) driver_.free_host(piece.copy);
+  }
+
+  bool save(const void* address, std::size_t bytes) noexcept override {
+    const CudaScope scope(driver_, context_);
+    if (!scope.is_entered()) return false;
+    try {
+      pieces_.reserve(pieces_.size() + 1);
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    void* copy = nullptr;
+    if (driver_.allocate_host(&copy, bytes) != CudaDriver::kSuccess) return false;
+    if (driver_.copy_to_host(copy, number_of(address), bytes) != CudaDriver::kSuccess) {
+      driver_.free_host(copy);
+      return false;
+    }
+    pieces_.push_back({number_of(address), bytes, copy});
+    return true;
+  }
+
+  bool restore() noexcept override {
+    const CudaScope scope(driver_, context_);
+    if (!scope.is_entered()) return false;
+    for (const Piece& piece : pieces_) {
+      if (driver_.copy_to_device(piece.address, piece.copy, piece.bytes) != CudaDriver::kSuccess) return false;
+    }
+    return true;
+  }
+
+ private:
+  struct Piece {
+    CudaDriver::Address address;
+    std::size_t bytes;
+    void* copy;
+  };
+  const CudaDriver& driver_;
+  void* const context_;
+  std::vector<Piece> pieces_;
+};
+
+}  // namespace
+
+std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordinal) {
+  int device = 0;
+  int is_supported = 0;
+  void* context = nullptr;
+  if (driver.device_get(&device, ordinal) != CudaDriver::kSuccess ||
+      driver.device_get_attribute(&is_supported, kVirtualMemorySupported, device) != CudaDriver::kSuccess ||
+      is_supported == 0 || driver.context_retain(&context, device) != CudaDriver::kSuccess) {
+    return nullptr;
+  }
+  std::size_t granule = 0;
+  const CudaDriver::Properties properties = properties_of(device);
+  const CudaScope scope(driver, context);
+  if (!scope.is_entered() || driver.granularity(&granule, &properties, kMinimumGranularity) != CudaDriver::kSuccess ||
+      granule == 0 || (granule & (granule - 1)) != 0) {
+    return nullptr;
+  }
+  return std::unique_ptr<CudaMemory>(new CudaMemory(driver, device, context, granule));
+}
+
+CudaMemory::CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule)
+    : driver_(driver), device_(device), context_(context), granule_(granule) {}
+
+void* CudaMemory::reserve(std::size_t bytes) noexcept {
+  const CudaScope scope(driver_, context_);
+  CudaDriver::Address address = 0;
+  if (!scope.is_entered() || driver_.reserve(&address, bytes, granule_, 0, 0) != CudaDriver::kSuccess) return nullptr;
+  return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr)
+}
+
+void CudaMemory::unreserve(void* address, std::size_t bytes) noexcept {
+  const CudaScope scope(driver_, context_);
+  driver_.unreserve(number_of(address), bytes);
+}
+
+// Mapped and accessible, or as it was.
+bool CudaMemory::map(void* address, std::size_t bytes, CudaDriver::Token token) noexcept {
+  if (driver_.map(number_of(address), bytes, 0, token, 0) != CudaDriver::kSuccess) return false;
+  CudaDriver::Access access;
+  access.location.id = device_;
+  if (driver_.set_access(number_of(address), bytes, &access, 1) == CudaDriver::kSuccess) return true;
+  driver_.unmap(number_of(address), bytes);
+  return false;
+}
+
+bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
+  const CudaScope scope(driver_, context_);
+  if (!scope.is_entered()) return false;
+  release_waiting();
+  const CudaDriver::Properties properties = properties_of(device_);
+  CudaDriver::Token token = 0;
+  if (driver_.create(&token, bytes, &properties, 0) != CudaDriver::kSuccess) return false;
+  if (!map(address, bytes, token)) {
+    release_later(token);
+    return false;
+  }
+  out = {address, bytes, token};
+  return true;
+}
+
+bool CudaMemory::decommit(const Handle& handle) noexcept {
+  const CudaScope scope(driver_, context_);
+  if (!scope.is_entered()) return false;
+  release_waiting();
+  if (driver_.unmap(number_of(handle.address), handle.bytes) != CudaDriver::kSuccess) return false;
+  release_later(handle.token);
+  return true;
+}
+
+// The new address first: at no moment is the memory mapped nowhere.
+bool CudaMemory::move(Handle& handle, void* to) noexcept {
+  const CudaScope scope(driver_, context_);
+  if (!scope.is_entered() || !map(to, handle.bytes, handle.token)) return false;
+  if (driver_.unmap(number_of(handle.address), handle.bytes) != CudaDriver::kSuccess) {
+    driver_.unmap(number_of(to), handle.bytes);
+    return false;
+  }
+  handle.address = to;
+  return true;
+}
+
+void CudaMemory::release_later(CudaDriver::Token token) noexcept {
+  if (driver_.release(token) == CudaDriver::kSuccess) return;
+  const std::lock_guard guard(waiting_mutex_);
+  if (waiting_count_ < waiting_.size()) waiting_[waiting_count_++] = token;
+}
+
+void CudaMemory::release_waiting() noexcept {
+  const std::lock_guard guard(waiting_mutex_);
+  while (waiting_count_ > 0 && driver_.release(waiting_[waiting_count_ - 1]) == CudaDriver::kSuccess) --waiting_count_;
+}
+
+std::unique_ptr<Backup> CudaMemory::make_backup() noexcept {
+  return std::unique_ptr<Backup>(new (std::nothrow) PinnedBackup(driver_, context_));
+}
+
+}  // namespace mempool

@@ -1,0 +1,51 @@
+// Memory of one CUDA device, by the driver's virtual memory management. A handle is what one cuMemCreate made: it stays
+// whole for life, and can be mapped at two addresses at once.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+#include "backend/cuda_driver.h"
+#include "core/physical_memory.h"
+
+namespace mempool {
+
+class CudaMemory final : public PhysicalMemory {
+ public:
+  // nullptr when the driver has no such device, or the device cannot manage virtual memory.
+  static std::unique_ptr<CudaMemory> make(const CudaDriver& driver, int ordinal);
+
+  std::size_t granule_bytes() const noexcept override { return granule_; }
+  Capabilities capabilities() const noexcept override {
+    return {.can_cut = false, .can_alias = true, .can_move = true};
+  }
+  void* reserve(std::size_t bytes) noexcept override;
+  void unreserve(void* address, std::size_t bytes) noexcept override;
+  bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
+  bool decommit(const Handle& handle) noexcept override;
+  bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }
+  bool join(Handle&, const Handle&) noexcept override { return false; }
+  bool move(Handle& handle, void* to) noexcept override;
+  std::unique_ptr<Backup> make_backup() noexcept override;
+
+ private:
+  CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule);
+  bool map(void* address, std::size_t bytes, CudaDriver::Token token) noexcept;
+  void release_later(CudaDriver::Token token) noexcept;
+  void release_waiting() noexcept;
+
+  const CudaDriver& driver_;
+  const int device_;
+  void* const context_;  // the primary one, which torch uses too; kept for the life of the process
+  const std::size_t granule_;
+
+  // Handles that are mapped nowhere and that the driver would not take back: tried again with each call.
+  std::mutex waiting_mutex_;
+  std::array<CudaDriver::Token, 64> waiting_{};
+  std::size_t waiting_count_ = 0;
+};
+
+}  // namespace mempool
