@@ -132,8 +132,11 @@ void CachingAllocator::confirm(const Request& request) {
     ThreadCache& mine = *request.cache;
     mine.lock.lock();
     mine.shards.add(request.is_small, request.rounded, request.asked);
-    mine.shards.is_ahead(request.is_small) ? void(settle_and_unlock(mine, request.is_small, nullptr))
-                                           : mine.lock.unlock();
+    if (mine.shards.is_ahead(request.is_small)) {
+      settle_and_unlock(mine, request.is_small, nullptr);
+    } else {
+      mine.lock.unlock();
+    }
   } else {
     result = charge(request);
   }

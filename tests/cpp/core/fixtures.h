@@ -41,6 +41,17 @@ struct FakeDevice {
   }
 };
 
+// A turn of a workload whose two halves disagree about the layout. `small_pairs`: what else it allocates and frees.
+inline void disagreeing_turn(CachingAllocator& allocator, int small_pairs) {
+  std::vector<void*> blocks;
+  for (int i = 0; i < 12; ++i) blocks.push_back(allocator.allocate(2 * kMiB + 64));
+  for (std::size_t i = 0; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);
+  void* const wide = allocator.allocate(12 * kMiB);
+  for (std::size_t i = 1; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);
+  allocator.deallocate(wide);
+  for (int i = 0; i < small_pairs; ++i) allocator.deallocate(allocator.allocate(64));
+}
+
 inline std::vector<FakeMemory::Settings> personalities() {
   using Personality = FakeMemory::Personality;
   return {{.personality = Personality::host},

@@ -7,6 +7,7 @@
 #include "fixtures.h"
 
 using namespace mempool;
+using fixtures::disagreeing_turn;
 using fixtures::FakeDevice;
 using fixtures::kMiB;
 
@@ -121,13 +122,7 @@ TEST(memory_that_lets_a_workload_rest_stays_as_long_as_it_runs) {
   std::int64_t now = 0;
   void* const weights = device.allocator->allocate(100 * kMiB);
   const auto turn = [&] {
-    std::vector<void*> blocks;
-    for (int i = 0; i < 12; ++i) blocks.push_back(device.allocator->allocate(2 * kMiB + 64));
-    for (std::size_t i = 0; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
-    void* const wide = device.allocator->allocate(12 * kMiB);
-    for (std::size_t i = 1; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
-    device.allocator->deallocate(wide);
-    for (int i = 0; i < 400; ++i) device.allocator->deallocate(device.allocator->allocate(64));
+    disagreeing_turn(*device.allocator, 400);
     run_until(device, now, now + 200);
   };
   for (int i = 0; i < 20; ++i) turn();

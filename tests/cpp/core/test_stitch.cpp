@@ -3,6 +3,7 @@
 #include "fixtures.h"
 
 using namespace mempool;
+using fixtures::disagreeing_turn;
 using fixtures::FakeDevice;
 using fixtures::kMiB;
 
@@ -29,22 +30,14 @@ TEST(free_memory_is_moved_under_a_range_that_is_too_short) {
   }
 }
 
-// Two turns that disagree about the layout: with all memory in use for either, something has to move in each turn. Once
-// the turns are seen to recur, the ranges get memory of their own and no call is made any more.
+// With all memory in use for either half of a turn, something has to move in each. Once the turns are seen to recur,
+// the ranges get memory of their own and no call is made any more.
 TEST(a_workload_that_repeats_itself_comes_to_rest) {
   for (const FakeMemory::Settings& settings : fixtures::personalities()) {
     const FakeDevice device({.thread_cache_bytes = 0}, settings);
     std::vector<void*> weights;
     for (int i = 0; i < 16; ++i) weights.push_back(device.allocator->allocate(40 * kMiB));
-    const auto turn = [&] {
-      std::vector<void*> blocks;
-      for (int i = 0; i < 12; ++i) blocks.push_back(device.allocator->allocate(2 * kMiB + 64));
-      for (std::size_t i = 0; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
-      void* const wide = device.allocator->allocate(12 * kMiB);
-      for (std::size_t i = 1; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
-      device.allocator->deallocate(wide);
-      for (int i = 0; i < 2000; ++i) device.allocator->deallocate(device.allocator->allocate(64));
-    };
+    const auto turn = [&] { disagreeing_turn(*device.allocator, 2000); };
     for (int i = 0; i < 20; ++i) turn();
     const auto calls = device.memory->fallible_calls();
     for (int i = 0; i < 20; ++i) turn();
