@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="processes a side")
-    parser.add_argument("--only", choices=tuple(WORKLOADS), nargs="+", help="these workloads")
+    parser.add_argument("--only", choices=tuple(WORKLOADS), nargs="+", action="extend", help="these workloads")
     parser.add_argument("--peers", choices=NAMES, nargs="+", help="these beside default glibc and mempool")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of fragmentation.json and .png")
     options = parser.parse_args(arguments)

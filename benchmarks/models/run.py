@@ -146,7 +146,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="processes a side")
     parser.add_argument("--steps", type=int, help="timed steps a process; default: the workload's own number")
     parser.add_argument("--warmup", type=int, help="steps before them; default: the workload's own number")
-    parser.add_argument("--only", choices=NAMES, action="append", help="this workload; may be given again")
+    parser.add_argument("--only", choices=NAMES, nargs="+", action="extend", help="these workloads")
     parser.add_argument("--small", action="store_true", help="sizes for tests: says nothing about speed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", choices=PEER_NAMES, nargs="+", help="these beside default glibc and mempool")
