@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -154,7 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = measure(options)
     seconds = figures["seconds"]
     figures["ratios"] = {name: asdict(paired_ratio(seconds[name], seconds["madvise"])) for name in ("sleep", "wake")}
-    figures["medians_seconds"] = {name: statistics.median(values) for name, values in seconds.items()}
     figures["spreads_seconds"] = {name: spread_json(values) for name, values in seconds.items()}
     path = write_report(options.out, "sleep", {"benchmark": "sleep", "environment": facts, **figures})
     console = table_console()

@@ -52,9 +52,6 @@ class OwnerLock {
     if (!symmetric_) busy_.store(false, std::memory_order_relaxed);
   }
 
-  // Whether the cheap way is in use.
-  static bool is_asymmetric() noexcept { return kAsymmetric; }
-
  private:
   void lock_contended() noexcept;
 

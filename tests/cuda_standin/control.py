@@ -20,7 +20,6 @@ from typing import Any
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation and CUDA_ERROR_OUT_OF_MEMORY
 INVALID_VALUE = 1
-NOT_SUPPORTED = 801
 
 PLAYED = ("libcudart.so.13", "libcuda.so.1", "libnvidia-ml.so.1")  # the first brings the others' symbols
 
