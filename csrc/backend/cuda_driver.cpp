@@ -21,6 +21,7 @@ bool CudaDriver::open(std::string& problem) {
   find(initialize, "cuInit");
   find(device_get, "cuDeviceGet");
   find(device_get_attribute, "cuDeviceGetAttribute");
+  find(device_total, "cuDeviceTotalMem_v2");
   find(context_retain, "cuDevicePrimaryCtxRetain");
   find(context_get_current, "cuCtxGetCurrent");
   find(context_set_current, "cuCtxSetCurrent");
@@ -37,6 +38,12 @@ bool CudaDriver::open(std::string& problem) {
   find(allocate_host, "cuMemAllocHost_v2");
   find(free_host, "cuMemFreeHost");
   find(exchange_capture_mode, "cuThreadExchangeStreamCaptureMode");
+  find(is_capturing, "cuStreamIsCapturing");
+  find(event_create, "cuEventCreate");
+  find(event_record, "cuEventRecord");
+  find(event_query, "cuEventQuery");
+  find(event_synchronize, "cuEventSynchronize");
+  find(event_destroy, "cuEventDestroy_v2");
   if (problem.empty() && initialize(0) != kSuccess) problem = "the NVIDIA driver finds no device (cuInit failed)";
   return problem.empty();
 }

@@ -39,6 +39,7 @@ class CudaDriver {
 
   Result (*device_get)(int* device, int ordinal) = nullptr;
   Result (*device_get_attribute)(int* value, int attribute, int device) = nullptr;
+  Result (*device_total)(std::size_t* bytes, int device) = nullptr;
   Result (*context_retain)(void** context, int device) = nullptr;
   Result (*context_get_current)(void** context) = nullptr;
   Result (*context_set_current)(void* context) = nullptr;
@@ -57,6 +58,12 @@ class CudaDriver {
   Result (*allocate_host)(void** address, std::size_t bytes) = nullptr;
   Result (*free_host)(void* address) = nullptr;
   Result (*exchange_capture_mode)(int* mode) = nullptr;
+  Result (*is_capturing)(void* stream, int* status) = nullptr;
+  Result (*event_create)(void** event, unsigned flags) = nullptr;
+  Result (*event_record)(void* event, void* stream) = nullptr;
+  Result (*event_query)(void* event) = nullptr;
+  Result (*event_synchronize)(void* event) = nullptr;
+  Result (*event_destroy)(void* event) = nullptr;
 
  private:
   struct Opened {

@@ -87,7 +87,7 @@ std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordin
 }
 
 CudaMemory::CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule)
-    : driver_(driver), device_(device), context_(context), granule_(granule) {}
+    : driver_(driver), device_(device), context_(context), granule_(granule), events_(driver, context) {}
 
 void* CudaMemory::reserve(std::size_t bytes) noexcept {
   const CudaScope scope(driver_, context_);
@@ -101,16 +101,6 @@ void CudaMemory::unreserve(void* address, std::size_t bytes) noexcept {
   driver_.unreserve(number_of(address), bytes);
 }
 
-// Mapped and accessible, or as it was.
-bool CudaMemory::map(void* address, std::size_t bytes, CudaDriver::Token token) noexcept {
-  if (driver_.map(number_of(address), bytes, 0, token, 0) != CudaDriver::kSuccess) return false;
-  CudaDriver::Access access;
-  access.location.id = device_;
-  if (driver_.set_access(number_of(address), bytes, &access, 1) == CudaDriver::kSuccess) return true;
-  driver_.unmap(number_of(address), bytes);
-  return false;
-}
-
 bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
   const CudaScope scope(driver_, context_);
   if (!scope.is_entered()) return false;
@@ -118,12 +108,19 @@ bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
   const CudaDriver::Properties properties = properties_of(device_);
   CudaDriver::Token token = 0;
   if (driver_.create(&token, bytes, &properties, 0) != CudaDriver::kSuccess) return false;
-  if (!map(address, bytes, token)) {
+  if (driver_.map(number_of(address), bytes, 0, token, 0) != CudaDriver::kSuccess) {
     release_later(token);
     return false;
   }
   out = {address, bytes, token};
   return true;
+}
+
+bool CudaMemory::open(void* address, std::size_t bytes) noexcept {
+  const CudaScope scope(driver_, context_);
+  CudaDriver::Access access;
+  access.location.id = device_;
+  return scope.is_entered() && driver_.set_access(number_of(address), bytes, &access, 1) == CudaDriver::kSuccess;
 }
 
 bool CudaMemory::decommit(const Handle& handle) noexcept {
@@ -135,16 +132,25 @@ bool CudaMemory::decommit(const Handle& handle) noexcept {
   return true;
 }
 
-// The new address first: at no moment is the memory mapped nowhere.
+// The old address stays mapped, for work that uses it still.
 bool CudaMemory::move(Handle& handle, void* to) noexcept {
   const CudaScope scope(driver_, context_);
-  if (!scope.is_entered() || !map(to, handle.bytes, handle.token)) return false;
-  if (driver_.unmap(number_of(handle.address), handle.bytes) != CudaDriver::kSuccess) {
-    driver_.unmap(number_of(to), handle.bytes);
+  if (!scope.is_entered() || driver_.map(number_of(to), handle.bytes, 0, handle.token, 0) != CudaDriver::kSuccess) {
     return false;
   }
   handle.address = to;
   return true;
+}
+
+bool CudaMemory::move_back(Handle& handle, void* from) noexcept {
+  if (!unmap(handle.address, handle.bytes)) return false;
+  handle.address = from;
+  return true;
+}
+
+bool CudaMemory::unmap(void* address, std::size_t bytes) noexcept {
+  const CudaScope scope(driver_, context_);
+  return scope.is_entered() && driver_.unmap(number_of(address), bytes) == CudaDriver::kSuccess;
 }
 
 void CudaMemory::release_later(CudaDriver::Token token) noexcept {

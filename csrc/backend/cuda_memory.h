@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "backend/cuda_driver.h"
+#include "backend/cuda_events.h"
 #include "core/physical_memory.h"
 
 namespace mempool {
@@ -28,12 +29,15 @@ class CudaMemory final : public PhysicalMemory {
   bool decommit(const Handle& handle) noexcept override;
   bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }
   bool join(Handle&, const Handle&) noexcept override { return false; }
+  bool open(void* address, std::size_t bytes) noexcept override;
   bool move(Handle& handle, void* to) noexcept override;
+  bool move_back(Handle& handle, void* from) noexcept override;
+  bool unmap(void* address, std::size_t bytes) noexcept override;
+  StreamEvents* stream_events() noexcept override { return &events_; }
   std::unique_ptr<Backup> make_backup() noexcept override;
 
  private:
   CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule);
-  bool map(void* address, std::size_t bytes, CudaDriver::Token token) noexcept;
   void release_later(CudaDriver::Token token) noexcept;
   void release_waiting() noexcept;
 
@@ -41,6 +45,8 @@ class CudaMemory final : public PhysicalMemory {
   const int device_;
   void* const context_;  // the primary one, which torch uses too; kept for the life of the process
   const std::size_t granule_;
+
+  CudaEvents events_;
 
   // Handles that are mapped nowhere and that the driver would not take back: tried again with each call.
   std::mutex waiting_mutex_;

@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -12,31 +13,47 @@ namespace mempool {
 namespace {
 
 std::atomic<bool> g_running{false};
+std::array<std::atomic<CachingAllocator*>, kMaxAllocators> g_allocators{};
 
 std::int64_t now_ms() {
   using namespace std::chrono;
   return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
-void* run(void* argument) {
-  CachingAllocator& allocator = *static_cast<CachingAllocator*>(argument);
+// Each allocator of the process that decays; they are immortal.
+template <typename Action>
+void for_each_allocator(Action action) {
+  for (const auto& entry : g_allocators) {
+    if (CachingAllocator* const allocator = entry.load()) action(*allocator);
+  }
+}
+
+bool is_anything_held() {
+  std::size_t held = 0;
+  for_each_allocator([&held](CachingAllocator& allocator) { held += allocator.ledger().held(); });
+  return held > 0;
+}
+
+void* run(void*) {
   pthread_setname_np(pthread_self(), "mempool-decay");
-  const std::chrono::milliseconds tick(allocator.decay_tick_ms());
   while (true) {
-    std::this_thread::sleep_for(tick);
-    allocator.decay(now_ms());
-    if (allocator.ledger().held() > 0) continue;
+    std::int64_t tick = INT64_MAX;
+    for_each_allocator([&tick](CachingAllocator& a) { tick = std::min(tick, a.decay_tick_ms()); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(tick));
+    for_each_allocator([](CachingAllocator& allocator) { allocator.decay(now_ms()); });
+    if (is_anything_held()) continue;
     g_running.store(false);
     // Memory that came between the two steps found a thread that was about to end.
-    if (allocator.ledger().held() == 0 || g_running.exchange(true)) return nullptr;
+    if (!is_anything_held() || g_running.exchange(true)) return nullptr;
   }
 }
 
 }  // namespace
 
 void ensure_decay_thread(CachingAllocator& allocator) noexcept {
-  if (g_running.load(std::memory_order_relaxed)) return;
-  if (allocator.options().decay_ms == kNeverDecays || g_running.exchange(true)) return;
+  if (allocator.options().decay_ms == kNeverDecays) return;
+  g_allocators[allocator.slot()].store(&allocator);
+  if (g_running.load(std::memory_order_relaxed) || g_running.exchange(true)) return;
   // Signals belong to the program's own threads.
   sigset_t all;
   sigset_t before;
@@ -47,7 +64,7 @@ void ensure_decay_thread(CachingAllocator& allocator) noexcept {
   pthread_attr_init(&attributes);
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
   pthread_attr_setstacksize(&attributes, std::size_t{256} << 10);
-  if (pthread_create(&thread, &attributes, run, &allocator) != 0) g_running.store(false);
+  if (pthread_create(&thread, &attributes, run, nullptr) != 0) g_running.store(false);
   pthread_attr_destroy(&attributes);
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }

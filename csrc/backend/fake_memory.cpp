@@ -1,5 +1,6 @@
 #include "backend/fake_memory.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <iterator>
@@ -74,7 +75,7 @@ bool FakeMemory::touches(const Ranges& ranges, std::uintptr_t start, std::size_t
 
 bool FakeMemory::is_free_space(std::uintptr_t start, std::size_t bytes) const noexcept {
   return bytes != 0 && start % settings_.granule_bytes == 0 && bytes % settings_.granule_bytes == 0 &&
-         inside(reserved_, start, bytes) && !touches(mapped_, start, bytes);
+         inside(reserved_, start, bytes) && !touches(mapped_, start, bytes) && !touches(left_, start, bytes);
 }
 
 bool FakeMemory::is_mapped_exactly(const Handle& handle) const noexcept {
@@ -107,7 +108,8 @@ void FakeMemory::unreserve(void* address, std::size_t bytes) noexcept {
   const Guard guard(mutex_);
   enter(Call::unreserve);
   const auto it = reserved_.find(number(address));
-  if (it == reserved_.end() || it->second != bytes || touches(mapped_, number(address), bytes)) {
+  if (it == reserved_.end() || it->second != bytes || touches(mapped_, number(address), bytes) ||
+      touches(left_, number(address), bytes)) {
     broken("unreserve: not a whole reservation, or something is mapped in it");
     return;
   }
@@ -122,8 +124,22 @@ bool FakeMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
   if (bytes > settings_.capacity_bytes - committed_) return false;
   if (settings_.accessible && !open_space(address, bytes)) return false;
   mapped_[number(address)] = bytes;
+  if (capabilities().can_alias) closed_[number(address)] = bytes;
   committed_ += bytes;
   out = {address, bytes, 0};
+  return true;
+}
+
+bool FakeMemory::open(void* address, std::size_t bytes) noexcept {
+  if (!capabilities().can_alias) return true;
+  const Guard guard(mutex_);
+  if (!enter(Call::open)) return false;
+  std::uintptr_t at = number(address);
+  for (auto it = mapped_.find(at); it != mapped_.end() && it->first == at && at < number(address) + bytes; ++it) {
+    at += it->second;
+  }
+  if (at != number(address) + bytes) return broken("open: not whole handles in a row");
+  closed_.erase(closed_.lower_bound(number(address)), closed_.lower_bound(at));
   return true;
 }
 
@@ -133,6 +149,7 @@ bool FakeMemory::decommit(const Handle& handle) noexcept {
   if (!is_mapped_exactly(handle)) return broken("decommit: not a whole handle");
   if (settings_.accessible && !shut_space(handle.address, handle.bytes)) return false;
   mapped_.erase(number(handle.address));
+  closed_.erase(number(handle.address));
   committed_ -= handle.bytes;
   return true;
 }
@@ -177,12 +194,96 @@ bool FakeMemory::move(Handle& handle, void* to) noexcept {
     // A stand-in may copy: what is tested is that contents arrive and that the old address is no longer used.
     if (!open_space(to, handle.bytes)) return false;
     std::memcpy(to, handle.address, handle.bytes);
-    if (!shut_space(handle.address, handle.bytes)) return false;
+    if (!capabilities().can_alias && !shut_space(handle.address, handle.bytes)) return false;
   }
   mapped_.erase(number(handle.address));
   mapped_[number(to)] = handle.bytes;
+  if (capabilities().can_alias) left_[number(handle.address)] = closed_[number(to)] = handle.bytes;
   handle.address = to;
   return true;
+}
+
+bool FakeMemory::move_back(Handle& handle, void* from) noexcept {
+  const Guard guard(mutex_);
+  if (!enter(Call::move)) return false;
+  const auto left = left_.find(number(from));
+  if (!is_mapped_exactly(handle) || left == left_.end() || left->second != handle.bytes) {
+    return broken("move_back: it did not come from there");
+  }
+  if (settings_.accessible && !shut_space(handle.address, handle.bytes)) return false;
+  mapped_.erase(number(handle.address));
+  closed_.erase(number(handle.address));
+  mapped_[left->first] = left->second;
+  left_.erase(left);
+  handle.address = from;
+  return true;
+}
+
+bool FakeMemory::unmap(void* address, std::size_t bytes) noexcept {
+  const Guard guard(mutex_);
+  if (!enter(Call::unmap)) return false;
+  const std::uintptr_t start = number(address);
+  std::uintptr_t at = start;
+  auto it = left_.find(at);
+  for (; it != left_.end() && it->first == at && at < start + bytes; ++it) at += it->second;
+  if (at != start + bytes) return broken("unmap: not whole ranges in a row");
+  if (settings_.accessible && !shut_space(address, bytes)) return false;
+  left_.erase(left_.find(start), it);
+  return true;
+}
+
+// ---- streams -----------------------------------------------------------------------------------------------------
+
+void FakeMemory::work(StreamId stream) {
+  const Guard guard(mutex_);
+  ++streams_.lines[stream].asked;
+}
+
+void FakeMemory::finish(StreamId stream, std::uint64_t pieces) {
+  const Guard guard(mutex_);
+  Streams::Line& line = streams_.lines[stream];
+  line.done += std::min(pieces, line.asked - line.done);
+}
+
+void FakeMemory::refuse_events(bool refused) {
+  const Guard guard(mutex_);
+  streams_.refused = refused;
+}
+
+std::uint64_t FakeMemory::waits() const noexcept {
+  const Guard guard(mutex_);
+  return streams_.waits;
+}
+
+bool FakeMemory::Streams::record(StreamId stream, Event& out) noexcept {
+  const Guard guard(memory_.mutex_);
+  if (!memory_.enter(Call::record) || refused) return false;
+  try {
+    events[next_] = {stream, lines[stream].asked};
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  out = next_++;
+  return true;
+}
+
+StreamEvents::Progress FakeMemory::Streams::query(Event event) noexcept {
+  const Guard guard(memory_.mutex_);
+  const Recorded& recorded = events.at(event);
+  return lines.at(recorded.stream).done >= recorded.until ? Progress::done : Progress::pending;
+}
+
+void FakeMemory::Streams::wait(Event event) noexcept {
+  const Guard guard(memory_.mutex_);
+  const Recorded& recorded = events.at(event);
+  Line& line = lines.at(recorded.stream);
+  waits += line.done < recorded.until ? 1 : 0;
+  line.done = std::max(line.done, recorded.until);
+}
+
+void FakeMemory::Streams::discard(Event event) noexcept {
+  const Guard guard(memory_.mutex_);
+  if (events.erase(event) != 1) memory_.broken("discard: no such event");
 }
 
 // ---- controls ----------------------------------------------------------------------------------------------------

@@ -15,8 +15,21 @@ namespace mempool {
 
 class FakeMemory final : public PhysicalMemory {
  public:
-  enum class Call : std::uint8_t { reserve, unreserve, commit, decommit, cut, join, move, save, restore };
-  static constexpr std::size_t kCalls = 9;
+  enum class Call : std::uint8_t {
+    reserve,
+    unreserve,
+    commit,
+    open,
+    decommit,
+    cut,
+    join,
+    move,
+    unmap,
+    save,
+    restore,
+    record
+  };
+  static constexpr std::size_t kCalls = 12;
 
   // The two kinds of memory in the world: `host` can be cut at any granule; `device` handles stay whole and can be
   // mapped at two addresses at once.
@@ -26,7 +39,8 @@ class FakeMemory final : public PhysicalMemory {
     Personality personality = Personality::host;
     std::size_t granule_bytes = std::size_t{2} << 20;
     std::size_t capacity_bytes = SIZE_MAX;  // commits beyond it are refused
-    bool accessible = true;  // false: addresses alone, for replays larger than the machine; reading one faults
+    bool accessible = true;    // false: addresses alone, for replays larger than the machine; reading one faults
+    bool has_streams = false;  // whose work is done when a test says so; see finish()
   };
 
   explicit FakeMemory(const Settings& settings);
@@ -40,7 +54,11 @@ class FakeMemory final : public PhysicalMemory {
   bool decommit(const Handle& handle) noexcept override;
   bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept override;
   bool join(Handle& first, const Handle& second) noexcept override;
+  bool open(void* address, std::size_t bytes) noexcept override;
   bool move(Handle& handle, void* to) noexcept override;
+  bool move_back(Handle& handle, void* from) noexcept override;
+  bool unmap(void* address, std::size_t bytes) noexcept override;
+  StreamEvents* stream_events() noexcept override { return settings_.has_streams ? &streams_ : nullptr; }
   std::unique_ptr<Backup> make_backup() noexcept override;
 
   // Makes the n-th call from now (1 = the next one) fail. unreserve cannot fail and does not count; 0 disarms.
@@ -49,11 +67,42 @@ class FakeMemory final : public PhysicalMemory {
   std::uint64_t fallible_calls() const noexcept;
   std::size_t committed_bytes() const noexcept;
   std::size_t reserved_bytes() const noexcept;
+  // ---- streams: each has a count of work that was asked for, and of work that is done
+  void work(StreamId stream);                                       // asks for one more piece
+  void finish(StreamId stream, std::uint64_t pieces = UINT64_MAX);  // so many of those that are not done get done
+  void refuse_events(bool refused);                                 // as while a stream is captured
+  std::uint64_t waits() const noexcept;                             // calls that had to wait; a wait does the work
+
   // The first use of this backend that broke the contract; empty when there was none.
   std::string violation() const;
 
  private:
   class FakeBackup;
+  class Streams final : public StreamEvents {
+   public:
+    explicit Streams(FakeMemory& memory) : memory_(memory) {}
+    bool record(StreamId stream, Event& out) noexcept override;
+    Progress query(Event event) noexcept override;
+    void wait(Event event) noexcept override;
+    void discard(Event event) noexcept override;
+
+    struct Line {
+      std::uint64_t asked = 0;
+      std::uint64_t done = 0;
+    };
+    struct Recorded {
+      StreamId stream;
+      std::uint64_t until;  // of its line
+    };
+    std::map<StreamId, Line> lines;
+    std::map<Event, Recorded> events;
+    std::uint64_t waits = 0;
+    bool refused = false;
+
+   private:
+    FakeMemory& memory_;
+    Event next_ = 1;
+  };
   using Ranges = std::map<std::uintptr_t, std::size_t>;
 
   bool enter(Call call) noexcept;  // counts; false when this call is to fail
@@ -67,10 +116,13 @@ class FakeMemory final : public PhysicalMemory {
   mutable std::mutex mutex_;
   Ranges reserved_;
   Ranges mapped_;
+  Ranges left_;    // by move(), until unmap()
+  Ranges closed_;  // mapped, not open yet
   std::array<std::uint64_t, kCalls> calls_{};
   std::uint64_t fail_after_ = 0;
   std::size_t committed_ = 0;
   std::string violation_;
+  Streams streams_{*this};
 };
 
 }  // namespace mempool

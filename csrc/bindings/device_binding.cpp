@@ -59,7 +59,7 @@ ByPool<Stat> pick(const ByPool<BlockStats>& blocks, Stat BlockStats::*member) {
   return {blocks.all.*member, blocks.small.*member, blocks.large.*member};
 }
 
-// The keys of torch.cuda.memory_stats. Without streams a block is active exactly while it is allocated.
+// The keys of torch.cuda.memory_stats.
 py::dict device_stats(CachingAllocator& device) {
   DeviceStats stats;
   {
@@ -68,9 +68,9 @@ py::dict device_stats(CachingAllocator& device) {
   }
   py::dict out;
   put(out, "allocation", pick(stats.blocks, &BlockStats::count));
-  put(out, "active", pick(stats.blocks, &BlockStats::count));
+  put(out, "active", pick(stats.active, &BlockStats::count));
   put(out, "allocated_bytes", pick(stats.blocks, &BlockStats::bytes));
-  put(out, "active_bytes", pick(stats.blocks, &BlockStats::bytes));
+  put(out, "active_bytes", pick(stats.active, &BlockStats::bytes));
   put(out, "requested_bytes", pick(stats.blocks, &BlockStats::requested));
   put(out, "reserved_bytes", stats.reserved_bytes);
   put(out, "segment", stats.segments);

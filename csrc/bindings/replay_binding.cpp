@@ -65,7 +65,7 @@ py::dict replay(const py::buffer& is_alloc, const py::buffer& ids, const py::buf
   std::vector<TraceEvent> events(static_cast<std::size_t>(columns.is_alloc.size));
   for (std::size_t i = 0; i < events.size(); ++i) {
     events[i] = {allocs[i] != 0 ? TraceEvent::Op::alloc : TraceEvent::Op::free,
-                 static_cast<std::uint32_t>(id_column[i]), static_cast<std::size_t>(byte_column[i]), time_column[i]};
+                 static_cast<std::uint32_t>(id_column[i]), static_cast<std::size_t>(byte_column[i]), 0, time_column[i]};
   }
   Options options;
   parse_conf(options, conf, 0);

@@ -1,6 +1,9 @@
 // An allocation's way from the request to the block, and back.
 #include "core/caching_allocator.h"
 
+#include <memory>
+#include <utility>
+
 #include "core/page_map.h"
 
 namespace mempool {
@@ -19,18 +22,19 @@ constexpr std::size_t kLargestRequest = std::size_t{1} << 47;
 // A cached block's way there and back takes no lock but the thread's own and touches no shared counter. Whatever is
 // rare is left to a function that is called last, so that the way itself saves no registers.
 
-void* CachingAllocator::allocate(std::size_t bytes) {
+void* CachingAllocator::allocate(std::size_t bytes, StreamId stream) {
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (mine == nullptr || mine->current != nullptr || observed_.load(std::memory_order_relaxed)) [[unlikely]]
-    return allocate_slow(bytes);
-  if (bytes - 1 >= kSmallMax) return allocate_span(*mine, bytes);  // 0 too
+  if (mine == nullptr || mine->current != nullptr || mine->stream() != stream ||
+      observed_.load(std::memory_order_relaxed)) [[unlikely]]
+    return allocate_slow(bytes, stream, nullptr);
+  if (bytes - 1 >= kSmallMax) return allocate_span(*mine, bytes, stream);  // 0 too
   const std::size_t size_class = size_class_of(bytes);
   if (!mine->lock.try_lock()) [[unlikely]]
-    return allocate_slow(bytes);
+    return allocate_slow(bytes, stream, nullptr);
   SmallBlock block;
   if (!mine->pop(size_class, block)) [[unlikely]] {
     mine->lock.unlock();
-    return allocate_slow(bytes);
+    return allocate_slow(bytes, stream, nullptr);
   }
   *block.tag = {static_cast<std::uint32_t>(bytes), 0};
   mine->shards.add(true, kSizeClasses[size_class].block_bytes, bytes);
@@ -40,16 +44,16 @@ void* CachingAllocator::allocate(std::size_t bytes) {
   return block.address;
 }
 
-void* CachingAllocator::allocate_span(ThreadCache& mine, std::size_t bytes) {
-  if (bytes - 1 >= kLargestRequest) return allocate_slow(bytes);
+void* CachingAllocator::allocate_span(ThreadCache& mine, std::size_t bytes, StreamId stream) {
+  if (bytes - 1 >= kLargestRequest) return allocate_slow(bytes, stream, nullptr);
   const std::size_t rounded = round_block(bytes);
   const bool is_small = rounded <= kMediumMax;
   if (!mine.lock.try_lock()) [[unlikely]]
-    return allocate_slow(bytes);
+    return allocate_slow(bytes, stream, nullptr);
   Span* const span = is_small ? mine.pop_medium(rounded) : mine.pop_large(rounded);
   if (span == nullptr) [[unlikely]] {
     mine.lock.unlock();
-    return allocate_slow(bytes);
+    return allocate_slow(bytes, stream, nullptr);
   }
   span->hand_out(bytes, 0, &mine);
   mine.shards.add(is_small, rounded, bytes);
@@ -66,14 +70,22 @@ void* CachingAllocator::settle_and_unlock(ThreadCache& mine, bool is_small, void
   return address;
 }
 
-void* CachingAllocator::allocate_slow(std::size_t bytes) {
+void* CachingAllocator::allocate_from(ArenaFamily& family, std::size_t bytes, StreamId stream) {
+  return allocate_slow(bytes, stream, &family);
+}
+
+void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaFamily* family) {
   if (bytes == 0) return nullptr;
   ThreadCache* const mine = cache();
-  Request request{bytes, 0, mine != nullptr ? mine->current : nullptr, mine, false};
+  Account* const account = mine != nullptr ? mine->current : nullptr;
+  Request request{bytes, 0, account, mine, false, stream, family != nullptr ? family : &family_of(account)};
   PressureOutcome outcome;
   if (bytes > kLargestRequest) refuse(request, {.reason = OomReason::size_overflow}, nullptr, outcome);
   request.rounded = round_block(bytes);
   request.is_small = request.rounded <= kMediumMax;
+  request.arena = arena_of(*request.family, stream);
+  if (request.arena == nullptr) refuse(request, {.reason = OomReason::metadata_refused}, nullptr, outcome);
+  if (mine != nullptr) serve_stream(*mine, request);
   Effort effort = Effort::none;
   while (true) {
     reserve(request);
@@ -95,6 +107,19 @@ void* CachingAllocator::allocate_slow(std::size_t bytes) {
                             "' is asleep: wake() it before it takes new blocks.");
     }
     make_room(request, why, effort, outcome);
+  }
+}
+
+// A thread that goes over to another stream takes its cache along.
+void CachingAllocator::serve_stream(ThreadCache& mine, const Request& request) noexcept {
+  constexpr int kStrangers = 32;  // so many that the cost of the change does not count
+  if (!request.family->is_thread_cached) return;
+  if (mine.stream() == request.stream) {
+    mine.strange_requests = 0;
+  } else if (++mine.strange_requests > kStrangers) {
+    const CacheGuard guard(mine.lock);
+    mine.serve(*request.arena);
+    mine.strange_requests = 0;
   }
 }
 
@@ -198,8 +223,8 @@ bool CachingAllocator::deallocate(void* address) noexcept {
   if (asked == kFreeTag) [[unlikely]]
     return false;
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (mine == nullptr || tag->account != 0 || observed_.load(std::memory_order_relaxed) || !mine->lock.try_lock())
-      [[unlikely]] {
+  if (mine == nullptr || tag->account != 0 || !mine->serves(span->home) || observed_.load(std::memory_order_relaxed) ||
+      !mine->lock.try_lock()) [[unlikely]] {
     return free_slow(span, {address, tag});
   }
   if (!mine->push(slab.size_class, {address, tag})) [[unlikely]] {
@@ -245,35 +270,81 @@ bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
     recorder_.on_free(block.address);
   }
   ThreadCache* const mine = cache();
-  Arena& arena = *span->segment->arena;
   const bool is_slab = span->state == Span::State::slab;
   const std::size_t rounded = is_slab ? span->slab->info().block_bytes : span->bytes;
   const bool is_small = rounded <= kMediumMax;
   const std::size_t asked = is_small ? block.tag->requested : span->requested;
-  const std::uint32_t account = block.tag->account;
-  if (may_keep(span, mine)) {
+  const std::uint32_t account = block.tag->account & ~kUsedElsewhere;
+  if (block.tag->account != account && defer(span, block, rounded, asked)) {
+    // It is freed, and waits.
+  } else if (may_keep(span, mine)) {
     const CacheGuard guard(mine->lock);
-    block.tag->requested = kFreeTag;
+    *block.tag = {kFreeTag, 0};
     if (is_slab) {
       mine->push_or_give_back(span->slab->size_class, block);
     } else {
       is_small ? mine->push_medium(span) : mine->push_large(span);
     }
   } else {
-    const ArenaGuard guard(arena.mutex);
-    if (is_slab) {
-      arena.slabs.free(block);
-    } else {
-      span->tag.requested = kFreeTag;
-      arena.pages.free(span);
-    }
+    give_back(span, block);
   }
   uncharge(account, is_small, rounded, asked, mine);
   if (!is_slab && ledger_.above_soft_limit()) [[unlikely]] {
     const std::size_t held = ledger_.held();
     const std::size_t soft = ledger_.soft_limit();
-    if (held > soft) release(held - soft);
+    if (held > soft) release(held - soft, false);
   }
+  return true;
+}
+
+// Returns a block to its arena.
+void CachingAllocator::give_back(Span* span, const SmallBlock& block) noexcept {
+  Arena& arena = *span->segment->arena;
+  const ArenaGuard guard(arena.mutex);
+  if (span->state == Span::State::slab) {
+    arena.slabs.free(block);
+  } else {
+    span->tag = {kFreeTag, 0};
+    arena.pages.free(span);
+  }
+}
+
+// A block is freed that other streams use. False: they do not any more.
+bool CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked) noexcept {
+  const BlockTag before = *block.tag;
+  *block.tag = {kFreeTag, kUsedElsewhere};  // before another thread can collect it
+  ledger_.count_waiting(rounded <= kMediumMax, rounded, asked, true);
+  if (deferred_.defer(span, block, rounded, asked)) return true;
+  ledger_.count_waiting(rounded <= kMediumMax, rounded, asked, false);
+  *block.tag = before;
+  return false;
+}
+
+void CachingAllocator::collect() noexcept {
+  if (deferred_.empty()) return;
+  for (DeferredFrees::Block* block = deferred_.collect(); block != nullptr;) {
+    const std::unique_ptr<DeferredFrees::Block> done(std::exchange(block, block->next));
+    ledger_.count_waiting(done->rounded <= kMediumMax, done->rounded, done->asked, false);
+    give_back(done->span, done->block);
+  }
+}
+
+bool CachingAllocator::add_use(const void* address, StreamId stream) {
+  Span* const span = PageMap::instance().find(address);
+  if (span == nullptr) return false;
+  BlockTag* tag = &span->tag;
+  if (span->state == Span::State::slab) {
+    const auto offset = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(address) - span->start);
+    const std::uint32_t index = index_in_slab(span->slab->info(), offset);
+    if (index >= span->slab->info().blocks || !begins_block(span->slab->info(), offset)) return false;
+    tag = span->slab->tags() + index;
+  } else if (span->address() != address) {
+    return false;
+  }
+  if (tag->requested == kFreeTag) return false;
+  if (span->segment->arena->stream() == stream) return true;  // in order anyway
+  deferred_.add_use(address, clocks_.of(stream));
+  tag->account |= kUsedElsewhere;
   return true;
 }
 

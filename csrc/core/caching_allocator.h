@@ -13,6 +13,7 @@
 #include "common/errors.h"
 #include "common/options.h"
 #include "core/arena.h"
+#include "core/deferred_frees.h"
 #include "core/demand_window.h"
 #include "core/history.h"
 #include "core/hooks.h"
@@ -32,14 +33,30 @@ class CachingAllocator {
   // For tests: the allocators of a process are immortal. Precondition: no block is live, no other thread uses it.
   ~CachingAllocator();
 
-  // A block of at least `bytes`, aligned to at least 64; nullptr for 0 bytes. Charged to the calling thread's pool.
-  // Throws OutOfMemory, or PoolClosedError when that pool is closed.
-  void* allocate(std::size_t bytes);
+  // A block of at least `bytes`, aligned to at least 64; nullptr for 0 bytes. Charged to the calling thread's pool. It
+  // is to be used by work on `stream`, in order; for other streams see add_use(). Throws OutOfMemory, or
+  // PoolClosedError when that pool is closed.
+  void* allocate(std::size_t bytes, StreamId stream = 0);
+  // The same out of a family of its own; see open_family().
+  void* allocate_from(ArenaFamily& family, std::size_t bytes, StreamId stream);
   // False, with nothing done, when `address` is a live block of no allocator in this process. nullptr is fine.
   // Precondition: it is of no other allocator.
   bool deallocate(void* address) noexcept;
+  // Work on `stream` uses the live block, too: once it is freed, its memory serves nobody before what is in that stream
+  // at the time is done. False when the address is no live block's. Throws std::bad_alloc.
+  bool add_use(const void* address, StreamId stream);
   // Bytes charged for a live block; 0 when the address is not one.
   static std::size_t block_bytes(const void* address) noexcept;
+  // Whose block begins at the address; nullptr: nobody's.
+  static CachingAllocator* owner_of(const void* address) noexcept;
+  // The contiguous backed range around a block, and which stream it belongs to.
+  struct Range {
+    void* address = nullptr;
+    std::size_t bytes = 0;
+    StreamId stream = 0;
+    const ArenaFamily* family = nullptr;
+  };
+  static Range range_of(const void* block) noexcept;
 
   // ---- pools
   // `isolated` gives the pool an arena of its own. Children share the arena of their parent unless isolated too.
@@ -56,6 +73,26 @@ class CachingAllocator {
   std::size_t trim_pool(Account& pool) noexcept;
   // Throws ConfigError when more is in use.
   void set_pool_limit(Account& pool, std::size_t limit);
+
+  // ---- families: arenas apart from all others, for captured graphs
+  // In one that is `fixed` no memory ever moves or goes to others; it takes what is idle elsewhere.
+  ArenaFamily& open_family(std::string name, bool fixed);
+  // Nobody allocates from it any more. Its arenas go when their last block does, their free memory at once.
+  void close_family(ArenaFamily& family) noexcept;
+  std::size_t trim_family(ArenaFamily& family) noexcept;
+  std::size_t family_held_bytes(const ArenaFamily& family);
+  std::size_t family_largest_free(const ArenaFamily& family);
+  // Every live block, in address order within each arena.
+  struct PlacedBlock {
+    void* address;
+    std::size_t rounded;
+    std::size_t requested;
+    StreamId stream;
+    std::uintptr_t slab;  // where its slab begins; 0: it is in none
+  };
+  std::vector<PlacedBlock> live_blocks(const ArenaFamily& family);
+  // A block at exactly that place, charged to the device alone. False: something live is there, or no memory.
+  bool allocate_at(ArenaFamily& family, const PlacedBlock& place);
 
   // ---- device
   void set_limit(std::size_t limit);                // trims first; throws ConfigError when more is held even so
@@ -123,10 +160,14 @@ class CachingAllocator {
     Account* account;
     ThreadCache* cache;
     bool is_small;  // torch's word: at most kMediumMax
+    StreamId stream;
+    ArenaFamily* family;
+    Arena* arena = nullptr;
+    bool may_wait = false;  // for work on other streams
     std::uint32_t account_id() const { return account != nullptr ? account->id : 0; }
   };
   // How hard obtain() was tried already.
-  enum class Effort : std::uint8_t { none, recalled, released, pressed };
+  enum class Effort : std::uint8_t { none, recalled, awaited, waited, released, pressed };
 
   ThreadCache* cache() noexcept {
     ThreadCache* const found = ThreadRegistry::find(slot_);
@@ -134,8 +175,15 @@ class CachingAllocator {
   }
   ThreadCache* make_cache() noexcept;
 
-  void* allocate_span(ThreadCache& mine, std::size_t bytes);
-  void* allocate_slow(std::size_t bytes);
+  void* allocate_span(ThreadCache& mine, std::size_t bytes, StreamId stream);
+  void* allocate_slow(std::size_t bytes, StreamId stream, ArenaFamily* family);
+  // nullptr without memory for its record.
+  Arena* arena_of(ArenaFamily& family, StreamId stream) noexcept;
+  void serve_stream(ThreadCache& mine, const Request& request) noexcept;
+  // Frees blocks whose other streams have caught up.
+  void collect() noexcept;
+  void give_back(Span* span, const SmallBlock& block) noexcept;
+  bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked) noexcept;
   // Both are called with the cache's lock held. The first returns `address`, the second true.
   [[gnu::noinline]] void* settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept;
   [[gnu::noinline]] bool fold_and_unlock(ThreadCache& mine) noexcept;
@@ -153,12 +201,13 @@ class CachingAllocator {
   void* take_cached(const Request& request, bool may_grow, Refusal& why) noexcept;
   // Whether a block that is freed may wait in this thread's cache (nullptr: it has none).
   bool may_keep(const Span* span, const ThreadCache* mine) const noexcept {
-    if (mine == nullptr || !span->segment->arena->thread_cached) return false;
+    if (mine == nullptr || !mine->serves(span->segment->arena)) return false;
     if (span->state == Span::State::slab) return true;
     // Above the soft limit free memory is not kept.
     return (span->bytes <= kMediumMax || span->home == mine) && !ledger_.above_soft_limit();
   }
-  void make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);
+  bool await_other_streams(std::size_t bytes) noexcept;
+  void make_room(Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);
   bool free_span(Span* span, void* address) noexcept;
   bool free_slow(Span* span, SmallBlock block) noexcept;
   void after_growth(const Request& request);
@@ -171,9 +220,11 @@ class CachingAllocator {
   std::size_t recall_unused(std::int64_t now_ms, std::size_t unused) noexcept;
   void recall_for_growth(ThreadCache* mine) noexcept;
   void fold_for_peak(ThreadCache* mine) noexcept;
-  std::size_t release(std::size_t bytes) noexcept;
+  std::size_t release(std::size_t bytes, bool may_wait) noexcept;
   void retire(Account* account) noexcept;
   void forget_retired() noexcept;
+  std::vector<Arena*> arenas_of(const ArenaFamily& family);
+  ArenaFamily& add_family(std::string name, ArenaFamily::Kind kind);
   // Each arena under its lock, one after the other; then `last`, while still no arena can come or go.
   template <typename Action>
   void for_each_arena(Action action) {
@@ -186,11 +237,12 @@ class CachingAllocator {
       const std::lock_guard arena_guard(arena.mutex);
       action(arena);
     };
-    visit(*default_arena_);
-    for (const auto& arena : isolated_) visit(*arena);
+    for (const auto& arena : arenas_) visit(*arena);
     last();
   }
-  Arena& arena_of(const Account* account) noexcept { return account != nullptr ? *account->arena : *default_arena_; }
+  ArenaFamily& family_of(const Account* account) noexcept {
+    return account != nullptr ? *account->family : *default_family_;
+  }
 
   const std::string device_;
   const Options options_;
@@ -201,17 +253,21 @@ class CachingAllocator {
   std::mutex observers_mutex_;         // held while one of them starts or stops
   std::atomic<bool> observed_{false};  // by either of them: such allocations take the slow way
   const std::size_t slot_;
-  const std::unique_ptr<Arena> default_arena_;
+  StreamClocks clocks_;
+  DeferredFrees deferred_;
+  // Also those of retired families whose memory would not go back yet. The first of either is the default.
+  std::vector<std::unique_ptr<ArenaFamily>> families_;
+  std::vector<std::unique_ptr<Arena>> arenas_;
+  ArenaFamily* const default_family_;
   std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook_{nullptr};
   std::mutex demand_mutex_;  // the last of all
   DemandWindow demand_;
   static constexpr std::int64_t kNotUnused = INT64_MIN;
   std::int64_t unused_since_ms_ =
       kNotUnused;                  // blocks wait in caches, more than a handle of them; decay() alone uses it
-  FreeRangeStats retired_ranges_;  // of isolated arenas that are gone
+  FreeRangeStats retired_ranges_;  // of arenas that are gone
   std::mutex arenas_mutex_;        // after the caches' locks, before the arenas'
-  std::atomic<bool> has_isolated_{false};
-  std::vector<std::unique_ptr<Arena>> isolated_;  // also those of retired pools whose memory would not go back yet
+  std::atomic<bool> has_more_arenas_{false};  // than one
 };
 
 }  // namespace mempool

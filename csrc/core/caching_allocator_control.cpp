@@ -1,4 +1,4 @@
-// Pools, limits, giving memory back, and fork.
+// Pools, families of arenas, limits, giving memory back, and fork.
 #include <algorithm>
 #include <utility>
 
@@ -18,33 +18,106 @@ CachingAllocator::CachingAllocator(std::string device, std::unique_ptr<PhysicalM
       options_(options),
       memory_(std::move(memory)),
       slot_(ThreadRegistry::instance().add_allocator()),
-      default_arena_(std::make_unique<Arena>("default", *memory_, ledger_, options_, options_.thread_cache_bytes > 0)),
+      clocks_(memory_->stream_events()),
+      default_family_(families_
+                          .emplace_back(std::make_unique<ArenaFamily>(*this, "default", ArenaFamily::Kind::shared,
+                                                                      options_.thread_cache_bytes > 0))
+                          .get()),
       demand_(options.decay_ms) {
+  if (arena_of(*default_family_, 0) == nullptr) throw std::bad_alloc();
   ledger_.set_limit(options.limit);
   ledger_.set_soft_limit(options.soft_limit);
 }
 
 CachingAllocator::~CachingAllocator() {
   recall();
+  while (await_other_streams(0)) continue;
+  clocks_.wait_for_all();
   ThreadRegistry::instance().remove_allocator(slot_);
 }
 
 ThreadCache* CachingAllocator::make_cache() noexcept {
-  return ThreadRegistry::instance().obtain(slot_, *this, *default_arena_, options_.thread_cache_bytes);
+  return ThreadRegistry::instance().obtain(slot_, *this, *default_family_->first.load(), options_.thread_cache_bytes);
 }
 
 // ---- pools -------------------------------------------------------------------------------------------------------
 
 Account* CachingAllocator::open_pool(std::string name, Account* parent, bool isolated, std::size_t limit,
                                      std::size_t soft_limit) {
-  if (!isolated) return ledger_.open(std::move(name), parent, &arena_of(parent), false, limit, soft_limit);
-  auto arena = std::make_unique<Arena>(name, *memory_, ledger_, options_, false);
+  if (!isolated) return ledger_.open(std::move(name), parent, &family_of(parent), false, limit, soft_limit);
+  ArenaFamily& family = add_family(name, ArenaFamily::Kind::isolated);
+  try {
+    return ledger_.open(std::move(name), parent, &family, true, limit, soft_limit);
+  } catch (...) {
+    close_family(family);
+    throw;
+  }
+}
+
+ArenaFamily& CachingAllocator::add_family(std::string name, ArenaFamily::Kind kind) {
   const std::lock_guard guard(arenas_mutex_);
-  isolated_.reserve(isolated_.size() + 1);
-  Account* const account = ledger_.open(std::move(name), parent, arena.get(), true, limit, soft_limit);
-  isolated_.push_back(std::move(arena));
-  has_isolated_.store(true, std::memory_order_relaxed);
-  return account;
+  return *families_.emplace_back(std::make_unique<ArenaFamily>(*this, std::move(name), kind, false));
+}
+
+ArenaFamily& CachingAllocator::open_family(std::string name, bool fixed) {
+  return add_family(std::move(name), fixed ? ArenaFamily::Kind::fixed : ArenaFamily::Kind::isolated);
+}
+
+void CachingAllocator::close_family(ArenaFamily& family) noexcept {
+  const std::lock_guard guard(arenas_mutex_);
+  family.retired = true;
+  for (Arena* const arena : family.arenas) {
+    const ArenaGuard arena_guard(arena->mutex);
+    arena->pages.release(SIZE_MAX, true);
+  }
+  forget_retired();
+}
+
+std::size_t CachingAllocator::trim_family(ArenaFamily& family) noexcept {
+  collect();
+  std::size_t given = 0;
+  const std::lock_guard guard(arenas_mutex_);
+  for (Arena* const arena : family.arenas) {
+    const ArenaGuard arena_guard(arena->mutex);
+    given += arena->pages.release(SIZE_MAX, true);
+  }
+  return given;
+}
+
+std::vector<Arena*> CachingAllocator::arenas_of(const ArenaFamily& family) {
+  const std::lock_guard guard(arenas_mutex_);
+  return family.arenas;
+}
+
+std::size_t CachingAllocator::family_held_bytes(const ArenaFamily& family) {
+  std::size_t held = 0;
+  const std::lock_guard guard(arenas_mutex_);
+  for (Arena* const arena : family.arenas) {
+    const ArenaGuard arena_guard(arena->mutex);
+    held += arena->pages.held_bytes();
+  }
+  return held;
+}
+
+Arena* CachingAllocator::arena_of(ArenaFamily& family, StreamId stream) noexcept {
+  if (Arena* const first = family.first.load(std::memory_order_acquire); first != nullptr && first->stream() == stream)
+    return first;
+  const std::lock_guard guard(arenas_mutex_);
+  for (Arena* const arena : family.arenas) {
+    if (arena->stream() == stream) return arena;
+  }
+  try {
+    arenas_.reserve(arenas_.size() + 1);
+    family.arenas.reserve(family.arenas.size() + 1);
+    auto arena = std::make_unique<Arena>(family, clocks_.of(stream), *memory_, ledger_, options_);
+    family.arenas.push_back(arena.get());
+    arenas_.push_back(std::move(arena));
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+  if (family.arenas.size() == 1) family.first.store(family.arenas[0], std::memory_order_release);
+  has_more_arenas_.store(arenas_.size() > 1, std::memory_order_relaxed);
+  return family.arenas.back();
 }
 
 void CachingAllocator::close_pool(Account& pool) noexcept { ledger_.close(pool); }
@@ -57,29 +130,35 @@ void CachingAllocator::drop_pool(Account& pool) noexcept {
 void CachingAllocator::retire(Account* account) noexcept {
   while (account != nullptr) {
     if (account->isolated) {
-      const std::lock_guard guard(arenas_mutex_);
       {
-        const ArenaGuard arena_guard(account->arena->mutex);
-        account->arena->retired = true;
-        account->arena->pages.forget_sleep();
-        account->arena->pages.release(SIZE_MAX);
+        const std::lock_guard guard(arenas_mutex_);
+        for (Arena* const arena : account->family->arenas) {
+          const ArenaGuard arena_guard(arena->mutex);
+          arena->pages.forget_sleep();
+        }
       }
-      forget_retired();
+      close_family(*account->family);
     }
     account = ledger_.erase(account);
   }
 }
 
-// Deletes retired arenas that hold nothing; their sums go on in the device's. `arenas_mutex_` must be held. What the
+// Deletes retired families that hold nothing; their sums go on in the device's. `arenas_mutex_` must be held. What the
 // backend would not take back stays on the books until a later trim gets rid of it.
 void CachingAllocator::forget_retired() noexcept {
-  std::erase_if(isolated_, [this](const std::unique_ptr<Arena>& arena) {
-    const ArenaGuard guard(arena->mutex);
-    if (!arena->retired || arena->pages.backed_bytes() > 0) return false;
-    retired_ranges_.absorb_retired(arena->pages.free_ranges());
+  const auto is_done = [](const ArenaFamily& family) {
+    return family.retired && std::all_of(family.arenas.begin(), family.arenas.end(), [](Arena* arena) {
+             const ArenaGuard guard(arena->mutex);
+             return arena->pages.backed_bytes() == 0;
+           });
+  };
+  std::erase_if(families_, [&](const std::unique_ptr<ArenaFamily>& family) {
+    if (!is_done(*family)) return false;
+    for (Arena* const arena : family->arenas) retired_ranges_.absorb_retired(arena->pages.free_ranges());
+    std::erase_if(arenas_, [&](const std::unique_ptr<Arena>& arena) { return &arena->family == family.get(); });
     return true;
   });
-  has_isolated_.store(!isolated_.empty(), std::memory_order_relaxed);
+  has_more_arenas_.store(arenas_.size() > 1, std::memory_order_relaxed);
 }
 
 Account* CachingAllocator::set_current_pool(Account* pool) {
@@ -104,14 +183,12 @@ void CachingAllocator::take_back(ThreadCache& ended) noexcept {
 
 std::size_t CachingAllocator::pool_held_bytes(const Account& pool) {
   if (!pool.isolated) return static_cast<std::size_t>(ledger_.read(pool).blocks.bytes.current);
-  const ArenaGuard guard(pool.arena->mutex);
-  return pool.arena->pages.held_bytes();
+  return family_held_bytes(*pool.family);
 }
 
 std::size_t CachingAllocator::trim_pool(Account& pool) noexcept {
   if (!pool.isolated) recall();
-  const ArenaGuard guard(pool.arena->mutex);
-  return pool.arena->pages.release(SIZE_MAX);
+  return trim_family(*pool.family);
 }
 
 void CachingAllocator::set_pool_limit(Account& pool, std::size_t limit) {
@@ -140,8 +217,9 @@ void CachingAllocator::set_soft_limit(std::size_t limit) noexcept {
 
 std::size_t CachingAllocator::trim(std::size_t target_bytes) noexcept {
   recall();
+  collect();
   const std::size_t held = ledger_.held();
-  return release(held > target_bytes ? held - target_bytes : 0);
+  return release(held > target_bytes ? held - target_bytes : 0, true);
 }
 
 // Takes the free blocks out of every thread's cache.
@@ -179,21 +257,22 @@ void CachingAllocator::fold_for_peak(ThreadCache* mine) noexcept {
   ledger_.suspend_leases();
 }
 
-std::size_t CachingAllocator::release(std::size_t bytes) noexcept {
+// The default stream's arena of the default family comes last: it is the one most likely to ask again.
+std::size_t CachingAllocator::release(std::size_t bytes, bool may_wait) noexcept {
   std::size_t given = 0;
   const std::lock_guard guard(arenas_mutex_);
-  const auto take = [&](Arena& arena) {
-    const ArenaGuard arena_guard(arena.mutex);
-    given += arena.pages.release(given < bytes ? bytes - given : 0);  // with 0 it drops empty segments
-  };
-  for (const auto& arena : isolated_) take(*arena);
-  take(*default_arena_);
+  for (auto arena = arenas_.rbegin(); arena != arenas_.rend(); ++arena) {
+    const ArenaGuard arena_guard((*arena)->mutex);
+    // With 0 it drops empty segments.
+    given += (*arena)->pages.release(given < bytes ? bytes - given : 0, may_wait);
+  }
   forget_retired();
   return given;
 }
 
 Gathering CachingAllocator::defragment() noexcept {
   recall();
+  collect();
   Gathering sum;
   for_each_arena([&sum](Arena& arena) {
     const Gathering one = arena.pages.gather();
@@ -222,7 +301,11 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
     });
   }
   std::size_t need = 0;
-  for_each_arena([&](Arena& arena) { need += arena.pages.take_need(); });
+  collect();
+  for_each_arena([&](Arena& arena) {
+    need += arena.pages.take_need();
+    arena.pages.mark();  // so that at the next tick it is known what is idle
+  });
   std::size_t highest = 0;
   try {
     const std::lock_guard guard(demand_mutex_);
@@ -239,7 +322,7 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
   const std::size_t surplus = held - stays;
   std::size_t given = 0;
   while (given < surplus) {
-    const std::size_t slice = release(std::min(kSlice, surplus - given));
+    const std::size_t slice = release(std::min(kSlice, surplus - given), false);
     if (slice == 0) break;
     given += slice;
   }
@@ -273,104 +356,13 @@ std::size_t CachingAllocator::largest_free() noexcept {
   return largest;
 }
 
-// ---- sleep -------------------------------------------------------------------------------------------------------
-
-namespace {
-
-bool save_all(Backup& backup, const std::vector<PageHeap::UsedRange>& used) {
-  return std::all_of(used.begin(), used.end(),
-                     [&backup](const PageHeap::UsedRange& range) { return backup.save(range.address, range.bytes); });
-}
-
-}  // namespace
-
-void CachingAllocator::sleep_pool(Account& pool, bool keep) {
-  const std::string name = ledger_.read(pool).name;
-  const auto refuse_to_sleep = [&name](const char* reason) {
-    throw PoolStateError("mempool: pool '" + name + "' stays awake: " + reason);
-  };
-  if (!pool.isolated) {
-    throw ConfigError("pool '" + name +
-                      "' shares its memory with others and cannot sleep: make it with isolated=True.");
-  }
-  PageHeap& pages = pool.arena->pages;
-  std::vector<PageHeap::UsedRange> used;
-  {
-    const ArenaGuard guard(pool.arena->mutex);
-    if (pages.sound_asleep()) return;
-    if (!pages.fall_asleep(used)) refuse_to_sleep("another thread is just putting it to sleep or waking it.");
-  }
-  std::unique_ptr<Backup> backup = keep ? memory_->make_backup() : nullptr;
-  const bool saved = !keep || (backup != nullptr && save_all(*backup, used));
-  const ArenaGuard guard(pool.arena->mutex);
-  if (!saved) {
-    pages.stay_awake();
-    refuse_to_sleep("no place for its contents (see TMPDIR).");
-  }
-  if (!pages.sleep(std::move(backup))) {
-    refuse_to_sleep(keep ? "the system did not take its memory back."
-                         : "the system did not take its memory back. Some contents may be lost.");
-  }
-}
-
-void CachingAllocator::wake_pool(Account& pool) {
-  if (!pool.isolated) return;
-  PageHeap& pages = pool.arena->pages;
-  Refusal why = Refusal::none;
-  std::size_t needed = 0;
-  for (const bool released : {false, true}) {
-    Backup* backup = nullptr;
-    {
-      const ArenaGuard guard(pool.arena->mutex);
-      if (!pages.asleep()) return;
-      if (!pages.sound_asleep()) {
-        throw PoolStateError("mempool: pool '" + ledger_.read(pool).name +
-                             "': another thread is just putting it to sleep or waking it.");
-      }
-      needed = pages.backed_bytes() - pages.held_bytes();
-      if (pages.start_waking(why)) backup = pages.backup();
-    }
-    if (why == Refusal::none) {
-      const bool restored = backup == nullptr || backup->restore();
-      const ArenaGuard guard(pool.arena->mutex);
-      restored ? pages.wake() : pages.sleep_on();
-      if (restored) break;
-      why = Refusal::backend;
-    }
-    if (released) break;
-    recall();
-    release(needed);
-    why = Refusal::none;
-  }
-  if (why == Refusal::none) {
-    if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
-    return;
-  }
-  const Account account = ledger_.read(pool);
-  ledger_.count_oom(&pool, nullptr);
-  throw OutOfMemory({.reason = why == Refusal::limit ? OomReason::device_limit : OomReason::backend_refused,
-                     .device = device_,
-                     .pool = account.name,
-                     .requested = needed,
-                     .allocated = static_cast<std::size_t>(account.blocks.bytes.current),
-                     .limit = why == Refusal::limit ? ledger_.limit() : kNoLimit,
-                     .held = ledger_.held()});
-}
-
-bool CachingAllocator::pool_asleep(const Account& pool) {
-  if (!pool.isolated) return false;
-  const ArenaGuard guard(pool.arena->mutex);
-  return pool.arena->pages.asleep();
-}
-
 // ---- fork --------------------------------------------------------------------------------------------------------
 
 void CachingAllocator::prepare_fork() {
   observers_mutex_.lock();
   ThreadRegistry::instance().lock_caches(slot_);
   arenas_mutex_.lock();
-  default_arena_->mutex.lock();
-  for (const auto& arena : isolated_) arena->mutex.lock();
+  for (const auto& arena : arenas_) arena->mutex.lock();
   ledger_.lock_for_fork().lock();
   history_.lock_for_fork().lock();
   recorder_.lock_for_fork().lock();
@@ -386,8 +378,7 @@ void CachingAllocator::after_fork(bool in_child) noexcept {
   recorder_.lock_for_fork().unlock();
   history_.lock_for_fork().unlock();
   ledger_.lock_for_fork().unlock();
-  for (const auto& arena : isolated_) arena->mutex.unlock();
-  default_arena_->mutex.unlock();
+  for (const auto& arena : arenas_) arena->mutex.unlock();
   arenas_mutex_.unlock();
   ThreadRegistry::instance().unlock_caches(slot_);
   observers_mutex_.unlock();

@@ -7,16 +7,21 @@
 namespace mempool {
 namespace {
 
+SnapshotBlock picture(std::uintptr_t address, std::size_t bytes, const BlockTag& tag, std::size_t requested) {
+  const bool live = tag.requested != kFreeTag;
+  const bool waiting = !live && (tag.account & kUsedElsewhere) != 0;
+  return {address, bytes, live ? requested : 0, live ? tag.account & ~kUsedElsewhere : 0, live, waiting};
+}
+
 void append_slab(const Span& span, std::vector<SnapshotBlock>& out) {
   const Slab& slab = *span.slab;
   const std::size_t size = slab.info().block_bytes;
   for (std::uint32_t i = 0; i < slab.info().blocks; ++i) {
     const BlockTag& tag = slab.tags()[i];
-    const bool live = tag.requested != kFreeTag;
-    out.push_back({span.start + i * size, size, live ? tag.requested : 0, tag.account, live});
+    out.push_back(picture(span.start + i * size, size, tag, tag.requested));
   }
   if (const std::size_t used = size * slab.info().blocks; used < span.bytes) {
-    out.push_back({span.start + used, span.bytes - used, 0, 0, false});  // the tail that no block fits
+    out.push_back({span.start + used, span.bytes - used});  // the tail that no block fits
   }
 }
 
@@ -25,16 +30,19 @@ void append_span(const Span& span, std::vector<SnapshotBlock>& out) {
     append_slab(span, out);
     return;
   }
-  const bool live = span.state == Span::State::block && span.tag.requested != kFreeTag;
-  out.push_back({span.start, span.bytes, live ? span.requested : 0, live ? span.tag.account : 0, live});
+  const BlockTag tag = span.state == Span::State::block ? span.tag : BlockTag{kFreeTag, 0};
+  out.push_back(picture(span.start, span.bytes, tag, span.requested));
 }
 
 void append_arena(const Arena& arena, std::size_t number, std::vector<SnapshotSegment>& out) {
   for (const Segment* segment = arena.pages.first_segment(); segment != nullptr; segment = segment->next) {
     bool open = false;
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
-      const bool backed = span->state != Span::State::hole;
-      if (backed && !open) out.push_back({span->start, 0, arena.name, number, arena.pages.asleep(), {}});
+      const bool backed = span->state != Span::State::hole && span->state != Span::State::stale;
+      if (backed && !open) {
+        const ArenaFamily& family = arena.family;
+        out.push_back({span->start, 0, family.name, number, arena.stream(), &family, arena.pages.asleep(), {}});
+      }
       open = backed;
       if (!backed) continue;
       out.back().bytes += span->bytes;
@@ -96,8 +104,11 @@ TraceRecorder::Result CachingAllocator::stop_recording() {
 Snapshot CachingAllocator::snapshot() {
   Snapshot out;
   const AllCaches caches(slot_);
-  std::size_t number = 0;
-  for_each_arena([&](Arena& arena) { append_arena(arena, number++, out.segments); });
+  for_each_arena([&](Arena& arena) {
+    const auto family = std::find_if(families_.begin(), families_.end(),
+                                     [&](const std::unique_ptr<ArenaFamily>& f) { return f.get() == &arena.family; });
+    append_arena(arena, static_cast<std::size_t>(family - families_.begin()), out.segments);
+  });
   // A block that was live above may be gone by now, but then its free has not been charged off yet or its pool's name
   // is not needed: names are read while the caches, through which every free goes, are still held.
   for (const SnapshotSegment& segment : out.segments) {

@@ -33,11 +33,13 @@ std::uint32_t CachingAllocator::capture_stack() {
   return hooks != nullptr && hooks->capture_stack != nullptr ? hooks->capture_stack() : 0;
 }
 
-// What lies free in the arena comes first; then what waits in threads' caches joins it; only then does it grow.
+// What lies free in the arena comes first; then what waits in threads' caches, and what other streams have caught up
+// with, joins it; only then does it grow.
 void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
   if (void* const address = take(request, false, why)) return address;
-  if (default_arena_->thread_cached) recall_for_growth(request.cache);  // an isolated arena can take it over
-  if (request.cache != nullptr) {                                       // growth looks at the totals
+  collect();
+  if (default_family_->is_thread_cached) recall_for_growth(request.cache);  // another arena can take it over
+  if (request.cache != nullptr) {                                           // growth looks at the totals
     const CacheGuard guard(request.cache->lock);
     ledger_.fold(request.cache->shards);
   }
@@ -51,24 +53,22 @@ class CachingAllocator::Lenders {
  public:
   // The calling thread holds no arena's lock.
   Lenders(CachingAllocator& allocator, const Arena& own, bool wanted) {
-    if (!wanted || !allocator.has_isolated_.load(std::memory_order_relaxed)) return;
+    if (!wanted || !allocator.has_more_arenas_.load(std::memory_order_relaxed)) return;
     // Whoever holds several arenas holds this too, so it does not matter in which order.
     registry_ = std::unique_lock(allocator.arenas_mutex_);
     try {
-      heaps_.reserve(allocator.isolated_.size() + 1);
-      locks_.reserve(allocator.isolated_.size() + 1);
+      heaps_.reserve(allocator.arenas_.size());
+      locks_.reserve(allocator.arenas_.size());
     } catch (const std::bad_alloc&) {
       return;
     }
-    const auto add = [&](Arena& arena) {
-      if (&arena == &own) return;
-      std::unique_lock<AdaptiveMutex> guard(arena.mutex);
-      if (arena.pages.whole_free_bytes() == 0) return;
-      heaps_.push_back(&arena.pages);
+    for (const auto& arena : allocator.arenas_) {
+      if (arena.get() == &own || arena->family.kind == ArenaFamily::Kind::fixed) continue;
+      std::unique_lock<AdaptiveMutex> guard(arena->mutex);
+      if (arena->pages.whole_free_bytes() == 0) continue;
+      heaps_.push_back(&arena->pages);
       locks_.push_back(std::move(guard));
-    };
-    add(*allocator.default_arena_);
-    for (const auto& arena : allocator.isolated_) add(*arena);
+    }
   }
   std::span<PageHeap* const> heaps() const { return heaps_; }
 
@@ -79,14 +79,12 @@ class CachingAllocator::Lenders {
 };
 
 void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why) noexcept {
-  Arena& arena = arena_of(request.account);
-  if (arena.thread_cached && request.cache != nullptr) {
-    return take_cached(request, may_grow, why);
-  }
+  Arena& arena = *request.arena;
+  if (request.cache != nullptr && request.cache->serves(&arena)) return take_cached(request, may_grow, why);
   const Lenders lenders(*this, arena, may_grow);
-  const Supply supply{may_grow, lenders.heaps()};
+  const Supply supply{may_grow, lenders.heaps(), request.may_wait};
   const ArenaGuard guard(arena.mutex);
-  if (arena.pages.asleep()) {
+  if (arena.pages.asleep() || arena.family.asleep.load(std::memory_order_relaxed)) {
     why = Refusal::asleep;
     return nullptr;
   }
@@ -110,27 +108,28 @@ void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refus
     const std::size_t size_class = size_class_of(request.rounded);
     SmallBlock block;
     if (!mine.pop(size_class, block)) {
-      const Lenders lenders(*this, *default_arena_, may_grow);
-      if (!mine.refill(size_class, block, {may_grow, lenders.heaps()}, why)) return nullptr;
+      const Lenders lenders(*this, *request.arena, may_grow);
+      if (!mine.refill(size_class, block, {may_grow, lenders.heaps(), request.may_wait}, why)) return nullptr;
     }
     *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
     return block.address;
   }
   Span* span = request.is_small ? mine.pop_medium(request.rounded) : mine.pop_large(request.rounded);
   if (span == nullptr) {
-    const Lenders lenders(*this, *default_arena_, may_grow);
-    const ArenaGuard guard(default_arena_->mutex);
-    span = default_arena_->pages.allocate(request.rounded, {may_grow, lenders.heaps()}, why);
+    const Lenders lenders(*this, *request.arena, may_grow);
+    const ArenaGuard guard(request.arena->mutex);
+    span = request.arena->pages.allocate(request.rounded, {may_grow, lenders.heaps(), request.may_wait}, why);
   }
   if (span == nullptr) return nullptr;
   span->hand_out(request.asked, request.account_id(), &mine);
   return span->address();
 }
 
-// One step further toward memory for a request that found none: first what waits in thread caches, then free handles
-// of any arena (given back, their bytes can be asked for anew at another address), then the user's callbacks. Throws
-// OutOfMemory when nothing is left to try.
-void CachingAllocator::make_room(const Request& request, Refusal why, Effort& effort, PressureOutcome& outcome) {
+// One step further toward memory for a request that found none: what waits in thread caches; blocks that wait for other
+// streams, the oldest that would do first; idle memory of other streams, once they have caught up; free handles of any
+// arena (given back, their bytes can be asked for anew at another address); the user's callbacks. Throws OutOfMemory
+// when nothing is left to try.
+void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, PressureOutcome& outcome) {
   const std::size_t wanted = request.rounded + memory_->granule_bytes();
   switch (effort) {
     case Effort::none:
@@ -138,14 +137,26 @@ void CachingAllocator::make_room(const Request& request, Refusal why, Effort& ef
       effort = Effort::recalled;
       return;
     case Effort::recalled:
-      release(wanted);
+      if (await_other_streams(request.rounded)) return;  // and again, as long as any waits
+      effort = Effort::awaited;
+      [[fallthrough]];
+    case Effort::awaited:
+      effort = Effort::waited;
+      if (memory_->stream_events() != nullptr) {
+        request.may_wait = true;
+        return;
+      }
+      [[fallthrough]];
+    case Effort::waited:
+      release(wanted, true);
       effort = Effort::released;
       return;
     case Effort::released:
       press(request, nullptr, request.rounded, true, outcome);
       if (outcome.calls > 0) {
         recall();  // what the callbacks freed lies in caches and arenas
-        release(wanted);
+        while (await_other_streams(request.rounded)) continue;
+        release(wanted, true);
         effort = Effort::pressed;
         return;
       }
@@ -154,6 +165,18 @@ void CachingAllocator::make_room(const Request& request, Refusal why, Effort& ef
       break;
   }
   refuse(request, {.reason = reason_of(why), .limit = ledger_.limit()}, nullptr, outcome);
+}
+
+// Waits until blocks of together `bytes` are free that had to wait for other streams. False: there were none.
+bool CachingAllocator::await_other_streams(std::size_t bytes) noexcept {
+  const auto waiting = [this] { return static_cast<std::size_t>(ledger_.waiting_bytes()); };
+  const std::size_t before = waiting();
+  for (std::size_t most = deferred_.count(); most > 0; --most) {
+    if (!deferred_.wait_for_one(bytes)) break;
+    collect();
+    if (waiting() + bytes <= before) return true;
+  }
+  return waiting() < before;
 }
 
 // Held bytes grew above the soft limit: caches and free handles first, then the callbacks.
@@ -202,9 +225,11 @@ void CachingAllocator::refuse(const Request& request, OomInfo info, const Accoun
     if (info.reason != OomReason::device_limit) info.limit = kNoLimit;
   }
   {
-    Arena& arena = arena_of(request.account);
-    const ArenaGuard guard(arena.mutex);
-    info.largest_free = arena.pages.largest_free();
+    Arena* const arena = request.arena != nullptr ? request.arena : request.family->first.load();
+    if (arena != nullptr) {
+      const ArenaGuard guard(arena->mutex);
+      info.largest_free = arena->pages.largest_free();
+    }
   }
   info.pressure_calls = outcome.calls;
   info.callback_error = outcome.error;

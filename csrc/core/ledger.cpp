@@ -18,8 +18,9 @@ void for_each_stat(BlockStats& blocks, void (*action)(Stat&)) {
 }
 
 void for_each_stat(DeviceStats& stats, void (*action)(Stat&)) {
-  for (BlockStats* blocks : {&stats.blocks.all, &stats.blocks.small, &stats.blocks.large})
-    for_each_stat(*blocks, action);
+  for (ByPool<BlockStats>* blocks : {&stats.blocks, &stats.waiting, &stats.active}) {
+    for (BlockStats* pool : {&blocks->all, &blocks->small, &blocks->large}) for_each_stat(*pool, action);
+  }
   stats.reserved_bytes.for_each(action);
   stats.segments.for_each(action);
 }
@@ -158,6 +159,32 @@ Account* Ledger::uncharge(std::uint32_t account_id, bool is_small, std::size_t r
   return own != nullptr && is_done(*own) ? own : nullptr;
 }
 
+void Ledger::count_waiting(bool is_small, std::size_t rounded, std::size_t asked, bool begins) {
+  const Guard guard(lock_);
+  for (BlockStats* blocks : {&stats_.waiting.all, &stats_.waiting.of(is_small)}) {
+    begins ? blocks->add(rounded, asked) : blocks->subtract(rounded, asked);
+  }
+  note_active();
+}
+
+std::int64_t Ledger::waiting_bytes() const {
+  const Guard guard(lock_);
+  return stats_.waiting.all.bytes.current;
+}
+
+void Ledger::note_active() {
+  const auto note = [](Stat& active, const Stat& live, const Stat& waiting) {
+    active.current = live.current + waiting.current;
+    active.allocated = live.allocated;
+    active.freed = live.freed - waiting.current;
+    active.peak = std::max({active.peak, active.current, live.peak});
+  };
+  for (auto pool : {&ByPool<BlockStats>::all, &ByPool<BlockStats>::small, &ByPool<BlockStats>::large}) {
+    note((stats_.active.*pool).count, (stats_.blocks.*pool).count, (stats_.waiting.*pool).count);
+    note((stats_.active.*pool).bytes, (stats_.blocks.*pool).bytes, (stats_.waiting.*pool).bytes);
+  }
+}
+
 bool Ledger::try_hold(std::size_t bytes) {
   const Guard guard(lock_);
   if (held_ > limit_ || bytes > limit_ - held_) return false;
@@ -242,6 +269,11 @@ bool Ledger::set_limit(std::size_t limit) {
   return true;
 }
 
+void Ledger::force_limit(std::size_t limit) {
+  const Guard guard(lock_);
+  limit_ = limit;
+}
+
 void Ledger::set_soft_limit(std::size_t limit) {
   const Guard guard(lock_);
   soft_limit_ = limit;
@@ -249,12 +281,12 @@ void Ledger::set_soft_limit(std::size_t limit) {
   above_soft_.store(held_ > limit, std::memory_order_relaxed);
 }
 
-Account* Ledger::open(std::string name, Account* parent, Arena* arena, bool isolated, std::size_t limit,
+Account* Ledger::open(std::string name, Account* parent, ArenaFamily* family, bool isolated, std::size_t limit,
                       std::size_t soft) {
   auto account = std::make_unique<Account>();
   account->name = std::move(name);
   account->parent = parent;
-  account->arena = arena;
+  account->family = family;
   account->isolated = isolated;
   account->limit = limit;
   account->soft_limit = soft;
@@ -331,14 +363,16 @@ std::string Ledger::name_of(std::uint32_t account_id) const {
   return accounts_[account_id]->name;
 }
 
-DeviceStats Ledger::read_stats() const {
+DeviceStats Ledger::read_stats() {
   const Guard guard(lock_);
+  note_active();
   return stats_;
 }
 
 void Ledger::reset(void (*action)(Stat&)) {
   const Guard guard(lock_);
   const std::int64_t before = stats_.blocks.all.count.allocated;
+  note_active();
   for_each_stat(stats_, action);
   forgotten_allocations_ += before - stats_.blocks.all.count.allocated;
 }

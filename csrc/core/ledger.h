@@ -30,13 +30,13 @@
 
 namespace mempool {
 
-class Arena;
+class ArenaFamily;
 
 struct Account {
   std::uint32_t id = 0;
   std::string name;
-  Account* parent = nullptr;  // nullptr: the root pool, which is no Account
-  Arena* arena = nullptr;     // where blocks come from; shared with the parent unless `isolated`
+  Account* parent = nullptr;      // nullptr: the root pool, which is no Account
+  ArenaFamily* family = nullptr;  // where blocks come from; shared with the parent unless `isolated`
   bool isolated = false;
   std::size_t limit = kNoLimit;
   std::size_t soft_limit = kNoLimit;
@@ -149,6 +149,11 @@ class Ledger {
   // common peak share a lock and do not take each other's leases away in turn.
   void suspend_leases();
 
+  // A block that was uncharged waits for other streams, or does no longer.
+  void count_waiting(bool is_small, std::size_t rounded, std::size_t asked, bool begins);
+
+  std::int64_t waiting_bytes() const;
+
   // Held bytes. False when the device limit would be passed.
   bool try_hold(std::size_t bytes);
   void unhold(std::size_t bytes);
@@ -177,9 +182,12 @@ class Ledger {
   std::size_t soft_limit() const;
   // False, and nothing changed, when more than `limit` is held.
   bool set_limit(std::size_t limit);
+  // Also below what is held: then nothing more is, until memory went back.
+  void force_limit(std::size_t limit);
   void set_soft_limit(std::size_t limit);
 
-  Account* open(std::string name, Account* parent, Arena* arena, bool isolated, std::size_t limit, std::size_t soft);
+  Account* open(std::string name, Account* parent, ArenaFamily* family, bool isolated, std::size_t limit,
+                std::size_t soft);
   // No new blocks.
   void close(Account& account);
   // The user's handle is gone. Returns the account when nothing else keeps it alive: the caller then calls erase().
@@ -195,7 +203,7 @@ class Ledger {
   Account read(const Account& account) const;  // a copy, taken at one moment
   std::string name_of(std::uint32_t account_id) const;
 
-  DeviceStats read_stats() const;
+  DeviceStats read_stats();
   void reset(void (*action)(Stat&));
   void reset_peaks(Account& account);
   // Both count for the device, for the pool that asked, and for the pool whose limit refused. Either may be nullptr.
@@ -207,6 +215,7 @@ class Ledger {
 
  private:
   void fold_locked(Shards& shards);
+  void note_active();
   bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
   Amounts leased() const { return leased_small_.plus(leased_large_, 1); }
   void rearm_soft() {

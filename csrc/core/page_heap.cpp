@@ -17,7 +17,8 @@ std::int64_t as_signed(std::size_t bytes) { return static_cast<std::int64_t>(byt
 
 }  // namespace
 
-PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena)
+PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena, StreamClock& clock,
+                   bool movable)
     : memory_(memory),
       ledger_(ledger),
       capabilities_(memory.capabilities()),
@@ -25,25 +26,28 @@ PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& option
       chunk_(align_up(kChunkBytes, granule_)),
       segment_bytes_(align_up(std::max(options.segment_bytes, granule_), granule_)),
       arena_(arena),
+      clock_(clock),
+      movable_(movable),
       stitching_(options.stitch),
       whole_(1, granule_) {}
 
 PageHeap::~PageHeap() {
   forget_sleep();
-  release(SIZE_MAX);
+  release(SIZE_MAX, true);
 }
 
 // ---- records -----------------------------------------------------------------------------------------------------
 
 bool PageHeap::reserve_records(std::size_t spans) noexcept {
-  if (free_record_count_ >= spans) return true;
-  try {
-    record_chunks_.reserve(record_chunks_.size() + 1);
-    record_chunks_.push_back(std::make_unique<Span[]>(kRecordsAtOnce));
-  } catch (const std::bad_alloc&) {
-    return false;
+  while (free_record_count_ < spans) {
+    try {
+      record_chunks_.reserve(record_chunks_.size() + 1);
+      record_chunks_.push_back(std::make_unique<Span[]>(kRecordsAtOnce));
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    for (std::size_t i = 0; i < kRecordsAtOnce; ++i) return_record(&record_chunks_.back()[i]);
   }
-  for (std::size_t i = 0; i < kRecordsAtOnce; ++i) return_record(&record_chunks_.back()[i]);
   return true;
 }
 
@@ -56,6 +60,7 @@ Span* PageHeap::take_record() noexcept {
 }
 
 void PageHeap::return_record(Span* span) noexcept {
+  span->bytes = 0;  // whoever still points here finds no range
   span->next = free_records_;
   free_records_ = span;
   ++free_record_count_;
@@ -94,6 +99,7 @@ Span* PageHeap::merge(Span* span) noexcept {
   if (Span* const previous = span->previous; mergeable(previous, span)) {
     unindex(previous);
     previous->bytes += span->bytes;
+    previous->moment = std::max(previous->moment, span->moment);
     previous->next = span->next;
     if (span->next != nullptr) span->next->previous = previous;
     return_record(span);
@@ -102,6 +108,7 @@ Span* PageHeap::merge(Span* span) noexcept {
   if (Span* const next = span->next; mergeable(span, next)) {
     unindex(next);
     span->bytes += next->bytes;
+    span->moment = std::max(span->moment, next->moment);
     span->next = next->next;
     if (next->next != nullptr) next->next->previous = span;
     return_record(next);
@@ -117,6 +124,7 @@ Span* PageHeap::cut_front(Span* span, std::size_t bytes) noexcept {
   rest->segment = span->segment;
   rest->state = span->state;
   rest->shared = span->shared;
+  rest->moment = span->moment;
   rest->previous = span;
   rest->next = span->next;
   if (span->next != nullptr) span->next->previous = rest;
@@ -151,9 +159,23 @@ Span* PageHeap::allocate(std::size_t bytes, const Supply& supply, Refusal& why) 
   return span;
 }
 
+Span* PageHeap::allocate_at(std::uintptr_t start, std::size_t bytes) noexcept {
+  Span* span = free_span_at(start, nullptr);
+  if (span == nullptr || span->state != Span::State::free || start < span->start || start + bytes > span->end() ||
+      !reserve_records(kRecordsForOperation)) {
+    return nullptr;
+  }
+  unindex(span);
+  span = isolate(span, start, bytes);
+  span->state = Span::State::block;
+  PageMap::instance().set_block(*span, span);
+  return span;
+}
+
 void PageHeap::make_slab(Span* span, Slab* slab) noexcept {
   span->state = Span::State::slab;
   span->slab = slab;
+  span->home = arena_;
   PageMap::instance().set_slab(*span, span);
 }
 
@@ -165,6 +187,7 @@ void PageHeap::free(Span* span) noexcept {
   }
   span->state = Span::State::free;
   span->slab = nullptr;
+  span->moment = clock_.now();
   span = merge(span);
   if (span->shared) {
     return_granules(span);
@@ -197,7 +220,7 @@ Span* PageHeap::find_free(std::size_t bytes, bool aligned) const noexcept {
 Span* PageHeap::allocate_large(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
   Span* span = find_free(bytes, aligned);
   if (span == nullptr) {
-    if (!supply.may_grow || !grow(bytes, aligned, supply.lenders, why)) return nullptr;
+    if (!supply.may_grow || !grow(bytes, aligned, supply, why)) return nullptr;
     span = find_free(bytes, aligned);
     if (span == nullptr) {  // cannot be: growth made a range that fits
       why = Refusal::backend;

@@ -4,6 +4,7 @@
 //   - the spans of a segment cover it without a gap; two neighbours are never both holes, nor both free with the same
 //     `shared`;
 //   - a span that is not a hole is backed in full; holes begin and end on granules;
+//   - a stale span is mapped and belongs to nobody: it becomes a hole once its moment has passed;
 //   - shared spans come from whole granules; a granule that becomes free in it goes back to the large ranges;
 //   - asleep, every span is as it was and may be freed; what lies under it is listed in sleeping_ instead of handles_;
 //   - the page map knows the first page of each block and each page of each slab, and nothing else.
@@ -26,6 +27,7 @@
 #include "core/span.h"
 #include "core/stats.h"
 #include "core/stitch_plan.h"
+#include "core/stream_clock.h"
 
 namespace mempool {
 
@@ -38,6 +40,7 @@ class PageHeap;
 struct Supply {
   bool may_grow = false;                 // else it comes from what is free already, or not at all
   std::span<PageHeap* const> lenders{};  // other heaps, locked by the caller, whose free memory may move here
+  bool may_wait = false;                 // for work on other streams that still uses it; else only what is idle moves
 };
 
 struct Gathering {
@@ -48,7 +51,10 @@ struct Gathering {
 
 class PageHeap {
  public:
-  PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena);
+  // `clock`: of the stream whose blocks these are. `movable`: else no block of memory ever gets another address, and
+  // none goes to other heaps.
+  PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena, StreamClock& clock,
+           bool movable);
   PageHeap(const PageHeap&) = delete;
   PageHeap& operator=(const PageHeap&) = delete;
   // Precondition: no block and no slab is left. Memory that the backend will not take back stays with it.
@@ -57,6 +63,8 @@ class PageHeap {
   // A span in state `block` of exactly `bytes` (a multiple of kPageBytes), known to the page map. nullptr, and nothing
   // changed, when refused. Precondition: awake.
   Span* allocate(std::size_t bytes, const Supply& supply, Refusal& why) noexcept;
+  // As allocate(), at exactly that place. nullptr: not all of it is free.
+  Span* allocate_at(std::uintptr_t start, std::size_t bytes) noexcept;
   // Turns a block into a slab: all its pages become known to the page map.
   void make_slab(Span* span, Slab* slab) noexcept;
   // Precondition: a block or an empty slab of this heap.
@@ -90,8 +98,11 @@ class PageHeap {
   void forget_sleep() noexcept;
 
   // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
-  // first. Returns the bytes given back.
-  std::size_t release(std::size_t bytes) noexcept;
+  // first. Returns the bytes given back. `may_wait`: for work that still uses it; else what is in use stays.
+  std::size_t release(std::size_t bytes, bool may_wait) noexcept;
+  // So that it becomes known when what is free now is idle.
+  void mark() noexcept { clock_.mark(clock_.now()); }
+  StreamClock& clock() noexcept { return clock_; }
 
   std::size_t largest_free() const noexcept;
   std::size_t backed_bytes() const noexcept { return backed_bytes_; }  // asleep or not
@@ -142,20 +153,46 @@ class PageHeap {
   void return_granules(Span* span) noexcept;
   Span* find_free(std::size_t bytes, bool aligned) const noexcept;
 
-  bool grow(std::size_t bytes, bool aligned, std::span<PageHeap* const> lenders, Refusal& why) noexcept;
+  bool grow(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept;
   bool can_stitch() const noexcept { return capabilities_.can_move && stitching_; }
   bool rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
   Growth growth_in(Span* hole, std::size_t bytes) const noexcept;
-  bool commit(const Growth& growth, Refusal& why) noexcept;
-  Span* fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes) noexcept;
+  // A range that is being made. It is accounted for in one step, once all of it can be used.
+  struct Filling {
+    Span* hole = nullptr;
+    std::uintptr_t start = 0;
+    std::uintptr_t end = 0;  // what is mapped so far
+    struct Piece {
+      PageHeap* source;  // nullptr: new memory
+      std::uintptr_t from;
+      std::uintptr_t to;
+      std::size_t bytes;
+      Span* near;
+      StreamClock::Moment moment;
+    };
+    std::vector<Piece> pieces;
+  };
+  bool fill_with_more(Growth growth) noexcept;
+  bool fill(Growth growth, bool moves, const Supply& supply, Refusal& why) noexcept;
+  bool commit_piece(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
+  std::size_t handle_bytes(std::size_t wanted) const noexcept;
+  bool commit_rest(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
+  bool move_piece(const FreePiece& piece, Filling& filling) noexcept;
+  bool move_handle(PageHeap& source, std::uintptr_t from, Span* near, Filling& filling) noexcept;
+  bool finish(Filling& filling, Refusal& why) noexcept;
+  void undo(Filling& filling) noexcept;
+  Span* fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes, StreamClock::Moment moment) noexcept;
 
-  Growth stitch(Growth growth, PageHeap& source) noexcept;
-  std::vector<FreePiece> plan(const Growth& growth) const;  // of this heap's memory, whosever growth it is
-  std::vector<FreePiece> whole_handles(const Span* not_this, const Span* nor_this) const;
-  bool move_piece(PageHeap& source, const FreePiece& piece, Growth& growth) noexcept;
+  std::vector<FreePiece> plan(Growth& growth, bool own, const Supply& supply);
+  void add_whole_handles(const Span* not_this, const Span* nor_this, const PageHeap& receiver, bool may_wait,
+                         std::vector<FreePiece>& out);
   bool make_one_handle(const FreePiece& piece) noexcept;
-  bool move_handle(PageHeap& source, std::uintptr_t from, Span* near, Growth& growth) noexcept;
+  // Whether memory that was free since `moment` may go to `receiver` now, or after a wait.
+  bool may_lend(StreamClock::Moment moment, const PageHeap& receiver, bool may_wait) noexcept;
+  void leave(Span* span, std::uintptr_t start, std::size_t bytes) noexcept;
+  // Ends what moves left behind, as far as work on the device allows.
+  void sweep(bool may_wait) noexcept;
 
   // Whether the ledger counts the heap's memory: its ranges, and which part is shared.
   bool is_counted() const noexcept { return rest_ == Rest::awake || rest_ == Rest::falling_asleep; }
@@ -167,9 +204,10 @@ class PageHeap {
   void remove_segment(Segment* segment) noexcept;
 
   std::size_t release_from(Span* span, std::size_t bytes) noexcept;
+  Span* cut_hole(Span* span, std::uintptr_t start, std::size_t bytes, Span::State state) noexcept;
   bool cut_handle_at(std::uintptr_t address) noexcept;
   bool join_with_previous(std::map<std::uintptr_t, Handle>::iterator record, const Segment& segment) noexcept;
-  Span* make_hole(Span* span, std::uintptr_t start, std::size_t bytes, Span** made = nullptr) noexcept;
+  Span* make_hole(Span* span, std::uintptr_t start, std::size_t bytes) noexcept;
 
   PhysicalMemory& memory_;
   Ledger& ledger_;
@@ -178,6 +216,8 @@ class PageHeap {
   const std::size_t chunk_;  // what medium blocks and slabs share, one piece; a multiple of the granule
   const std::size_t segment_bytes_;
   Arena* const arena_;
+  StreamClock& clock_;
+  const bool movable_;
   const bool stitching_;
 
   FreeIndex large_{0, 0};
@@ -188,6 +228,7 @@ class PageHeap {
   Recurrence recurrence_;
   Segment* segments_ = nullptr;
   std::map<std::uintptr_t, Handle> handles_;  // by address
+  std::map<std::uintptr_t, Span*> stale_;     // by address
   std::size_t shared_bytes_ = 0;              // of chunks
 
   enum class Rest : std::uint8_t { awake, falling_asleep, asleep, waking } rest_ = Rest::awake;

@@ -9,60 +9,79 @@
 namespace mempool {
 namespace {
 
-bool is_backed(const Span* span) { return span != nullptr && span->state != Span::State::hole; }
+bool is_backed(const Span* span) {
+  return span != nullptr && span->state != Span::State::hole && span->state != Span::State::stale;
+}
+
+// Handles that stay whole cost driver calls each, and what is free of one that is not entirely free cannot move. So
+// they are as large as a block that asks for memory, within bounds that grow with what is held.
+constexpr std::size_t kLargestHandle = std::size_t{128} << 20;
+constexpr std::size_t kHandlesHeld = 256;
 
 }  // namespace
 
-bool PageHeap::commit(const Growth& growth, Refusal& why) noexcept {
+bool PageHeap::commit_rest(Filling& filling, std::size_t bytes, Refusal& why) noexcept {
+  for (std::size_t piece = 0; bytes > 0; bytes -= piece) {
+    piece = handle_bytes(bytes);
+    if (!commit_piece(filling, piece, why)) return false;
+  }
+  return true;
+}
+
+// How much of `wanted` one handle takes.
+std::size_t PageHeap::handle_bytes(std::size_t wanted) const noexcept {
+  if (capabilities_.can_cut) return wanted;
+  return std::min(wanted, align_up(std::max(kLargestHandle, ledger_.held() / kHandlesHeld), granule_));
+}
+
+// Maps new memory at the end of what is filled.
+bool PageHeap::commit_piece(Filling& filling, std::size_t bytes, Refusal& why) noexcept {
   std::map<std::uintptr_t, Handle>::iterator record;
+  if (!reserve_records(kRecordsForOperation)) {
+    why = Refusal::metadata;
+    return false;
+  }
   try {
-    record = handles_.try_emplace(growth.start).first;
+    filling.pieces.reserve(filling.pieces.size() + 1);
+    record = handles_.try_emplace(filling.end).first;
   } catch (const std::bad_alloc&) {
     why = Refusal::metadata;
     return false;
   }
-  if (!ledger_.try_hold(growth.bytes)) {
+  if (!ledger_.try_hold(bytes)) {
     handles_.erase(record);
     why = Refusal::limit;
     return false;
   }
+  const auto refuse = [&](Refusal reason) {
+    handles_.erase(record);
+    ledger_.unhold(bytes);
+    why = reason;
+    return false;
+  };
   // The records first, so that nothing has to be undone; but those of a range so long that the backend will refuse it
   // would be a large part of a machine's address space.
   constexpr std::size_t kSurelyModest = std::size_t{64} << 30;
-  if (growth.bytes <= kSurelyModest && !PageMap::instance().prepare(growth.start, growth.bytes)) {
-    handles_.erase(record);
-    ledger_.unhold(growth.bytes);
-    why = Refusal::metadata;
-    return false;
-  }
+  if (bytes <= kSurelyModest && !PageMap::instance().prepare(filling.end, bytes)) return refuse(Refusal::metadata);
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
-  if (!memory_.commit(reinterpret_cast<void*>(growth.start), growth.bytes, record->second)) {
-    handles_.erase(record);
-    ledger_.unhold(growth.bytes);
-    why = Refusal::backend;
-    return false;
-  }
-  if (!PageMap::instance().prepare(growth.start, growth.bytes)) {
-    if (memory_.decommit(record->second)) {
-      handles_.erase(record);
-      ledger_.unhold(growth.bytes);
-    }
+  if (!memory_.commit(reinterpret_cast<void*>(filling.end), bytes, record->second)) return refuse(Refusal::backend);
+  if (!PageMap::instance().prepare(filling.end, bytes)) {
     why = Refusal::metadata;
-    return false;
+    return memory_.decommit(record->second) && refuse(Refusal::metadata);
   }
-  join_with_previous(record, *growth.hole->segment);
-  fill_hole(growth.hole, growth.start, growth.bytes);
-  ledger_.count_commit(growth.bytes);
+  filling.pieces.push_back({nullptr, 0, filling.end, bytes, nullptr, StreamClock::kAlways});
+  filling.end += bytes;
   return true;
 }
 
 // Makes a part of a hole a free range. Returns what is left of the hole behind it, or nullptr.
-Span* PageHeap::fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes) noexcept {
+Span* PageHeap::fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes, StreamClock::Moment moment) noexcept {
   unindex(hole);
   Span* const span = isolate(hole, start, bytes);
   Span* const behind = span->next != nullptr && span->next->state == Span::State::hole ? span->next : nullptr;
   ledger_.count_ranges(1 - is_backed(span->previous) - is_backed(span->next));
   span->state = Span::State::free;
+  span->moment = moment;
   span->segment->backed_bytes += bytes;
   backed_bytes_ += bytes;
   index(merge(span));
@@ -113,17 +132,23 @@ void PageHeap::remove_segment(Segment* segment) noexcept {
 
 // ---- giving back -------------------------------------------------------------------------------------------------
 
-std::size_t PageHeap::release(std::size_t bytes) noexcept {
+std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   if (asleep()) return 0;
+  // Memory that is still mapped where it was before is not the system's again when its handle is given up.
+  sweep(may_wait);
   std::size_t given = 0;
-  for (Span* span = whole_.first_of_highest(); span != nullptr && given < bytes;) {
+  const bool may_give = stale_.empty() || bytes == 0;
+  for (Span* span = may_give ? whole_.first_of_highest() : nullptr; span != nullptr && given < bytes;) {
     Span* const next = whole_.next_down(span);
-    given += release_from(span, bytes - given);
+    if (clock_.has_passed(span->moment) || (may_wait && clock_.wait(span->moment))) {
+      given += release_from(span, bytes - given);
+    }
     span = next;
   }
   for (Segment* segment = segments_; segment != nullptr;) {
     Segment* const next = segment->next;
-    if (segment->backed_bytes == 0) remove_segment(segment);
+    const bool is_empty = segment->first->state == Span::State::hole && segment->first->next == nullptr;
+    if (is_empty) remove_segment(segment);
     segment = next;
   }
   return given;
@@ -156,19 +181,23 @@ std::size_t PageHeap::release_from(Span* span, std::size_t bytes) noexcept {
   return given;
 }
 
-// Makes a part of an indexed free span a hole. Returns what is left of the span before it, or nullptr. `made`: the
-// hole, together with its neighbours.
-Span* PageHeap::make_hole(Span* span, std::uintptr_t start, std::size_t bytes, Span** made) noexcept {
+// Takes a part out of an indexed free span that has lost its memory. It is in no index and not merged.
+Span* PageHeap::cut_hole(Span* span, std::uintptr_t start, std::size_t bytes, Span::State state) noexcept {
   unindex(span);
-  Span* hole = isolate(span, start, bytes);
-  Span* const before = hole == span ? nullptr : hole->previous;
+  Span* const hole = isolate(span, start, bytes);
   ledger_.count_ranges(is_backed(hole->previous) + is_backed(hole->next) - 1);
   hole->segment->backed_bytes -= bytes;
   backed_bytes_ -= bytes;
-  hole->state = Span::State::hole;
-  hole = merge(hole);
-  index(hole);
-  if (made != nullptr) *made = hole;
+  hole->state = state;
+  return hole;
+}
+
+// Makes a part of an indexed free span a hole. Returns what is left of the span before it, or nullptr.
+Span* PageHeap::make_hole(Span* span, std::uintptr_t start, std::size_t bytes) noexcept {
+  const bool has_front = span->start < start;
+  Span* const hole = cut_hole(span, start, bytes, Span::State::hole);
+  Span* const before = has_front ? hole->previous : nullptr;
+  index(merge(hole));
   return before;
 }
 

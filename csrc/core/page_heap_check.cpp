@@ -18,6 +18,7 @@ struct Sums {
   std::size_t whole = 0;
   std::size_t holes = 0;
   std::size_t backed = 0;
+  std::size_t stale = 0;  // spans
 };
 
 std::string check_span(const Span& span, const Segment& segment, std::size_t granule, Sums& sums) {
@@ -27,10 +28,10 @@ std::string check_span(const Span& span, const Segment& segment, std::size_t gra
   if (previous == nullptr ? span.start != segment.start : span.start != previous->end() || previous->next != &span) {
     return at("gap or broken link", span);
   }
-  const bool is_hole = span.state == Span::State::hole;
+  const bool is_hole = span.state == Span::State::hole || span.state == Span::State::stale;
   if (is_hole && (span.start % granule != 0 || span.bytes % granule != 0)) return at("hole off granules", span);
   if (previous != nullptr && previous->state == span.state) {
-    if (is_hole) return at("two holes", span);
+    if (span.state == Span::State::hole) return at("two holes", span);
     if (span.state == Span::State::free && previous->shared == span.shared) return at("two free spans", span);
   }
   const bool known = PageMap::instance().find(span.address()) == &span;
@@ -41,7 +42,8 @@ std::string check_span(const Span& span, const Segment& segment, std::size_t gra
     return at("stranded granule", span);
   }
   sums.backed += is_hole ? 0 : span.bytes;
-  if (is_hole) sums.holes += span.bytes;
+  if (span.state == Span::State::hole) sums.holes += span.bytes;
+  sums.stale += span.state == Span::State::stale ? 1 : 0;
   if (span.state == Span::State::free && !span.shared) {
     const std::uintptr_t low = align_up(span.start, granule);
     const std::uintptr_t high = align_down(span.end(), granule);
@@ -69,6 +71,7 @@ std::string PageHeap::check_invariants() const {
   if (sums.free_large != large_.bytes()) return "bytes of the large index";
   if (sums.free_shared != shared_.bytes()) return "bytes of the shared index";
   if (sums.whole != whole_.bytes()) return "bytes of the index of whole granules";
+  if (sums.stale != stale_.size()) return "stale spans";
   if (sums.holes != holes_.bytes()) return "bytes of the hole index";
   if (static_cast<std::size_t>(free_ranges_.bytes.all.current) != sums.free_large + sums.free_shared) {
     return "free range statistics";

@@ -1,5 +1,6 @@
 // Where a range is made when no free one is long enough, and of what.
 #include <climits>
+#include <new>
 #include <tuple>
 
 #include "common/align.h"
@@ -16,23 +17,56 @@ constexpr int kTightest = 128;
 // What more than the peak of allocated bytes may be held, so that a workload which repeats itself comes to rest: that
 // share of the peak. In a small process a few blocks are already more, so there it is bytes, up to half of the peak.
 constexpr std::size_t kShareForRest = 20;
+constexpr std::size_t kShareForRestOfWhole = 100;  // handles: what is free of one counts already
 constexpr std::size_t kBytesForRest = std::size_t{64} << 20;
+
+// New memory is taken in handles of at least that share of what is held, up to so many bytes.
+constexpr std::size_t kShareOfHandle = 500;
+constexpr std::size_t kUsefulHandle = std::size_t{40} << 20;
 
 }  // namespace
 
-bool PageHeap::grow(std::size_t bytes, bool aligned, std::span<PageHeap* const> lenders, Refusal& why) noexcept {
+bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
+  sweep(supply.may_wait);
   Growth growth = plan_growth(bytes, aligned);
   if (growth.hole == nullptr) {
     if (!add_segment(bytes, why)) return false;
     growth = plan_growth(bytes, aligned);
   }
   // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
-  const bool moves = !aligned || bytes > granule_;
-  if (moves && !rests_better_on_new_memory(bytes, growth)) growth = stitch(growth, *this);
-  for (PageHeap* const lender : lenders) {
-    if (growth.bytes > 0) growth = stitch(growth, *lender);
+  const bool moves = (!aligned || bytes > granule_) && !rests_better_on_new_memory(bytes, growth);
+  return fill(growth, moves, supply, why);
+}
+
+// Makes the planned range, of memory that is free elsewhere and then of new memory. What could be had stays a free
+// range also when the rest is refused.
+bool PageHeap::fill(Growth growth, bool moves, const Supply& supply, Refusal& why) noexcept {
+  std::vector<FreePiece> pieces;
+  try {
+    if (moves || !supply.lenders.empty()) pieces = plan(growth, moves, supply);
+  } catch (const std::bad_alloc&) {
+    pieces.clear();  // without memory for a plan the backend is asked instead
   }
-  return growth.bytes == 0 || commit(growth, why);
+  if (pieces.empty() && fill_with_more(growth)) return true;
+  Filling filling{growth.hole, growth.start, growth.start, {}};
+  for (const FreePiece& piece : pieces) {
+    if (!move_piece(piece, filling)) break;
+  }
+  const std::uintptr_t end = growth.start + growth.bytes;
+  const bool is_whole = filling.end >= end || commit_rest(filling, end - filling.end, why);
+  return finish(filling, why) && is_whole;
+}
+
+// Where each handle costs driver calls, a small range takes more new memory than it needs, for those that follow.
+// False, and nothing changed: it is no small range, or so much is not to be had.
+bool PageHeap::fill_with_more(Growth growth) noexcept {
+  if (capabilities_.can_cut) return false;
+  const std::size_t least = align_down(std::min(ledger_.held() / kShareOfHandle, kUsefulHandle), granule_);
+  if (growth.bytes >= least || growth.hole->bytes < least) return false;
+  if (growth.start + growth.bytes == growth.hole->end()) growth.start = growth.hole->end() - least;
+  Filling filling{growth.hole, growth.start, growth.start, {}};
+  Refusal why = Refusal::none;
+  return commit_rest(filling, least, why) && finish(filling, why);
 }
 
 // Whether the same range is made again in each turn of a workload: then it gets memory of its own, within bounds, and
@@ -42,7 +76,8 @@ bool PageHeap::rests_better_on_new_memory(std::size_t bytes, const Growth& growt
   const Ledger::Moment moment = ledger_.moment();
   if (!recurrence_.missing(bytes, moment.allocations)) return false;
   const std::size_t peak = moment.peak_allocated;
-  const std::size_t for_rest = std::max(peak / kShareForRest, std::min(peak / 2, kBytesForRest));
+  const std::size_t share = capabilities_.can_cut ? kShareForRest : kShareForRestOfWhole;
+  const std::size_t for_rest = std::max(peak / share, std::min(peak / 2, kBytesForRest));
   return moment.held + growth.bytes <= peak + for_rest;
 }
 

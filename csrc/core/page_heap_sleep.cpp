@@ -7,6 +7,10 @@ namespace mempool {
 
 bool PageHeap::fall_asleep(std::vector<UsedRange>& used) {
   if (asleep()) return false;
+  // All work that uses the memory, or used it at another address, comes to its end first.
+  if (!clock_.wait(clock_.now())) return false;
+  sweep(true);
+  if (!stale_.empty()) return false;
   for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
       const bool is_used = span->state == Span::State::block || span->state == Span::State::slab;
@@ -87,7 +91,9 @@ bool PageHeap::take_all() noexcept {
     if (!memory_.commit(handle.address, handle.bytes, handle)) return false;
     sleeping_bytes_ -= handle.bytes;
     ledger_.count_commit(handle.bytes);
+    const Handle taken = handle;
     handles_.insert(sleeping_.extract(it));
+    if (!memory_.open(taken.address, taken.bytes)) return false;
   }
   return true;
 }
@@ -97,7 +103,7 @@ int PageHeap::backed_ranges() const noexcept {
   for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
     bool open = false;
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
-      const bool backed = span->state != Span::State::hole;
+      const bool backed = span->state != Span::State::hole && span->state != Span::State::stale;
       ranges += backed && !open ? 1 : 0;
       open = backed;
     }

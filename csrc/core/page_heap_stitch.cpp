@@ -1,6 +1,9 @@
 // Stitching: a range that is too short is made longer with free memory from elsewhere, moved under its addresses. Live
 // blocks stay where they are, nothing is copied, and what the device holds does not grow.
+#include <algorithm>
+#include <iterator>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "common/align.h"
@@ -37,7 +40,7 @@ class IndexedPieces final : public FreePieces {
   }
 
  private:
-  FreePiece piece(Span* span) const { return {align_up(span->start, granule_), whole_.key(*span), span}; }
+  FreePiece piece(Span* span) const { return {align_up(span->start, granule_), whole_.key(*span), span, nullptr}; }
 
   const FreeIndex& whole_;
   const std::size_t granule_;
@@ -48,52 +51,76 @@ class IndexedPieces final : public FreePieces {
 
 }  // namespace
 
+bool PageHeap::may_lend(StreamClock::Moment moment, const PageHeap& receiver, bool may_wait) noexcept {
+  // What comes later on the same stream comes after the work that still uses it.
+  if (&receiver.clock_ == &clock_ || clock_.has_passed(moment)) return true;
+  clock_.mark(moment);
+  return may_wait ? clock_.wait(moment) : clock_.has_passed(moment);
+}
+
 // Where handles stay whole: every handle that is entirely free.
-std::vector<FreePiece> PageHeap::whole_handles(const Span* not_this, const Span* nor_this) const {
-  std::vector<FreePiece> pieces;
+void PageHeap::add_whole_handles(const Span* not_this, const Span* nor_this, const PageHeap& receiver, bool may_wait,
+                                 std::vector<FreePiece>& out) {
   for (Span* span = whole_.first_of_highest(); span != nullptr; span = whole_.next_down(span)) {
-    if (span == not_this || span == nor_this) continue;
+    if (span == not_this || span == nor_this || !may_lend(span->moment, receiver, may_wait)) continue;
     const std::uintptr_t low = align_up(span->start, granule_);
     const std::uintptr_t high = align_down(span->end(), granule_);
     for (auto it = handles_.lower_bound(low); it != handles_.end() && it->first + it->second.bytes <= high; ++it) {
-      pieces.push_back({it->first, it->second.bytes, span});
+      out.push_back({it->first, it->second.bytes, span, this});
     }
   }
-  return pieces;
 }
 
-std::vector<FreePiece> PageHeap::plan(const Growth& growth) const {
+// What to move under `growth`: of this heap's memory if `own`, and of the lenders'. Where the last handle reaches
+// beyond the range, the range becomes longer.
+std::vector<FreePiece> PageHeap::plan(Growth& growth, bool own, const Supply& supply) {
+  std::vector<FreePiece> chosen;
+  if (!can_stitch()) return chosen;
   // The ends of the range stay where they are; what lies at an end of the hole that is not filled is none of them.
-  const Span* const before = growth.start == growth.hole->start ? growth.hole->previous : nullptr;
-  const Span* const behind = growth.start + growth.bytes == growth.hole->end() ? growth.hole->next : nullptr;
-  if (capabilities_.can_cut) {
-    IndexedPieces pieces(whole_, granule_, before, behind);
-    return plan_stitch(pieces, growth.bytes, true);
-  }
-  ListedPieces pieces(whole_handles(before, behind));
-  return plan_stitch(pieces, growth.bytes, false);
-}
-
-// Fills `growth` from its start with memory moved from `source`. Returns what is left of it.
-PageHeap::Growth PageHeap::stitch(Growth growth, PageHeap& source) noexcept {
-  if (!can_stitch() || source.asleep() || source.whole_.count() == 0) return growth;
-  try {
-    for (const FreePiece& piece : source.plan(growth)) {
-      if (!move_piece(source, piece, growth)) break;
+  const bool from_front = growth.start == growth.hole->start;
+  const bool to_end = growth.start + growth.bytes == growth.hole->end();
+  const Span* const before = from_front ? growth.hole->previous : nullptr;
+  const Span* const behind = to_end ? growth.hole->next : nullptr;
+  const auto for_each_source = [&](auto action) {
+    if (own && movable_) action(*this);
+    for (PageHeap* const lender : supply.lenders) {
+      if (!lender->asleep() && lender->movable_) action(*lender);
     }
-  } catch (const std::bad_alloc&) {
-    return growth;  // without memory for a plan the backend is asked instead
+  };
+  if (!capabilities_.can_cut) {
+    std::vector<FreePiece> pieces;
+    for_each_source(
+        [&](PageHeap& source) { source.add_whole_handles(before, behind, *this, supply.may_wait, pieces); });
+    chosen = plan_stitch_of_whole(std::move(pieces), growth.bytes, growth.hole->bytes - growth.bytes);
+    std::size_t sum = 0;
+    for (const FreePiece& piece : chosen) sum += piece.bytes;
+    if (sum > growth.bytes) {
+      if (to_end) growth.start -= sum - growth.bytes;
+      growth.bytes = sum;
+    }
+    return chosen;
   }
-  return growth;
+  std::size_t left = growth.bytes;
+  for_each_source([&](PageHeap& source) {
+    if (left == 0 || source.whole_.count() == 0) return;
+    IndexedPieces pieces(source.whole_, granule_, before, behind);
+    for (FreePiece piece : plan_stitch(pieces, left)) {
+      piece.heap = &source;
+      chosen.push_back(piece);
+      left -= piece.bytes;
+    }
+  });
+  return chosen;
 }
 
 // False: not all of it was moved.
-bool PageHeap::move_piece(PageHeap& source, const FreePiece& piece, Growth& growth) noexcept {
+bool PageHeap::move_piece(const FreePiece& piece, Filling& filling) noexcept {
+  PageHeap& source = *piece.heap;
   if (!source.make_one_handle(piece)) return false;
   const std::uintptr_t end = piece.start + piece.bytes;
   for (std::uintptr_t at = piece.start; at < end;) {
     const std::size_t bytes = source.handles_.find(at)->second.bytes;
-    if (!move_handle(source, at, piece.span, growth)) return false;
+    if (!move_handle(source, at, piece.span, filling)) return false;
     at += bytes;
   }
   return true;
@@ -111,45 +138,147 @@ bool PageHeap::make_one_handle(const FreePiece& piece) noexcept {
   return true;
 }
 
-// Moves one entirely free handle to the start of `growth`, which begins behind it afterwards. False: nothing changed.
-bool PageHeap::move_handle(PageHeap& source, std::uintptr_t from, Span* near, Growth& growth) noexcept {
-  if (!reserve_records(2 * kRecordsForCut) || !source.reserve_records(kRecordsForCut)) return false;
+// Maps one entirely free handle at the end of what is filled. False: nothing changed.
+bool PageHeap::move_handle(PageHeap& source, std::uintptr_t from, Span* near, Filling& filling) noexcept {
+  const std::size_t pieces = filling.pieces.size() + 1;
+  if (!reserve_records(pieces * kRecordsForCut + kRecordsForOperation)) return false;
+  if (!source.reserve_records(pieces * kRecordsForCut)) return false;
   const auto found = source.handles_.find(from);
   const std::size_t bytes = found->second.bytes;
-  if (!PageMap::instance().prepare(growth.start, bytes)) return false;
+  if (!PageMap::instance().prepare(filling.end, bytes)) return false;
   Span* const span = source.free_span_at(from, near);
+  try {
+    filling.pieces.reserve(pieces);
+    if (capabilities_.can_alias) source.stale_.try_emplace(from, nullptr);
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
-  if (!memory_.move(found->second, reinterpret_cast<void*>(growth.start))) return false;
-  auto record = source.handles_.extract(found);
-  record.key() = growth.start;
-  const auto moved = handles_.insert(std::move(record)).position;
-  join_with_previous(moved, *growth.hole->segment);
-  Span* left = nullptr;
-  source.make_hole(span, from, bytes, &left);
-  // What was taken may have lain beside the hole: then both are one now.
-  if (left->start <= growth.start && growth.start < left->end()) growth.hole = left;
-  growth.hole = fill_hole(growth.hole, growth.start, bytes);
-  growth.start += bytes;
-  growth.bytes -= bytes;
-  ledger_.count_move(bytes);
+  if (!memory_.move(found->second, reinterpret_cast<void*>(filling.end))) {
+    source.stale_.erase(from);
+    return false;
+  }
+  filling.pieces.push_back({&source, from, filling.end, bytes, near, span->moment});
+  filling.end += bytes;
   return true;
+}
+
+// Accounts for what was filled: one free range. False: it cannot be used, and all is as it was before.
+bool PageHeap::finish(Filling& filling, Refusal& why) noexcept {
+  if (filling.end == filling.start) return true;
+  const std::size_t bytes = filling.end - filling.start;
+  if (!memory_.open(reinterpret_cast<void*>(filling.start), bytes)) {  // NOLINT(performance-no-int-to-ptr)
+    undo(filling);
+    why = Refusal::backend;
+    return false;
+  }
+  StreamClock::Moment moment = StreamClock::kAlways;
+  for (const Filling::Piece& piece : filling.pieces) {
+    // Of another stream only what is idle has come.
+    if (piece.source != nullptr && &piece.source->clock_ == &clock_) moment = std::max(moment, piece.moment);
+  }
+  const Segment& segment = *filling.hole->segment;
+  fill_hole(filling.hole, filling.start, bytes, moment);
+  for (const Filling::Piece& piece : filling.pieces) {
+    if (piece.source == nullptr) {
+      ledger_.count_commit(piece.bytes);
+    } else {
+      auto record = piece.source->handles_.extract(piece.from);
+      record.key() = piece.to;
+      const auto moved = handles_.insert(std::move(record)).position;
+      join_with_previous(moved, segment);
+      piece.source->leave(piece.source->free_span_at(piece.from, piece.near), piece.from, piece.bytes);
+      ledger_.count_move(piece.bytes);
+    }
+  }
+  return true;
+}
+
+// New memory goes back, moved memory to where it was.
+void PageHeap::undo(Filling& filling) noexcept {
+  for (const Filling::Piece& piece : filling.pieces) {
+    const bool is_new = piece.source == nullptr;
+    const auto record = is_new ? handles_.find(piece.to) : piece.source->handles_.find(piece.from);
+    if (is_new) {
+      if (!memory_.decommit(record->second)) continue;
+      handles_.erase(record);
+      ledger_.unhold(piece.bytes);
+    } else {
+      memory_.move_back(record->second, reinterpret_cast<void*>(piece.from));  // NOLINT(performance-no-int-to-ptr)
+      piece.source->stale_.erase(piece.from);
+    }
+  }
+}
+
+// The memory of a part of a free span has moved away.
+void PageHeap::leave(Span* span, std::uintptr_t start, std::size_t bytes) noexcept {
+  if (!capabilities_.can_alias) {
+    make_hole(span, start, bytes);
+    return;
+  }
+  Span* const stale = cut_hole(span, start, bytes, Span::State::stale);
+  stale_.find(start)->second = stale;
+}
+
+// Ends what moves have left behind, as far as work on the device allows: neighbours in one call.
+void PageHeap::sweep(bool may_wait) noexcept {
+  for (auto it = stale_.begin(); it != stale_.end();) {
+    const auto has_passed = [&](const Span& span) {
+      if (clock_.has_passed(span.moment)) return true;
+      clock_.mark(span.moment);
+      return may_wait ? clock_.wait(span.moment) : clock_.has_passed(span.moment);
+    };
+    Span* const first = it->second;
+    if (!has_passed(*first)) {
+      ++it;
+      continue;
+    }
+    auto last = it;
+    std::size_t bytes = first->bytes;
+    for (auto next = std::next(it); next != stale_.end() && next->second == last->second->next; ++next) {
+      if (!has_passed(*next->second)) break;
+      bytes += next->second->bytes;
+      last = next;
+    }
+    const auto end = std::next(last);
+    if (!memory_.unmap(first->address(), bytes)) {
+      it = end;
+      continue;
+    }
+    for (; it != end; it = stale_.erase(it)) {
+      it->second->state = Span::State::hole;
+      index(merge(it->second));
+    }
+  }
 }
 
 Gathering PageHeap::gather() noexcept {
   Gathering result;
   const std::size_t all = whole_free_bytes();
   const std::size_t before = large_.largest_key();
-  if (!can_stitch() || all <= granule_ || whole_.largest_key() == all || !reserve_records(kRecordsForOperation)) {
+  if (!can_stitch() || !movable_ || all <= granule_ || whole_.largest_key() == all ||
+      !reserve_records(kRecordsForOperation)) {
     return result;
   }
+  sweep(false);
   Refusal why = Refusal::none;
   if (plan_growth(all, false).hole == nullptr && !add_segment(all, why)) return result;
-  const Growth wanted = plan_growth(all, false);
+  Growth wanted = plan_growth(all, false);
   if (wanted.hole == nullptr) return result;
   const DeviceStats was = ledger_.read_stats();
-  const Growth left = stitch(wanted, *this);
-  result.moved_bytes = wanted.bytes - left.bytes;
-  result.moves = static_cast<std::size_t>(ledger_.read_stats().moves - was.moves);
+  try {
+    const std::vector<FreePiece> pieces = plan(wanted, true, {});
+    Filling filling{wanted.hole, wanted.start, wanted.start, {}};
+    for (const FreePiece& piece : pieces) {
+      if (!move_piece(piece, filling)) break;
+    }
+    finish(filling, why);
+  } catch (const std::bad_alloc&) {
+    return result;
+  }
+  const DeviceStats is = ledger_.read_stats();
+  result.moved_bytes = static_cast<std::size_t>(is.moved_bytes - was.moved_bytes);
+  result.moves = static_cast<std::size_t>(is.moves - was.moves);
   const std::size_t after = large_.largest_key();
   result.regained_bytes = after > before ? after - before : 0;
   return result;
@@ -161,7 +290,7 @@ Span* PageHeap::free_span_at(std::uintptr_t address, Span* near) const noexcept 
   const auto holds = [address](const Span* span) {
     return span->state == Span::State::free && span->start <= address && address < span->end();
   };
-  if (holds(near)) return near;
+  if (near != nullptr && holds(near)) return near;
   for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
     if (address < segment->start || address >= segment->start + segment->bytes) continue;
     Span* span = segment->first;

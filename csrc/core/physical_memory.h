@@ -4,6 +4,7 @@
 //   address space   reserve / unreserve      costs nothing physical, an access to it faults
 //   backing         commit / decommit        one handle of physical memory, mapped whole at one address
 //   identity        cut / move               what makes defragmentation possible without a copy
+//   order           stream_events            what work on the device has finished; a CPU has none to wait for
 //
 // Rules for every implementation:
 //   - sizes and addresses are multiples of granule_bytes();
@@ -16,6 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+
+#include "core/stream_events.h"
 
 namespace mempool {
 
@@ -44,7 +47,7 @@ class PhysicalMemory {
  public:
   struct Capabilities {
     bool can_cut = false;    // one handle can become two, and neighbours one; else handles stay whole for life
-    bool can_alias = false;  // move() may leave the old address mapped until the caller unmaps it
+    bool can_alias = false;  // move() leaves the old address mapped until the caller calls unmap()
     bool can_move = false;   // move() is implemented; without it memory is never defragmented
   };
 
@@ -62,8 +65,11 @@ class PhysicalMemory {
   // Precondition: exactly a range that reserve() returned, with nothing mapped in it.
   virtual void unreserve(void* address, std::size_t bytes) noexcept = 0;
 
-  // Makes new physical memory and maps it at `address`, inside reserved space where nothing is mapped. Fills `out`.
+  // Makes new physical memory and maps it at `address`, inside reserved space where nothing is mapped. Fills `out`. It
+  // may be used once open() was called for it.
   virtual bool commit(void* address, std::size_t bytes, Handle& out) noexcept = 0;
+  // Makes handles usable that commit() or move() mapped: all those in the range, which they fill without a gap.
+  virtual bool open(void* /*address*/, std::size_t /*bytes*/) noexcept { return true; }
   // Unmaps the handle and gives its memory back. Precondition: all work that used it has finished. False: the handle is
   // still mapped and whole, its contents are undefined.
   virtual bool decommit(const Handle& handle) noexcept = 0;
@@ -75,9 +81,18 @@ class PhysicalMemory {
   // can_cut. Costs no system call.
   virtual bool join(Handle& first, const Handle& second) noexcept = 0;
 
-  // Maps the handle's memory, contents and all, at `to` (reserved, nothing mapped) and unmaps it from where it was.
-  // Precondition: can_move, all work that used the memory has finished.
+  // Maps the handle's memory, contents and all, at `to` (reserved, nothing mapped). It may be used there once open()
+  // was called. Without can_alias it is unmapped from where it was, and all work that used it has finished; with
+  // can_alias work that uses it at the old address may go on until unmap(). Precondition: can_move.
   virtual bool move(Handle& handle, void* to) noexcept = 0;
+  // Takes back a move() that open() refused: the handle is mapped at `from` alone, as it was. Precondition: can_alias.
+  virtual bool move_back(Handle& /*handle*/, void* /*from*/) noexcept { return false; }
+  // Ends what move() left behind: ranges in a row, each whole. Precondition: can_alias, all work that used it there has
+  // finished. False: all of it is mapped still.
+  virtual bool unmap(void* /*address*/, std::size_t /*bytes*/) noexcept { return false; }
+
+  // What is known of the device's streams; nullptr where all work is done when a call returns. Lives as long as this.
+  virtual StreamEvents* stream_events() noexcept { return nullptr; }
 
   // An empty backup; nullptr when refused.
   virtual std::unique_ptr<Backup> make_backup() noexcept = 0;

@@ -21,13 +21,18 @@ void SlabHeap::unlink(Slab* slab) noexcept {
 }
 
 Slab* SlabHeap::make_slab(std::size_t size_class, const Supply& supply, Refusal& why) noexcept {
+  return make_slab(size_class, why, [&](std::size_t bytes) { return pages_.allocate(bytes, supply, why); });
+}
+
+template <typename Obtain>
+Slab* SlabHeap::make_slab(std::size_t size_class, Refusal& why, Obtain obtain) noexcept {
   const SizeClass& info = kSizeClasses[size_class];
   void* const record = ::operator new(sizeof(Slab) + info.blocks * sizeof(BlockTag), std::nothrow);
   if (record == nullptr) {
     why = Refusal::metadata;
     return nullptr;
   }
-  Span* const span = pages_.allocate(info.slab_bytes, supply, why);
+  Span* const span = obtain(info.slab_bytes);
   if (span == nullptr) {
     ::operator delete(record);
     return nullptr;
@@ -68,6 +73,23 @@ std::size_t SlabHeap::allocate(std::size_t size_class, SmallBlock* out, std::siz
     if (slab->free_blocks == 0) unlink(slab);
   }
   return filled;
+}
+
+SmallBlock SlabHeap::allocate_at(std::size_t size_class, std::uintptr_t slab_start, std::uintptr_t address) noexcept {
+  Span* const span = PageMap::instance().find(reinterpret_cast<void*>(slab_start));  // NOLINT
+  Slab* slab = span != nullptr && span->state == Span::State::slab ? span->slab : nullptr;
+  if (span != nullptr && (slab == nullptr || slab->size_class != size_class || span->start != slab_start)) return {};
+  Refusal why = Refusal::none;
+  if (slab == nullptr) {
+    slab = make_slab(size_class, why, [&](std::size_t bytes) { return pages_.allocate_at(slab_start, bytes); });
+  }
+  if (slab == nullptr) return {};
+  const std::uint32_t index = index_in_slab(slab->info(), static_cast<std::uint32_t>(address - slab_start));
+  const std::uint64_t bit = std::uint64_t{1} << (index % 64);
+  if ((slab->free_bits[index / 64] & bit) == 0) return {};
+  slab->free_bits[index / 64] &= ~bit;
+  if (--slab->free_blocks == 0) unlink(slab);
+  return {slab->block(index), slab->tags() + index};
 }
 
 void SlabHeap::free(const SmallBlock& block) noexcept {

@@ -43,6 +43,9 @@ class SlabHeap {
   // Fills `out` with up to `count` free blocks; at least one unless refused. `supply` as for PageHeap::allocate.
   std::size_t allocate(std::size_t size_class, SmallBlock* out, std::size_t count, const Supply& supply,
                        Refusal& why) noexcept;
+  // The block of that class at exactly that place, in a slab that begins at `slab_start`. Its address is nullptr when
+  // it is not free.
+  SmallBlock allocate_at(std::size_t size_class, std::uintptr_t slab_start, std::uintptr_t address) noexcept;
   // Takes a block back; an empty slab returns to the pages at once. The tag is marked free.
   void free(const SmallBlock& block) noexcept;
 
@@ -50,6 +53,8 @@ class SlabHeap {
 
  private:
   Slab* make_slab(std::size_t size_class, const Supply& supply, Refusal& why) noexcept;
+  template <typename Obtain>
+  Slab* make_slab(std::size_t size_class, Refusal& why, Obtain obtain) noexcept;
   void link(Slab* slab) noexcept;
   void unlink(Slab* slab) noexcept;
 

@@ -7,7 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "core/stream_events.h"
+
 namespace mempool {
+
+class ArenaFamily;
 
 struct SnapshotBlock {
   std::uintptr_t address = 0;
@@ -15,14 +19,17 @@ struct SnapshotBlock {
   std::size_t requested = 0;
   std::uint32_t account = 0;
   bool live = false;
+  bool waiting = false;  // freed, but other streams may use it still
 };
 
 // One contiguous backed range.
 struct SnapshotSegment {
   std::uintptr_t address = 0;
   std::size_t bytes = 0;
-  std::string arena;                  // "default", or the isolated pool's name
-  std::size_t arena_number = 0;       // tells arenas of one name apart; 0 is the default arena
+  std::string arena;             // "default", or the isolated pool's name
+  std::size_t arena_number = 0;  // tells families of arenas of one name apart; 0 is the default one
+  StreamId stream = 0;
+  const ArenaFamily* family = nullptr;
   bool asleep = false;                // its pool sleeps: the addresses are kept, no memory is held for them
   std::vector<SnapshotBlock> blocks;  // in address order, covering the range
 };

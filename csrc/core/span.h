@@ -26,6 +26,8 @@ struct BlockTag {
   std::uint32_t account = 0;    // id of the pool that is charged; 0 is the device's root pool
 };
 inline constexpr std::uint32_t kFreeTag = UINT32_MAX;
+// Added to `account`: other streams than its own use the block, too. With kFreeTag: it is freed and waits for them.
+inline constexpr std::uint32_t kUsedElsewhere = std::uint32_t{1} << 31;
 
 // A span's place in one FreeIndex.
 struct IndexLinks {
@@ -39,6 +41,7 @@ struct IndexLinks {
 struct alignas(64) Span {
   enum class State : std::uint8_t {
     hole,   // reserved address space without backing
+    stale,  // its memory has moved away, but work on the device may still use it under these addresses
     free,   // backed, in a free index
     block,  // one medium or large block; handed out or waiting in a thread cache
     slab,   // cut into small blocks
@@ -52,7 +55,7 @@ struct alignas(64) Span {
   std::size_t requested = 0;  // of a block: bytes as asked; unlike the tag's it holds large sizes too
   union {
     Span* cached_next = nullptr;  // of a block that waits in a thread cache: link of its list
-    const void* home;             // of a live large block: the cache of the thread that it was given to
+    const void* home;  // of a live large block: the cache of the thread that it was given to; of a slab: its arena
   };
   State state = State::hole;
   bool shared = false;  // lies in granules that medium blocks and slabs share; such spans merge only with each other
@@ -60,6 +63,9 @@ struct alignas(64) Span {
   Span* previous = nullptr;
   Span* next = nullptr;
   IndexLinks links[2];  // of a hole or a free span
+  // Of a free or stale span: the moment of its arena's stream until which earlier work may use it. The stream itself
+  // need not wait for that.
+  std::uint64_t moment = 0;
 
   std::uintptr_t end() const { return start + bytes; }
   void* address() const { return reinterpret_cast<void*>(start); }  // NOLINT(performance-no-int-to-ptr)

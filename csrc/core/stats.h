@@ -130,6 +130,10 @@ struct DeviceStats {
   ByPool<Stat> reserved_bytes;  // physical memory held
   ByPool<Stat> segments;        // contiguous backed ranges
   FreeRangeStats free_ranges;   // "inactive_split": summed over arenas, so its peaks are upper bounds
+  // Blocks that are freed and wait for other streams; and these together with the live ones ("active"). The peak of
+  // both is as seen whenever a block began or ended to wait, or the figures were read.
+  ByPool<BlockStats> waiting;
+  ByPool<BlockStats> active;
   // For ever: a reset of peaks or sums leaves these alone.
   std::int64_t ooms = 0;
   std::int64_t alloc_retries = 0;  // allocations that succeeded only after memory was reclaimed

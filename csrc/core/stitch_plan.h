@@ -7,13 +7,15 @@
 
 namespace mempool {
 
+class PageHeap;
 struct Span;
 
 // Entirely free memory on granules. Where handles cannot be cut, one piece is one handle.
 struct FreePiece {
   std::uintptr_t start = 0;
   std::size_t bytes = 0;
-  Span* span = nullptr;  // where it lay when it was found; the plan only passes it on
+  Span* span = nullptr;  // where it lay when it was found; the plan only passes on this and whose it is
+  PageHeap* heap = nullptr;
 };
 
 // What there is to choose from.
@@ -29,21 +31,12 @@ class FreePieces {
   virtual bool smallest(std::size_t least, FreePiece& out) = 0;
 };
 
-// Pieces that lie in a vector.
-class ListedPieces final : public FreePieces {
- public:
-  explicit ListedPieces(std::vector<FreePiece> pieces);
-  bool next(FreePiece& out) override;
-  bool smallest(std::size_t least, FreePiece& out) override;
-
- private:
-  std::vector<FreePiece> pieces_;  // large ones first
-  std::size_t next_ = 0;
-};
-
 // The pieces to move, in order, so that they fill at most `needed` bytes, with as few moves as will do: the largest,
-// and then the smallest that covers all that is left, cut to it. Where handles cannot be cut: each that is not more
-// than what is left. What they do not fill is for the caller to ask the backend for. May throw std::bad_alloc.
-std::vector<FreePiece> plan_stitch(FreePieces& pieces, std::size_t needed, bool can_cut);
+// and then the smallest that covers all that is left, cut to it. What they do not fill is for the caller to ask the
+// backend for. May throw std::bad_alloc.
+std::vector<FreePiece> plan_stitch(FreePieces& pieces, std::size_t needed);
+
+// The same of handles that cannot be cut. The last of them may reach beyond `needed`, by `room` bytes at most.
+std::vector<FreePiece> plan_stitch_of_whole(std::vector<FreePiece> pieces, std::size_t needed, std::size_t room);
 
 }  // namespace mempool

@@ -14,7 +14,11 @@ constexpr std::uint16_t kBinCapacity = 64;
 }  // namespace
 
 ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, std::size_t most_small_bytes)
-    : owner(owner_in), arena_(arena), most_small_bytes_(most_small_bytes) {
+    : owner(owner_in),
+      arena_(&arena),
+      stream_(arena.stream()),
+      served_(arena.family.is_thread_cached ? &arena : nullptr),
+      most_small_bytes_(most_small_bytes) {
   std::size_t slots = 0;
   for (std::size_t i = 0; i < kSmallClasses; ++i) {
     bins_[i].block_bytes = kSizeClasses[i].block_bytes;
@@ -32,8 +36,8 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& 
   // Half of the bin, so that frees which follow find room.
   const std::size_t room = most_small_bytes_ > small_bytes_ ? (most_small_bytes_ - small_bytes_) / size : 0;
   const std::size_t batch = std::clamp<std::size_t>(room, 1, bin.capacity / 2);
-  const Guard guard(arena_.mutex);
-  const std::size_t filled = arena_.slabs.allocate(size_class, bin.slots, batch, supply, why);
+  const Guard guard(arena_->mutex);
+  const std::size_t filled = arena_->slabs.allocate(size_class, bin.slots, batch, supply, why);
   if (filled == 0) return false;
   // The lowest address goes out first.
   std::reverse(bin.slots, bin.slots + filled);
@@ -41,6 +45,13 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& 
   bin.count = static_cast<std::uint16_t>(filled - 1);
   small_bytes_ += (filled - 1) * size;
   return true;
+}
+
+void ThreadCache::serve(Arena& arena) noexcept {
+  flush();
+  arena_ = &arena;
+  stream_ = arena.stream();
+  served_ = arena.family.is_thread_cached ? &arena : nullptr;
 }
 
 // The bin or the whole cache is full: the older half of the bin goes, or everything.
@@ -53,8 +64,8 @@ void ThreadCache::make_room(std::size_t size_class) noexcept {
   const std::uint16_t leave = bin.count / 2;
   SmallBlock* const first = bin.slots;
   {
-    const Guard guard(arena_.mutex);
-    for (std::uint16_t i = 0; i < leave; ++i) arena_.slabs.free(first[i]);
+    const Guard guard(arena_->mutex);
+    for (std::uint16_t i = 0; i < leave; ++i) arena_->slabs.free(first[i]);
   }
   std::copy(first + leave, first + bin.count, first);
   bin.count = static_cast<std::uint16_t>(bin.count - leave);
@@ -65,14 +76,14 @@ void ThreadCache::push_or_give_back(std::size_t size_class, const SmallBlock& bl
   if (push(size_class, block)) return;
   make_room(size_class);
   if (push(size_class, block)) return;
-  const Guard guard(arena_.mutex);
-  arena_.slabs.free(block);
+  const Guard guard(arena_->mutex);
+  arena_->slabs.free(block);
 }
 
 void ThreadCache::flush_small() noexcept {
-  const Guard guard(arena_.mutex);
+  const Guard guard(arena_->mutex);
   for (Bin& bin : bins_) {
-    for (; bin.count > 0; --bin.count) arena_.slabs.free(bin.slots[bin.count - 1]);
+    for (; bin.count > 0; --bin.count) arena_->slabs.free(bin.slots[bin.count - 1]);
   }
   small_bytes_ = 0;
 }
@@ -82,13 +93,13 @@ void ThreadCache::evict_medium(std::size_t count) noexcept {
   std::size_t bytes = 0;
   std::size_t left = count;
   {
-    const Guard guard(arena_.mutex);
+    const Guard guard(arena_->mutex);
     for (auto head = medium_.rbegin(); left > 0; ++head) {
       for (; *head != nullptr && left > 0; --left) {
         Span* const span = *head;
         *head = span->cached_next;
         bytes += span->bytes;
-        arena_.pages.free(span);
+        arena_->pages.free(span);
       }
     }
   }
@@ -100,10 +111,10 @@ void ThreadCache::evict_large(std::size_t count) noexcept {
   if (count == 0) return;
   std::size_t bytes = 0;
   {
-    const Guard guard(arena_.mutex);
+    const Guard guard(arena_->mutex);
     for (std::size_t i = 0; i < count; ++i) {
       bytes += large_sizes_[i];
-      arena_.pages.free(large_[i]);
+      arena_->pages.free(large_[i]);
     }
   }
   std::copy(large_sizes_.begin() + count, large_sizes_.begin() + large_count_, large_sizes_.begin());

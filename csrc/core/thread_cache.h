@@ -1,4 +1,5 @@
-// Free blocks of the default arena that one thread keeps for itself, and that thread's shards of the ledger.
+// Free blocks of one arena that one thread keeps for itself, and that thread's shards of the ledger. The arena is that
+// of the stream which the thread has used of late, in the device's default family.
 //
 // `lock` guards everything here. Its own thread takes it for each allocation, and so nearly always without contention;
 // others take it to recall the blocks (a limit was reached, trim, a pool closes), to read statistics, at fork and at
@@ -26,6 +27,12 @@ class CachingAllocator;
 class ThreadCache {
  public:
   ThreadCache(CachingAllocator& owner, Arena& arena, std::size_t most_small_bytes);
+
+  // Whether a block of that arena may wait here. Called by the thread itself, without the lock too.
+  bool serves(const void* arena) const noexcept { return arena == served_; }
+  StreamId stream() const noexcept { return stream_; }
+  // From now on it keeps blocks of that arena. Precondition: the lock is held.
+  void serve(Arena& arena) noexcept;
 
   // Small blocks. pop() is false when the class is empty; then refill() takes a batch from the arena. push() is false
   // when there is no room; then push_or_give_back() makes some.
@@ -111,8 +118,9 @@ class ThreadCache {
   OwnerLock lock;
   CachingAllocator& owner;
   Ledger::Shards shards;
-  Account* current =
-      nullptr;  // the pool of this thread's new blocks; nullptr is the root. Its own thread alone uses it.
+  // Its own thread alone uses these two.
+  Account* current = nullptr;  // the pool of this thread's new blocks; nullptr is the root
+  int strange_requests = 0;    // in a row, for other streams than the one that is served
 
  private:
   struct Bin {
@@ -135,7 +143,9 @@ class ThreadCache {
   void evict_large(std::size_t count) noexcept;   // the oldest
   void make_room(std::size_t size_class) noexcept;
 
-  Arena& arena_;
+  Arena* arena_;
+  StreamId stream_;
+  const void* served_;  // the arena; nullptr where no block may wait
   const std::size_t most_small_bytes_;
   std::size_t small_bytes_ = 0;
   std::array<Bin, kSmallClasses> bins_{};

@@ -25,10 +25,16 @@ class LiveBlocks {
     for (void* block : blocks_) allocator_.deallocate(block);
   }
   void apply(const TraceEvent& event) {
-    if (event.op == TraceEvent::Op::alloc) {
-      blocks_[event.id] = allocator_.allocate(event.bytes);
-    } else {
-      allocator_.deallocate(std::exchange(blocks_[event.id], nullptr));
+    switch (event.op) {
+      case TraceEvent::Op::alloc:
+        blocks_[event.id] = allocator_.allocate(event.bytes, event.stream);
+        break;
+      case TraceEvent::Op::free:
+        allocator_.deallocate(std::exchange(blocks_[event.id], nullptr));
+        break;
+      case TraceEvent::Op::record_stream:
+        allocator_.add_use(blocks_[event.id], event.stream);
+        break;
     }
   }
 
@@ -53,7 +59,7 @@ void add_live_bytes(const std::vector<TraceEvent>& events, ReplayReport& report)
       sizes[event.id] = event.bytes;
       live += event.bytes;
       report.peak_live_bytes = std::max(report.peak_live_bytes, live);
-    } else {
+    } else if (event.op == TraceEvent::Op::free) {
       live -= sizes[event.id];
     }
     if ((i + 1) % stride == 0) report.timeline.push_back({i, live, 0});

@@ -12,9 +12,10 @@
 namespace mempool {
 
 struct TraceEvent {
-  enum class Op : std::uint8_t { alloc, free } op = Op::alloc;
-  std::uint32_t id = 0;            // counts up from 0; a free names the id of its alloc
-  std::size_t bytes = 0;           // as asked; unused for a free
+  enum class Op : std::uint8_t { alloc, free, record_stream } op = Op::alloc;
+  std::uint32_t id = 0;            // counts up from 0; a free or record_stream names the id of its alloc
+  std::size_t bytes = 0;           // as asked; of an alloc
+  std::uint32_t stream = 0;        // number of the stream; of an alloc or record_stream
   std::int64_t time_ns = kNoTime;  // since the trace began; kNoTime where it has no times
   static constexpr std::int64_t kNoTime = -1;
 };

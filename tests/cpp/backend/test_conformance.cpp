@@ -59,6 +59,7 @@ TEST(reserved_space_is_aligned_and_commits_are_writable) {
     CHECK(memory.commit(at(space, granule), 2 * granule, handle));
     CHECK(handle.address == at(space, granule));
     CHECK_EQ(handle.bytes, 2 * granule);
+    CHECK(memory.open(handle.address, handle.bytes));
     std::memset(handle.address, 7, handle.bytes);
     CHECK(memory.decommit(handle));
     memory.unreserve(space, 4 * granule);
@@ -72,6 +73,7 @@ TEST(handles_are_cut_and_joined_where_that_is_possible) {
     void* const space = memory.reserve(4 * granule);
     Handle whole;
     CHECK(memory.commit(space, 4 * granule, whole));
+    CHECK(memory.open(space, 4 * granule));
     *at(space, 3 * granule) = 42;
     Handle rest;
     CHECK(memory.cut(whole, granule, rest));
@@ -83,6 +85,7 @@ TEST(handles_are_cut_and_joined_where_that_is_possible) {
     CHECK_EQ(*at(space, 3 * granule), 42);
     Handle again;
     CHECK(memory.commit(at(space, granule), 2 * granule, again));
+    CHECK(memory.open(at(space, granule), 2 * granule));
     CHECK(memory.join(whole, again));
     CHECK(memory.join(whole, tail));
     CHECK_EQ(whole.bytes, 4 * granule);
@@ -99,16 +102,49 @@ TEST(moving_a_handle_carries_its_contents) {
     void* const space = memory.reserve(4 * granule);
     Handle handle;
     CHECK(memory.commit(space, granule, handle));
+    CHECK(memory.open(space, granule));
     std::memset(handle.address, 9, granule);
     CHECK(memory.move(handle, at(space, 2 * granule)));
+    CHECK(memory.open(at(space, 2 * granule), granule));
     CHECK(handle.address == at(space, 2 * granule));
+    if (memory.capabilities().can_alias) {
+      CHECK_EQ(*at(space, 5), 9);  // for work that uses it still
+      CHECK(memory.unmap(space, granule));
+    }
     for (std::size_t i = 0; i < granule; i += 4096) CHECK_EQ(*at(handle.address, i), 9);
     Handle other;
     CHECK(memory.commit(space, granule, other));  // the old place is free again
+    CHECK(memory.open(space, granule));
     *at(space, 0) = 1;
     CHECK(memory.decommit(other));
     CHECK(memory.decommit(handle));
     memory.unreserve(space, 4 * granule);
+  });
+}
+
+TEST(handles_in_a_row_are_opened_and_left_in_one_call) {
+  for_each_backend([](PhysicalMemory& memory) {
+    if (!memory.capabilities().can_alias) return;
+    const std::size_t granule = memory.granule_bytes();
+    void* const space = memory.reserve(8 * granule);
+    Handle first;
+    Handle second;
+    CHECK(memory.commit(space, granule, first));
+    CHECK(memory.commit(at(space, granule), 2 * granule, second));
+    CHECK(memory.open(space, 3 * granule));
+    std::memset(space, 3, 3 * granule);
+    CHECK(memory.move(second, at(space, 4 * granule)));
+    CHECK(memory.move_back(second, at(space, granule)));
+    CHECK_EQ(*at(space, granule), 3);
+    CHECK(memory.move(second, at(space, 4 * granule)));
+    CHECK(memory.move(first, at(space, 6 * granule)));
+    CHECK(memory.open(at(space, 4 * granule), 3 * granule));
+    CHECK(memory.unmap(space, 3 * granule));
+    CHECK_EQ(*at(space, 4 * granule), 3);
+    CHECK_EQ(*at(space, 7 * granule - 1), 3);
+    CHECK(memory.decommit(first));
+    CHECK(memory.decommit(second));
+    memory.unreserve(space, 8 * granule);
   });
 }
 

@@ -49,13 +49,37 @@ bool use_all(PhysicalMemory& memory) {
   if (space == nullptr) return false;
   Handle handle;
   bool done = memory.commit(space, granule, handle);
-  if (done) {
+  const bool is_open = done && memory.open(space, granule);
+  if (is_open) {
     std::memset(handle.address, 5, granule);
     const std::unique_ptr<Backup> backup = memory.make_backup();
     done = backup->save(handle.address, granule);
-    done = memory.move(handle, space + 2 * granule) && done;
-    CHECK(handle.address == space || handle.address == space + 2 * granule);
-    CHECK_EQ(static_cast<char*>(handle.address)[granule - 1], 5);
+    if (memory.move(handle, space + 2 * granule)) {
+      if (memory.open(space + 2 * granule, granule)) {
+        CHECK_EQ(static_cast<char*>(handle.address)[granule - 1], 5);
+        for (int tries = 0; !memory.unmap(space, granule); ++tries) {
+          CHECK(tries < 2);
+          done = false;
+        }
+      } else {
+        done = false;
+        CHECK(memory.move_back(handle, space));
+        CHECK_EQ(static_cast<char*>(handle.address)[granule - 1], 5);
+      }
+    } else {
+      done = false;
+    }
+    StreamEvents::Event event = 0;
+    if (memory.stream_events()->record(0, event)) {
+      CHECK(memory.stream_events()->query(event) == StreamEvents::Progress::done);
+      memory.stream_events()->wait(event);
+      memory.stream_events()->discard(event);
+    } else {
+      done = false;
+    }
+  }
+  if (done || handle.bytes > 0) {
+    done = done && is_open;
     for (int tries = 0; !memory.decommit(handle); ++tries) {
       CHECK(tries < 2);
       done = false;
@@ -75,9 +99,9 @@ TEST(a_device_that_does_not_exist_is_refused) {
 TEST(every_driver_call_fails_once_and_nothing_is_lost) {
   if (!has_standin()) return;
   const std::unique_ptr<CudaMemory> memory = make();
-  for (const char* const call :
-       {"cuMemAddressReserve", "cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemUnmap", "cuMemRelease",
-        "cuMemAllocHost", "cuMemcpyDtoH", "cuCtxGetCurrent", "cuThreadExchangeStreamCaptureMode"}) {
+  for (const char* const call : {"cuMemAddressReserve", "cuMemCreate", "cuMemMap", "cuMemSetAccess", "cuMemUnmap",
+                                 "cuMemRelease", "cuMemAllocHost", "cuMemcpyDtoH", "cuCtxGetCurrent",
+                                 "cuThreadExchangeStreamCaptureMode", "cuStreamIsCapturing", "cuEventRecord"}) {
     const std::uint64_t before = calls_of(call);
     CHECK(use_all(*memory));
     const std::uint64_t calls = calls_of(call) - before;

@@ -158,6 +158,33 @@ CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
       static_cast<CUstreamCaptureMode>(Streams::instance().exchange_mode(static_cast<cudaStreamCaptureMode>(*mode)));
   return CUDA_SUCCESS;
 }
+
+// ---- streams and events: what the runtime has ----
+
+CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* status) {
+  STANDIN_DRIVER(cuStreamIsCapturing)
+  return static_cast<CUresult>(cudaStreamIsCapturing(stream, reinterpret_cast<cudaStreamCaptureStatus*>(status)));
+}
+CUresult cuEventCreate(CUevent* event, unsigned flags) {
+  STANDIN_DRIVER(cuEventCreate)
+  return static_cast<CUresult>(cudaEventCreateWithFlags(event, flags));
+}
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+  STANDIN_DRIVER(cuEventRecord)
+  return static_cast<CUresult>(cudaEventRecord(event, stream));
+}
+CUresult cuEventQuery(CUevent event) {
+  STANDIN_DRIVER(cuEventQuery)
+  return static_cast<CUresult>(cudaEventQuery(event));
+}
+CUresult cuEventSynchronize(CUevent event) {
+  STANDIN_DRIVER(cuEventSynchronize)
+  return static_cast<CUresult>(cudaEventSynchronize(event));
+}
+CUresult cuEventDestroy_v2(CUevent event) {
+  STANDIN_DRIVER(cuEventDestroy)
+  return static_cast<CUresult>(cudaEventDestroy(event));
+}
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute which, CUdeviceptr address) {
   STANDIN_DRIVER(cuPointerGetAttribute)
   const AddressSpace::Place place = AddressSpace::instance().find(reinterpret_cast<void*>(address));
@@ -191,6 +218,12 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice dev
   if (!Devices::instance().exists(device)) return CUDA_ERROR_INVALID_DEVICE;
   *value = which == CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED ||
            which == CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED;
+  return CUDA_SUCCESS;
+}
+CUresult cuDeviceTotalMem_v2(std::size_t* bytes, CUdevice device) {
+  STANDIN_DRIVER(cuDeviceTotalMem)
+  if (!Devices::instance().exists(device)) return CUDA_ERROR_INVALID_DEVICE;
+  *bytes = Devices::instance().memory(device).capacity;
   return CUDA_SUCCESS;
 }
 CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* is_active) {

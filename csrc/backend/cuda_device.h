@@ -1,0 +1,23 @@
+// The CUDA allocators of the process, one for each device.
+#pragma once
+
+#include <string>
+
+#include "common/options.h"
+#include "core/caching_allocator.h"
+
+namespace mempool {
+
+inline constexpr int kMaxCudaDevices = 64;
+
+// Made at the first call for a device, with `options`; never destroyed. Later calls ignore `options`. Throws
+// ConfigError for a device that the driver does not have, and where there is no driver.
+CachingAllocator& cuda_device(int ordinal, const Options& options);
+// The same, or nullptr before it was made.
+CachingAllocator* cuda_device_if_made(int ordinal) noexcept;
+// Whether there is a driver that this works with; else why not.
+bool is_cuda_usable(std::string& why_not);
+// Bytes that the device has in all. Throws ConfigError as cuda_device() does.
+std::size_t cuda_device_bytes(int ordinal);
+
+}  // namespace mempool

@@ -1,0 +1,98 @@
+// Where blocks lie: for those who must find them again at the same place, as a graph's tensors are.
+#include <algorithm>
+
+#include "core/caching_allocator.h"
+#include "core/page_map.h"
+
+namespace mempool {
+namespace {
+
+using ArenaGuard = std::lock_guard<AdaptiveMutex>;
+using CacheGuard = std::lock_guard<OwnerLock>;
+using PlacedBlock = CachingAllocator::PlacedBlock;
+
+bool is_backed(const Span* span) {
+  return span != nullptr && span->state != Span::State::hole && span->state != Span::State::stale;
+}
+
+void append_live(const Span& span, StreamId stream, std::vector<PlacedBlock>& out) {
+  if (span.state == Span::State::block && span.tag.requested != kFreeTag) {
+    out.push_back({span.address(), span.bytes, span.requested, stream, 0});
+  }
+  if (span.state != Span::State::slab) return;
+  const Slab& slab = *span.slab;
+  for (std::uint32_t i = 0; i < slab.info().blocks; ++i) {
+    const std::uint32_t asked = slab.tags()[i].requested;
+    if (asked != kFreeTag) out.push_back({slab.block(i), slab.info().block_bytes, asked, stream, span.start});
+  }
+}
+
+}  // namespace
+
+CachingAllocator* CachingAllocator::owner_of(const void* address) noexcept {
+  const Span* const span = PageMap::instance().find(address);
+  return span != nullptr ? &span->segment->arena->family.owner : nullptr;
+}
+
+CachingAllocator::Range CachingAllocator::range_of(const void* block) noexcept {
+  const Span* const span = PageMap::instance().find(block);
+  if (span == nullptr) return {};
+  Arena& arena = *span->segment->arena;
+  const ArenaGuard guard(arena.mutex);
+  const Span* first = span;
+  while (is_backed(first->previous)) first = first->previous;
+  const Span* last = span;
+  while (is_backed(last->next)) last = last->next;
+  return {first->address(), last->end() - first->start, arena.stream(), &arena.family};
+}
+
+std::size_t CachingAllocator::family_largest_free(const ArenaFamily& family) {
+  std::size_t largest = 0;
+  for (Arena* const arena : arenas_of(family)) {
+    const ArenaGuard guard(arena->mutex);
+    largest = std::max(largest, arena->pages.largest_free());
+  }
+  return largest;
+}
+
+std::vector<PlacedBlock> CachingAllocator::live_blocks(const ArenaFamily& family) {
+  std::vector<PlacedBlock> out;
+  for (Arena* const arena : arenas_of(family)) {
+    const ArenaGuard guard(arena->mutex);
+    for (const Segment* segment = arena->pages.first_segment(); segment != nullptr; segment = segment->next) {
+      for (const Span* span = segment->first; span != nullptr; span = span->next)
+        append_live(*span, arena->stream(), out);
+    }
+  }
+  return out;
+}
+
+bool CachingAllocator::allocate_at(ArenaFamily& family, const PlacedBlock& place) {
+  Arena* const arena = arena_of(family, place.stream);
+  if (arena == nullptr) return false;
+  const auto start = reinterpret_cast<std::uintptr_t>(place.address);
+  {
+    const ArenaGuard guard(arena->mutex);
+    if (arena->pages.asleep()) return false;
+    if (place.slab != 0) {
+      const SmallBlock block = arena->slabs.allocate_at(size_class_of(place.rounded), place.slab, start);
+      if (block.address == nullptr) return false;
+      *block.tag = {static_cast<std::uint32_t>(place.requested), 0};
+    } else {
+      Span* const span = arena->pages.allocate_at(start, place.rounded);
+      if (span == nullptr) return false;
+      span->hand_out(place.requested, 0, nullptr);
+    }
+  }
+  confirm({.asked = place.requested,
+           .rounded = place.rounded,
+           .account = nullptr,
+           .cache = cache(),
+           .is_small = place.rounded <= kMediumMax,
+           .stream = place.stream,
+           .family = &family,
+           .arena = arena});
+  return true;
+}
+
+}  // namespace mempool

@@ -1,0 +1,154 @@
+// Sleep and wake of isolated pools: all arenas of the pool, or none.
+#include <algorithm>
+#include <utility>
+
+#include "core/caching_allocator.h"
+
+namespace mempool {
+namespace {
+
+using ArenaGuard = std::lock_guard<AdaptiveMutex>;
+
+bool save_all(Backup& backup, const std::vector<PageHeap::UsedRange>& used) {
+  return std::all_of(used.begin(), used.end(),
+                     [&backup](const PageHeap::UsedRange& range) { return backup.save(range.address, range.bytes); });
+}
+
+template <typename Predicate>
+bool any_of(const std::vector<Arena*>& arenas, Predicate predicate) {
+  return std::any_of(arenas.begin(), arenas.end(), [&](Arena* arena) {
+    const ArenaGuard guard(arena->mutex);
+    return predicate(arena->pages);
+  });
+}
+
+// Wakes those that sleep, with their contents. False, and all of them asleep and whole, when one cannot be woken.
+bool wake_all(const std::vector<Arena*>& arenas, Refusal& why) {
+  std::vector<Arena*> woken;
+  woken.reserve(arenas.size());
+  bool is_done = true;
+  for (Arena* const arena : arenas) {
+    Backup* backup = nullptr;
+    {
+      const ArenaGuard guard(arena->mutex);
+      if (!arena->pages.sound_asleep()) continue;
+      is_done = arena->pages.start_waking(why);
+      if (!is_done) break;
+      backup = arena->pages.backup();
+    }
+    woken.push_back(arena);
+    is_done = backup == nullptr || backup->restore();  // without the lock: it may take long
+    if (!is_done) {
+      why = Refusal::backend;
+      break;
+    }
+  }
+  for (Arena* const arena : woken) {
+    const ArenaGuard guard(arena->mutex);
+    is_done ? arena->pages.wake() : arena->pages.sleep_on();
+  }
+  return is_done;
+}
+
+}  // namespace
+
+void CachingAllocator::sleep_pool(Account& pool, bool keep) {
+  const std::string name = ledger_.read(pool).name;
+  const auto refuse_to_sleep = [&name](const char* reason) {
+    throw PoolStateError("mempool: pool '" + name + "' stays awake: " + reason);
+  };
+  if (!pool.isolated) {
+    throw ConfigError("pool '" + name +
+                      "' shares its memory with others and cannot sleep: make it with isolated=True.");
+  }
+  const std::vector<Arena*> arenas = arenas_of(*pool.family);
+  if (pool.family->asleep.load() || any_of(arenas, [](const PageHeap& pages) { return pages.sound_asleep(); })) return;
+  // Whatever uses the memory comes to its end first, blocks that are freed and wait for that too.
+  while (await_other_streams(0)) continue;
+  if (!clocks_.wait_for_all()) refuse_to_sleep("a stream of its device is being captured into a graph.");
+
+  std::vector<std::pair<Arena*, std::vector<PageHeap::UsedRange>>> falling;
+  falling.reserve(arenas.size());
+  const auto stay_awake = [&falling] {
+    for (auto& [arena, used] : falling) {
+      const ArenaGuard guard(arena->mutex);
+      arena->pages.stay_awake();
+    }
+  };
+  for (Arena* const arena : arenas) {
+    std::vector<PageHeap::UsedRange> used;
+    {
+      const ArenaGuard guard(arena->mutex);
+      if (arena->pages.fall_asleep(used)) {
+        falling.emplace_back(arena, std::move(used));
+        continue;
+      }
+    }
+    stay_awake();
+    refuse_to_sleep("another thread is just putting it to sleep or waking it.");
+  }
+  std::vector<std::unique_ptr<Backup>> backups(falling.size());
+  for (std::size_t i = 0; keep && i < falling.size(); ++i) {
+    backups[i] = memory_->make_backup();
+    if (backups[i] != nullptr && save_all(*backups[i], falling[i].second)) continue;
+    stay_awake();
+    refuse_to_sleep("no place for its contents (on CPU see TMPDIR).");
+  }
+  pool.family->asleep.store(true);
+  for (std::size_t i = 0; i < falling.size(); ++i) {
+    Arena& arena = *falling[i].first;
+    {
+      const ArenaGuard guard(arena.mutex);
+      if (arena.pages.sleep(std::move(backups[i]))) continue;
+    }
+    falling.erase(falling.begin(), falling.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+    stay_awake();
+    Refusal why = Refusal::none;
+    pool.family->asleep.store(!wake_all(arenas, why));
+    refuse_to_sleep(keep ? "the system did not take its memory back."
+                         : "the system did not take its memory back. Some contents may be lost.");
+  }
+}
+
+void CachingAllocator::wake_pool(Account& pool) {
+  if (!pool.isolated) return;
+  const std::vector<Arena*> arenas = arenas_of(*pool.family);
+  Refusal why = Refusal::none;
+  std::size_t needed = 0;
+  for (const bool released : {false, true}) {
+    if (any_of(arenas, [](const PageHeap& pages) { return pages.asleep() && !pages.sound_asleep(); })) {
+      throw PoolStateError("mempool: pool '" + ledger_.read(pool).name +
+                           "': another thread is just putting it to sleep or waking it.");
+    }
+    needed = 0;
+    any_of(arenas, [&needed](const PageHeap& pages) {
+      needed += pages.backed_bytes() - pages.held_bytes();
+      return false;
+    });
+    why = Refusal::none;
+    if (wake_all(arenas, why)) {
+      pool.family->asleep.store(false);
+      if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
+      return;
+    }
+    if (released) break;
+    recall();
+    release(needed, true);
+  }
+  const Account account = ledger_.read(pool);
+  ledger_.count_oom(&pool, nullptr);
+  throw OutOfMemory({.reason = why == Refusal::limit ? OomReason::device_limit : OomReason::backend_refused,
+                     .device = device_,
+                     .pool = account.name,
+                     .requested = needed,
+                     .allocated = static_cast<std::size_t>(account.blocks.bytes.current),
+                     .limit = why == Refusal::limit ? ledger_.limit() : kNoLimit,
+                     .held = ledger_.held()});
+}
+
+bool CachingAllocator::pool_asleep(const Account& pool) {
+  return pool.isolated && (pool.family->asleep.load() ||
+                           any_of(arenas_of(*pool.family), [](const PageHeap& pages) { return pages.asleep(); }));
+}
+
+}  // namespace mempool
