@@ -86,7 +86,8 @@ STANDIN     := build/cuda_standin
 $(VENV_CUDA)/stamps/torch:
 	$(PYTHON) -m venv $(VENV_CUDA)
 	$(VENV_CUDA)/bin/pip install -q --no-deps "$(TORCH_CUDA)"
-	$(VENV_CUDA)/bin/pip install -q filelock typing-extensions sympy networkx jinja2 fsspec numpy "pytest>=8" "pytest-timeout>=2.3"
+	$(VENV_CUDA)/bin/pip install -q filelock typing-extensions sympy networkx jinja2 fsspec numpy "pytest>=8" "pytest-timeout>=2.3" \
+	  "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja "click>=8.1" "rich>=13"
 	mkdir -p $(@D)
 	touch $@
 
@@ -100,7 +101,14 @@ standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
 	  -DTORCH_LIB="$$(echo $(CURDIR)/$(VENV_CUDA)/lib/python3*/site-packages/torch/lib)" -DPYTHON="$(CURDIR)/$(BIN)/python" >/dev/null
 	$(BIN)/ninja -C $(STANDIN) -j$(JOBS) --quiet
 
-test-cuda: standin build/asan/build.ninja
+# The package for torch's CUDA build. The stand-in is in place while torch is asked what it is.
+$(VENV_CUDA)/stamps/built: $(SOURCES) | standin
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(VENV_CUDA)/bin:$$PATH" tests/cuda_standin/run \
+	  $(CURDIR)/$(VENV_CUDA)/bin/pip install -q --no-build-isolation --no-deps -e . \
+	  -Cbuild-dir=build/cuda_package -Ccmake.define.MEMPOOL_CUDA_HEADERS="$(abspath $(CUDA_INCLUDE))"
+	touch $@
+
+test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
 	CUDA_STANDIN_LIB=$(STANDIN)/lib $(BIN)/python -m pytest tests/cuda_standin/tests
 	$(BIN)/ninja -C build/asan -j$(JOBS) --quiet test_backend
 	CUDA_STANDIN_LIB=$(STANDIN)/lib LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend

@@ -4,8 +4,9 @@
 >>> mempool.enable()
 {'cpu': True, ...}
 
-From that line on every new CPU tensor comes from mempool's allocator; pools, limits and statistics belong to you. Sizes
-are bytes as ``int`` or text such as ``"1.5GiB"``; a limit may also be a share of the machine's memory, ``"50%"``.
+From that line on every new CPU and CUDA tensor comes from mempool's allocator; pools, limits and statistics belong to
+you. Sizes are bytes as ``int`` or text such as ``"1.5GiB"``; a limit may also be a share of the machine's memory,
+``"50%"``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from mempool import _build
 _build.check_torch()  # before the module that links torch is loaded
 
 from mempool._build import __version__  # noqa: E402
+from mempool._device import cuda_library_path  # noqa: E402
 from mempool.control import (  # noqa: E402
     DefragmentReport,
     defragment,
@@ -58,6 +60,7 @@ __all__ = [
     "enable",
     "disable",
     "is_enabled",
+    "cuda_library_path",
     # statistics, named as in torch.cuda.memory
     "memory_allocated",
     "max_memory_allocated",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+from types import ModuleType
 from typing import TypeAlias
 
 import torch
@@ -11,32 +12,58 @@ import torch
 from mempool import _core, _torch_cpu
 from mempool.errors import ConfigError, DeviceError
 
+_torch_cuda: ModuleType | None
+try:
+    from mempool import _torch_cuda
+except ImportError:  # built for a torch without CUDA
+    _torch_cuda = None
+
 Device: TypeAlias = str | torch.device | None
 Size: TypeAlias = int | str
 
-CUDA_MISSING = "this build of mempool has no CUDA allocator"
 
-
-def device_type(device: str | torch.device) -> str:
-    """``"cpu"`` or ``"cuda"``. Raises ConfigError for anything else."""
+def parse_device(device: str | torch.device) -> torch.device:
+    """A CPU or CUDA device. Raises ConfigError for anything else."""
     try:
-        kind = torch.device(device).type
+        found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"unknown device {device!r}: mempool knows 'cpu' and 'cuda'.") from error
-    if kind not in ("cpu", "cuda"):
+    if found.type not in ("cpu", "cuda"):
         raise ConfigError(f"mempool has no allocator for device {device!r}: it knows 'cpu' and 'cuda'.")
-    return kind
+    return found
+
+
+def cuda_problem() -> str | None:
+    """Why no CUDA tensor can come from mempool; None when it can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    if _torch_cuda is None:
+        return "mempool was built for a torch without CUDA: rebuild it in this environment"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    return _core.cuda_problem() or None
+
+
+def is_cpu_enabled() -> bool:
+    return _torch_cpu.is_enabled()
+
+
+def is_cuda_enabled() -> bool:
+    return _torch_cuda is not None and bool(_torch_cuda.is_installed())
 
 
 def allocator(device: Device = None) -> _core.Device:
     """The allocator of a device; None means the only one that is enabled."""
-    if device is None:
-        if not _torch_cpu.is_enabled():
-            raise DeviceError("no device is enabled: call mempool.enable() first, or name the device.")
+    if device is not None:
+        found = parse_device(device)
+        return cpu() if found.type == "cpu" else cuda(found.index)
+    if is_cpu_enabled() and is_cuda_enabled():
+        raise DeviceError("mempool is enabled for cpu and for cuda: name the device.")
+    if is_cuda_enabled():
+        return cuda(None)
+    if is_cpu_enabled():
         return cpu()
-    if device_type(device) == "cuda":
-        raise DeviceError(f"cuda: {CUDA_MISSING}.")
-    return cpu()
+    raise DeviceError("no device is enabled: call mempool.enable() first, or name the device.")
 
 
 _cpu: _core.Device | None = None
@@ -46,11 +73,42 @@ def cpu() -> _core.Device:
     """The CPU allocator, made at the first call from ``MEMPOOL_CONF``. It serves torch only after ``enable()``."""
     global _cpu
     if _cpu is None:
-        _cpu = _core.cpu_device(_configuration())
+        _cpu = _core.cpu_device(cpu_configuration())
     return _cpu
 
 
-def _configuration() -> str:
+def cuda(index: int | None) -> _core.Device:
+    """The allocator of a CUDA device, made at the first call; None means torch's current one.
+
+    Raises:
+        DeviceError: there is no CUDA, or no such device; the message says why.
+    """
+    problem = cuda_problem()
+    if problem is not None:
+        raise DeviceError(f"cuda: {problem}.")
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+    if not 0 <= index < torch.cuda.device_count():
+        raise DeviceError(f"cuda:{index}: there is no such device, torch sees {torch.cuda.device_count()}.")
+    return _core.cuda_device(index, cuda_configuration())
+
+
+def install_cuda(conf: str) -> None:
+    """Puts mempool under CUDA tensors. Raises DeviceError when torch has initialized CUDA already."""
+    assert _torch_cuda is not None
+    global _cuda_conf
+    if not is_cuda_enabled():
+        _cuda_conf = conf
+    try:
+        _torch_cuda.install(cuda_configuration())
+    except _torch_cuda.PoolStateError as error:
+        raise DeviceError(f"cuda: {error}") from error
+
+
+_cuda_conf = ""  # what enable() was given, for devices that are made later
+
+
+def cpu_configuration() -> str:
     conf = os.environ.get("MEMPOOL_CONF", "")
     # torch's own switch for huge pages under CPU tensors. What MEMPOOL_CONF says comes later and wins.
     if os.environ.get("THP_MEM_ALLOC_ENABLE") == "0":
@@ -58,10 +116,28 @@ def _configuration() -> str:
     return conf
 
 
-def size(value: Size, what: str) -> int:
-    """Bytes of ``4096``, ``"1.5GiB"`` or ``"50%"`` (of the memory usable now). Raises ConfigError."""
+def cuda_configuration() -> str:
+    return ",".join(part for part in (os.environ.get("MEMPOOL_CONF", ""), _cuda_conf) if part)
+
+
+def cuda_library_path() -> str:
+    """The library for torch's stock pluggable allocator, for those who want no more than that.
+
+    ``CUDAPluggableAllocator(mempool.cuda_library_path(), "mempool_malloc", "mempool_free")``. It loses what torch's
+    class does not pass on: ``enable("cuda")`` keeps everything.
+
+    Raises:
+        DeviceError: mempool was built for a torch without CUDA.
+    """
+    if _torch_cuda is None or _torch_cuda.__file__ is None:
+        raise DeviceError("cuda: mempool was built for a torch without CUDA.")
+    return _torch_cuda.__file__
+
+
+def size(value: Size, what: str, whole_bytes: int | None = None) -> int:
+    """Bytes of ``4096``, ``"1.5GiB"`` or ``"50%"`` (of `whole_bytes`, else of usable memory). Raises ConfigError."""
     if isinstance(value, str):
-        return _core.parse_bytes(value, _core.usable_memory_bytes())
+        return _core.parse_bytes(value, _core.usable_memory_bytes() if whole_bytes is None else whole_bytes)
     if isinstance(value, bool):
         raise ConfigError(f"{what} must be bytes or text such as '512MiB', not {value!r}.")
     try:
@@ -73,5 +149,11 @@ def size(value: Size, what: str) -> int:
     return number
 
 
-def optional_size(value: Size | None, what: str) -> int | None:
-    return None if value is None else size(value, what)
+def whole_bytes(handle: _core.Device) -> int:
+    """What a percentage is of, on that device."""
+    kind, _, index = handle.name.partition(":")
+    return _core.cuda_device_bytes(int(index)) if kind == "cuda" else _core.usable_memory_bytes()
+
+
+def optional_size(value: Size | None, what: str, whole_bytes: int | None = None) -> int | None:
+    return None if value is None else size(value, what, whole_bytes)

@@ -7,20 +7,38 @@ import time
 import warnings
 from dataclasses import dataclass
 
+import torch
+
 from mempool import _torch_cpu
-from mempool._device import CUDA_MISSING, Device, Size, allocator, cpu, device_type, optional_size, size
+from mempool._device import (
+    Device,
+    Size,
+    allocator,
+    cpu,
+    cuda,
+    cuda_problem,
+    install_cuda,
+    is_cpu_enabled,
+    is_cuda_enabled,
+    optional_size,
+    parse_device,
+    size,
+    whole_bytes,
+)
 from mempool.errors import DeviceError
 
 
 def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | None = None) -> dict[str, bool | str]:
     """Puts mempool under every new tensor of a device.
 
-    Tensors that are alive keep their memory and their way of freeing it, so this can be called at any time and from any
-    thread, also again.
+    CPU tensors that are alive keep their memory and their way of freeing it, so this can be called for the CPU at any
+    time and from any thread, also again. torch cannot change its CUDA allocator once it has used it: for CUDA call this
+    before the first CUDA tensor, right after the imports. All of the process's CUDA devices are served.
 
     Args:
         device: ``"cpu"``, ``"cuda"``, or None for both where usable.
-        limit: most bytes the device may hold from the system, as for :func:`set_limit`. None leaves it as it is.
+        limit: most bytes the device may hold from the system, as for :func:`set_limit`; each CUDA device if CUDA is
+            named, else the CPU. None leaves it as it is.
         soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None leaves it as it is.
 
     Returns:
@@ -28,12 +46,30 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
 
     Raises:
         ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF.
-        DeviceError: a device that was named cannot be used.
+        DeviceError: a device that was named cannot be used; for CUDA also when torch has initialized it already.
     """
-    kinds = ("cpu", "cuda") if device is None else (device_type(device),)
-    if "cuda" in kinds and device is not None:
-        raise DeviceError(f"cuda: {CUDA_MISSING}.")
-    _warn_of_unused_settings()
+    kinds = ("cpu", "cuda") if device is None else (parse_device(device).type,)
+    problem = cuda_problem() if "cuda" in kinds else None
+    if problem is not None and device is not None:
+        raise DeviceError(f"cuda: {problem}.")
+    _warn_of_unused_settings("cuda" in kinds and problem is None)
+    result: dict[str, bool | str] = {}
+    if "cpu" in kinds:
+        _enable_cpu(limit, soft_limit)
+        result["cpu"] = True
+    if "cuda" in kinds and problem is None:
+        try:
+            _enable_cuda(limit if device is not None else None, soft_limit if device is not None else None)
+        except DeviceError as error:
+            if device is not None:
+                raise
+            problem = str(error).removeprefix("cuda: ").removeprefix("mempool: ")
+    if "cuda" in kinds:
+        result["cuda"] = True if problem is None else problem
+    return result
+
+
+def _enable_cpu(limit: Size | None, soft_limit: Size | None) -> None:
     # Everything that can fail comes before the switch: a call that raises has enabled nothing.
     limit_bytes = optional_size(limit, "limit")
     soft_bytes = optional_size(soft_limit, "soft_limit")
@@ -43,29 +79,50 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
     if soft_bytes is not None:
         handle.soft_limit = soft_bytes
     _torch_cpu.enable()
-    result: dict[str, bool | str] = {"cpu": True}
-    if "cuda" in kinds:
-        result["cuda"] = CUDA_MISSING
-    return result
+
+
+def _enable_cuda(limit: Size | None, soft_limit: Size | None) -> None:
+    # Devices that exist take a limit now; those that torch makes later take it with their options.
+    conf = []
+    for key, value in (("limit", limit), ("soft_limit", soft_limit)):
+        if value is not None:
+            size(value, key, 1 << 40)  # refused here if it does not parse
+            conf.append(f"{key}:{value}")
+    was_enabled = is_cuda_enabled()
+    install_cuda(",".join(conf))
+    if was_enabled and conf:
+        for index in range(torch.cuda.device_count()):
+            handle = cuda(index)
+            if limit is not None:
+                handle.limit = size(limit, "limit", whole_bytes(handle))
+            if soft_limit is not None:
+                handle.soft_limit = size(soft_limit, "soft_limit", whole_bytes(handle))
 
 
 def disable(device: Device = None) -> None:
-    """Gives new tensors back to the allocator that was in place before.
+    """Gives new CPU tensors back to the allocator that was in place before.
 
     Blocks that are alive stay valid and go back to mempool when they die. Without an effect when it is not enabled.
 
     Raises:
         ConfigError: unknown device.
-        DeviceError: a named device that mempool cannot serve.
+        DeviceError: CUDA is named and enabled: torch cannot change its CUDA allocator any more.
     """
-    if device is not None:
-        allocator(device)
+    if device is not None and parse_device(device).type == "cuda":
+        if is_cuda_enabled():
+            raise DeviceError(
+                "cuda: torch cannot change its CUDA allocator once it is installed. Start the process without "
+                "mempool.enable('cuda') to use torch's own."
+            )
+        return
     _torch_cpu.disable()
 
 
 def is_enabled(device: Device = "cpu") -> bool:
-    """Whether new tensors of the device come from mempool. Raises ConfigError for an unknown device."""
-    return (device is None or device_type(device) == "cpu") and _torch_cpu.is_enabled()
+    """Whether new tensors of the device come from mempool; None: of any. Raises ConfigError for an unknown device."""
+    if device is None:
+        return is_cpu_enabled() or is_cuda_enabled()
+    return is_cpu_enabled() if parse_device(device).type == "cpu" else is_cuda_enabled()
 
 
 def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) -> None:
@@ -74,15 +131,16 @@ def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) 
     Free memory is given back first where that is needed to meet the new limit.
 
     Args:
-        limit: bytes, ``"8GiB"``, ``"50%"`` (of the memory usable now, see the README), or None for no limit.
+        limit: bytes, ``"8GiB"``, ``"50%"`` (of the memory usable now, see the README; on CUDA of what the device has),
+            or None for no limit.
         device: None means the only enabled one.
         soft: set the soft limit instead: above it mempool trims and calls the pressure callbacks, but refuses nothing.
 
     Raises:
         ConfigError: the size does not parse, or more is in use than the limit allows; the limit is then unchanged.
     """
-    bytes_or_none = None if limit is None else size(limit, "limit")
     handle = allocator(device)
+    bytes_or_none = optional_size(limit, "limit", whole_bytes(handle))
     if soft:
         handle.soft_limit = bytes_or_none
     else:
@@ -134,10 +192,10 @@ def defragment(device: Device = None) -> DefragmentReport:
     return DefragmentReport(regained, moves, moved, largest, time.perf_counter() - start)
 
 
-def _warn_of_unused_settings() -> None:
-    if os.environ.get("PYTORCH_ALLOC_CONF"):
+def _warn_of_unused_settings(for_cuda: bool) -> None:
+    if os.environ.get("PYTORCH_ALLOC_CONF") or (for_cuda and os.environ.get("PYTORCH_CUDA_ALLOC_CONF")):
         warnings.warn(
-            "PYTORCH_ALLOC_CONF configures torch's own device allocator; mempool's CPU allocator does not read it. "
+            "PYTORCH_ALLOC_CONF configures torch's own device allocator; mempool does not read it. "
             "Use MEMPOOL_CONF (`mempool options` lists its keys).",
             stacklevel=3,
         )

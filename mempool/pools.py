@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from mempool import _core
-from mempool._device import Device, Size, allocator, optional_size
+from mempool._device import Device, Size, allocator, optional_size, whole_bytes
 from mempool.errors import ConfigError, OutOfMemoryError, PoolClosedError
 from mempool.pressure import chain_callback_error
 
@@ -30,7 +30,7 @@ class MemoryPool:
 
     Args:
         name: shown in errors, snapshots and statistics; need not be unique.
-        device: ``"cpu"``.
+        device: ``"cpu"``, ``"cuda:1"``, ``"cuda"`` (torch's current one); None for the only one that is enabled.
         limit: most bytes of live blocks (rounded as the README says); None for no limit.
         soft_limit: above it the pressure callbacks run, but nothing is refused; None for none.
         parent: a pool whose limit and statistics include this one's.
@@ -55,13 +55,15 @@ class MemoryPool:
         if parent is not None and not isinstance(parent, MemoryPool):
             raise ConfigError(f"parent must be a MemoryPool, not {parent!r}.")
         self._device = allocator(device)
+        if parent is not None and parent.device != self.device:
+            raise ConfigError(f"a pool of {self.device} cannot have a parent of {parent.device}.")
         self._parent = parent
         self._handle: _core.Pool = self._device.open_pool(
             name,
             parent._handle if parent is not None else None,
             isolated,
-            optional_size(limit, "limit"),
-            optional_size(soft_limit, "soft_limit"),
+            optional_size(limit, "limit", whole_bytes(self._device)),
+            optional_size(soft_limit, "soft_limit", whole_bytes(self._device)),
         )
 
     @property
@@ -107,7 +109,7 @@ class MemoryPool:
 
     def set_limit(self, limit: Size | None, *, soft: bool = False) -> None:
         """Changes the limit; None removes it. Raises ConfigError, changing nothing, when more than that is in use."""
-        value = optional_size(limit, "limit")
+        value = optional_size(limit, "limit", whole_bytes(self._device))
         if soft:
             self._handle.soft_limit = value
         else:
@@ -132,8 +134,9 @@ class MemoryPool:
         never reads zeros. Freeing them is fine. Without an effect on a pool that is asleep.
 
         Args:
-            keep: save the contents in a file without a name (in ``TMPDIR``, else ``/tmp``; it needs as much room as the
-                live blocks) and read them back at wake. False drops them: after wake they read as anything.
+            keep: save the contents (CPU: in a file without a name, in ``TMPDIR``, else ``/tmp``; CUDA: in pinned host
+                memory; it needs as much room as the live blocks) and read them back at wake. False
+                drops them: after wake they read as anything.
 
         Raises:
             ConfigError: the pool is not isolated.
@@ -212,7 +215,8 @@ def _drop(entry: _Entry) -> None:
 
 def _apply_top(device: _core.Device) -> None:
     # Also when the outer pool was closed meanwhile: then new blocks are refused, not charged to somebody else.
-    entries = _stack.entries
+    name = device.name
+    entries = [entry for entry in _stack.entries if entry.pool.device == name]
     device.set_current_pool(entries[-1].pool._handle if entries else None)
 
 
@@ -290,9 +294,13 @@ def _end_suspended(entry: _Entry) -> None:
         _apply_top(entry.pool._device)
 
 
-def current_pool() -> MemoryPool | None:
-    """The pool that this thread's new blocks are charged to; None for the device itself."""
-    entries = _stack.entries
+def current_pool(device: Device = None) -> MemoryPool | None:
+    """The pool that this thread's new blocks of a device are charged to; None for the device itself.
+
+    With ``device=None`` the pool that was entered last, whichever device it is of.
+    """
+    name = None if device is None else allocator(device).name
+    entries = [entry for entry in _stack.entries if name is None or entry.pool.device == name]
     return entries[-1].pool if entries else None
 
 

@@ -49,8 +49,9 @@ def memory_snapshot(device: Device = None) -> dict[str, Any]:
     live, events, dropped = handle.history_view()
     raw_segments, names = handle.snapshot()
     frames = _Frames()
+    index = int(handle.name.partition(":")[2] or 0)
     return {
-        "segments": [_segment(raw, live, names, frames) for raw in raw_segments],
+        "segments": [_segment(raw, live, names, frames, index) for raw in raw_segments],
         "device_traces": [_trace(events, frames)],
         "allocator_settings": {
             "allocator": "mempool",
@@ -77,16 +78,16 @@ class _Frames:
 
 
 def _segment(
-    raw: _core.Segment, live: dict[int, _core.Event], names: dict[int, str], frames: _Frames
+    raw: _core.Segment, live: dict[int, _core.Event], names: dict[int, str], frames: _Frames, device: int
 ) -> dict[str, Any]:
-    address, total, arena, arena_number, raw_blocks = raw
+    address, total, arena, arena_number, stream, raw_blocks = raw
     blocks = []
-    for block_address, size, requested, account, is_live in raw_blocks:
+    for block_address, size, requested, account, is_live, is_waiting in raw_blocks:
         block: dict[str, Any] = {
             "address": block_address,
             "size": size,
             "requested_size": requested,
-            "state": "active_allocated" if is_live else "inactive",
+            "state": "active_allocated" if is_live else "active_pending_free" if is_waiting else "inactive",
             "frames": [],
         }
         if is_live:
@@ -97,14 +98,15 @@ def _segment(
                 block["frames"] = frames.of(made[4])
         blocks.append(block)
     used = sum(b["size"] for b in blocks if b["state"] == "active_allocated")
+    waiting = sum(b["size"] for b in blocks if b["state"] == "active_pending_free")
     return {
-        "device": 0,
+        "device": device,
         "address": address,
         "total_size": total,
         "allocated_size": used,
-        "active_size": used,
+        "active_size": used + waiting,
         "requested_size": sum(b["requested_size"] for b in blocks),
-        "stream": 0,
+        "stream": stream,
         "segment_type": "small" if all(b["size"] <= _SMALL_BYTES for b in blocks) else "large",
         "segment_pool_id": (0, arena_number),
         "is_expandable": True,

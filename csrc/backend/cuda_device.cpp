@@ -2,8 +2,10 @@
 
 #include <array>
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "backend/cuda_driver.h"
 #include "backend/cuda_memory.h"
@@ -14,6 +16,7 @@ namespace mempool {
 namespace {
 
 std::array<std::atomic<CachingAllocator*>, kMaxCudaDevices> g_devices{};
+std::array<CudaMemory*, kMaxCudaDevices> g_memory{};  // of those
 
 const CudaDriver& driver() {
   const CudaDriver* const found = CudaDriver::instance();
@@ -54,6 +57,7 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
   Options own = options;
   // Address space costs nothing on a device: one reservation that holds everything leaves ranges room to grow.
   if (options.segment_bytes == Options{}.segment_bytes) own.segment_bytes = cuda_device_bytes(ordinal);
+  g_memory[static_cast<std::size_t>(ordinal)] = memory.get();
   auto made = std::make_unique<CachingAllocator>("cuda:" + std::to_string(ordinal), std::move(memory), own);
   made->set_growth_hook(ensure_decay_thread);
   entry.store(made.get());
@@ -63,6 +67,25 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
 CachingAllocator* cuda_device_if_made(int ordinal) noexcept {
   if (ordinal < 0 || ordinal >= kMaxCudaDevices) return nullptr;
   return g_devices[static_cast<std::size_t>(ordinal)].load(std::memory_order_acquire);
+}
+
+bool cuda_let_in(int ordinal, int peer) noexcept {
+  CachingAllocator* const device = cuda_device_if_made(ordinal);
+  if (device == nullptr || peer < 0 || peer >= kMaxCudaDevices) return false;
+  g_memory[static_cast<std::size_t>(ordinal)]->let_in(peer);
+  return device->open_again();
+}
+
+int cuda_export(int ordinal, const Handle& handle) {
+  static std::mutex exporting;
+  static auto* const known = new std::map<std::pair<int, std::uint64_t>, int>;
+  if (cuda_device_if_made(ordinal) == nullptr) return -1;
+  const std::lock_guard guard(exporting);
+  const auto [entry, is_new] = known->try_emplace({ordinal, handle.token}, -1);
+  if (is_new) entry->second = g_memory[static_cast<std::size_t>(ordinal)]->export_handle(handle);
+  const int descriptor = entry->second;
+  if (descriptor < 0) known->erase(entry);
+  return descriptor;
 }
 
 }  // namespace mempool

@@ -17,6 +17,10 @@ CachingAllocator& cuda_device(int ordinal, const Options& options);
 CachingAllocator* cuda_device_if_made(int ordinal) noexcept;
 // Whether there is a driver that this works with; else why not.
 bool is_cuda_usable(std::string& why_not);
+// A file descriptor for a handle of the device that another process can open; it stays open. -1: the driver gives none.
+int cuda_export(int ordinal, const Handle& handle);
+// `peer` may use the memory of `ordinal`, which has an allocator. False: the driver refused.
+bool cuda_let_in(int ordinal, int peer) noexcept;
 // Bytes that the device has in all. Throws ConfigError as cuda_device() does.
 std::size_t cuda_device_bytes(int ordinal);
 

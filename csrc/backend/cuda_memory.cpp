@@ -7,14 +7,23 @@
 namespace mempool {
 namespace {
 
-constexpr int kVirtualMemorySupported = 102;  // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+constexpr int kVirtualMemorySupported = 102;    // CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+constexpr int kFileDescriptorsSupported = 103;  // …_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED
+constexpr int kFileDescriptor = 1;              // CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 constexpr int kMinimumGranularity = 0;
+
+constinit std::atomic<CudaMemory::Observer> g_observer{nullptr};
+
+void observe(int device, bool mapped, void* address, std::size_t bytes) noexcept {
+  if (const auto observer = g_observer.load(std::memory_order_relaxed)) observer(device, mapped, address, bytes);
+}
 
 CudaDriver::Address number_of(const void* address) { return reinterpret_cast<CudaDriver::Address>(address); }
 
-CudaDriver::Properties properties_of(int device) {
+CudaDriver::Properties properties_of(int device, bool is_shareable) {
   CudaDriver::Properties properties;
   properties.location.id = device;
+  properties.handle_types = is_shareable ? kFileDescriptor : 0;
   return properties;
 }
 
@@ -77,17 +86,39 @@ std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordin
     return nullptr;
   }
   std::size_t granule = 0;
-  const CudaDriver::Properties properties = properties_of(device);
+  int is_shareable = 0;
+  driver.device_get_attribute(&is_shareable, kFileDescriptorsSupported, device);
+  const CudaDriver::Properties properties = properties_of(device, is_shareable != 0);
   const CudaScope scope(driver, context);
   if (!scope.is_entered() || driver.granularity(&granule, &properties, kMinimumGranularity) != CudaDriver::kSuccess ||
       granule == 0 || (granule & (granule - 1)) != 0) {
     return nullptr;
   }
-  return std::unique_ptr<CudaMemory>(new CudaMemory(driver, device, context, granule));
+  return std::unique_ptr<CudaMemory>(new CudaMemory(driver, device, context, granule, is_shareable != 0));
 }
 
-CudaMemory::CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule)
-    : driver_(driver), device_(device), context_(context), granule_(granule), events_(driver, context) {}
+CudaMemory::CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule, bool is_shareable)
+    : driver_(driver),
+      device_(device),
+      context_(context),
+      granule_(granule),
+      is_shareable_(is_shareable),
+      events_(driver, context),
+      let_in_(std::uint64_t{1} << device) {}
+
+void CudaMemory::set_observer(Observer observer) noexcept { g_observer.store(observer); }
+
+void CudaMemory::let_in(int device) noexcept { let_in_.fetch_or(std::uint64_t{1} << device); }
+
+int CudaMemory::export_handle(const Handle& handle) noexcept {
+  const CudaScope scope(driver_, context_);
+  int descriptor = -1;
+  if (!scope.is_entered() || !is_shareable_ ||
+      driver_.export_handle(&descriptor, handle.token, kFileDescriptor, 0) != CudaDriver::kSuccess) {
+    return -1;
+  }
+  return descriptor;
+}
 
 void* CudaMemory::reserve(std::size_t bytes) noexcept {
   const CudaScope scope(driver_, context_);
@@ -105,7 +136,7 @@ bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
   const CudaScope scope(driver_, context_);
   if (!scope.is_entered()) return false;
   release_waiting();
-  const CudaDriver::Properties properties = properties_of(device_);
+  const CudaDriver::Properties properties = properties_of(device_, is_shareable_);
   CudaDriver::Token token = 0;
   if (driver_.create(&token, bytes, &properties, 0) != CudaDriver::kSuccess) return false;
   if (driver_.map(number_of(address), bytes, 0, token, 0) != CudaDriver::kSuccess) {
@@ -113,14 +144,20 @@ bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
     return false;
   }
   out = {address, bytes, token};
+  observe(device_, true, address, bytes);
   return true;
 }
 
 bool CudaMemory::open(void* address, std::size_t bytes) noexcept {
   const CudaScope scope(driver_, context_);
-  CudaDriver::Access access;
-  access.location.id = device_;
-  return scope.is_entered() && driver_.set_access(number_of(address), bytes, &access, 1) == CudaDriver::kSuccess;
+  std::array<CudaDriver::Access, 64> access;
+  std::size_t count = 0;
+  const std::uint64_t let_in = let_in_.load();
+  for (int device = 0; device < 64; ++device) {
+    if ((let_in >> device & 1) != 0) access[count++].location.id = device;
+  }
+  return scope.is_entered() &&
+         driver_.set_access(number_of(address), bytes, access.data(), count) == CudaDriver::kSuccess;
 }
 
 bool CudaMemory::decommit(const Handle& handle) noexcept {
@@ -129,6 +166,7 @@ bool CudaMemory::decommit(const Handle& handle) noexcept {
   release_waiting();
   if (driver_.unmap(number_of(handle.address), handle.bytes) != CudaDriver::kSuccess) return false;
   release_later(handle.token);
+  observe(device_, false, handle.address, handle.bytes);
   return true;
 }
 
@@ -139,6 +177,7 @@ bool CudaMemory::move(Handle& handle, void* to) noexcept {
     return false;
   }
   handle.address = to;
+  observe(device_, true, to, handle.bytes);
   return true;
 }
 
@@ -150,7 +189,9 @@ bool CudaMemory::move_back(Handle& handle, void* from) noexcept {
 
 bool CudaMemory::unmap(void* address, std::size_t bytes) noexcept {
   const CudaScope scope(driver_, context_);
-  return scope.is_entered() && driver_.unmap(number_of(address), bytes) == CudaDriver::kSuccess;
+  if (!scope.is_entered() || driver_.unmap(number_of(address), bytes) != CudaDriver::kSuccess) return false;
+  observe(device_, false, address, bytes);
+  return true;
 }
 
 void CudaMemory::release_later(CudaDriver::Token token) noexcept {

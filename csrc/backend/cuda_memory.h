@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -18,6 +19,15 @@ class CudaMemory final : public PhysicalMemory {
  public:
   // nullptr when the driver has no such device, or the device cannot manage virtual memory.
   static std::unique_ptr<CudaMemory> make(const CudaDriver& driver, int ordinal);
+
+  // That device may use the memory of this one, from the next open() on.
+  void let_in(int device) noexcept;
+  // A file descriptor for the memory of a handle, which another process can map; -1: the driver gives none.
+  int export_handle(const Handle& handle) noexcept;
+
+  // Told of every range that is mapped or unmapped, with the allocator's locks held: it must not allocate here.
+  using Observer = void (*)(int device, bool mapped, void* address, std::size_t bytes) noexcept;
+  static void set_observer(Observer observer) noexcept;
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
   Capabilities capabilities() const noexcept override {
@@ -37,7 +47,8 @@ class CudaMemory final : public PhysicalMemory {
   std::unique_ptr<Backup> make_backup() noexcept override;
 
  private:
-  CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule);
+  CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule, bool is_shareable);
+  CudaDriver::Properties properties() const noexcept;
   void release_later(CudaDriver::Token token) noexcept;
   void release_waiting() noexcept;
 
@@ -46,7 +57,9 @@ class CudaMemory final : public PhysicalMemory {
   void* const context_;  // the primary one, which torch uses too; kept for the life of the process
   const std::size_t granule_;
 
+  const bool is_shareable_;
   CudaEvents events_;
+  std::atomic<std::uint64_t> let_in_;  // a bit for each device
 
   // Handles that are mapped nowhere and that the driver would not take back: tried again with each call.
   std::mutex waiting_mutex_;

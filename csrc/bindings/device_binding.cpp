@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "backend/cpu_device.h"
+#include "backend/cuda_device.h"
 #include "backend/host_info.h"
 #include "core/caching_allocator.h"
 
@@ -102,8 +103,8 @@ py::dict pool_stats(const Pool& pool) {
   return out;
 }
 
-// ([(address, bytes, arena, arena number, [(address, bytes, requested, account, live), ...]), ...], {account: name}),
-// with one entry for each contiguous backed range.
+// ([(address, bytes, arena, arena number, stream, [(address, bytes, requested, account, live, waiting), ...]), ...],
+// {account: name}), with one entry for each contiguous backed range.
 py::tuple snapshot(CachingAllocator& device) {
   Snapshot taken;
   {
@@ -114,10 +115,12 @@ py::tuple snapshot(CachingAllocator& device) {
   for (const SnapshotSegment& segment : taken.segments) {
     py::list blocks;
     for (const SnapshotBlock& block : segment.blocks) {
-      blocks.append(py::make_tuple(block.address, block.bytes, block.requested, block.account, block.live));
+      blocks.append(
+          py::make_tuple(block.address, block.bytes, block.requested, block.account, block.live, block.waiting));
     }
     const std::string arena = segment.asleep ? segment.arena + " (asleep)" : segment.arena;
-    segments.append(py::make_tuple(segment.address, segment.bytes, arena, segment.arena_number, blocks));
+    segments.append(
+        py::make_tuple(segment.address, segment.bytes, arena, segment.arena_number, segment.stream, blocks));
   }
   return py::make_tuple(segments, taken.pools);
 }
@@ -278,6 +281,25 @@ void add_device_classes(py::module_& m) {
       },
       "conf"_a, py::return_value_policy::reference,
       "The CPU allocator. Made at the first call with the options in `conf` (\"key:value,key:value\").");
+  m.def(
+      "cuda_device",
+      [](int ordinal, const std::string& conf) -> CachingAllocator& {
+        if (CachingAllocator* const made = cuda_device_if_made(ordinal)) return *made;
+        Options options;
+        parse_conf(options, conf, cuda_device_bytes(ordinal));
+        return cuda_device(ordinal, options);
+      },
+      "ordinal"_a, "conf"_a, py::return_value_policy::reference,
+      "The allocator of a CUDA device. Made at the first call, as the CPU's.");
+  m.def("cuda_device_bytes", &cuda_device_bytes, "ordinal"_a, "Bytes that the device has in all.");
+  m.def(
+      "cuda_problem",
+      [] {
+        std::string why;
+        is_cuda_usable(why);
+        return why;
+      },
+      "Why CUDA cannot be used; empty when it can.");
 }
 
 }  // namespace mempool::bindings

@@ -326,21 +326,37 @@ void CachingAllocator::collect() noexcept {
     const std::unique_ptr<DeferredFrees::Block> done(std::exchange(block, block->next));
     ledger_.count_waiting(done->rounded <= kMediumMax, done->rounded, done->asked, false);
     give_back(done->span, done->block);
+    if (const CompletionHook hook = completion_hook_.load(std::memory_order_relaxed)) {
+      hook(*this, done->block.address, done->rounded);
+    }
   }
 }
 
+namespace {
+
+// The tag of the block that begins at the address; nullptr: none does. `span`: what holds it.
+BlockTag* find_tag(const void* address, Span*& span) noexcept {
+  span = PageMap::instance().find(address);
+  if (span == nullptr) return nullptr;
+  if (span->state != Span::State::slab) return span->address() == address ? &span->tag : nullptr;
+  const SizeClass& info = span->slab->info();
+  const auto offset = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(address) - span->start);
+  const std::uint32_t index = index_in_slab(info, offset);
+  return index < info.blocks && begins_block(info, offset) ? span->slab->tags() + index : nullptr;
+}
+
+}  // namespace
+
+bool CachingAllocator::is_used_elsewhere(const void* address) noexcept {
+  Span* span = nullptr;
+  const BlockTag* const tag = find_tag(address, span);
+  return tag != nullptr && (tag->account & kUsedElsewhere) != 0;
+}
+
 bool CachingAllocator::add_use(const void* address, StreamId stream) {
-  Span* const span = PageMap::instance().find(address);
-  if (span == nullptr) return false;
-  BlockTag* tag = &span->tag;
-  if (span->state == Span::State::slab) {
-    const auto offset = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(address) - span->start);
-    const std::uint32_t index = index_in_slab(span->slab->info(), offset);
-    if (index >= span->slab->info().blocks || !begins_block(span->slab->info(), offset)) return false;
-    tag = span->slab->tags() + index;
-  } else if (span->address() != address) {
-    return false;
-  }
+  Span* span = nullptr;
+  BlockTag* const tag = find_tag(address, span);
+  if (tag == nullptr) return false;
   if (tag->requested == kFreeTag) return false;
   if (span->segment->arena->stream() == stream) return true;  // in order anyway
   deferred_.add_use(address, clocks_.of(stream));

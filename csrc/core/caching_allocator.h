@@ -45,6 +45,11 @@ class CachingAllocator {
   // Work on `stream` uses the live block, too: once it is freed, its memory serves nobody before what is in that stream
   // at the time is done. False when the address is no live block's. Throws std::bad_alloc.
   bool add_use(const void* address, StreamId stream);
+  // Whether add_use() was called for the live block: then its free is not over when deallocate() returns.
+  static bool is_used_elsewhere(const void* address) noexcept;
+  // Called for each block that had to wait for other streams, when that is over; with no lock held.
+  using CompletionHook = void (*)(CachingAllocator&, void* address, std::size_t rounded) noexcept;
+  void set_completion_hook(CompletionHook hook) noexcept { completion_hook_.store(hook); }
   // Bytes charged for a live block; 0 when the address is not one.
   static std::size_t block_bytes(const void* address) noexcept;
   // Whose block begins at the address; nullptr: nobody's.
@@ -93,6 +98,11 @@ class CachingAllocator {
   std::vector<PlacedBlock> live_blocks(const ArenaFamily& family);
   // A block at exactly that place, charged to the device alone. False: something live is there, or no memory.
   bool allocate_at(ArenaFamily& family, const PlacedBlock& place);
+  // The same in the default family, for a request that is rounded to whole pages.
+  bool allocate_exactly(std::size_t bytes, void* address, StreamId stream);
+  // The handles that a live block lies in, in address order. From now on they stay where they are and are never given
+  // back: others know them. Empty when the address is no block's, or without memory for a record.
+  std::vector<Handle> pin_handles(const void* block);
 
   // ---- device
   void set_limit(std::size_t limit);                // trims first; throws ConfigError when more is held even so
@@ -106,6 +116,9 @@ class CachingAllocator {
   std::int64_t decay_tick_ms() const noexcept;
   // Called whenever memory was taken from the backend, with no lock held.
   void set_growth_hook(void (*hook)(CachingAllocator&) noexcept) noexcept { growth_hook_.store(hook); }
+
+  // Makes all memory usable anew: whom the backend lets in has changed.
+  bool open_again() noexcept;
 
   // Moves the free memory of each arena together, so that it can serve one large block. Returns what that did.
   Gathering defragment() noexcept;
@@ -260,6 +273,7 @@ class CachingAllocator {
   std::vector<std::unique_ptr<Arena>> arenas_;
   ArenaFamily* const default_family_;
   std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook_{nullptr};
+  std::atomic<CompletionHook> completion_hook_{nullptr};
   std::mutex demand_mutex_;  // the last of all
   DemandWindow demand_;
   static constexpr std::int64_t kNotUnused = INT64_MIN;

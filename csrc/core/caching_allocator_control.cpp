@@ -270,6 +270,12 @@ std::size_t CachingAllocator::release(std::size_t bytes, bool may_wait) noexcept
   return given;
 }
 
+bool CachingAllocator::open_again() noexcept {
+  bool all = true;
+  for_each_arena([&all](Arena& arena) { all &= arena.pages.open_again(); });
+  return all;
+}
+
 Gathering CachingAllocator::defragment() noexcept {
   recall();
   collect();

@@ -1,6 +1,7 @@
 // Where blocks lie: for those who must find them again at the same place, as a graph's tensors are.
 #include <algorithm>
 
+#include "common/align.h"
 #include "core/caching_allocator.h"
 #include "core/page_map.h"
 
@@ -93,6 +94,21 @@ bool CachingAllocator::allocate_at(ArenaFamily& family, const PlacedBlock& place
            .family = &family,
            .arena = arena});
   return true;
+}
+
+bool CachingAllocator::allocate_exactly(std::size_t bytes, void* address, StreamId stream) {
+  const std::size_t rounded = align_up(bytes, kPageBytes);
+  if (bytes == 0 || rounded < bytes || reinterpret_cast<std::uintptr_t>(address) % kPageBytes != 0) return false;
+  recall();
+  return allocate_at(*default_family_, {address, rounded, bytes, stream, 0});
+}
+
+std::vector<Handle> CachingAllocator::pin_handles(const void* block) {
+  const Span* const span = PageMap::instance().find(block);
+  if (span == nullptr) return {};
+  Arena& arena = *span->segment->arena;
+  const ArenaGuard guard(arena.mutex);
+  return arena.pages.pin_handles(span->start, span->end());
 }
 
 }  // namespace mempool

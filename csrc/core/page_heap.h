@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <utility>
 #include <vector>
@@ -100,6 +101,9 @@ class PageHeap {
   // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
   // first. Returns the bytes given back. `may_wait`: for work that still uses it; else what is in use stays.
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
+  bool open_again() noexcept;
+  // The handles of a range. They never move nor go back from now on. May throw std::bad_alloc, with nothing changed.
+  std::vector<Handle> pin_handles(std::uintptr_t start, std::uintptr_t end);
   // So that it becomes known when what is free now is idle.
   void mark() noexcept { clock_.mark(clock_.now()); }
   StreamClock& clock() noexcept { return clock_; }
@@ -229,6 +233,7 @@ class PageHeap {
   Segment* segments_ = nullptr;
   std::map<std::uintptr_t, Handle> handles_;  // by address
   std::map<std::uintptr_t, Span*> stale_;     // by address
+  std::set<std::uintptr_t> pinned_;           // where handles begin that others know
   std::size_t shared_bytes_ = 0;              // of chunks
 
   enum class Rest : std::uint8_t { awake, falling_asleep, asleep, waking } rest_ = Rest::awake;

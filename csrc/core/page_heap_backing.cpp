@@ -130,6 +130,23 @@ void PageHeap::remove_segment(Segment* segment) noexcept {
   delete segment;
 }
 
+bool PageHeap::open_again() noexcept {
+  bool all = true;
+  for (const auto& [start, handle] : handles_) all &= memory_.open(handle.address, handle.bytes);
+  return all;
+}
+
+std::vector<Handle> PageHeap::pin_handles(std::uintptr_t start, std::uintptr_t end) {
+  std::vector<Handle> out;
+  auto it = handles_.upper_bound(start);
+  if (it != handles_.begin()) --it;
+  for (; it != handles_.end() && it->first < end; ++it) {
+    pinned_.insert(it->first);
+    out.push_back(it->second);
+  }
+  return out;
+}
+
 // ---- giving back -------------------------------------------------------------------------------------------------
 
 std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
@@ -168,7 +185,7 @@ std::size_t PageHeap::release_from(Span* span, std::size_t bytes) noexcept {
   for (auto it = handles_.lower_bound(high); it != handles_.begin() && given < bytes;) {
     --it;
     if (it->first < low) break;
-    if (it->first + it->second.bytes > high) continue;  // reaches out of the span
+    if (it->first + it->second.bytes > high || pinned_.contains(it->first)) continue;  // reaches out of the span
     if (!reserve_records(kRecordsForCut) || !memory_.decommit(it->second)) break;
     const std::uintptr_t start = it->first;
     const std::size_t handle_bytes = it->second.bytes;

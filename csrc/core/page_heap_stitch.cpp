@@ -66,7 +66,7 @@ void PageHeap::add_whole_handles(const Span* not_this, const Span* nor_this, con
     const std::uintptr_t low = align_up(span->start, granule_);
     const std::uintptr_t high = align_down(span->end(), granule_);
     for (auto it = handles_.lower_bound(low); it != handles_.end() && it->first + it->second.bytes <= high; ++it) {
-      out.push_back({it->first, it->second.bytes, span, this});
+      if (!pinned_.contains(it->first)) out.push_back({it->first, it->second.bytes, span, this});
     }
   }
 }

@@ -1,0 +1,320 @@
+// Blocks: how torch gets them, gives them back, and what it hears when there is none.
+#include "torch/cuda_allocator.h"
+
+#include <c10/core/impl/GPUTrace.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <c10/util/Exception.h>
+#include <pthread.h>
+#include <torch/csrc/cuda/CUDAPluggableAllocator.h>
+
+#include <algorithm>
+
+#include "backend/cuda_memory.h"
+#include "common/errors.h"
+
+namespace mempool::torch_cuda {
+namespace {
+
+std::atomic<CudaAllocator*> g_installed{nullptr};
+std::atomic<bool> g_is_child{false};
+
+StreamId id_of(cudaStream_t stream) { return reinterpret_cast<StreamId>(stream); }
+cudaStream_t stream_of(StreamId id) { return reinterpret_cast<cudaStream_t>(id); }  // NOLINT
+
+void deleter(void* address) { g_installed.load(std::memory_order_relaxed)->raw_delete(address); }
+
+int current_device() {
+  c10::DeviceIndex device = 0;
+  C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
+  return device;
+}
+
+[[noreturn]] void refuse_in_child() {
+  TORCH_CHECK(false,
+              "mempool: CUDA memory cannot be allocated in a forked process after its parent has used CUDA. Use the "
+              "'spawn' start method (torch.multiprocessing.set_start_method('spawn')).");
+}
+
+}  // namespace
+
+CudaAllocator* installed() noexcept { return g_installed.load(std::memory_order_acquire); }
+bool is_forked_child() noexcept { return g_is_child.load(std::memory_order_relaxed); }
+
+void observe_mapping(int device, bool mapped, void* address, std::size_t bytes) noexcept {
+  if (CudaAllocator* const allocator = installed()) allocator->note_mapping(device, mapped, address, bytes);
+}
+
+void observe_completion(CachingAllocator& device, void* address, std::size_t bytes) noexcept {
+  CudaAllocator* const allocator = installed();
+  if (allocator == nullptr || !allocator->history_.is_on()) return;
+  try {
+    const CachingAllocator::Range range = CachingAllocator::range_of(address);
+    for (int i = 0; i < allocator->devices_made_.load(); ++i) {
+      CudaAllocator::Device* const each = allocator->find_device(i);
+      if (each == nullptr || &each->core != &device) continue;
+      allocator->history_.on_completed(i, address, bytes, stream_of(range.stream), each->pools.id_of(range.family));
+    }
+  } catch (const std::bad_alloc&) {  // an entry less
+  }
+}
+
+void install(const std::string& conf) {
+  static std::mutex installing;
+  const std::lock_guard guard(installing);
+  if (installed() != nullptr) return;
+  Options checked;
+  parse_conf(checked, conf, 1 << 20);
+  // Immortal: tensors may outlive static destruction.
+  static const auto* const allocator = new std::shared_ptr<CudaAllocator>(std::make_shared<CudaAllocator>(conf));
+  if (c10::cuda::CUDACachingAllocator::get()->initialized()) {
+    throw PoolStateError(
+        "mempool: torch has initialized CUDA already, and its allocator cannot be changed any more. Call "
+        "mempool.enable(\"cuda\") before anything uses CUDA: right after `import torch`.");
+  }
+  torch::cuda::CUDAPluggableAllocator::changeCurrentAllocator(*allocator);
+  g_installed.store(allocator->get(), std::memory_order_release);
+  // What torch.accelerator asks is another place.
+  c10::SetAllocator(c10::DeviceType::CUDA, allocator->get(), /*priority=*/255);
+  CudaMemory::set_observer(observe_mapping);
+  pthread_atfork(nullptr, nullptr, [] { g_is_child.store(true); });
+}
+
+// ---- devices -----------------------------------------------------------------------------------------------------
+
+void CudaAllocator::init(int device_count) {
+  const std::lock_guard guard(making_);
+  for (int i = devices_made_.load(); i < std::min(device_count, kMaxCudaDevices); ++i) {
+    Options options;
+    parse_conf(options, conf_, cuda_device_bytes(i));
+    CachingAllocator& core = cuda_device(i, options);
+    core.set_completion_hook(observe_completion);
+    devices_[static_cast<std::size_t>(i)].store(new Device{core, PrivatePools(core)}, std::memory_order_release);
+    devices_made_.store(i + 1);
+  }
+}
+
+CudaAllocator::Device& CudaAllocator::device_at(int device) {
+  Device* const found = find_device(device);
+  TORCH_CHECK(found != nullptr, "mempool: there is no CUDA device ", device, ": torch sees ", devices_made_.load());
+  return *found;
+}
+
+// ---- allocate ----------------------------------------------------------------------------------------------------
+
+c10::DataPtr CudaAllocator::allocate(std::size_t bytes) {
+  const int device = current_device();
+  void* address = nullptr;
+  if (bytes != 0) {
+    address = allocate_on(device, bytes, c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)));
+  }
+  return {address, address, &deleter, c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device))};
+}
+
+void* CudaAllocator::raw_alloc(std::size_t bytes) {
+  if (bytes == 0) return nullptr;
+  const int device = current_device();
+  return allocate_on(device, bytes, c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)));
+}
+
+void* CudaAllocator::raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) {
+  return bytes == 0 ? nullptr : allocate_on(current_device(), bytes, stream);
+}
+
+void* CudaAllocator::allocate_on(int index, std::size_t bytes, cudaStream_t stream) {
+  Device* const device = find_device(index);
+  if (device == nullptr || device->pools.is_routing() || history_.is_on() || is_forked_child() ||
+      c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled()) [[unlikely]] {
+    return allocate_slow(index, bytes, stream);
+  }
+  try {
+    return device->core.allocate(bytes, id_of(stream));
+  } catch (const OutOfMemory& error) {
+    return after_out_of_memory(index, bytes, stream, error);
+  } catch (const PoolStateError& error) {
+    TORCH_CHECK(false, error.what());
+  }
+}
+
+// From the private pool if there is one.
+void* CudaAllocator::allocate_any(Device& device, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool) {
+  if (pool == nullptr) return device.core.allocate(bytes, id_of(stream));
+  if (pool->foreign != nullptr) return pool->foreign->allocate(bytes, stream);
+  constexpr std::size_t kHandle = std::size_t{2} << 20;
+  if (pool->no_split) bytes = (bytes + kHandle - 1) / kHandle * kHandle;
+  return device.core.allocate_from(*pool->family, bytes, id_of(stream));
+}
+
+void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t stream) {
+  if (is_forked_child()) refuse_in_child();
+  if (find_device(index) == nullptr) init(c10::cuda::device_count());
+  Device& device = device_at(index);
+  const PoolPointer pool = device.pools.is_routing() ? device.pools.route(stream) : nullptr;
+  const Context context = history_.gather(RecordContext::STATE);
+  void* address = nullptr;
+  try {
+    address = allocate_any(device, bytes, stream, pool.get());
+  } catch (const OutOfMemory& error) {
+    address = after_out_of_memory(index, bytes, stream, error);
+  } catch (const PoolStateError& error) {
+    TORCH_CHECK(false, error.what());
+  }
+  const std::size_t rounded = pool != nullptr && pool->foreign != nullptr ? pool->foreign->bytes_of(address)
+                                                                          : CachingAllocator::block_bytes(address);
+  if (history_.is_on()) {
+    history_.on_alloc(index, address, rounded, stream, pool != nullptr ? pool->id : c10::MempoolId_t{0, 0}, context);
+  }
+  report_to_profiler(index, address, static_cast<std::int64_t>(rounded));
+  if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
+    (*interpreter)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));
+  }
+  return address;
+}
+
+void CudaAllocator::report_to_profiler(int index, void* address, std::int64_t bytes) {
+  if (!c10::memoryProfilingEnabled()) return;
+  const DeviceStats stats = device_at(index).core.stats();
+  c10::reportMemoryUsageToProfiler(address, bytes, static_cast<std::size_t>(stats.blocks.all.bytes.current),
+                                   static_cast<std::size_t>(stats.reserved_bytes.all.current),
+                                   c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index)));
+}
+
+// ---- no memory ---------------------------------------------------------------------------------------------------
+
+namespace {
+
+// torch's words, then mempool's.
+std::string message_of(int index, std::size_t bytes, std::size_t total, std::size_t free, const DeviceStats& stats,
+                       const OutOfMemory& error) {
+  const auto size = [](std::size_t amount) { return c10::CachingAllocator::format_size(amount); };
+  const auto allocated = static_cast<std::size_t>(stats.blocks.all.bytes.current);
+  const auto reserved = static_cast<std::size_t>(stats.reserved_bytes.all.current);
+  return "CUDA out of memory. Tried to allocate " + size(bytes) + ". GPU " + std::to_string(index) +
+         " has a total capacity of " + size(total) + " of which " + size(free) + " is free. Of the allocated memory " +
+         size(allocated) + " is allocated by PyTorch, and " + size(reserved > allocated ? reserved - allocated : 0) +
+         " is reserved by PyTorch but unallocated.\n" + error.what();
+}
+
+bool run_free_memory_callbacks() {
+  bool freed = false;
+  for (const auto& name : c10::FreeCudaMemoryCallbacksRegistry()->Keys()) {
+    freed |= c10::FreeCudaMemoryCallbacksRegistry()->Create(name)->Execute();
+  }
+  return freed;
+}
+
+}  // namespace
+
+// Once more, after what torch's own callbacks free, and out of pools that lend themselves; then the error.
+void* CudaAllocator::after_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error) {
+  Device& device = device_at(index);
+  const PoolPointer pool = device.pools.is_routing() ? device.pools.route(stream) : nullptr;
+  std::vector<PoolPointer> tries;
+  if (run_free_memory_callbacks()) tries.push_back(pool);
+  if (pool == nullptr) {
+    for (const PoolPointer& lending : device.pools.for_oom()) tries.push_back(lending);
+  }
+  for (const PoolPointer& each : tries) {
+    try {
+      return allocate_any(device, bytes, stream, each.get());
+    } catch (const OutOfMemory&) {  // the first error says it
+    }
+  }
+  std::size_t free = 0;
+  std::size_t total = 0;
+  const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));
+  C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  const DeviceStats stats = device.core.stats();
+  const auto allocated = static_cast<std::size_t>(stats.blocks.all.bytes.current);
+  history_.add(TraceEntry::OOM, index, free, bytes, stream, pool != nullptr ? pool->id : c10::MempoolId_t{0, 0},
+               history_.gather(RecordContext::ALLOC), CudaHistory::metadata());
+  std::vector<cca::OutOfMemoryObserver> observers;
+  {
+    const std::lock_guard observers_guard(observers_mutex_);
+    observers = oom_observers_;
+  }
+  for (const auto& observer : observers) observer(index, bytes, total, free);
+  c10::reportOutOfMemoryToProfiler(static_cast<std::int64_t>(bytes), allocated,
+                                   static_cast<std::size_t>(stats.reserved_bytes.all.current),
+                                   c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index)));
+  TORCH_CHECK_WITH(OutOfMemoryError, false, message_of(index, bytes, total, free, stats, error));
+}
+
+// ---- free --------------------------------------------------------------------------------------------------------
+
+c10::DeleterFnPtr CudaAllocator::raw_deleter() const { return &deleter; }
+
+void CudaAllocator::raw_delete(void* address) {
+  CachingAllocator* const core = CachingAllocator::owner_of(address);
+  if (core == nullptr || history_.is_on() || !is_caching_.load(std::memory_order_relaxed) || is_forked_child() ||
+      c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled()) [[unlikely]] {
+    free_slow(address);
+    return;
+  }
+  TORCH_CHECK(core->deallocate(address), "invalid device pointer: ", address);
+}
+
+void CudaAllocator::free_slow(void* address) {
+  if (address == nullptr || is_forked_child()) return;
+  CachingAllocator* const core = CachingAllocator::owner_of(address);
+  const int devices = devices_made_.load();
+  if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
+    (*interpreter)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));
+  }
+  for (int i = 0; i < devices; ++i) {
+    Device& device = *find_device(i);
+    if (core == nullptr) {
+      if (device.pools.has_foreign() && device.pools.free_foreign(address)) return;
+      continue;
+    }
+    if (core != &device.core) continue;
+    const auto rounded = CachingAllocator::block_bytes(address);
+    if (history_.is_on()) {
+      const CachingAllocator::Range range = CachingAllocator::range_of(address);
+      history_.on_free(i, address, rounded, stream_of(range.stream), device.pools.id_of(range.family),
+                       !CachingAllocator::is_used_elsewhere(address));
+    }
+    TORCH_CHECK(core->deallocate(address), "invalid device pointer: ", address);
+    report_to_profiler(i, address, -static_cast<std::int64_t>(rounded));
+    if (!is_caching_.load()) core->trim(0);
+    return;
+  }
+  TORCH_CHECK(false, "invalid device pointer: ", address);
+}
+
+// ---- use on other streams ----------------------------------------------------------------------------------------
+
+void CudaAllocator::recordStream(const c10::DataPtr& block, c10::cuda::CUDAStream stream) {
+  // Empty, or somebody else's memory: an imported one, or a view that the user has made.
+  if (block.get() == nullptr || block.get_deleter() != &deleter) return;
+  use_on(block.get(), stream.stream());
+}
+
+void CudaAllocator::use_on(void* address, cudaStream_t stream) {
+  CachingAllocator* const core = CachingAllocator::owner_of(address);
+  if (core != nullptr && core->add_use(address, id_of(stream))) return;
+  for (int i = 0; i < devices_made_.load(); ++i) {
+    ForeignPool* const pool = find_device(i)->pools.foreign_of(address);
+    if (pool != nullptr && pool->add_use(address)) return;
+  }
+  TORCH_CHECK(false, "invalid device pointer: ", address);
+}
+
+// ---- copies ------------------------------------------------------------------------------------------------------
+
+void CudaAllocator::copy_data(void* to, const void* from, std::size_t bytes) const {
+  C10_CUDA_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyKind::cudaMemcpyDeviceToDevice));
+}
+
+cudaError_t CudaAllocator::memcpyAsync(void* to, int to_device, const void* from, int from_device, std::size_t bytes,
+                                       cudaStream_t stream, bool p2p_enabled) {
+  // Without peer access memory that is mapped by handles needs the call that names both devices.
+  if (p2p_enabled || to_device == from_device) {
+    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
+  }
+  return cudaMemcpyPeerAsync(to, to_device, from, from_device, bytes, stream);
+}
+
+}  // namespace mempool::torch_cuda

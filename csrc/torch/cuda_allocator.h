@@ -1,0 +1,138 @@
+// torch's allocator of CUDA memory, on top of one CachingAllocator for each device. torch 2.14's interface, all of it.
+#pragma once
+
+#include <c10/cuda/CUDACachingAllocator.h>
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend/cuda_device.h"
+#include "core/caching_allocator.h"
+#include "torch/cuda_history.h"
+#include "torch/cuda_pools.h"
+
+namespace mempool::torch_cuda {
+
+namespace cca = c10::cuda::CUDACachingAllocator;
+
+class CudaAllocator final : public cca::CUDAAllocator {
+ public:
+  // `conf`: options of every device, as in MEMPOOL_CONF; percentages are of what the device has.
+  explicit CudaAllocator(std::string conf) : conf_(std::move(conf)) {}
+
+  // ---- blocks
+  c10::DataPtr allocate(std::size_t bytes) override;
+  c10::DataPtr allocateWithAddress(std::size_t bytes, void* address) override;
+  c10::DeleterFnPtr raw_deleter() const override;
+  void* raw_alloc(std::size_t bytes) override;
+  void* raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) override;
+  void raw_delete(void* address) override;
+  void* allocate_on(int device, std::size_t bytes, cudaStream_t stream);
+  void recordStream(const c10::DataPtr& block, c10::cuda::CUDAStream stream) override;
+  void use_on(void* address, cudaStream_t stream);
+  void copy_data(void* to, const void* from, std::size_t bytes) const override;
+  cudaError_t memcpyAsync(void* to, int to_device, const void* from, int from_device, std::size_t bytes,
+                          cudaStream_t stream, bool p2p_enabled) override;
+
+  // ---- the devices
+  void init(int device_count) override;
+  bool initialized() override { return devices_made_.load() > 0; }
+  void enable(bool value) override { is_caching_.store(value); }
+  bool isEnabled() const override { return is_caching_.load(); }
+  double getMemoryFraction(c10::DeviceIndex device) override;
+  void setMemoryFraction(double fraction, c10::DeviceIndex device) override;
+  void emptyCache(c10::MempoolId_t pool) override;
+  void enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex to_access) override;
+  std::string name() override { return "mempool"; }
+
+  // ---- reading
+  c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex device) override;
+  void resetAccumulatedStats(c10::DeviceIndex device) override;
+  void resetPeakStats(c10::DeviceIndex device) override;
+  void cacheInfo(c10::DeviceIndex device, std::size_t* largest_block) override;
+  void* getBaseAllocation(void* address, std::size_t* bytes) override;
+  std::vector<cca::StreamSegmentSize> getExpandableSegmentSizes(c10::DeviceIndex device) override;
+  cca::SnapshotInfo snapshot(c10::MempoolId_t pool, bool include_traces) override;
+
+  // ---- private pools and captured graphs
+  void beginAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool,
+                           std::function<bool(cudaStream_t)> filter) override;
+  void endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool) override;
+  void releasePool(c10::DeviceIndex device, c10::MempoolId_t pool) override;
+  int getPoolUseCount(c10::DeviceIndex device, c10::MempoolId_t pool) override;
+  void createOrIncrefPool(c10::DeviceIndex device, c10::MempoolId_t pool,
+                          std::shared_ptr<cca::CUDAAllocator> allocator) override;
+  void setUseOnOOM(c10::DeviceIndex device, c10::MempoolId_t pool, bool use_on_oom) override;
+  void setNoSplit(c10::DeviceIndex device, c10::MempoolId_t pool) override;
+  bool checkPoolLiveAllocations(c10::DeviceIndex device, c10::MempoolId_t pool,
+                                const std::unordered_set<void*>& expected) override;
+  std::shared_ptr<cca::AllocatorState> getCheckpointState(c10::DeviceIndex device, c10::MempoolId_t pool) override;
+  cca::CheckpointDelta setCheckpointPoolState(c10::DeviceIndex device,
+                                              std::shared_ptr<cca::AllocatorState> state) override;
+
+  // ---- other processes
+  cca::ShareableHandle shareIpcHandle(void* address) override;
+  std::shared_ptr<void> getIpcDevPtr(std::string handle) override;
+
+  // ---- history
+  bool isHistoryEnabled() override { return history_.is_recording(); }
+  std::shared_ptr<c10::GatheredContext> getContextForPointer(const void* address) override;
+  void recordHistory(bool enabled, cca::CreateContextFn recorder, std::size_t most_entries, cca::RecordContext when,
+                     bool clear, const std::vector<std::string>& skipped) override;
+  void recordAnnotation(const std::vector<std::pair<std::string, std::string>>& metadata) override;
+  void pushCompileContext(std::string& text) override;
+  void popCompileContext() override;
+  bool supportsUserMetadata() override { return true; }
+  void setUserMetadata(const std::string& text) override { CudaHistory::metadata() = text; }
+  std::string getUserMetadata() override { return CudaHistory::metadata(); }
+  void annotateMemory(const void* address, const std::string& text) override;
+  void attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer) override;
+  void attachOomRejectionObserver(cca::OomRejectionObserver observer) override;
+  void attachAllocatorTraceTracker(cca::AllocatorTraceTracker tracker) override;
+
+  // What the rest of mempool knows a torch device by. Throws c10::Error for one that does not exist.
+  struct Device {
+    CachingAllocator& core;
+    PrivatePools pools;
+  };
+  Device& device_at(int device);
+
+ private:
+  Device* find_device(int device) const noexcept {
+    return device >= 0 && device < kMaxCudaDevices ? devices_[static_cast<std::size_t>(device)].load() : nullptr;
+  }
+  void* allocate_any(Device& device, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool);
+  void* allocate_slow(int index, std::size_t bytes, cudaStream_t stream);
+  void* after_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error);
+  void free_slow(void* address);
+  void report_to_profiler(int index, void* address, std::int64_t bytes);
+  void note_mapping(int device, bool mapped, void* address, std::size_t bytes);
+  cca::SnapshotInfo picture(c10::MempoolId_t pool);
+  friend void observe_mapping(int, bool, void*, std::size_t) noexcept;
+  friend void observe_completion(CachingAllocator&, void*, std::size_t) noexcept;
+
+  const std::string conf_;
+  std::mutex making_;
+  std::array<std::atomic<Device*>, kMaxCudaDevices> devices_{};  // immortal
+  std::atomic<int> devices_made_{0};
+  std::atomic<bool> is_caching_{true};
+  CudaHistory history_;
+  std::mutex observers_mutex_;
+  std::vector<cca::OutOfMemoryObserver> oom_observers_;
+  std::vector<cca::OomRejectionObserver> rejection_observers_;
+};
+
+// The one of the process, made and installed in torch; made anew by nobody.
+CudaAllocator* installed() noexcept;
+// Puts it under torch's CUDA tensors. Throws PoolStateError when torch has used CUDA memory
+// already, ConfigError for options that do not parse.
+void install(const std::string& conf);
+// In a forked child nothing of CUDA works, and nothing is touched.
+bool is_forked_child() noexcept;
+
+}  // namespace mempool::torch_cuda

@@ -1,0 +1,124 @@
+#include "torch/cuda_history.h"
+
+#include <utility>
+
+namespace mempool::torch_cuda {
+
+std::string& CudaHistory::metadata() {
+  static thread_local std::string text;
+  return text;
+}
+
+std::vector<std::string>& CudaHistory::compile_contexts() {
+  static thread_local std::vector<std::string> stack;
+  return stack;
+}
+
+void CudaHistory::update() { on_.store(recording_.load() || !trackers_.empty()); }
+
+void CudaHistory::record(bool enabled, CreateContextFn recorder, std::size_t most_entries, RecordContext when,
+                         bool clear, const std::vector<std::string>& skipped) {
+  TORCH_CHECK(when == RecordContext::NEVER || recorder != nullptr, "stacks are wanted, but nothing that gathers them");
+  std::unordered_set<int> skip;
+  for (const std::string& action : skipped) skip.insert(c10::CachingDeviceAllocator::parseTraceEntryAction(action));
+  const std::lock_guard guard(mutex_);
+  recorder_.store(enabled ? recorder : nullptr);
+  when_.store(enabled ? when : RecordContext::NEVER);
+  most_ = std::max<std::size_t>(1, most_entries);
+  skipped_ = std::move(skip);
+  recording_.store(enabled);
+  if (!enabled || clear) {
+    entries_.clear();
+    annotations_.clear();
+  }
+  if (!enabled) contexts_.clear();
+  while (entries_.size() > most_) entries_.pop_front();
+  update();
+}
+
+void CudaHistory::attach(c10::CachingDeviceAllocator::AllocatorTraceTracker tracker) {
+  const std::lock_guard guard(mutex_);
+  trackers_.push_back(std::move(tracker));
+  update();
+}
+
+Context CudaHistory::gather(RecordContext level) const {
+  if (when_.load(std::memory_order_relaxed) < level) return nullptr;
+  const CreateContextFn recorder = recorder_.load(std::memory_order_acquire);
+  return recorder != nullptr ? recorder() : nullptr;
+}
+
+void CudaHistory::add(TraceEntry::Action action, int device, std::size_t address, std::size_t bytes,
+                      cudaStream_t stream, c10::MempoolId_t pool, const Context& context, const std::string& metadata) {
+  if (!is_on()) return;
+  const std::vector<std::string>& compiling = compile_contexts();
+  TraceEntry entry(action, static_cast<c10::DeviceIndex>(device), address, bytes, stream, pool,
+                   c10::getApproximateTime(), when_.load() >= RecordContext::ALLOC ? context : nullptr,
+                   compiling.empty() ? "" : compiling.back(), metadata);
+  const std::lock_guard guard(mutex_);
+  for (const auto& tracker : trackers_) tracker(entry);
+  if (!is_recording() || skipped_.contains(action)) return;
+  entries_.push_back(std::move(entry));
+  if (entries_.size() > most_) entries_.pop_front();
+}
+
+void CudaHistory::on_alloc(int device, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool,
+                           const Context& context) {
+  if (context != nullptr) {
+    const std::lock_guard guard(mutex_);
+    contexts_[address] = context;
+  }
+  add(TraceEntry::ALLOC, device, reinterpret_cast<std::size_t>(address), bytes, stream, pool, context, metadata());
+}
+
+void CudaHistory::on_free(int device, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool,
+                          bool completed) {
+  const Context freed_by = gather(RecordContext::ALL);
+  Context made_by;
+  {
+    const std::lock_guard guard(mutex_);
+    if (const auto found = contexts_.find(address); found != contexts_.end()) {
+      made_by = std::move(found->second);
+      contexts_.erase(found);
+    }
+  }
+  const Context& context = freed_by != nullptr ? freed_by : made_by;
+  const auto number = reinterpret_cast<std::size_t>(address);
+  add(TraceEntry::FREE_REQUESTED, device, number, bytes, stream, pool, context, metadata());
+  if (completed) add(TraceEntry::FREE_COMPLETED, device, number, bytes, stream, pool, context, metadata());
+}
+
+void CudaHistory::on_completed(int device, void* address, std::size_t bytes, cudaStream_t stream,
+                               c10::MempoolId_t pool) {
+  add(TraceEntry::FREE_COMPLETED, device, reinterpret_cast<std::size_t>(address), bytes, stream, pool, nullptr, "");
+}
+
+void CudaHistory::annotate(const std::vector<std::pair<std::string, std::string>>& metadata, int device) {
+  if (!is_recording()) return;
+  AnnotationEntry entry(static_cast<c10::DeviceIndex>(device), c10::getApproximateTime());
+  for (const auto& [name, value] : metadata) entry.recordUserMetadata(name, value);
+  const std::lock_guard guard(mutex_);
+  annotations_.push_back(std::move(entry));
+}
+
+Context CudaHistory::context_of(const void* address) {
+  const std::lock_guard guard(mutex_);
+  const auto found = contexts_.find(address);
+  return found != contexts_.end() ? found->second : nullptr;
+}
+
+std::vector<std::vector<TraceEntry>> CudaHistory::entries(int devices) {
+  std::vector<std::vector<TraceEntry>> out(static_cast<std::size_t>(devices));
+  const std::lock_guard guard(mutex_);
+  for (const TraceEntry& entry : entries_) {
+    if (entry.device_ >= 0 && entry.device_ < devices) out[static_cast<std::size_t>(entry.device_)].push_back(entry);
+  }
+  return out;
+}
+
+std::vector<AnnotationEntry> CudaHistory::annotations() {
+  const std::lock_guard guard(mutex_);
+  return annotations_;
+}
+
+}  // namespace mempool::torch_cuda

@@ -1,0 +1,95 @@
+// Sharing with other processes of this machine: each handle of a range goes over as a file descriptor, which the other
+// process takes out of this one (pidfd_getfd), imports and maps in the same order.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/util/Exception.h>
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "backend/cuda_import.h"
+#include "torch/cuda_allocator.h"
+
+namespace mempool::torch_cuda {
+namespace {
+
+constexpr char kMagic[8] = {'m', 'e', 'm', 'p', 'o', 'o', 'l', '1'};
+
+// What goes over, followed by `handles` pairs of a descriptor and its bytes.
+struct Header {
+  char magic[8];
+  std::int64_t process;
+  std::int32_t device;
+  std::int32_t handles;
+};
+struct Piece {
+  std::int64_t descriptor;
+  std::uint64_t bytes;
+};
+
+// The descriptor of another process, as one of ours. Throws c10::Error.
+int take_descriptor(std::int64_t process, std::int64_t descriptor) {
+  if (process == getpid()) return fcntl(static_cast<int>(descriptor), F_DUPFD_CLOEXEC, 0);
+  const int other = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(process), 0));
+  TORCH_CHECK(other >= 0, "mempool: process ", process, ", which shares this memory, is gone: ", strerror(errno));
+  const int taken = static_cast<int>(syscall(SYS_pidfd_getfd, other, static_cast<int>(descriptor), 0));
+  const int error = errno;
+  close(other);
+  TORCH_CHECK(taken >= 0, "mempool: memory of process ", process, " cannot be opened: ", strerror(error),
+              ". It must belong to the same user and be traceable (see /proc/sys/kernel/yama/ptrace_scope).");
+  return taken;
+}
+
+}  // namespace
+
+// The memory stays where it is from now on: others know it by its handles.
+cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
+  CachingAllocator* const core = CachingAllocator::owner_of(address);
+  TORCH_CHECK(core != nullptr, "invalid device pointer: ", address);
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  header.process = getpid();
+  for (int i = 0; i < devices_made_.load(); ++i) {
+    if (&find_device(i)->core == core) header.device = i;
+  }
+  std::uintptr_t base = 0;
+  std::vector<Piece> pieces;
+  for (const Handle& handle : core->pin_handles(address)) {
+    const int descriptor = cuda_export(header.device, handle);
+    TORCH_CHECK(descriptor >= 0, "mempool: the driver does not share memory of device ", header.device,
+                " with other processes");
+    if (pieces.empty()) base = reinterpret_cast<std::uintptr_t>(handle.address);
+    pieces.push_back({descriptor, handle.bytes});
+  }
+  TORCH_CHECK(!pieces.empty(), "invalid device pointer: ", address);
+  header.handles = static_cast<std::int32_t>(pieces.size());
+  std::string text(reinterpret_cast<const char*>(&header), sizeof(header));
+  text.append(reinterpret_cast<const char*>(pieces.data()), pieces.size() * sizeof(Piece));
+  return {static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(address) - base), std::move(text)};
+}
+
+std::shared_ptr<void> CudaAllocator::getIpcDevPtr(std::string text) {
+  Header header{};
+  TORCH_CHECK(text.size() >= sizeof(header), "mempool: this is no handle of shared memory");
+  std::memcpy(&header, text.data(), sizeof(header));
+  TORCH_CHECK(std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.handles > 0 &&
+                  text.size() == sizeof(header) + static_cast<std::size_t>(header.handles) * sizeof(Piece),
+              "mempool: this is no handle of shared memory that mempool made; both processes must use it for CUDA");
+  std::vector<ImportedPiece> pieces;
+  for (std::int32_t i = 0; i < header.handles; ++i) {
+    Piece piece{};
+    std::memcpy(&piece, text.data() + sizeof(header) + static_cast<std::size_t>(i) * sizeof(Piece), sizeof(piece));
+    pieces.push_back({take_descriptor(header.process, piece.descriptor), piece.bytes});
+  }
+  c10::DeviceIndex device = 0;
+  C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
+  std::shared_ptr<void> mapped = cuda_import(device, pieces);
+  for (const ImportedPiece& piece : pieces) close(piece.descriptor);
+  TORCH_CHECK(mapped != nullptr, "mempool: the driver does not map the shared memory");
+  return mapped;
+}
+
+}  // namespace mempool::torch_cuda

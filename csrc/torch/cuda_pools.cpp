@@ -1,0 +1,133 @@
+#include "torch/cuda_pools.h"
+
+#include <algorithm>
+
+namespace mempool::torch_cuda {
+namespace {
+
+using Guard = std::lock_guard<std::recursive_mutex>;
+
+std::string text_of(c10::MempoolId_t id) {
+  return "(" + std::to_string(id.first) + ", " + std::to_string(id.second) + ")";
+}
+
+}  // namespace
+
+void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> foreign) {
+  const Guard guard(mutex_);
+  if (const auto found = pools_.find(id); found != pools_.end()) {
+    ++found->second->uses;
+    return;
+  }
+  auto pool = std::make_shared<PrivatePool>();
+  pool->id = id;
+  pool->device = &device_;
+  pool->family = &device_.open_family("torch pool " + text_of(id), true);
+  if (foreign != nullptr) {
+    pool->foreign = std::make_unique<ForeignPool>(std::move(foreign));
+    foreign_.fetch_add(1);
+  }
+  pools_.emplace(id, std::move(pool));
+}
+
+void PrivatePools::release(c10::MempoolId_t id) {
+  const Guard guard(mutex_);
+  const auto found = pools_.find(id);
+  if (found == pools_.end() || --found->second->uses > 0) return;
+  device_.close_family(*found->second->family);
+  if (found->second->foreign != nullptr) {
+    found->second->foreign->trim();
+    if (found->second->foreign->is_empty()) {
+      foreign_.fetch_sub(1);
+    } else {
+      leaving_.push_back(std::move(found->second->foreign));
+    }
+  }
+  pools_.erase(found);
+}
+
+int PrivatePools::uses(c10::MempoolId_t id) {
+  const Guard guard(mutex_);
+  const PoolPointer pool = find(id);
+  return pool != nullptr ? pool->uses : 0;
+}
+
+PoolPointer PrivatePools::find(c10::MempoolId_t id) {
+  const Guard guard(mutex_);
+  const auto found = pools_.find(id);
+  return found != pools_.end() ? found->second : nullptr;
+}
+
+PoolPointer PrivatePools::at(c10::MempoolId_t id) {
+  PoolPointer pool = find(id);
+  TORCH_CHECK(pool != nullptr, "mempool: device ", device_.device(), " has no memory pool ", text_of(id));
+  return pool;
+}
+
+c10::MempoolId_t PrivatePools::id_of(const ArenaFamily* family) {
+  const Guard guard(mutex_);
+  for (const auto& [id, pool] : pools_) {
+    if (pool->family == family) return id;
+  }
+  return {0, 0};
+}
+
+std::vector<PoolPointer> PrivatePools::all() {
+  const Guard guard(mutex_);
+  std::vector<PoolPointer> out;
+  for (const auto& [id, pool] : pools_) out.push_back(pool);
+  return out;
+}
+
+std::vector<PoolPointer> PrivatePools::for_oom() {
+  std::vector<PoolPointer> out = all();
+  std::erase_if(out, [](const PoolPointer& pool) { return !pool->use_on_oom; });
+  return out;
+}
+
+void PrivatePools::begin(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter) {
+  const Guard guard(mutex_);
+  const bool is_routed =
+      std::any_of(routing_.begin(), routing_.end(), [&](const Route& route) { return route.id == id; });
+  TORCH_CHECK(!is_routed, "mempool: blocks go to the memory pool ", text_of(id), " already");
+  use(id, nullptr);  // torch calls releasePool for it
+  routing_.insert(routing_.begin(), {id, std::move(filter)});
+  routes_.fetch_add(1);
+}
+
+void PrivatePools::end(c10::MempoolId_t id) {
+  const Guard guard(mutex_);
+  const auto found = std::find_if(routing_.begin(), routing_.end(), [&](const Route& route) { return route.id == id; });
+  TORCH_CHECK(found != routing_.end(), "mempool: no blocks go to the memory pool ", text_of(id));
+  routing_.erase(found);
+  routes_.fetch_sub(1);
+}
+
+PoolPointer PrivatePools::route(cudaStream_t stream) {
+  const Guard guard(mutex_);
+  for (const Route& route : routing_) {
+    if (route.filter(stream)) return at(route.id);
+  }
+  return nullptr;
+}
+
+ForeignPool* PrivatePools::foreign_of(const void* address) {
+  const Guard guard(mutex_);
+  for (const auto& [id, pool] : pools_) {
+    if (pool->foreign != nullptr && pool->foreign->bytes_of(address) != 0) return pool->foreign.get();
+  }
+  for (const auto& pool : leaving_) {
+    if (pool->bytes_of(address) != 0) return pool.get();
+  }
+  return nullptr;
+}
+
+bool PrivatePools::free_foreign(void* address) {
+  const Guard guard(mutex_);
+  ForeignPool* const pool = foreign_of(address);
+  if (pool == nullptr || !pool->free(address)) return false;
+  foreign_.fetch_sub(static_cast<int>(std::erase_if(leaving_, [](const auto& each) { return each->is_empty(); })));
+  return true;
+}
+
+}  // namespace mempool::torch_cuda

@@ -1,0 +1,77 @@
+// torch's private pools: the memory of captured graphs and of torch.cuda.MemPool, by their ids.
+#pragma once
+
+#include <c10/cuda/CUDACachingAllocator.h>
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/caching_allocator.h"
+#include "torch/cuda_foreign.h"
+
+namespace mempool::torch_cuda {
+
+using TorchAllocator = c10::cuda::CUDACachingAllocator::CUDAAllocator;
+
+struct PrivatePool {
+  c10::MempoolId_t id;
+  CachingAllocator* device = nullptr;
+  ArenaFamily* family = nullptr;
+  std::unique_ptr<ForeignPool> foreign;  // blocks come from an allocator of its own; else nullptr
+  int uses = 1;
+  bool use_on_oom = false;
+  bool no_split = false;  // no two blocks share a handle
+};
+
+using PoolPointer = std::shared_ptr<PrivatePool>;
+
+// The pools of one device. Thread-safe.
+class PrivatePools {
+ public:
+  explicit PrivatePools(CachingAllocator& device) : device_(device) {}
+
+  // Whether any allocation may have to go to a pool: read on the way of each.
+  bool is_routing() const noexcept { return routes_.load(std::memory_order_relaxed) != 0; }
+  // The pool that blocks of the stream go to at this moment; nullptr: none.
+  PoolPointer route(cudaStream_t stream);
+  // The pools that lend themselves when memory is short.
+  std::vector<PoolPointer> for_oom();
+
+  void use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> foreign);
+  void release(c10::MempoolId_t id);
+  int uses(c10::MempoolId_t id);
+  PoolPointer at(c10::MempoolId_t id);  // throws c10::Error for an unknown one
+  PoolPointer find(c10::MempoolId_t id);
+  c10::MempoolId_t id_of(const ArenaFamily* family);  // {0, 0}: of no pool
+  std::vector<PoolPointer> all();
+
+  void begin(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter);
+  void end(c10::MempoolId_t id);
+
+  // A block of a pool with an allocator of its own.
+  bool free_foreign(void* address);
+  bool has_foreign() const noexcept { return foreign_.load(std::memory_order_relaxed) != 0; }
+  ForeignPool* foreign_of(const void* address);
+
+ private:
+  struct Route {
+    c10::MempoolId_t id;
+    std::function<bool(cudaStream_t)> filter;
+  };
+
+  CachingAllocator& device_;
+  std::atomic<int> routes_{0};
+  std::atomic<int> foreign_{0};
+  std::recursive_mutex mutex_;  // a filter may ask torch, which may ask here
+  std::map<c10::MempoolId_t, PoolPointer> pools_;
+  std::vector<Route> routing_;                         // the latest first
+  std::vector<std::unique_ptr<ForeignPool>> leaving_;  // of pools that are gone, with live blocks
+};
+
+}  // namespace mempool::torch_cuda

@@ -1,0 +1,225 @@
+// What torch asks about the allocator: statistics, sizes, snapshots, history.
+#include <c10/core/AllocatorConfig.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/util/ApproximateClock.h>
+
+#include <algorithm>
+
+#include "torch/cuda_allocator.h"
+
+namespace mempool::torch_cuda {
+namespace {
+
+using TorchStats = c10::CachingDeviceAllocator::DeviceStats;
+using c10::CachingAllocator::StatArray;
+using c10::CachingDeviceAllocator::BlockInfo;
+using c10::CachingDeviceAllocator::SegmentInfo;
+
+c10::CachingAllocator::Stat to_torch(const Stat& stat) {
+  c10::CachingAllocator::Stat out;
+  out.current = stat.current;
+  out.peak = stat.peak;
+  out.allocated = stat.allocated;
+  out.freed = stat.freed;
+  return out;
+}
+
+StatArray to_torch(const ByPool<Stat>& stats) {
+  return {to_torch(stats.all), to_torch(stats.small), to_torch(stats.large)};
+}
+
+StatArray to_torch(const ByPool<BlockStats>& stats, Stat BlockStats::*member) {
+  return {to_torch(stats.all.*member), to_torch(stats.small.*member), to_torch(stats.large.*member)};
+}
+
+cudaStream_t stream_of(StreamId id) { return reinterpret_cast<cudaStream_t>(id); }  // NOLINT
+
+}  // namespace
+
+TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
+  Device& device = device_at(index);
+  const DeviceStats stats = device.core.stats();
+  TorchStats out;
+  out.allocation = to_torch(stats.blocks, &BlockStats::count);
+  out.active = to_torch(stats.active, &BlockStats::count);
+  out.allocated_bytes = to_torch(stats.blocks, &BlockStats::bytes);
+  out.active_bytes = to_torch(stats.active, &BlockStats::bytes);
+  out.requested_bytes = to_torch(stats.blocks, &BlockStats::requested);
+  out.segment = to_torch(stats.segments);
+  out.reserved_bytes = to_torch(stats.reserved_bytes);
+  out.inactive_split = to_torch(stats.free_ranges.count);
+  out.inactive_split_bytes = to_torch(stats.free_ranges.bytes);
+  for (const PoolPointer& pool : device.pools.all()) {
+    auto& held = out.reserved_bytes_by_private_pools[pool->id][0];
+    held.current = held.peak = static_cast<std::int64_t>(device.core.family_held_bytes(*pool->family) +
+                                                         (pool->foreign != nullptr ? pool->foreign->held() : 0));
+  }
+  out.num_alloc_retries = stats.alloc_retries;
+  out.num_ooms = stats.ooms;
+  out.num_device_alloc = stats.commits;
+  out.num_device_free = stats.decommits;
+  out.max_split_size = -1;
+  return out;
+}
+
+void CudaAllocator::resetAccumulatedStats(c10::DeviceIndex device) { device_at(device).core.reset_sums(); }
+void CudaAllocator::resetPeakStats(c10::DeviceIndex device) { device_at(device).core.reset_peaks(); }
+
+double CudaAllocator::getMemoryFraction(c10::DeviceIndex device) {
+  const std::size_t limit = device_at(device).core.ledger().limit();
+  const auto total = static_cast<double>(cuda_device_bytes(device));
+  return limit == kNoLimit ? 1.0 : std::min(1.0, static_cast<double>(limit) / total);
+}
+
+// As torch has it: more than that may be held at the moment; then nothing more is.
+void CudaAllocator::setMemoryFraction(double fraction, c10::DeviceIndex device) {
+  TORCH_CHECK(fraction >= 0 && fraction <= 1, "invalid fraction: ", fraction, ". Please set within [0, 1].");
+  const auto total = static_cast<double>(cuda_device_bytes(device));
+  device_at(device).core.ledger().force_limit(fraction == 1 ? kNoLimit : static_cast<std::size_t>(fraction * total));
+}
+
+void CudaAllocator::cacheInfo(c10::DeviceIndex index, std::size_t* largest_block) {
+  Device& device = device_at(index);
+  std::size_t free = 0;
+  std::size_t total = 0;
+  const c10::cuda::CUDAGuard guard(index);
+  C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  *largest_block = std::max({*largest_block, free, device.core.largest_free()});
+}
+
+void* CudaAllocator::getBaseAllocation(void* address, std::size_t* bytes) {
+  const CachingAllocator::Range range = CachingAllocator::range_of(address);
+  TORCH_CHECK(range.address != nullptr, "invalid device pointer: ", address);
+  if (bytes != nullptr) *bytes = range.bytes;
+  return range.address;
+}
+
+std::vector<cca::StreamSegmentSize> CudaAllocator::getExpandableSegmentSizes(c10::DeviceIndex index) {
+  std::vector<cca::StreamSegmentSize> out;
+  for (const SnapshotSegment& segment : device_at(index).core.snapshot().segments) {
+    out.emplace_back(stream_of(segment.stream), false, segment.bytes);
+  }
+  return out;
+}
+
+// ---- snapshots ---------------------------------------------------------------------------------------------------
+
+cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
+  cca::SnapshotInfo out;
+  for (int i = 0; i < devices_made_.load(); ++i) {
+    Device& device = *find_device(i);
+    for (const SnapshotSegment& segment : device.core.snapshot().segments) {
+      const c10::MempoolId_t pool = device.pools.id_of(segment.family);
+      if (wanted != c10::MempoolId_t{0, 0} && pool != wanted) continue;
+      SegmentInfo info;
+      info.device = static_cast<c10::DeviceIndex>(i);
+      info.address = segment.address;
+      info.total_size = segment.bytes;
+      info.stream = stream_of(segment.stream);
+      info.is_expandable = true;
+      info.owner_private_pool_id = pool;
+      for (const SnapshotBlock& block : segment.blocks) {
+        BlockInfo each;
+        each.size = block.bytes;
+        each.requested_size = block.requested;
+        each.allocated = block.live;
+        each.active = block.live || block.waiting;
+        info.is_large |= block.bytes > kMediumMax;
+        info.requested_size += block.requested;
+        info.allocated_size += block.live ? block.bytes : 0;
+        info.active_size += each.active ? block.bytes : 0;
+        if (block.live)
+          each.context_when_allocated = history_.context_of(reinterpret_cast<void*>(block.address));  // NOLINT
+        info.blocks.push_back(std::move(each));
+      }
+      out.segments.push_back(std::move(info));
+    }
+  }
+  return out;
+}
+
+cca::SnapshotInfo CudaAllocator::snapshot(c10::MempoolId_t pool, bool include_traces) {
+  cca::SnapshotInfo out = picture(pool);
+  const int devices = devices_made_.load();
+  if (include_traces) {
+    for (int i = 0; i < devices; ++i) {
+      history_.add(TraceEntry::SNAPSHOT, i, 0, 0, nullptr, pool, history_.gather(RecordContext::ALLOC), "");
+    }
+    out.device_traces = history_.entries(devices);
+    out.external_annotations = history_.annotations();
+  } else {
+    out.device_traces.resize(static_cast<std::size_t>(devices));
+  }
+  c10::ApproximateClockToUnixTimeConverter clock;
+  const auto to_ns = clock.makeConverter();
+  for (auto& trace : out.device_traces) {
+    for (TraceEntry& entry : trace) entry.time_.t_ = to_ns(entry.time_.approx_t_) / 1000;
+  }
+  for (AnnotationEntry& entry : out.external_annotations) entry.time_.t_ = to_ns(entry.time_.approx_t_) / 1000;
+  out.config_metadata.expandable_segments = true;
+  out.config_metadata.last_allocator_settings = "mempool";
+  return out;
+}
+
+// ---- history -----------------------------------------------------------------------------------------------------
+
+std::shared_ptr<c10::GatheredContext> CudaAllocator::getContextForPointer(const void* address) {
+  return history_.context_of(address);
+}
+
+void CudaAllocator::recordHistory(bool enabled, cca::CreateContextFn recorder, std::size_t most_entries,
+                                  cca::RecordContext when, bool clear, const std::vector<std::string>& skipped) {
+  history_.record(enabled, recorder, most_entries, when, clear, skipped);
+}
+
+void CudaAllocator::recordAnnotation(const std::vector<std::pair<std::string, std::string>>& metadata) {
+  c10::DeviceIndex device = 0;
+  C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
+  history_.annotate(metadata, device);
+}
+
+void CudaAllocator::pushCompileContext(std::string& text) { CudaHistory::compile_contexts().push_back(text); }
+
+void CudaAllocator::popCompileContext() {
+  if (!CudaHistory::compile_contexts().empty()) CudaHistory::compile_contexts().pop_back();
+}
+
+void CudaAllocator::annotateMemory(const void* address, const std::string& text) {
+  const CachingAllocator* const core = CachingAllocator::owner_of(address);
+  TORCH_CHECK(core != nullptr, "invalid device pointer: ", address);
+  const CachingAllocator::Range range = CachingAllocator::range_of(address);
+  for (int i = 0; i < devices_made_.load(); ++i) {
+    Device& device = *find_device(i);
+    if (&device.core != core) continue;
+    history_.add(TraceEntry::ANNOTATE, i, reinterpret_cast<std::size_t>(address),
+                 CachingAllocator::block_bytes(address), stream_of(range.stream), device.pools.id_of(range.family),
+                 history_.gather(RecordContext::ALLOC), text);
+  }
+}
+
+void CudaAllocator::note_mapping(int device, bool mapped, void* address, std::size_t bytes) {
+  if (!history_.is_on()) return;
+  try {
+    history_.add(mapped ? TraceEntry::SEGMENT_MAP : TraceEntry::SEGMENT_UNMAP, device,
+                 reinterpret_cast<std::size_t>(address), bytes, nullptr, {0, 0}, nullptr, "");
+  } catch (const std::exception&) {  // an entry less
+  }
+}
+
+void CudaAllocator::attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer) {
+  const std::lock_guard guard(observers_mutex_);
+  oom_observers_.push_back(std::move(observer));
+}
+
+// mempool rejects nothing ahead of the driver: the observers are kept, and hear of limits that refuse.
+void CudaAllocator::attachOomRejectionObserver(cca::OomRejectionObserver observer) {
+  const std::lock_guard guard(observers_mutex_);
+  rejection_observers_.push_back(std::move(observer));
+}
+
+void CudaAllocator::attachAllocatorTraceTracker(cca::AllocatorTraceTracker tracker) {
+  history_.attach(std::move(tracker));
+}
+
+}  // namespace mempool::torch_cuda
