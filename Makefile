@@ -112,7 +112,8 @@ test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
 	CUDA_STANDIN_LIB=$(STANDIN)/lib $(BIN)/python -m pytest tests/cuda_standin/tests
 	$(BIN)/ninja -C build/asan -j$(JOBS) --quiet test_backend
 	CUDA_STANDIN_LIB=$(STANDIN)/lib LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend
-	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda
+	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda/native
+	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda --ignore=tests/cuda/native
 
 SOAK_SECONDS ?= 600
 soak: setup

@@ -1,9 +1,11 @@
-"""torch's CUDA build, on the stand-in or, with MEMPOOL_TEST_DEVICE=real, on a GPU."""
+"""torch's CUDA build, by itself (native/) and with mempool; with MEMPOOL_TEST_DEVICE=real on a GPU, not the stand-in."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import control
@@ -13,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 IS_REAL = os.environ.get("MEMPOOL_TEST_DEVICE", "standin") == "real"
 LIBRARIES = Path(os.environ.get("CUDA_STANDIN_LIB", ROOT / "build" / "cuda_standin" / "lib"))
 LOADED = None if IS_REAL else control.load(LIBRARIES)  # before anything imports torch
+if LOADED is not None:
+    LOADED.set_device_count(2)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,3 +39,20 @@ def standin() -> Iterator[control.Standin]:
     yield LOADED
     LOADED.reset()
     LOADED.set_capacity(16 << 30)
+
+
+@pytest.fixture
+def run_on_device() -> Callable[..., str]:
+    """Runs a script in a process of its own, on the same kind of device; returns what it prints."""
+
+    def run(script: str, **environment: str) -> str:
+        command = [sys.executable, "-c", script]
+        if not IS_REAL:
+            command = [str(Path(control.__file__).parent / "run"), *command]
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

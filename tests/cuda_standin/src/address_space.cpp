@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <string>
+
 #include "devices.h"
 
 namespace standin {
@@ -120,16 +122,7 @@ CUresult AddressSpace::create(int device, std::size_t bytes, bool is_shareable, 
   Memory& memory = Devices::instance().memory(device);
   const std::int64_t offset = memory.take(bytes);
   if (offset < 0) return CUDA_ERROR_OUT_OF_MEMORY;
-  int own_file = -1;
-  if (is_shareable) {
-    own_file = memfd_create("shareable device memory", MFD_CLOEXEC);
-    if (own_file < 0 || ftruncate(own_file, static_cast<off_t>(bytes)) != 0) {
-      if (own_file >= 0) close(own_file);
-      memory.give_back(offset);
-      return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-  }
-  handles_[next_handle_] = {bytes, device, offset, own_file, 1, 0};
+  handles_[next_handle_] = {bytes, device, offset, is_shareable, -1, 1, 0};
   *handle = next_handle_++;
   return CUDA_SUCCESS;
 }
@@ -137,8 +130,11 @@ CUresult AddressSpace::create(int device, std::size_t bytes, bool is_shareable, 
 void AddressSpace::drop_if_unused(CUmemGenericAllocationHandle handle) {
   const auto found = handles_.find(handle);
   if (found->second.references > 0 || found->second.mappings > 0) return;
-  if (found->second.own_file >= 0) close(found->second.own_file);
-  if (found->second.offset >= 0) Devices::instance().memory(found->second.device).give_back(found->second.offset);
+  if (found->second.imported >= 0) {
+    close(found->second.imported);
+  } else {
+    Devices::instance().memory(found->second.device).give_back(found->second.offset);
+  }
   handles_.erase(found);
 }
 
@@ -161,7 +157,8 @@ CUresult AddressSpace::retain(CUdeviceptr address, CUmemGenericAllocationHandle*
 // A handle is mapped whole, as the driver demands.
 CUresult AddressSpace::map(CUdeviceptr address, std::size_t bytes, CUmemGenericAllocationHandle handle) {
   const auto found = handles_.find(handle);
-  if (found == handles_.end() || found->second.references == 0 || found->second.bytes != bytes) {
+  if (found == handles_.end() || found->second.references == 0 ||
+      (found->second.imported < 0 && found->second.bytes != bytes)) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   const auto home = holder_of(reservations_, address, [](std::size_t size) { return size; });
@@ -174,10 +171,9 @@ CUresult AddressSpace::map(CUdeviceptr address, std::size_t bytes, CUmemGenericA
     return CUDA_ERROR_INVALID_VALUE;
   }
   Physical& physical = found->second;
-  const bool is_own = physical.own_file >= 0;
-  const int file = is_own ? physical.own_file : Devices::instance().memory(physical.device).file();
+  const int file = physical.imported >= 0 ? physical.imported : Devices::instance().memory(physical.device).file();
   if (mmap(pointer_to(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file,
-           is_own ? 0 : physical.offset) == MAP_FAILED) {
+           physical.offset) == MAP_FAILED) {
     make_inaccessible(address, bytes);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
@@ -213,20 +209,24 @@ CUresult AddressSpace::set_access(CUdeviceptr address, std::size_t bytes, bool r
   return mprotect(pointer_to(address), bytes, protection) == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
+// A descriptor of the device's memory whose position is where the handle begins.
 CUresult AddressSpace::export_handle(CUmemGenericAllocationHandle handle, int* descriptor) {
   const auto found = handles_.find(handle);
-  if (found == handles_.end() || found->second.own_file < 0) return CUDA_ERROR_INVALID_VALUE;
-  *descriptor = fcntl(found->second.own_file, F_DUPFD_CLOEXEC, 0);
-  return *descriptor >= 0 ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+  if (found == handles_.end() || !found->second.is_shareable) return CUDA_ERROR_INVALID_VALUE;
+  const std::string path = "/proc/self/fd/" + std::to_string(Devices::instance().memory(found->second.device).file());
+  *descriptor = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (*descriptor < 0) return CUDA_ERROR_OUT_OF_MEMORY;
+  lseek(*descriptor, found->second.offset, SEEK_SET);
+  return CUDA_SUCCESS;
 }
 
 // The memory stays the exporter's: here it takes up no capacity of its own.
 CUresult AddressSpace::import_handle(int descriptor, CUmemGenericAllocationHandle* handle) {
-  struct stat facts {};
-  if (fstat(descriptor, &facts) != 0 || facts.st_size <= 0) return CUDA_ERROR_INVALID_VALUE;
-  const int own_file = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
-  if (own_file < 0) return CUDA_ERROR_OUT_OF_MEMORY;
-  handles_[next_handle_] = {static_cast<std::size_t>(facts.st_size), current_device(), -1, own_file, 1, 0};
+  const off_t offset = lseek(descriptor, 0, SEEK_CUR);
+  if (offset < 0 || offset % static_cast<off_t>(kGranularity) != 0) return CUDA_ERROR_INVALID_VALUE;
+  const int imported = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+  if (imported < 0) return CUDA_ERROR_OUT_OF_MEMORY;
+  handles_[next_handle_] = {0, current_device(), offset, true, imported, 1, 0};
   *handle = next_handle_++;
   return CUDA_SUCCESS;
 }

@@ -55,8 +55,9 @@ class AddressSpace {
   struct Physical {
     std::size_t bytes = 0;
     int device = 0;
-    std::int64_t offset = 0;  // -1: imported
-    int own_file = -1;        // of a shareable one: a file by itself, so that its descriptor says all
+    std::int64_t offset = 0;  // in the device's memory, or in `imported`
+    bool is_shareable = false;
+    int imported = -1;  // of another process: the file that its device's memory is. Its size is what is mapped.
     int references = 1;
     std::size_t mappings = 0;
   };

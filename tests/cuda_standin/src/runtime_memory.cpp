@@ -207,13 +207,4 @@ cudaError_t cudaIpcCloseMemHandle(void*) {
   STANDIN_RUNTIME(cudaIpcCloseMemHandle)
   return remember(cudaErrorNotSupported);
 }
-cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t*, cudaEvent_t) {
-  STANDIN_RUNTIME(cudaIpcGetEventHandle)
-  return remember(cudaErrorNotSupported);
-}
-cudaError_t cudaIpcOpenEventHandle(cudaEvent_t*, cudaIpcEventHandle_t) {
-  STANDIN_RUNTIME(cudaIpcOpenEventHandle)
-  return remember(cudaErrorNotSupported);
-}
-
 }  // extern "C"

@@ -121,6 +121,16 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   STANDIN_RUNTIME(cudaEventCreateWithFlags)
   return create_event(event, flags);
 }
+// Of another process nothing is known: its events have always happened.
+cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t* handle, cudaEvent_t) {
+  STANDIN_RUNTIME(cudaIpcGetEventHandle)
+  *handle = {};
+  return cudaSuccess;
+}
+cudaError_t cudaIpcOpenEventHandle(cudaEvent_t* event, cudaIpcEventHandle_t) {
+  STANDIN_RUNTIME(cudaIpcOpenEventHandle)
+  return create_event(event, cudaEventDisableTiming);
+}
 // Operations that are enqueued keep what they need of it.
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   STANDIN_RUNTIME(cudaEventDestroy)
