@@ -83,7 +83,14 @@ class Device:
     def check_invariants(self) -> str: ...
 
 def replay(
-    is_alloc: Buffer, ids: Buffer, bytes: Buffer, times: Buffer, backend: str, conf: str = ""
+    ops: Buffer,
+    ids: Buffer,
+    bytes: Buffer,
+    streams: Buffer,
+    times: Buffer,
+    backend: str,
+    conf: str = "",
+    capacity: int = 0,
 ) -> dict[str, Any]: ...
 def cpu_device(conf: str) -> Device: ...
 def cuda_device(ordinal: int, conf: str) -> Device: ...

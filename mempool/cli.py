@@ -113,16 +113,18 @@ def stats(snapshot: Path, top: int) -> None:
 @commands.command()
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--backend", default="fake", show_default=True, help="'fake' (addresses alone) or 'host' (real memory).")
+@click.option("--device", default="cpu", show_default=True, help="'cpu', or 'cuda' (as a device with streams would).")
+@click.option("--capacity", help="Bytes that the device has: '16GiB'.")
 @click.option("--scale", default="1", show_default=True, help="Multiply each size: '0.5', '1/16'.")
 @click.option("--conf", default="", help="Options, 'key:value,key:value' (`mempool options` lists them).")
-def replay(trace: Path, backend: str, scale: str, conf: str) -> None:
+def replay(trace: Path, backend: str, device: str, capacity: str | None, scale: str, conf: str) -> None:
     """Replay a TRACE of allocations (CSV, plain or gzipped) and print what it took."""
     try:
         factor = float(Fraction(scale))
     except (ValueError, ZeroDivisionError) as error:
         raise click.BadParameter(f"'{scale}' is not a number.", param_hint="--scale") from error
     try:
-        result = mempool.replay(trace, backend=backend, scale=factor, conf=conf)
+        result = mempool.replay(trace, device, backend=backend, scale=factor, conf=conf, capacity=capacity)
     except OSError as error:
         raise click.ClickException(f"cannot read '{trace}': {error.strerror or error}.") from error
     report.print_replay(Console(markup=False), trace, result)

@@ -2,8 +2,8 @@
 
 A trace is a CSV file (plain or ``.gz``): lines that begin with ``#`` are comments, then a header, then a line an event.
 Columns are taken by name: ``op`` (``alloc``, ``free``, ``record_stream`` or ``step``), ``id`` (of the block; counts up
-from 0), ``bytes`` (as asked; of an ``alloc``), and, if there is one, ``time_ns`` (since the trace began). Others, such
-as ``stream``, are for other readers.
+from 0), ``bytes`` (as asked; of an ``alloc``), and, if there are such, ``stream`` (its number; of an ``alloc`` or
+``record_stream``) and ``time_ns`` (since the trace began). Others are for other readers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 from mempool import _core
+from mempool._device import Size, optional_size
 from mempool.errors import ConfigError, OutOfMemoryError, TraceError
 
 
@@ -52,7 +53,12 @@ class ReplayReport:
 
 
 def replay(
-    path: str | os.PathLike[str], device: str = "cpu", backend: str | None = None, scale: float = 1.0, conf: str = ""
+    path: str | os.PathLike[str],
+    device: str = "cpu",
+    backend: str | None = None,
+    scale: float = 1.0,
+    conf: str = "",
+    capacity: Size | None = None,
 ) -> ReplayReport:
     """Replays a trace, one thread, and reports what it took.
 
@@ -60,10 +66,12 @@ def replay(
 
     Args:
         path: the trace.
-        device: ``"cpu"``; streams play no part there: a block is free again at once.
-        backend: ``"fake"`` (the default: addresses alone, so that a trace larger than the machine replays) or
+        device: ``"cpu"``, where streams play no part: a block is free again at once; or ``"cuda"``, where each stream
+            has blocks of its own and its work is always done.
+        backend: ``"fake"`` (the default: addresses alone, so that a trace larger than the machine replays) or, on CPU,
             ``"host"`` (real memory of this machine; it is held but not touched).
         scale: each size is multiplied by it (and is at least one byte).
+        capacity: bytes that the device has; None for no end. With ``"fake"`` only.
         conf: options as in MEMPOOL_CONF, ``"key:value,key:value"``; MEMPOOL_CONF itself is not read.
 
     Raises:
@@ -72,15 +80,32 @@ def replay(
         ConfigError: a scale that is not positive, an unknown backend or device.
         OutOfMemoryError: the trace needs more than the machine has.
     """
-    if device != "cpu":
-        raise ConfigError(f"traces are replayed on 'cpu', not {device!r}.")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"traces are replayed on 'cpu' or 'cuda', not {device!r}.")
+    if backend not in (None, "fake", "host") or (backend == "host" and device == "cuda"):
+        raise ConfigError(f"unknown backend {backend!r} for {device}: it is 'fake' or, on cpu, 'host'.")
+    if capacity is not None and backend == "host":
+        raise ConfigError("the capacity of the host is what it is: leave it out, or use the backend 'fake'.")
     if not 0 < scale < float("inf"):
         raise ConfigError(f"scale must be a positive number, not {scale!r}.")
     columns = _read(path, scale)
+    name = {"cpu": backend or "fake", "cuda": "fake-device"}[device]
+    if device == "cpu":
+        columns = _without_streams(columns)
     try:
-        return ReplayReport(**_core.replay(*columns, backend=backend or "fake", conf=conf))
+        return ReplayReport(**_core.replay(*columns, name, conf, optional_size(capacity, "capacity") or 0))
     except MemoryError as error:
         raise OutOfMemoryError(str(error)) from error
+
+
+_Read: TypeAlias = "tuple[array[int], array[int], array[int], array[int], array[int]]"
+_OPS = {"free": 0, "alloc": 1, "record_stream": 2}
+
+
+def _without_streams(columns: _Read) -> _Read:
+    kept = [i for i, op in enumerate(columns[0]) if op != _OPS["record_stream"]]
+    ops, ids, sizes, _, times = (array("q", (column[i] for i in kept)) for column in columns)
+    return ops, ids, sizes, array("q", bytes(8 * len(kept))), times
 
 
 def _open(path: str | os.PathLike[str]) -> TextIO:
@@ -91,8 +116,8 @@ def _open(path: str | os.PathLike[str]) -> TextIO:
     return open(path, encoding="utf-8", newline="")
 
 
-def _rows(file: TextIO, name: str) -> Iterator[tuple[int, str, str, str, str]]:
-    """(line, op, id, bytes, time) of each event."""
+def _rows(file: TextIO, name: str) -> Iterator[tuple[int, str, str, str, str, str]]:
+    """(line, op, id, bytes, stream, time) of each event."""
     numbered = ((number, line) for number, line in enumerate(file, 1) if not line.startswith("#"))
     position = 0
 
@@ -107,10 +132,12 @@ def _rows(file: TextIO, name: str) -> Iterator[tuple[int, str, str, str, str]]:
         raise TraceError(f"{name} is not a trace: its header must name the columns op, id and bytes.")
     op, block, size = (header.index(column) for column in ("op", "id", "bytes"))
     time = header.index("time_ns") if "time_ns" in header else None
+    stream = header.index("stream") if "stream" in header else None
     for row in reader:
-        if len(row) <= max(op, block, size, time or 0):
+        if len(row) <= max(op, block, size, time or 0, stream or 0):
             raise TraceError(f"{name} line {position}: {len(row)} columns, the header has {len(header)}.")
-        yield position, row[op], row[block], row[size], NO_TIME if time is None else row[time]
+        number = "0" if stream is None else row[stream] or "0"
+        yield position, row[op], row[block], row[size], number, NO_TIME if time is None else row[time]
 
 
 NO_TIME = "-1"
@@ -122,12 +149,14 @@ class _Columns:
     def __init__(self, name: str, scale: float) -> None:
         self.name = name
         self.scale = scale
-        self.is_alloc, self.ids, self.sizes, self.times = array("q"), array("q"), array("q"), array("q")
+        self.ops, self.ids, self.sizes, self.streams, self.times = (array("q") for _ in range(5))
         self.live: set[int] = set()
         self.allocated = 0
 
-    def add(self, line: int, op: str, block: int, size_text: str, time: int) -> None:
+    def add(self, line: int, op: str, block: int, size_text: str, stream: int, time: int) -> None:
         size = 0
+        if not 0 <= stream < 1 << 20:
+            raise TraceError(f"{self.name} line {line}: stream {stream}, expected a small number.")
         if op == "alloc":
             size = int(size_text)
             if block != self.allocated or size < 0:
@@ -137,28 +166,30 @@ class _Columns:
             self.allocated += 1
             self.live.add(block)
             size = max(1, int(size * self.scale)) if size else 0
-        elif block in self.live:
+        elif block not in self.live:
+            done = "freed" if op == "free" else "used on a stream"
+            raise TraceError(f"{self.name} line {line}: block {block} is {done} but not live.")
+        elif op == "free":
             self.live.remove(block)
-        else:
-            raise TraceError(f"{self.name} line {line}: block {block} is freed but not live.")
-        self.is_alloc.append(op == "alloc")
+        self.ops.append(_OPS[op])
         self.ids.append(block)
         self.sizes.append(size)
+        self.streams.append(stream)
         self.times.append(time)
 
 
-def _read(path: str | os.PathLike[str], scale: float) -> tuple[array[int], array[int], array[int], array[int]]:
+def _read(path: str | os.PathLike[str], scale: float) -> _Read:
     name = os.fspath(path)
     columns = _Columns(name, scale)
     try:
         with _open(path) as file:
-            for line, op, block, size, time in _rows(file, name):
-                if op in ("alloc", "free"):
-                    columns.add(line, op, int(block), size, int(time))
-                elif op not in ("record_stream", "step"):
+            for line, op, block, size, stream, time in _rows(file, name):
+                if op in _OPS:
+                    columns.add(line, op, int(block), size, int(stream), int(time))
+                elif op != "step":
                     raise TraceError(f"{name} line {line}: unknown operation '{op}'.")
     except (ValueError, OverflowError, csv.Error, EOFError, gzip.BadGzipFile) as error:
         if isinstance(error, TraceError):
             raise
         raise TraceError(f"{name} is not a trace: {error}.") from error
-    return columns.is_alloc, columns.ids, columns.sizes, columns.times
+    return columns.ops, columns.ids, columns.sizes, columns.streams, columns.times

@@ -254,7 +254,8 @@ void add_device_classes(py::module_& m) {
             const py::gil_scoped_release release;
             d.set_soft_limit(from_limit(limit));
           })
-      .def("trim", &CachingAllocator::trim, "target_bytes"_a, Release())
+      .def(
+          "trim", [](CachingAllocator& d, std::size_t target) { return d.trim(target); }, "target_bytes"_a, Release())
       .def("open_pool", &open_pool, "name"_a, "parent"_a.none(true), "isolated"_a, "limit"_a, "soft_limit"_a)
       .def(
           "set_current_pool",

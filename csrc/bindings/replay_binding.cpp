@@ -16,9 +16,10 @@ namespace mempool::bindings {
 namespace {
 
 struct Columns {
-  py::buffer_info is_alloc;
+  py::buffer_info ops;
   py::buffer_info ids;
   py::buffer_info bytes;
+  py::buffer_info streams;
   py::buffer_info times;
 };
 
@@ -29,10 +30,20 @@ const std::int64_t* column(const py::buffer_info& info) {
   return static_cast<const std::int64_t*>(info.ptr);
 }
 
-std::unique_ptr<PhysicalMemory> make_backend(const std::string& name) {
+// Whole, not cut, and with streams whose work is always done: what a CUDA device is to the allocator.
+constexpr FakeMemory::Settings kFakeDevice{
+    .personality = FakeMemory::Personality::device, .accessible = false, .has_streams = true};
+
+std::unique_ptr<PhysicalMemory> make_backend(const std::string& name, std::size_t capacity) {
   if (name == "host") return std::make_unique<HostMemory>(true);
-  if (name != "fake") throw ConfigError("unknown backend '" + name + "': it is 'fake' or 'host'.");
-  return std::make_unique<FakeMemory>(FakeMemory::Settings{.accessible = false});
+  FakeMemory::Settings settings{.accessible = false};
+  if (name == "fake-device") {
+    settings = kFakeDevice;
+  } else if (name != "fake") {
+    throw ConfigError("unknown backend '" + name + "': it is 'fake', 'fake-device' or 'host'.");
+  }
+  if (capacity > 0) settings.capacity_bytes = capacity;
+  return std::make_unique<FakeMemory>(settings);
 }
 
 py::dict to_dict(const ReplayReport& report) {
@@ -55,24 +66,38 @@ py::dict to_dict(const ReplayReport& report) {
   return out;
 }
 
-py::dict replay(const py::buffer& is_alloc, const py::buffer& ids, const py::buffer& bytes, const py::buffer& times,
-                const std::string& backend, const std::string& conf) {
-  const Columns columns{is_alloc.request(), ids.request(), bytes.request(), times.request()};
-  const std::int64_t* const allocs = column(columns.is_alloc);
+TraceEvent::Op op_of(std::int64_t number) {
+  switch (number) {
+    case 0:
+      return TraceEvent::Op::free;
+    case 1:
+      return TraceEvent::Op::alloc;
+    default:
+      return TraceEvent::Op::record_stream;
+  }
+}
+
+// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: of a fake; 0 for no end.
+py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& bytes, const py::buffer& streams,
+                const py::buffer& times, const std::string& backend, const std::string& conf, std::size_t capacity) {
+  const Columns columns{ops.request(), ids.request(), bytes.request(), streams.request(), times.request()};
+  const std::int64_t* const op_column = column(columns.ops);
   const std::int64_t* const id_column = column(columns.ids);
   const std::int64_t* const byte_column = column(columns.bytes);
+  const std::int64_t* const stream_column = column(columns.streams);
   const std::int64_t* const time_column = column(columns.times);
-  std::vector<TraceEvent> events(static_cast<std::size_t>(columns.is_alloc.size));
+  std::vector<TraceEvent> events(static_cast<std::size_t>(columns.ops.size));
   for (std::size_t i = 0; i < events.size(); ++i) {
-    events[i] = {allocs[i] != 0 ? TraceEvent::Op::alloc : TraceEvent::Op::free,
-                 static_cast<std::uint32_t>(id_column[i]), static_cast<std::size_t>(byte_column[i]), 0, time_column[i]};
+    events[i] = {op_of(op_column[i]), static_cast<std::uint32_t>(id_column[i]),
+                 static_cast<std::size_t>(byte_column[i]), static_cast<std::uint32_t>(stream_column[i]),
+                 time_column[i]};
   }
   Options options;
   parse_conf(options, conf, 0);
   ReplayReport report;
   {
     const py::gil_scoped_release release;
-    report = replay_trace(events, make_backend(backend), options);
+    report = replay_trace(events, make_backend(backend, capacity), options);
   }
   return to_dict(report);
 }
@@ -81,7 +106,8 @@ py::dict replay(const py::buffer& is_alloc, const py::buffer& ids, const py::buf
 
 void add_replay(py::module_& m) {
   using namespace pybind11::literals;
-  m.def("replay", &replay, "is_alloc"_a, "ids"_a, "bytes"_a, "times"_a, "backend"_a, "conf"_a = "");
+  m.def("replay", &replay, "ops"_a, "ids"_a, "bytes"_a, "streams"_a, "times"_a, "backend"_a, "conf"_a = "",
+        "capacity"_a = 0);
 }
 
 }  // namespace mempool::bindings

@@ -93,7 +93,7 @@ void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaF
     void* const address = obtain(request, why);
     if (address != nullptr) {
       if (effort != Effort::none) ledger_.count_retry();
-      if (recorder_.enabled()) recorder_.on_alloc(address, bytes, request.account_id());
+      if (recorder_.enabled()) recorder_.on_alloc(address, bytes, request.account_id(), stream);
       if (history_.enabled()) {
         history_.on_alloc(address, request.rounded, bytes, request.account_id(), capture_stack());
       }
@@ -358,6 +358,7 @@ bool CachingAllocator::add_use(const void* address, StreamId stream) {
   BlockTag* const tag = find_tag(address, span);
   if (tag == nullptr) return false;
   if (tag->requested == kFreeTag) return false;
+  if (recorder_.enabled()) recorder_.on_use(address, stream);
   if (span->segment->arena->stream() == stream) return true;  // in order anyway
   deferred_.add_use(address, clocks_.of(stream));
   tag->account |= kUsedElsewhere;

@@ -108,7 +108,8 @@ class CachingAllocator {
   void set_limit(std::size_t limit);                // trims first; throws ConfigError when more is held even so
   void set_soft_limit(std::size_t limit) noexcept;  // trims when more is held
   // Recalls thread caches and gives free memory back until at most `target_bytes` are held. Returns the bytes given.
-  std::size_t trim(std::size_t target_bytes) noexcept;
+  // `may_wait`: for work on the device that still uses it, blocks that wait for other streams included.
+  std::size_t trim(std::size_t target_bytes, bool may_wait = true) noexcept;
 
   // Gives back what demand has not come near for Options::decay_ms, as seen at the moment `now_ms` of a clock of the
   // caller's, which calls it every decay_tick_ms(), from one thread at a time. Returns the bytes given.

@@ -74,7 +74,7 @@ void CachingAllocator::close_family(ArenaFamily& family) noexcept {
 }
 
 std::size_t CachingAllocator::trim_family(ArenaFamily& family) noexcept {
-  collect();
+  while (await_other_streams(0)) continue;
   std::size_t given = 0;
   const std::lock_guard guard(arenas_mutex_);
   for (Arena* const arena : family.arenas) {
@@ -215,11 +215,12 @@ void CachingAllocator::set_soft_limit(std::size_t limit) noexcept {
   if (ledger_.held() > limit) trim(limit);
 }
 
-std::size_t CachingAllocator::trim(std::size_t target_bytes) noexcept {
+std::size_t CachingAllocator::trim(std::size_t target_bytes, bool may_wait) noexcept {
   recall();
   collect();
+  while (may_wait && ledger_.held() > target_bytes && await_other_streams(0)) continue;
   const std::size_t held = ledger_.held();
-  return release(held > target_bytes ? held - target_bytes : 0, true);
+  return release(held > target_bytes ? held - target_bytes : 0, may_wait);
 }
 
 // Takes the free blocks out of every thread's cache.

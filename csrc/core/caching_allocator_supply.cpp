@@ -182,7 +182,7 @@ bool CachingAllocator::await_other_streams(std::size_t bytes) noexcept {
 // Held bytes grew above the soft limit: caches and free handles first, then the callbacks.
 void CachingAllocator::after_growth(const Request& request) {
   const std::size_t soft = ledger_.soft_limit();
-  trim(soft);
+  trim(soft, false);
   if (!ledger_.take_soft_alarm()) return;
   const std::size_t held = ledger_.held();
   PressureOutcome outcome;

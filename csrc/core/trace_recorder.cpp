@@ -1,5 +1,6 @@
 #include "core/trace_recorder.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -39,6 +40,7 @@ bool TraceRecorder::start(const std::string& path) {
   std::setvbuf(file_, nullptr, _IONBF, 0);
   buffer_ = "seq,op,id,bytes,stream,time_ns,thread,pool\n";
   live_.clear();
+  streams_ = {0};
   next_id_ = 0;
   result_ = {};
   start_ns_ = now_ns();
@@ -66,10 +68,10 @@ void TraceRecorder::abandon() noexcept {
 
 void TraceRecorder::mark(std::uint64_t number) noexcept {
   const std::lock_guard guard(mutex_);
-  if (enabled()) write("step", number, nullptr, 0);
+  if (enabled()) write("step", number, nullptr, 0, 0);
 }
 
-void TraceRecorder::on_alloc(const void* address, std::size_t asked, std::uint32_t account) noexcept {
+void TraceRecorder::on_alloc(const void* address, std::size_t asked, std::uint32_t account, StreamId stream) noexcept {
   const std::lock_guard guard(mutex_);
   if (!enabled()) return;
   try {
@@ -78,25 +80,44 @@ void TraceRecorder::on_alloc(const void* address, std::size_t asked, std::uint32
     if (result_.error == 0) result_.error = ENOMEM;
     return;
   }
-  write("alloc", next_id_++, &asked, account);
+  write("alloc", next_id_++, &asked, account, stream);
+}
+
+void TraceRecorder::on_use(const void* address, StreamId stream) noexcept {
+  const std::lock_guard guard(mutex_);
+  const auto found = live_.find(address);
+  if (enabled() && found != live_.end()) write("record_stream", found->second, nullptr, 0, stream);
 }
 
 void TraceRecorder::on_free(const void* address) noexcept {
   const std::lock_guard guard(mutex_);
   const auto found = live_.find(address);
   if (!enabled() || found == live_.end()) return;
-  write("free", found->second, nullptr, 0);
+  write("free", found->second, nullptr, 0, 0);
   live_.erase(found);
 }
 
-void TraceRecorder::write(const char* op, std::uint64_t id, const std::size_t* bytes, std::uint32_t account) noexcept {
+std::size_t TraceRecorder::number_of(StreamId stream) noexcept {
+  const auto found = std::find(streams_.begin(), streams_.end(), stream);
+  const auto number = static_cast<std::size_t>(found - streams_.begin());
+  if (found != streams_.end()) return number;
+  try {
+    streams_.push_back(stream);
+  } catch (const std::bad_alloc&) {
+    if (result_.error == 0) result_.error = ENOMEM;
+  }
+  return number;
+}
+
+void TraceRecorder::write(const char* op, std::uint64_t id, const std::size_t* bytes, std::uint32_t account,
+                          StreamId stream) noexcept {
   if (result_.error != 0) return;
   std::array<char, 24> size{};
   if (bytes != nullptr) std::snprintf(size.data(), size.size(), "%zu", *bytes);
   std::array<char, 192> line{};
   const int length =
-      std::snprintf(line.data(), line.size(), "%" PRIu64 ",%s,%" PRIu64 ",%s,0,%" PRId64 ",%u,%u\n", result_.events++,
-                    op, id, size.data(), now_ns() - start_ns_, thread_number(), account);
+      std::snprintf(line.data(), line.size(), "%" PRIu64 ",%s,%" PRIu64 ",%s,%zu,%" PRId64 ",%u,%u\n", result_.events++,
+                    op, id, size.data(), number_of(stream), now_ns() - start_ns_, thread_number(), account);
   buffer_.append(line.data(), static_cast<std::size_t>(length));  // within what start() reserved
   if (buffer_.size() >= kBufferBytes) flush();
 }

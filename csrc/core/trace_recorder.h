@@ -9,6 +9,9 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <vector>
+
+#include "core/stream_events.h"
 
 namespace mempool {
 
@@ -27,7 +30,9 @@ class TraceRecorder {
   void mark(std::uint64_t number) noexcept;
 
   // The block is live: call before anybody can free it.
-  void on_alloc(const void* address, std::size_t asked, std::uint32_t account) noexcept;
+  void on_alloc(const void* address, std::size_t asked, std::uint32_t account, StreamId stream) noexcept;
+  // The live block is used on that stream, too.
+  void on_use(const void* address, StreamId stream) noexcept;
   // Call before the block can be handed out again. Blocks that are older than the recording are left out.
   void on_free(const void* address) noexcept;
 
@@ -36,7 +41,10 @@ class TraceRecorder {
   void abandon() noexcept;
 
  private:
-  void write(const char* op, std::uint64_t id, const std::size_t* bytes, std::uint32_t account) noexcept;
+  void write(const char* op, std::uint64_t id, const std::size_t* bytes, std::uint32_t account,
+             StreamId stream) noexcept;
+  // Small numbers for streams: 0 is the default one, then in the order of their first event.
+  std::size_t number_of(StreamId stream) noexcept;
   void flush() noexcept;
 
   std::atomic<bool> enabled_{false};
@@ -44,6 +52,7 @@ class TraceRecorder {
   std::FILE* file_ = nullptr;  // not buffered: a forked child would write the buffer again at its exit
   std::string buffer_;
   std::unordered_map<const void*, std::uint64_t> live_;
+  std::vector<StreamId> streams_;
   std::uint64_t next_id_ = 0;
   std::int64_t start_ns_ = 0;
   Result result_;

@@ -1,4 +1,4 @@
-"""torch's CUDA build, by itself (native/) and with mempool; with MEMPOOL_TEST_DEVICE=real on a GPU, not the stand-in."""
+"""torch's CUDA build, by itself (native/) and with mempool; MEMPOOL_TEST_DEVICE=real: on a GPU, not the stand-in."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ MIB = 1 << 20
 def enabled() -> Iterator[None]:
     """mempool under CUDA tensors, with nothing held before and after."""
     mempool.enable("cuda")
+    torch._C._cuda_clearCublasWorkspaces()
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
