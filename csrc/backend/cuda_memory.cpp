@@ -87,6 +87,8 @@ std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordin
   }
   std::size_t granule = 0;
   int is_shareable = 0;
+  std::size_t total = SIZE_MAX;
+  driver.device_total(&total, device);
   driver.device_get_attribute(&is_shareable, kFileDescriptorsSupported, device);
   const CudaDriver::Properties properties = properties_of(device, is_shareable != 0);
   const CudaScope scope(driver, context);
@@ -94,17 +96,20 @@ std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordin
       granule == 0 || (granule & (granule - 1)) != 0) {
     return nullptr;
   }
-  return std::unique_ptr<CudaMemory>(new CudaMemory(driver, device, context, granule, is_shareable != 0));
+  return std::unique_ptr<CudaMemory>(new CudaMemory(driver, device, context, granule, is_shareable != 0, total));
 }
 
-CudaMemory::CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule, bool is_shareable)
+CudaMemory::CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule, bool is_shareable,
+                       std::size_t total)
     : driver_(driver),
       device_(device),
       context_(context),
       granule_(granule),
       is_shareable_(is_shareable),
+      total_(total),
       events_(driver, context),
-      let_in_(std::uint64_t{1} << device) {}
+      let_in_(std::uint64_t{1} << device),
+      most_(total) {}
 
 void CudaMemory::set_observer(Observer observer) noexcept { g_observer.store(observer); }
 
@@ -138,12 +143,16 @@ bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
   release_waiting();
   const CudaDriver::Properties properties = properties_of(device_, is_shareable_);
   CudaDriver::Token token = 0;
-  if (driver_.create(&token, bytes, &properties, 0) != CudaDriver::kSuccess) return false;
+  if (driver_.create(&token, bytes, &properties, 0) != CudaDriver::kSuccess) {
+    most_.store(committed_.load() + granule_);
+    return false;
+  }
   if (driver_.map(number_of(address), bytes, 0, token, 0) != CudaDriver::kSuccess) {
     release_later(token);
     return false;
   }
   out = {address, bytes, token};
+  if (committed_.fetch_add(bytes) + bytes > most_.load()) most_.store(total_);  // there is more again
   observe(device_, true, address, bytes);
   return true;
 }
@@ -166,6 +175,7 @@ bool CudaMemory::decommit(const Handle& handle) noexcept {
   release_waiting();
   if (driver_.unmap(number_of(handle.address), handle.bytes) != CudaDriver::kSuccess) return false;
   release_later(handle.token);
+  committed_.fetch_sub(handle.bytes);
   observe(device_, false, handle.address, handle.bytes);
   return true;
 }

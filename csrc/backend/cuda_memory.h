@@ -37,6 +37,12 @@ class CudaMemory final : public PhysicalMemory {
   void unreserve(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
+  // By what the device has in all, until the driver refuses: then by what this process could have.
+  std::size_t available_bytes() noexcept override {
+    const std::size_t most = most_.load(std::memory_order_relaxed);
+    const std::size_t committed = committed_.load(std::memory_order_relaxed);
+    return most > committed ? most - committed : 0;
+  }
   bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }
   bool join(Handle&, const Handle&) noexcept override { return false; }
   bool open(void* address, std::size_t bytes) noexcept override;
@@ -47,7 +53,8 @@ class CudaMemory final : public PhysicalMemory {
   std::unique_ptr<Backup> make_backup() noexcept override;
 
  private:
-  CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule, bool is_shareable);
+  CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule, bool is_shareable,
+             std::size_t total);
   CudaDriver::Properties properties() const noexcept;
   void release_later(CudaDriver::Token token) noexcept;
   void release_waiting() noexcept;
@@ -58,8 +65,11 @@ class CudaMemory final : public PhysicalMemory {
   const std::size_t granule_;
 
   const bool is_shareable_;
+  const std::size_t total_;  // bytes of the device
   CudaEvents events_;
   std::atomic<std::uint64_t> let_in_;  // a bit for each device
+  std::atomic<std::size_t> committed_{0};
+  std::atomic<std::size_t> most_;  // that can be committed
 
   // Handles that are mapped nowhere and that the driver would not take back: tried again with each call.
   std::mutex waiting_mutex_;

@@ -52,6 +52,7 @@ class FakeMemory final : public PhysicalMemory {
   void unreserve(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
+  std::size_t available_bytes() noexcept override { return settings_.capacity_bytes - committed_bytes(); }
   bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept override;
   bool join(Handle& first, const Handle& second) noexcept override;
   bool open(void* address, std::size_t bytes) noexcept override;

@@ -180,6 +180,7 @@ class PageHeap {
   bool fill_with_more(Growth growth) noexcept;
   bool fill(Growth growth, bool moves, const Supply& supply, Refusal& why) noexcept;
   bool commit_piece(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
+  std::size_t available() const noexcept;
   std::size_t handle_bytes(std::size_t wanted) const noexcept;
   bool commit_rest(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
   bool move_piece(const FreePiece& piece, Filling& filling) noexcept;

@@ -17,6 +17,7 @@ bool is_backed(const Span* span) {
 // they are as large as a block that asks for memory, within bounds that grow with what is held.
 constexpr std::size_t kLargestHandle = std::size_t{128} << 20;
 constexpr std::size_t kHandlesHeld = 256;
+constexpr std::size_t kHandlesLeft = 64;  // that what is left of the device's memory would make
 
 }  // namespace
 
@@ -28,10 +29,19 @@ bool PageHeap::commit_rest(Filling& filling, std::size_t bytes, Refusal& why) no
   return true;
 }
 
-// How much of `wanted` one handle takes.
+// What can still be had, by the backend's word and the device's limit.
+std::size_t PageHeap::available() const noexcept {
+  const std::size_t held = ledger_.held();
+  const std::size_t limit = ledger_.limit();
+  return std::min(memory_.available_bytes(), limit > held ? limit - held : 0);
+}
+
+// How much of `wanted` one handle takes. The last of a device's memory comes in small ones, which fit wherever it may
+// be needed.
 std::size_t PageHeap::handle_bytes(std::size_t wanted) const noexcept {
   if (capabilities_.can_cut) return wanted;
-  return std::min(wanted, align_up(std::max(kLargestHandle, ledger_.held() / kHandlesHeld), granule_));
+  const std::size_t most = std::max(kLargestHandle, ledger_.held() / kHandlesHeld);
+  return std::min(wanted, align_up(std::clamp(available() / kHandlesLeft, granule_, most), granule_));
 }
 
 // Maps new memory at the end of what is filled.

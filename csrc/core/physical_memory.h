@@ -74,6 +74,9 @@ class PhysicalMemory {
   // still mapped and whole, its contents are undefined.
   virtual bool decommit(const Handle& handle) noexcept = 0;
 
+  // About how many bytes commit() could still have. No promise: others take memory, too.
+  virtual std::size_t available_bytes() noexcept { return SIZE_MAX; }
+
   // Splits `handle` into its first `first_bytes` (which stay in `handle`) and `rest`. Precondition: can_cut,
   // 0 < first_bytes < handle.bytes. Costs no system call.
   virtual bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept = 0;
