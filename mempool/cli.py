@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import runpy
 import sys
@@ -128,6 +129,31 @@ def replay(trace: Path, backend: str, device: str, capacity: str | None, scale: 
     except OSError as error:
         raise click.ClickException(f"cannot read '{trace}': {error.strerror or error}.") from error
     report.print_replay(Console(markup=False), trace, result)
+
+
+@commands.command()
+@click.option("--full", is_flag=True, help="Run the benchmarks, too (minutes; from a source folder).")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the report there, as JSON.")
+def doctor(full: bool, out: Path | None) -> None:
+    """Say what this machine has, and check that mempool works on each of its devices.
+
+    Ends with status 1 when a check has failed.
+    """
+    from mempool import doctor as doctor_package
+
+    console = Console(markup=False)
+    result = doctor_package.examine()
+    report.print_examination(console, result)
+    if full:
+        result["benchmarks"] = doctor_package.run_benchmarks(cuda=result["facts"]["cuda_problem"] is None)
+        report.print_benchmarks(console, result["benchmarks"])
+    if out is not None:
+        try:
+            out.write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise click.ClickException(f"cannot write '{out}': {error.strerror or error}.") from error
+        console.print(f"report: {out}", soft_wrap=True)
+    sys.exit(0 if result["passed"] else 1)
 
 
 @commands.command()

@@ -59,6 +59,39 @@ def print_options(console: Console, options: list[tuple[str, str, str]]) -> None
     console.print(table)
 
 
+def print_examination(console: Console, result: dict[str, Any]) -> None:
+    """What ``mempool doctor`` has found."""
+    facts = Table(title="this machine", title_justify="left", show_header=False)
+    for name, value in result["facts"].items():
+        if name == "cuda_devices":
+            text = "; ".join(f"{d['name']} ({d['capability']}, {_size(d['memory_bytes'])})" for d in value) or "none"
+        elif name.endswith("_bytes"):
+            text = _size(value)
+        elif isinstance(value, list):
+            text = ", ".join(value) or "none"
+        else:
+            text = {None: "-", True: "yes", False: "no"}.get(value, str(value))
+        facts.add_row(name.removesuffix("_bytes").replace("_", " "), text)
+    console.print(facts)
+    checks = Table(title="self-checks", title_justify="left")
+    for column in ("device", "check", "", "detail"):
+        checks.add_column(column, overflow="fold")
+    for check in result["checks"]:
+        checks.add_row(check["device"], check["name"], "ok" if check["passed"] else "FAILED", check["detail"])
+    console.print(checks)
+
+
+def print_benchmarks(console: Console, benchmarks: list[dict[str, Any]]) -> None:
+    if not benchmarks:
+        console.print(
+            "no benchmarks: they are in the source folder, and mempool was not installed from one (pip install -e .)"
+        )
+    for each in benchmarks:
+        console.print(
+            f"{each['benchmark']} (status {each['status']})\n{each['output']}{each['errors']}", soft_wrap=True
+        )
+
+
 def print_snapshot_summary(console: Console, snapshot: dict[str, Any], top: int) -> None:
     """Bytes by pool, and the places that made most of the live bytes."""
     segments = snapshot["segments"]

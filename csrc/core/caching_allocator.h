@@ -80,7 +80,8 @@ class CachingAllocator {
   void set_pool_limit(Account& pool, std::size_t limit);
 
   // ---- families: arenas apart from all others, for captured graphs
-  // In one that is `fixed` no memory ever moves or goes to others; it takes what is idle elsewhere.
+  // In one that is `fixed` no memory ever moves, goes to others or back to the backend before it is closed, free or
+  // not: a captured graph writes there whenever it is replayed. It takes what is idle elsewhere.
   ArenaFamily& open_family(std::string name, bool fixed);
   // Nobody allocates from it any more. Its arenas go when their last block does, their free memory at once.
   void close_family(ArenaFamily& family) noexcept;

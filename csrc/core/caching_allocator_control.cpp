@@ -68,6 +68,7 @@ void CachingAllocator::close_family(ArenaFamily& family) noexcept {
   family.retired = true;
   for (Arena* const arena : family.arenas) {
     const ArenaGuard arena_guard(arena->mutex);
+    arena->pages.let_go();
     arena->pages.release(SIZE_MAX, true);
   }
   forget_retired();

@@ -33,6 +33,7 @@ PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& option
 
 PageHeap::~PageHeap() {
   forget_sleep();
+  let_go();
   release(SIZE_MAX, true);
 }
 

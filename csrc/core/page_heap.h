@@ -52,8 +52,8 @@ struct Gathering {
 
 class PageHeap {
  public:
-  // `clock`: of the stream whose blocks these are. `movable`: else no block of memory ever gets another address, and
-  // none goes to other heaps.
+  // `clock`: of the stream whose blocks these are. `movable`: else no memory ever gets another address, goes to other
+  // heaps or to the backend, until let_go().
   PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena, StreamClock& clock,
            bool movable);
   PageHeap(const PageHeap&) = delete;
@@ -101,6 +101,8 @@ class PageHeap {
   // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
   // first. Returns the bytes given back. `may_wait`: for work that still uses it; else what is in use stays.
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
+  // Nobody writes to what is free any more: the memory of a heap that is not movable may go back.
+  void let_go() noexcept { is_let_go_ = true; }
   bool open_again() noexcept;
   // The handles of a range. They never move nor go back from now on. May throw std::bad_alloc, with nothing changed.
   std::vector<Handle> pin_handles(std::uintptr_t start, std::uintptr_t end);
@@ -113,7 +115,7 @@ class PageHeap {
   std::size_t held_bytes() const noexcept { return backed_bytes() - sleeping_bytes_; }
   // Bytes of the handles that are not entirely free, what waits in thread caches included; and the most of them since
   // the last call.
-  std::size_t need() const noexcept { return held_bytes() - whole_free_bytes(); }
+  std::size_t need() const noexcept { return held_bytes() - (movable_ || is_let_go_ ? whole_free_bytes() : 0); }
   std::size_t take_need() noexcept { return std::max(std::exchange(need_, need()), need()); }
   std::size_t whole_free_bytes() const noexcept { return asleep() ? 0 : whole_.bytes(); }
   const Segment* first_segment() const noexcept { return segments_; }
@@ -223,6 +225,7 @@ class PageHeap {
   Arena* const arena_;
   StreamClock& clock_;
   const bool movable_;
+  bool is_let_go_ = false;
   const bool stitching_;
 
   FreeIndex large_{0, 0};

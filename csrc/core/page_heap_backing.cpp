@@ -164,7 +164,7 @@ std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   // Memory that is still mapped where it was before is not the system's again when its handle is given up.
   sweep(may_wait);
   std::size_t given = 0;
-  const bool may_give = stale_.empty() || bytes == 0;
+  const bool may_give = (movable_ || is_let_go_) && stale_.empty() && bytes > 0;
   for (Span* span = may_give ? whole_.first_of_highest() : nullptr; span != nullptr && given < bytes;) {
     Span* const next = whole_.next_down(span);
     if (clock_.has_passed(span->moment) || (may_wait && clock_.wait(span->moment))) {

@@ -20,8 +20,6 @@ constexpr std::size_t kShareForRest = 20;
 constexpr std::size_t kShareForRestOfWhole = 100;  // handles: what is free of one counts already
 constexpr std::size_t kBytesForRest = std::size_t{64} << 20;
 
-// So much more may be held outright where a move is a driver's call, whether the workload repeats itself or not.
-constexpr std::size_t kBytesOutright = std::size_t{32} << 20;
 // New memory is taken in handles of at least that share of what is held, up to so many bytes.
 constexpr std::size_t kShareOfHandle = 500;
 constexpr std::size_t kShareOfLeft = 64;  // and of what can still be had, at most
@@ -78,10 +76,8 @@ bool PageHeap::fill_with_more(Growth growth) noexcept {
 bool PageHeap::rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept {
   if (!can_stitch() || whole_.count() == 0) return false;
   const Ledger::Moment moment = ledger_.moment();
+  if (!recurrence_.missing(bytes, moment.allocations)) return false;
   const std::size_t peak = moment.peak_allocated;
-  const bool recurs = recurrence_.missing(bytes, moment.allocations);
-  if (!capabilities_.can_cut && moment.held + growth.bytes <= peak + std::min(peak / 2, kBytesOutright)) return true;
-  if (!recurs) return false;
   const std::size_t share = capabilities_.can_cut ? kShareForRest : kShareForRestOfWhole;
   const std::size_t for_rest = std::max(peak / share, std::min(peak / 2, kBytesForRest));
   return moment.held + growth.bytes <= peak + for_rest;

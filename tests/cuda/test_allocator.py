@@ -281,8 +281,8 @@ def test_training_of_a_fixed_shape_comes_to_rest(standin: control.Standin) -> No
         "cuMemAddressReserve",
         "cudaMalloc",
     )
-    for step in range(30):
-        if step == 20:
+    for step in range(60):
+        if step == 50:
             standin.reset()
         model(torch.empty(8, 128, 256, device="cuda")).sum().backward()
         optimizer.step()

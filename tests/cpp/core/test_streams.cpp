@@ -170,6 +170,9 @@ TEST(no_memory_moves_out_of_a_fixed_family) {
     device.allocator->deallocate(blocks[i]);
   }
   device.allocator->defragment();
+  device.allocator->trim(0);
+  CHECK_EQ(device.allocator->trim_family(graphs), 0u);
+  CHECK_EQ(device.allocator->ledger().held(), 32 * kMiB);
   void* const wide = device.allocator->allocate(16 * kMiB);
   void* const inside = device.allocator->allocate_from(graphs, 16 * kMiB, 0);
   CHECK_EQ(device.allocator->stats().moves, 0);

@@ -1,0 +1,68 @@
+"""``mempool doctor``: what this machine has, whether mempool works on it, and how fast it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mempool.doctor.facts import gather
+
+_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Check:
+    """One self-check of one device."""
+
+    device: str
+    name: str
+    passed: bool
+    detail: str
+
+
+def check_device(device: str) -> list[Check]:
+    """Runs the self-checks of a device, in its own process: torch takes a CUDA allocator only before its first use."""
+    command = [sys.executable, "-m", "mempool.doctor.checks", device]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return [Check(device, "process", False, f"no answer within {_TIMEOUT_S} s")]
+    checks = [Check(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 and all(check.passed for check in checks):
+        last = done.stderr.strip().splitlines()[-1:] or [""]
+        checks.append(Check(device, "process", False, f"it ended with status {done.returncode}: {last[0]}"))
+    return checks
+
+
+def examine() -> dict[str, Any]:
+    """The facts of this machine, and the self-checks of every device that mempool can serve."""
+    facts = gather()
+    devices = ["cpu"]
+    if facts["cuda_problem"] is None:
+        devices += [f"cuda:{index}" for index in range(len(facts["cuda_devices"]))]
+    checks = [check for device in devices for check in check_device(device)]
+    return {
+        "facts": facts,
+        "checks": [asdict(check) for check in checks],
+        "passed": all(check.passed for check in checks),
+    }
+
+
+def run_benchmarks(cuda: bool) -> list[dict[str, Any]]:
+    """Runs the benchmarks of the source folder that mempool was built from; nothing where there is none."""
+    root = Path(__file__).resolve().parent.parent.parent
+    if not (root / "benchmarks" / "common.py").exists():
+        return []
+    modules = ["benchmarks.alloc.run", "benchmarks.fragmentation.sleep"]
+    modules += ["benchmarks.cuda.run"] if cuda else []
+    out = []
+    for module in modules:
+        done = subprocess.run([sys.executable, "-m", module], cwd=root, capture_output=True, text=True, check=False)
+        out.append(
+            {"benchmark": module, "status": done.returncode, "output": done.stdout, "errors": done.stderr[-2000:]}
+        )
+    return out

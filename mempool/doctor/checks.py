@@ -1,0 +1,153 @@
+"""The self-checks of one device, a line of JSON each:  python -m mempool.doctor.checks cuda:0"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import torch
+
+import mempool
+
+MIB = 1 << 20
+
+
+def _block(device: str, mib: int) -> torch.Tensor:
+    return torch.empty(mib * MIB, dtype=torch.uint8, device=device)
+
+
+def contents_survive(device: str) -> str:
+    """What is written is read back."""
+    kept = [torch.full((3 * MIB,), i, dtype=torch.uint8).to(device) for i in range(8)]
+    del kept[::2]
+    wide = _block(device, 8)
+    assert all(bool((each.cpu() == 2 * i + 1).all()) for i, each in enumerate(kept))
+    return f"{mempool.memory_allocated(device)} bytes live with {wide.nbytes} in one block"
+
+
+def figures_agree(device: str) -> str:
+    """mempool's own count is what was asked for."""
+    before = mempool.memory_allocated(device)
+    kept = _block(device, 5)
+    assert mempool.memory_allocated(device) - before == kept.nbytes
+    del kept
+    assert mempool.memory_allocated(device) == before
+    return "allocated bytes follow each block"
+
+
+def limits_hold(device: str) -> str:
+    """A pool refuses what passes its limit, and lives on."""
+    pool = mempool.MemoryPool("doctor", device=device, limit="8MiB")
+    with mempool.use_pool(pool):
+        kept = _block(device, 6)
+        try:
+            _block(device, 4)
+        except mempool.OutOfMemoryError as error:
+            info = mempool.oom_info(error)
+        else:
+            raise AssertionError("a block above the limit was given out")
+    assert info is not None
+    assert info["pool"] == "doctor"
+    assert pool.used_bytes() == kept.nbytes
+    return "a request above its pool's limit fails alone"
+
+
+def memory_moves(device: str) -> str:
+    """Free memory is put together under live blocks, whose contents stay."""
+    kept = [torch.full((4 * MIB,), i, dtype=torch.uint8).to(device) for i in range(16)]
+    del kept[::2]
+    held = mempool.memory_reserved(device)
+    report = mempool.defragment(device)
+    wide = _block(device, 24)
+    assert mempool.memory_reserved(device) <= held + 2 * MIB
+    assert all(bool((each.cpu() == 2 * i + 1).all()) for i, each in enumerate(kept))
+    assert wide.nbytes == 24 * MIB
+    return f"{report.moved_handles} handles moved in {report.seconds * 1e3:.1f} ms"
+
+
+def sleep_gives_memory_back(device: str) -> str:
+    """A pool that sleeps holds nothing; awake, its contents are where they were."""
+    pool = mempool.MemoryPool("doctor sleeps", device=device, isolated=True)
+    with mempool.use_pool(pool):
+        kept = torch.full((8 * MIB,), 7, dtype=torch.uint8).to(device)
+    address = kept.data_ptr()
+    pool.sleep()
+    assert pool.total_bytes() == 0
+    pool.wake()
+    assert kept.data_ptr() == address
+    assert bool((kept.cpu() == 7).all())
+    return "8 MiB went and came back to the same address"
+
+
+def streams_are_waited_for(device: str) -> str:
+    """A block that another stream uses is not given out again before that stream is done."""
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    source = torch.full((16 * MIB,), 3, dtype=torch.uint8).to(device)
+    target = _block(device, 16)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(8):
+            target.copy_(source)
+    source.record_stream(side)
+    del source
+    for value in range(4):
+        torch.full((16 * MIB,), value, dtype=torch.uint8).to(device)
+    torch.cuda.synchronize(device)
+    assert bool((target.cpu() == 3).all())
+    return "record_stream is heeded"
+
+
+def graphs_replay(device: str) -> str:
+    """A captured graph finds its memory where it was, whatever moved meanwhile."""
+    with torch.cuda.device(device):
+        source, target = torch.zeros(MIB, device=device), torch.zeros(MIB, device=device)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            target.copy_(source)
+        mempool.defragment(device)
+        source.copy_(torch.full((MIB,), 5.0))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert bool((target.cpu() == 5).all())
+    return "a replay after defragment() writes the right data"
+
+
+def everything_goes_back(device: str) -> str:
+    """With nothing live, every byte returns."""
+    mempool.trim(device)
+    held = mempool.memory_reserved(device) - mempool.memory_allocated(device)
+    assert held <= 4 * MIB, f"{held} bytes are held and free after a trim"
+    return f"{mempool.memory_reserved(device)} bytes held"
+
+
+_COMMON: tuple[Callable[[str], str], ...] = (
+    contents_survive,
+    figures_agree,
+    limits_hold,
+    memory_moves,
+    sleep_gives_memory_back,
+)
+
+
+def main(device: str) -> int:
+    """Prints a line for each check. 1 when one has failed."""
+    kind = torch.device(device).type
+    mempool.enable(kind)
+    checks = (*_COMMON, *((streams_are_waited_for, graphs_replay) if kind == "cuda" else ()), everything_goes_back)
+    failed = False
+    for check in checks:
+        passed, detail = True, ""
+        try:
+            detail = check(device)
+        except Exception as error:  # any failure is what this looks for
+            passed, detail = False, f"{type(error).__name__}: {error}"
+        failed |= not passed
+        line = {"device": device, "name": check.__name__.replace("_", " "), "passed": passed, "detail": detail}
+        print(json.dumps(line), flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

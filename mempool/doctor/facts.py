@@ -1,0 +1,75 @@
+"""What mempool stands on here: versions, instruction sets, huge pages, CUDA."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mempool import _core, _device
+from mempool._build import __version__
+
+# What the compressed-weight kernels ask for, in the names of /proc/cpuinfo.
+_ISA = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi2", "amx_int8")
+
+
+def gather() -> dict[str, Any]:
+    """Everything by name; bytes where a name ends so, None where something is not there."""
+    problem = _device.cuda_problem()
+    return {
+        "mempool": __version__,
+        "built_for_torch": _core.torch_version,
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "cuda_extension": _device._torch_cuda is not None,
+        "cuda_problem": problem,
+        "cuda_driver": _driver_version() if problem is None else None,
+        "cuda_devices": _cuda_devices() if problem is None else [],
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cpu": _cpu_field("model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "isa": [name for name in _ISA if name in _cpu_field("flags").split()],
+        "usable_memory_bytes": _core.usable_memory_bytes(),
+        "huge_pages": _core.huge_pages_available(),
+        "huge_page_bytes": _core.huge_page_bytes(),
+        "max_map_count": _read("/proc/sys/vm/max_map_count"),
+        "mempool_conf": os.environ.get("MEMPOOL_CONF"),
+    }
+
+
+def _cuda_devices() -> list[dict[str, Any]]:
+    out = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        out.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_bytes": properties.total_memory,
+            }
+        )
+    return out
+
+
+def _driver_version() -> str:
+    version: int = getattr(torch._C, "_cuda_getDriverVersion")()  # noqa: B009 - a build without CUDA has none
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _cpu_field(name: str) -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
