@@ -82,7 +82,7 @@ void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why
   Arena& arena = *request.arena;
   if (request.cache != nullptr && request.cache->serves(&arena)) return take_cached(request, may_grow, why);
   const Lenders lenders(*this, arena, may_grow);
-  const Supply supply{may_grow, lenders.heaps(), request.may_wait};
+  const Supply supply{may_grow, lenders.heaps(), request.may_commit, request.may_wait};
   const ArenaGuard guard(arena.mutex);
   if (arena.pages.asleep() || arena.family.asleep.load(std::memory_order_relaxed)) {
     why = Refusal::asleep;
@@ -109,7 +109,8 @@ void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refus
     SmallBlock block;
     if (!mine.pop(size_class, block)) {
       const Lenders lenders(*this, *request.arena, may_grow);
-      if (!mine.refill(size_class, block, {may_grow, lenders.heaps(), request.may_wait}, why)) return nullptr;
+      if (!mine.refill(size_class, block, {may_grow, lenders.heaps(), request.may_commit, request.may_wait}, why))
+        return nullptr;
     }
     *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
     return block.address;
@@ -118,7 +119,8 @@ void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refus
   if (span == nullptr) {
     const Lenders lenders(*this, *request.arena, may_grow);
     const ArenaGuard guard(request.arena->mutex);
-    span = request.arena->pages.allocate(request.rounded, {may_grow, lenders.heaps(), request.may_wait}, why);
+    span = request.arena->pages.allocate(request.rounded,
+                                         {may_grow, lenders.heaps(), request.may_commit, request.may_wait}, why);
   }
   if (span == nullptr) return nullptr;
   span->hand_out(request.asked, request.account_id(), &mine);
@@ -134,6 +136,7 @@ void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, 
   switch (effort) {
     case Effort::none:
       recall();
+      request.may_commit = memory_->stream_events() == nullptr;  // where it is a system call it costs little
       effort = Effort::recalled;
       return;
     case Effort::recalled:
@@ -149,6 +152,7 @@ void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, 
       [[fallthrough]];
     case Effort::waited:
       release(wanted, true);
+      request.may_commit = true;
       effort = Effort::released;
       return;
     case Effort::released:

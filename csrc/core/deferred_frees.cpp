@@ -85,6 +85,7 @@ DeferredFrees::Block* DeferredFrees::collect() noexcept {
   for (Line& line : lines_) {
     if (line.queue.empty()) continue;
     line.clock->mark(line.queue.back().first);
+    line.clock->poll();
     line.unmarked = 0;
     while (!line.queue.empty() && line.clock->has_passed(line.queue.front().first)) {
       Block* const block = line.queue.front().second;

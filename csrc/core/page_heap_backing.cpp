@@ -17,6 +17,7 @@ bool is_backed(const Span* span) {
 // they are as large as a block that asks for memory, within bounds that grow with what is held.
 constexpr std::size_t kLargestHandle = std::size_t{128} << 20;
 constexpr std::size_t kHandlesHeld = 256;
+constexpr std::size_t kLeastHandle = std::size_t{16} << 20;
 constexpr std::size_t kHandlesLeft = 64;  // that what is left of the device's memory would make
 
 }  // namespace
@@ -41,7 +42,7 @@ std::size_t PageHeap::available() const noexcept {
 std::size_t PageHeap::handle_bytes(std::size_t wanted) const noexcept {
   if (capabilities_.can_cut) return wanted;
   const std::size_t most = std::max(kLargestHandle, ledger_.held() / kHandlesHeld);
-  return std::min(wanted, align_up(std::clamp(available() / kHandlesLeft, granule_, most), granule_));
+  return std::min(wanted, align_up(std::clamp(available() / kHandlesLeft, kLeastHandle, most), granule_));
 }
 
 // Maps new memory at the end of what is filled.
@@ -163,6 +164,7 @@ std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   if (asleep()) return 0;
   // Memory that is still mapped where it was before is not the system's again when its handle is given up.
   sweep(may_wait);
+  clock_.poll();
   std::size_t given = 0;
   const bool may_give = (movable_ || is_let_go_) && stale_.empty() && bytes > 0;
   for (Span* span = may_give ? whole_.first_of_highest() : nullptr; span != nullptr && given < bytes;) {

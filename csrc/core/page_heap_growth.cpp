@@ -35,7 +35,8 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refus
     growth = plan_growth(bytes, aligned);
   }
   // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
-  const bool moves = (!aligned || bytes > granule_) && !rests_better_on_new_memory(bytes, growth);
+  const bool moves =
+      !supply.may_commit || ((!aligned || bytes > granule_) && !rests_better_on_new_memory(bytes, growth));
   return fill(growth, moves, supply, why);
 }
 
@@ -48,13 +49,14 @@ bool PageHeap::fill(Growth growth, bool moves, const Supply& supply, Refusal& wh
   } catch (const std::bad_alloc&) {
     pieces.clear();  // without memory for a plan the backend is asked instead
   }
-  if (pieces.empty() && fill_with_more(growth)) return true;
+  if (pieces.empty() && supply.may_commit && fill_with_more(growth)) return true;
   Filling filling{growth.hole, growth.start, growth.start, {}};
   for (const FreePiece& piece : pieces) {
     if (!move_piece(piece, filling)) break;
   }
   const std::uintptr_t end = growth.start + growth.bytes;
-  const bool is_whole = filling.end >= end || commit_rest(filling, end - filling.end, why);
+  bool is_whole = filling.end >= end;
+  if (!is_whole && supply.may_commit) is_whole = commit_rest(filling, end - filling.end, why);
   return finish(filling, why) && is_whole;
 }
 

@@ -54,8 +54,7 @@ class IndexedPieces final : public FreePieces {
 bool PageHeap::may_lend(StreamClock::Moment moment, const PageHeap& receiver, bool may_wait) noexcept {
   // What comes later on the same stream comes after the work that still uses it.
   if (&receiver.clock_ == &clock_ || clock_.has_passed(moment)) return true;
-  clock_.mark(moment);
-  return may_wait ? clock_.wait(moment) : clock_.has_passed(moment);
+  return may_wait && clock_.wait(moment);
 }
 
 // Where handles stay whole: every handle that is entirely free.
@@ -84,7 +83,10 @@ std::vector<FreePiece> PageHeap::plan(Growth& growth, bool own, const Supply& su
   const auto for_each_source = [&](auto action) {
     if (own && movable_) action(*this);
     for (PageHeap* const lender : supply.lenders) {
-      if (!lender->asleep() && lender->movable_) action(*lender);
+      if (lender->asleep() || !lender->movable_) continue;
+      lender->mark();
+      lender->clock_.poll();
+      action(*lender);
     }
   };
   if (!capabilities_.can_cut) {
@@ -222,11 +224,12 @@ void PageHeap::leave(Span* span, std::uintptr_t start, std::size_t bytes) noexce
 
 // Ends what moves have left behind, as far as work on the device allows: neighbours in one call.
 void PageHeap::sweep(bool may_wait) noexcept {
+  if (stale_.empty()) return;
+  mark();
+  clock_.poll();
   for (auto it = stale_.begin(); it != stale_.end();) {
     const auto has_passed = [&](const Span& span) {
-      if (clock_.has_passed(span.moment)) return true;
-      clock_.mark(span.moment);
-      return may_wait ? clock_.wait(span.moment) : clock_.has_passed(span.moment);
+      return clock_.has_passed(span.moment) || (may_wait && clock_.wait(span.moment));
     };
     Span* const first = it->second;
     if (!has_passed(*first)) {

@@ -56,12 +56,10 @@ void StreamClock::poll_locked() noexcept {
   while (!marks_.empty() && events_->query(marks_.front().event) == StreamEvents::Progress::done) pass_front();
 }
 
-bool StreamClock::has_passed(Moment moment) noexcept {
-  if (events_ == nullptr || moment <= passed_.load(std::memory_order_acquire)) return true;
-  if (moment > marked_.load(std::memory_order_acquire)) return false;
+void StreamClock::poll() noexcept {
+  if (events_ == nullptr || passed_.load(std::memory_order_acquire) == marked_.load(std::memory_order_acquire)) return;
   const Guard guard(mutex_);
   poll_locked();
-  return moment <= passed_.load(std::memory_order_relaxed);
 }
 
 bool StreamClock::wait(Moment moment) noexcept {

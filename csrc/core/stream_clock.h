@@ -32,8 +32,12 @@ class StreamClock {
   // From here on it can become known that `moment` has passed. Cheap when it can already. False: not yet, for the
   // device gives no event; has_passed() will say no.
   bool mark(Moment moment) noexcept;
-  // Marks nothing.
-  bool has_passed(Moment moment) noexcept;
+  // Asks the device how far it has come. One question, where the first of the marked moments has not passed.
+  void poll() noexcept;
+  // As of the last poll or wait. Asks nobody.
+  bool has_passed(Moment moment) const noexcept {
+    return events_ == nullptr || moment <= passed_.load(std::memory_order_acquire);
+  }
   // Marks and blocks. False: it could not be marked.
   bool wait(Moment moment) noexcept;
 
