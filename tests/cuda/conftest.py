@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -56,3 +57,23 @@ def run_on_device() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The functions of calls.cpp, compiled for the torch of this environment."""
+    import torch
+
+    folder = Path(torch.__file__).parent
+    headers = os.environ.get("CUDA_INCLUDE", str(ROOT / "build" / "cuda_toolkit" / "nvidia" / "cu13" / "include"))
+    out = tmp_path_factory.mktemp("calls") / "calls.so"
+    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-shared", "-fPIC"]
+    command += ["-isystem", f"{folder}/include", "-isystem", headers, str(Path(__file__).with_name("calls.cpp"))]
+    command += ["-o", str(out), f"-L{folder}/lib", "-lc10", "-lc10_cuda"]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(out))
+    for name in ("cache_info", "expandable_bytes", "base_allocation"):
+        getattr(library, name).restype = ctypes.c_size_t
+    library.base_allocation.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]
+    library.allocate_with_address.argtypes = [ctypes.c_size_t, ctypes.c_void_p]
+    return library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import pickle
 from collections.abc import Iterator
@@ -73,6 +74,7 @@ def test_statistics_and_peaks() -> None:
 
 def test_a_snapshot_has_every_block_and_where_it_was_made(tmp_path: Path) -> None:
     torch.cuda.memory._record_memory_history(max_entries=100)
+    assert torch._C._cuda_isHistoryEnabled()
     try:
         kept = block(7)
         dropped = block(3)
@@ -99,6 +101,7 @@ def test_a_snapshot_has_every_block_and_where_it_was_made(tmp_path: Path) -> Non
 
 
 def test_history_that_is_off_keeps_nothing() -> None:
+    assert not torch._C._cuda_isHistoryEnabled()
     kept = block(4)
     snapshot = torch.cuda.memory._snapshot()
     assert all(not trace for trace in snapshot["device_traces"])
@@ -339,6 +342,47 @@ torch.cuda.synchronize()
     mempool.defragment("cuda")
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() >= 5 * MIB
+
+
+# ---- what Python does not reach: cacheInfo, getExpandableSegmentSizes, getBaseAllocation, attachAllocatorTraceTracker,
+# ---- attachOomRejectionObserver, allocateWithAddress
+
+
+def test_sizes_that_cudnn_and_others_ask_for(calls: ctypes.CDLL) -> None:
+    kept = block(24)
+    free = torch.cuda.mem_get_info()[0]
+    assert calls.cache_info(0) >= free
+    assert calls.expandable_bytes(0) == torch.cuda.memory_reserved()
+    base = ctypes.c_void_p()
+    assert calls.base_allocation(kept.data_ptr(), ctypes.byref(base)) >= 24 * MIB
+    assert base.value is not None
+    assert base.value <= kept.data_ptr()
+
+
+def test_trackers_hear_of_every_entry(calls: ctypes.CDLL) -> None:
+    alloc, requested, completed, mapped = 0, 1, 2, 5
+    calls.attach_tracker()
+    calls.attach_rejection_observer()
+    before = [calls.tracked(action) for action in (alloc, requested, completed, mapped)]
+    kept = block(48)
+    del kept
+    after = [calls.tracked(action) for action in (alloc, requested, completed, mapped)]
+    assert [b - a for a, b in zip(before[:3], after[:3], strict=True)] == [1, 1, 1]
+    assert after[3] > before[3]
+
+
+def test_a_block_at_a_given_address(calls: ctypes.CDLL) -> None:
+    before = torch.cuda.memory_allocated()
+    kept = block(8)
+    address = kept.data_ptr()
+    assert calls.allocate_with_address(4 * MIB, address) == 0  # it is live
+    del kept
+    assert calls.allocate_with_address(4 * MIB, address) == 1
+    assert torch.cuda.memory_allocated() == before + 4 * MIB
+    assert calls.allocate_with_address(4 * MIB, address) == 0
+    assert calls.allocate_with_address(MIB, 4096) == 0
+    calls.free_kept()
+    assert torch.cuda.memory_allocated() == before
 
 
 # ---- graphs
