@@ -41,7 +41,8 @@ void free_blocks() {
   }
 }
 
-// Events [first, last): op 0 frees, 1 allocates, 2 records a stream. Seconds of this thread's CPU; -1 when memory ran out.
+// Events [first, last): op 0 frees, 1 allocates, 2 records a stream. Seconds of this thread's CPU; -1 when memory ran
+// out.
 double replay(const std::int64_t* ops, const std::int64_t* ids, const std::int64_t* bytes, const std::int64_t* streams,
               std::int64_t first, std::int64_t last, void** stream_of) {
   const double start = thread_cpu_seconds();

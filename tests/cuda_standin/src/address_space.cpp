@@ -172,8 +172,8 @@ CUresult AddressSpace::map(CUdeviceptr address, std::size_t bytes, CUmemGenericA
   }
   Physical& physical = found->second;
   const int file = physical.imported >= 0 ? physical.imported : Devices::instance().memory(physical.device).file();
-  if (mmap(pointer_to(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file,
-           physical.offset) == MAP_FAILED) {
+  if (mmap(pointer_to(address), bytes, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file, physical.offset) ==
+      MAP_FAILED) {
     make_inaccessible(address, bytes);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
