@@ -72,8 +72,12 @@ CachingAllocator* cuda_device_if_made(int ordinal) noexcept {
 bool cuda_let_in(int ordinal, int peer) noexcept {
   CachingAllocator* const device = cuda_device_if_made(ordinal);
   if (device == nullptr || peer < 0 || peer >= kMaxCudaDevices) return false;
-  g_memory[static_cast<std::size_t>(ordinal)]->let_in(peer);
-  return device->open_again();
+  CudaMemory& memory = *g_memory[static_cast<std::size_t>(ordinal)];
+  memory.let_in(peer);
+  if (device->open_again()) return true;
+  memory.shut_out(peer);
+  device->open_again();
+  return false;
 }
 
 int cuda_export(int ordinal, const Handle& handle) {

@@ -25,6 +25,7 @@ bool CudaDriver::open(std::string& problem) {
   find(context_retain, "cuDevicePrimaryCtxRetain");
   find(context_get_current, "cuCtxGetCurrent");
   find(context_set_current, "cuCtxSetCurrent");
+  find(context_synchronize, "cuCtxSynchronize");
   find(granularity, "cuMemGetAllocationGranularity");
   find(reserve, "cuMemAddressReserve");
   find(unreserve, "cuMemAddressFree");
@@ -65,14 +66,15 @@ const CudaDriver* CudaDriver::instance() { return opened().driver; }
 std::string CudaDriver::why() { return opened().problem; }
 
 CudaScope::CudaScope(const CudaDriver& driver, void* context) noexcept : driver_(driver) {
-  if (driver_.context_get_current(&before_) != CudaDriver::kSuccess) return;
+  has_before_ = driver_.context_get_current(&before_) == CudaDriver::kSuccess;
+  if (!has_before_) return;
   if (before_ != context && driver_.context_set_current(context) != CudaDriver::kSuccess) return;
   is_entered_ = driver_.exchange_capture_mode(&mode_) == CudaDriver::kSuccess;
 }
 
 CudaScope::~CudaScope() {
   if (is_entered_) driver_.exchange_capture_mode(&mode_);
-  driver_.context_set_current(before_);
+  if (has_before_) driver_.context_set_current(before_);
 }
 
 }  // namespace mempool

@@ -43,6 +43,7 @@ class CudaDriver {
   Result (*context_retain)(void** context, int device) = nullptr;
   Result (*context_get_current)(void** context) = nullptr;
   Result (*context_set_current)(void* context) = nullptr;
+  Result (*context_synchronize)() = nullptr;
   Result (*granularity)(std::size_t* bytes, const Properties* properties, int option) = nullptr;
   Result (*reserve)(Address* address, std::size_t bytes, std::size_t alignment, Address hint,
                     unsigned long long flags) = nullptr;
@@ -90,6 +91,7 @@ class CudaScope {
   const CudaDriver& driver_;
   void* before_ = nullptr;
   int mode_ = 2;  // CU_STREAM_CAPTURE_MODE_RELAXED
+  bool has_before_ = false;
   bool is_entered_ = false;
 };
 

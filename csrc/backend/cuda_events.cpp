@@ -7,7 +7,11 @@ namespace {
 
 constexpr unsigned kDisableTiming = 2;  // CU_EVENT_DISABLE_TIMING
 constexpr int kNotReady = 600;          // CUDA_ERROR_NOT_READY
-constexpr int kCaptureNone = 0;         // CU_STREAM_CAPTURE_STATUS_NONE
+constexpr int kInvalidHandle = 400;     // CUDA_ERROR_INVALID_HANDLE
+constexpr int kContextDestroyed = 709;  // CUDA_ERROR_CONTEXT_IS_DESTROYED
+constexpr int kFirstOfCapture = 900;    // CUDA_ERROR_STREAM_CAPTURE_…
+constexpr int kLastOfCapture = 908;
+constexpr int kCaptureNone = 0;  // CU_STREAM_CAPTURE_STATUS_NONE
 
 void* pointer_of(std::uint64_t number) { return reinterpret_cast<void*>(number); }  // NOLINT(performance-no-int-to-ptr)
 
@@ -38,14 +42,23 @@ bool CudaEvents::record(StreamId stream, Event& out) noexcept {
   return false;
 }
 
+// A device that has failed does nothing any more.
 StreamEvents::Progress CudaEvents::query(Event event) noexcept {
   const CudaScope scope(driver_, context_);
-  return driver_.event_query(pointer_of(event)) == kNotReady ? Progress::pending : Progress::done;
+  if (!scope.is_entered()) return Progress::pending;
+  const CudaDriver::Result result = driver_.event_query(pointer_of(event));
+  if (result == kNotReady) return Progress::pending;
+  return result >= kFirstOfCapture && result <= kLastOfCapture ? Progress::lost : Progress::done;
 }
 
 void CudaEvents::wait(Event event) noexcept {
   const CudaScope scope(driver_, context_);
   driver_.event_synchronize(pointer_of(event));
+}
+
+bool CudaEvents::wait_for_device() noexcept {
+  const CudaScope scope(driver_, context_);
+  return scope.is_entered() && driver_.context_synchronize() == CudaDriver::kSuccess;
 }
 
 void CudaEvents::discard(Event event) noexcept {

@@ -19,6 +19,7 @@ class CudaEvents final : public StreamEvents {
   bool record(StreamId stream, Event& out) noexcept override;
   Progress query(Event event) noexcept override;
   void wait(Event event) noexcept override;
+  bool wait_for_device() noexcept override;
   void discard(Event event) noexcept override;
 
  private:

@@ -115,6 +115,8 @@ void CudaMemory::set_observer(Observer observer) noexcept { g_observer.store(obs
 
 void CudaMemory::let_in(int device) noexcept { let_in_.fetch_or(std::uint64_t{1} << device); }
 
+void CudaMemory::shut_out(int device) noexcept { let_in_.fetch_and(~(std::uint64_t{1} << device)); }
+
 int CudaMemory::export_handle(const Handle& handle) noexcept {
   const CudaScope scope(driver_, context_);
   int descriptor = -1;

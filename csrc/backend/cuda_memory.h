@@ -22,6 +22,7 @@ class CudaMemory final : public PhysicalMemory {
 
   // That device may use the memory of this one, from the next open() on.
   void let_in(int device) noexcept;
+  void shut_out(int device) noexcept;
   // A file descriptor for the memory of a handle, which another process can map; -1: the driver gives none.
   int export_handle(const Handle& handle) noexcept;
 

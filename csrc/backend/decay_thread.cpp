@@ -69,6 +69,13 @@ void ensure_decay_thread(CachingAllocator& allocator) noexcept {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-void forget_decay_thread() noexcept { g_running.store(false); }
+// In a forked child nothing of a device works, and its locks may be held by threads that do not exist.
+void forget_decay_thread() noexcept {
+  g_running.store(false);
+  for (auto& entry : g_allocators) {
+    CachingAllocator* const allocator = entry.load();
+    if (allocator != nullptr && allocator->device() != "cpu") entry.store(nullptr);
+  }
+}
 
 }  // namespace mempool

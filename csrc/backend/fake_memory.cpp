@@ -281,6 +281,16 @@ void FakeMemory::Streams::wait(Event event) noexcept {
   line.done = std::max(line.done, recorded.until);
 }
 
+bool FakeMemory::Streams::wait_for_device() noexcept {
+  const Guard guard(memory_.mutex_);
+  if (refused) return false;
+  for (auto& [stream, line] : lines) {
+    waits += line.done < line.asked ? 1 : 0;
+    line.done = line.asked;
+  }
+  return true;
+}
+
 void FakeMemory::Streams::discard(Event event) noexcept {
   const Guard guard(memory_.mutex_);
   if (events.erase(event) != 1) memory_.broken("discard: no such event");

@@ -85,6 +85,7 @@ class FakeMemory final : public PhysicalMemory {
     bool record(StreamId stream, Event& out) noexcept override;
     Progress query(Event event) noexcept override;
     void wait(Event event) noexcept override;
+    bool wait_for_device() noexcept override;
     void discard(Event event) noexcept override;
 
     struct Line {

@@ -275,7 +275,7 @@ bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
   const bool is_small = rounded <= kMediumMax;
   const std::size_t asked = is_small ? block.tag->requested : span->requested;
   const std::uint32_t account = block.tag->account & ~kUsedElsewhere;
-  if (block.tag->account != account && defer(span, block, rounded, asked)) {
+  if (block.tag->account != account && defer(span, block, rounded, asked, account)) {
     // It is freed, and waits.
   } else if (may_keep(span, mine)) {
     const CacheGuard guard(mine->lock);
@@ -310,11 +310,14 @@ void CachingAllocator::give_back(Span* span, const SmallBlock& block) noexcept {
 }
 
 // A block is freed that other streams use. False: they do not any more.
-bool CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked) noexcept {
+bool CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
+                             std::uint32_t account) noexcept {
   const BlockTag before = *block.tag;
   *block.tag = {kFreeTag, kUsedElsewhere};  // before another thread can collect it
   ledger_.count_waiting(rounded <= kMediumMax, rounded, asked, true);
-  if (deferred_.defer(span, block, rounded, asked)) return true;
+  ledger_.keep(account);
+  if (deferred_.defer(span, block, rounded, asked, account)) return true;
+  ledger_.release(account);  // it is charged still: this is not the last thing that keeps its pool
   ledger_.count_waiting(rounded <= kMediumMax, rounded, asked, false);
   *block.tag = before;
   return false;
@@ -325,10 +328,12 @@ void CachingAllocator::collect() noexcept {
   for (DeferredFrees::Block* block = deferred_.collect(); block != nullptr;) {
     const std::unique_ptr<DeferredFrees::Block> done(std::exchange(block, block->next));
     ledger_.count_waiting(done->rounded <= kMediumMax, done->rounded, done->asked, false);
-    give_back(done->span, done->block);
     if (const CompletionHook hook = completion_hook_.load(std::memory_order_relaxed)) {
-      hook(*this, done->block.address, done->rounded);
+      const Arena& arena = *done->span->segment->arena;
+      hook(*this, done->block.address, done->rounded, arena.stream(), arena.family);
     }
+    give_back(done->span, done->block);
+    if (Account* const last = ledger_.release(done->account)) retire(last);
   }
 }
 
@@ -353,14 +358,16 @@ bool CachingAllocator::is_used_elsewhere(const void* address) noexcept {
   return tag != nullptr && (tag->account & kUsedElsewhere) != 0;
 }
 
-bool CachingAllocator::add_use(const void* address, StreamId stream) {
+bool CachingAllocator::add_use(const void* address, StreamId stream) { return add_use(address, clocks_.of(stream)); }
+
+bool CachingAllocator::add_use(const void* address, StreamClock& clock) {
   Span* span = nullptr;
   BlockTag* const tag = find_tag(address, span);
   if (tag == nullptr) return false;
   if (tag->requested == kFreeTag) return false;
-  if (recorder_.enabled()) recorder_.on_use(address, stream);
-  if (span->segment->arena->stream() == stream) return true;  // in order anyway
-  deferred_.add_use(address, clocks_.of(stream));
+  if (recorder_.enabled()) recorder_.on_use(address, clock.stream());
+  if (&span->segment->arena->pages.clock() == &clock) return true;  // in order anyway
+  deferred_.add_use(address, clock);
   tag->account |= kUsedElsewhere;
   return true;
 }

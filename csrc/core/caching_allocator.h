@@ -45,10 +45,18 @@ class CachingAllocator {
   // Work on `stream` uses the live block, too: once it is freed, its memory serves nobody before what is in that stream
   // at the time is done. False when the address is no live block's. Throws std::bad_alloc.
   bool add_use(const void* address, StreamId stream);
+  // The same for a stream of another device, by that device's clock.
+  bool add_use(const void* address, StreamClock& clock);
+  StreamClock& clock_of(StreamId stream) { return clocks_.of(stream); }
+  // Waits for the blocks that other streams keep, and takes them back.
+  void settle() noexcept {
+    while (await_other_streams(0)) continue;
+  }
   // Whether add_use() was called for the live block: then its free is not over when deallocate() returns.
   static bool is_used_elsewhere(const void* address) noexcept;
   // Called for each block that had to wait for other streams, when that is over; with no lock held.
-  using CompletionHook = void (*)(CachingAllocator&, void* address, std::size_t rounded) noexcept;
+  using CompletionHook = void (*)(CachingAllocator&, void* address, std::size_t rounded, StreamId stream,
+                                  const ArenaFamily& family) noexcept;
   void set_completion_hook(CompletionHook hook) noexcept { completion_hook_.store(hook); }
   // Bytes charged for a live block; 0 when the address is not one.
   static std::size_t block_bytes(const void* address) noexcept;
@@ -199,7 +207,8 @@ class CachingAllocator {
   // Frees blocks whose other streams have caught up.
   void collect() noexcept;
   void give_back(Span* span, const SmallBlock& block) noexcept;
-  bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked) noexcept;
+  bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
+             std::uint32_t account) noexcept;
   // Both are called with the cache's lock held. The first returns `address`, the second true.
   [[gnu::noinline]] void* settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept;
   [[gnu::noinline]] bool fold_and_unlock(ThreadCache& mine) noexcept;

@@ -69,7 +69,8 @@ void CachingAllocator::close_family(ArenaFamily& family) noexcept {
   for (Arena* const arena : family.arenas) {
     const ArenaGuard arena_guard(arena->mutex);
     arena->pages.let_go();
-    arena->pages.release(SIZE_MAX, true);
+    // A graph's memory goes when somebody needs it: that takes a wait for the whole device.
+    if (family.kind != ArenaFamily::Kind::fixed) arena->pages.release(SIZE_MAX, true);
   }
   forget_retired();
 }
@@ -312,6 +313,7 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
   collect();
   for_each_arena([&](Arena& arena) {
     need += arena.pages.take_need();
+    arena.pages.clock().poll();
     arena.pages.mark();  // so that at the next tick it is known what is idle
   });
   std::size_t highest = 0;

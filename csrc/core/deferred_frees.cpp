@@ -33,7 +33,8 @@ DeferredFrees::Line& DeferredFrees::line_of(StreamClock& clock) {
   return lines_.back();
 }
 
-bool DeferredFrees::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked) noexcept {
+bool DeferredFrees::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
+                          std::uint32_t account) noexcept {
   std::vector<StreamClock*> clocks;
   {
     const Guard guard(mutex_);
@@ -42,7 +43,7 @@ bool DeferredFrees::defer(Span* span, const SmallBlock& block, std::size_t round
       uses_.erase(found);
     }
     if (clocks.empty()) return false;
-    if (enter(clocks, span, block, rounded, asked)) return true;
+    if (enter(clocks, span, block, rounded, asked, account)) return true;
   }
   // Without a record its streams are waited for here and now.
   return !std::all_of(clocks.begin(), clocks.end(), [](StreamClock* clock) { return clock->wait(clock->now()); });
@@ -50,11 +51,11 @@ bool DeferredFrees::defer(Span* span, const SmallBlock& block, std::size_t round
 
 // Precondition: the mutex is held. False, and nothing done, without memory.
 bool DeferredFrees::enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block,
-                          std::size_t rounded, std::size_t asked) noexcept {
+                          std::size_t rounded, std::size_t asked, std::uint32_t account) noexcept {
   std::unique_ptr<Block> record;
   std::size_t entered = 0;
   try {
-    record = std::make_unique<Block>(Block{span, block, rounded, asked});
+    record = std::make_unique<Block>(Block{span, block, rounded, asked, account});
     record->uses.reserve(clocks.size());
     for (StreamClock* const clock : clocks) {
       record->uses.push_back({clock, clock->now()});
@@ -101,21 +102,24 @@ DeferredFrees::Block* DeferredFrees::collect() noexcept {
 }
 
 bool DeferredFrees::wait_for_one(std::size_t bytes) noexcept {
-  std::vector<Use> uses;
+  constexpr std::size_t kMostTried = 64;
+  std::vector<std::vector<Use>> tries;
   {
     const Guard guard(mutex_);
-    const Block* found = oldest_;
-    while (found != nullptr && found->rounded < bytes) found = found->next;
-    if (found == nullptr) found = oldest_;
-    if (found == nullptr) return false;
     try {
-      uses = found->uses;
+      for (const bool only_large : {true, false}) {
+        for (const Block* block = oldest_; block != nullptr && tries.size() < kMostTried; block = block->next) {
+          if ((block->rounded >= bytes) == only_large) tries.push_back(block->uses);
+        }
+      }
     } catch (const std::bad_alloc&) {
-      return false;
+      if (tries.empty()) return false;
     }
   }
-  // With no lock held: other threads free and allocate meanwhile.
-  return std::all_of(uses.begin(), uses.end(), [](const Use& use) { return use.clock->wait(use.moment); });
+  // With no lock held: other threads free and allocate meanwhile. What a capture keeps from an answer is passed over.
+  return std::any_of(tries.begin(), tries.end(), [](const std::vector<Use>& uses) {
+    return std::all_of(uses.begin(), uses.end(), [](const Use& use) { return use.clock->wait(use.moment); });
+  });
 }
 
 }  // namespace mempool

@@ -28,6 +28,7 @@ class DeferredFrees {
     SmallBlock block;
     std::size_t rounded = 0;  // bytes
     std::size_t asked = 0;
+    std::uint32_t account = 0;
     std::vector<Use> uses{};
     std::size_t pending = 0;  // uses that are not over
     Block* previous = nullptr;
@@ -44,7 +45,8 @@ class DeferredFrees {
   void add_use(const void* address, StreamClock& clock);
   // A block that add_use() was called for is freed: collect() returns it one day. False: its uses are over, because
   // there was no memory for a record and they were waited for. Where even that is not possible, nobody gets it again.
-  bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked) noexcept;
+  bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
+             std::uint32_t account) noexcept;
   bool empty() const noexcept { return waiting_.load(std::memory_order_relaxed) == 0; }
   std::size_t count() const noexcept { return waiting_.load(std::memory_order_relaxed); }
 
@@ -62,7 +64,7 @@ class DeferredFrees {
   };
   Line& line_of(StreamClock& clock);
   bool enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block, std::size_t rounded,
-             std::size_t asked) noexcept;
+             std::size_t asked, std::uint32_t account) noexcept;
 
   AdaptiveMutex mutex_;
   std::unordered_map<const void*, std::vector<StreamClock*>> uses_;

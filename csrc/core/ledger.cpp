@@ -159,6 +159,19 @@ Account* Ledger::uncharge(std::uint32_t account_id, bool is_small, std::size_t r
   return own != nullptr && is_done(*own) ? own : nullptr;
 }
 
+void Ledger::keep(std::uint32_t account_id) {
+  const Guard guard(lock_);
+  if (Account* const own = accounts_[account_id].get()) ++own->users;
+}
+
+Account* Ledger::release(std::uint32_t account_id) {
+  const Guard guard(lock_);
+  Account* const own = accounts_[account_id].get();
+  if (own == nullptr) return nullptr;
+  --own->users;
+  return is_done(*own) ? own : nullptr;
+}
+
 void Ledger::count_waiting(bool is_small, std::size_t rounded, std::size_t asked, bool begins) {
   const Guard guard(lock_);
   for (BlockStats* blocks : {&stats_.waiting.all, &stats_.waiting.of(is_small)}) {

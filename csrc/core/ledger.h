@@ -149,6 +149,10 @@ class Ledger {
   // common peak share a lock and do not take each other's leases away in turn.
   void suspend_leases();
 
+  // A block that will be uncharged keeps its pool alive until release() is called for it. release() returns the account
+  // when this was the last thing that did so: the caller retires it.
+  void keep(std::uint32_t account_id);
+  Account* release(std::uint32_t account_id);
   // A block that was uncharged waits for other streams, or does no longer.
   void count_waiting(bool is_small, std::size_t rounded, std::size_t asked, bool begins);
 

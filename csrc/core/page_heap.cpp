@@ -188,7 +188,7 @@ void PageHeap::free(Span* span) noexcept {
   }
   span->state = Span::State::free;
   span->slab = nullptr;
-  span->moment = clock_.now();
+  span->moment = latest_free_ = clock_.now();
   span = merge(span);
   if (span->shared) {
     return_granules(span);

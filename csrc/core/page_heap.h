@@ -107,8 +107,8 @@ class PageHeap {
   bool open_again() noexcept;
   // The handles of a range. They never move nor go back from now on. May throw std::bad_alloc, with nothing changed.
   std::vector<Handle> pin_handles(std::uintptr_t start, std::uintptr_t end);
-  // So that it becomes known when what is free now is idle.
-  void mark() noexcept { clock_.mark(clock_.now()); }
+  // So that it becomes known when what is free now is idle. Without an effect when nothing was freed since.
+  void mark() noexcept { clock_.mark(latest_free_); }
   StreamClock& clock() noexcept { return clock_; }
 
   std::size_t largest_free() const noexcept;
@@ -227,6 +227,7 @@ class PageHeap {
   StreamClock& clock_;
   const bool movable_;
   bool is_let_go_ = false;
+  StreamClock::Moment latest_free_ = StreamClock::kAlways;
   const bool stitching_;
 
   FreeIndex large_{0, 0};

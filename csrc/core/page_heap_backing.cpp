@@ -166,7 +166,9 @@ std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   sweep(may_wait);
   clock_.poll();
   std::size_t given = 0;
-  const bool may_give = (movable_ || is_let_go_) && stale_.empty() && bytes > 0;
+  bool may_give = (movable_ || is_let_go_) && stale_.empty() && bytes > 0 && whole_.count() > 0;
+  // A captured graph that used the memory may have run on any stream.
+  if (may_give && !movable_) may_give = may_wait && clock_.wait_for_device();
   for (Span* span = may_give ? whole_.first_of_highest() : nullptr; span != nullptr && given < bytes;) {
     Span* const next = whole_.next_down(span);
     if (clock_.has_passed(span->moment) || (may_wait && clock_.wait(span->moment))) {

@@ -6,7 +6,7 @@
 namespace mempool {
 
 bool PageHeap::fall_asleep(std::vector<UsedRange>& used) {
-  if (asleep()) return false;
+  if (asleep() || !pinned_.empty()) return false;
   // All work that uses the memory, or used it at another address, comes to its end first.
   if (!clock_.wait(clock_.now())) return false;
   sweep(true);

@@ -52,8 +52,8 @@ class IndexedPieces final : public FreePieces {
 }  // namespace
 
 bool PageHeap::may_lend(StreamClock::Moment moment, const PageHeap& receiver, bool may_wait) noexcept {
-  // What comes later on the same stream comes after the work that still uses it.
-  if (&receiver.clock_ == &clock_ || clock_.has_passed(moment)) return true;
+  // What comes later on the same stream comes after the work that still uses it. A graph will run on any stream.
+  if ((&receiver.clock_ == &clock_ && receiver.movable_) || clock_.has_passed(moment)) return true;
   return may_wait && clock_.wait(moment);
 }
 

@@ -53,7 +53,18 @@ void StreamClock::pass_front() noexcept {
 }
 
 void StreamClock::poll_locked() noexcept {
-  while (!marks_.empty() && events_->query(marks_.front().event) == StreamEvents::Progress::done) pass_front();
+  while (!marks_.empty()) {
+    const StreamEvents::Progress progress = events_->query(marks_.front().event);
+    if (progress == StreamEvents::Progress::pending) return;
+    if (progress == StreamEvents::Progress::done) {
+      pass_front();
+      continue;
+    }
+    // A later event says it, too; without one it must be asked for again.
+    events_->discard(marks_.front().event);
+    marks_.pop_front();
+    if (marks_.empty()) marked_.store(passed_.load(std::memory_order_relaxed), std::memory_order_release);
+  }
 }
 
 void StreamClock::poll() noexcept {
@@ -69,6 +80,7 @@ bool StreamClock::wait(Moment moment) noexcept {
   while (moment > passed_.load(std::memory_order_relaxed)) {
     // The stream works in order: the first event that is late enough says it for all before it.
     const auto found = std::find_if(marks_.begin(), marks_.end(), [&](const Mark& m) { return m.moment >= moment; });
+    if (found == marks_.end()) return false;  // its event was lost meanwhile
     const Mark mark = *found;
     ++waiting_;
     lock.unlock();

@@ -38,6 +38,8 @@ class StreamClock {
   bool has_passed(Moment moment) const noexcept {
     return events_ == nullptr || moment <= passed_.load(std::memory_order_acquire);
   }
+  // Blocks until the whole device is at rest. False: that cannot be had now.
+  bool wait_for_device() noexcept { return events_ == nullptr || events_->wait_for_device(); }
   // Marks and blocks. False: it could not be marked.
   bool wait(Moment moment) noexcept;
 

@@ -12,7 +12,11 @@ using StreamId = std::uint64_t;
 class StreamEvents {
  public:
   using Event = std::uint64_t;
-  enum class Progress : std::uint8_t { pending, done };
+  enum class Progress : std::uint8_t {
+    pending,
+    done,
+    lost,  // the event says nothing: the stream was captured into a graph just then
+  };
 
   StreamEvents() = default;
   StreamEvents(const StreamEvents&) = delete;
@@ -26,6 +30,8 @@ class StreamEvents {
   virtual Progress query(Event event) noexcept = 0;
   // Blocks until the event is done.
   virtual void wait(Event event) noexcept = 0;
+  // Blocks until all work of the device is done, whatever its stream. False: that cannot be had now.
+  virtual bool wait_for_device() noexcept = 0;
   // The event is not used any more.
   virtual void discard(Event event) noexcept = 0;
 };

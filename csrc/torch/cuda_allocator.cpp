@@ -47,17 +47,17 @@ void observe_mapping(int device, bool mapped, void* address, std::size_t bytes) 
   if (CudaAllocator* const allocator = installed()) allocator->note_mapping(device, mapped, address, bytes);
 }
 
-void observe_completion(CachingAllocator& device, void* address, std::size_t bytes) noexcept {
+void observe_completion(CachingAllocator& device, void* address, std::size_t bytes, StreamId stream,
+                        const ArenaFamily& family) noexcept {
   CudaAllocator* const allocator = installed();
   if (allocator == nullptr || !allocator->history_.is_on()) return;
   try {
-    const CachingAllocator::Range range = CachingAllocator::range_of(address);
-    for (int i = 0; i < allocator->devices_made_.load(); ++i) {
+    for (int i = 0; i < kMaxCudaDevices; ++i) {
       CudaAllocator::Device* const each = allocator->find_device(i);
       if (each == nullptr || &each->core != &device) continue;
-      allocator->history_.on_completed(i, address, bytes, stream_of(range.stream), each->pools.id_of(range.family));
+      allocator->history_.on_completed(i, address, bytes, stream_of(stream), each->pools.id_of(&family));
     }
-  } catch (const std::bad_alloc&) {  // an entry less
+  } catch (const std::exception&) {  // an entry less
   }
 }
 
@@ -84,22 +84,32 @@ void install(const std::string& conf) {
 
 // ---- devices -----------------------------------------------------------------------------------------------------
 
+// Devices are made when they are first used: a context on one takes memory there.
 void CudaAllocator::init(int device_count) {
-  const std::lock_guard guard(making_);
-  for (int i = devices_made_.load(); i < std::min(device_count, kMaxCudaDevices); ++i) {
-    Options options;
-    parse_conf(options, conf_, cuda_device_bytes(i));
-    CachingAllocator& core = cuda_device(i, options);
-    core.set_completion_hook(observe_completion);
-    devices_[static_cast<std::size_t>(i)].store(new Device{core, PrivatePools(core)}, std::memory_order_release);
-    devices_made_.store(i + 1);
-  }
+  int known = device_count_.load();
+  const int count = std::min(device_count, kMaxCudaDevices);
+  while (known < count && !device_count_.compare_exchange_weak(known, count)) continue;
 }
 
 CudaAllocator::Device& CudaAllocator::device_at(int device) {
-  Device* const found = find_device(device);
-  TORCH_CHECK(found != nullptr, "mempool: there is no CUDA device ", device, ": torch sees ", devices_made_.load());
-  return *found;
+  if (Device* const found = find_device(device)) return *found;
+  if (device_count_.load() == 0) init(c10::cuda::device_count());
+  TORCH_CHECK(device >= 0 && device < device_count_.load(), "mempool: there is no CUDA device ", device,
+              ": torch sees ", device_count_.load());
+  const std::lock_guard guard(making_);
+  auto& entry = devices_[static_cast<std::size_t>(device)];
+  if (Device* const made = entry.load()) return *made;
+  try {
+    Options options;
+    parse_conf(options, conf_, cuda_device_bytes(device));
+    CachingAllocator& core = cuda_device(device, options);
+    core.set_completion_hook(observe_completion);
+    auto* const made = new Device(core);
+    entry.store(made, std::memory_order_release);
+    return *made;
+  } catch (const ConfigError& error) {
+    TORCH_CHECK(false, "mempool: ", error.what());
+  }
 }
 
 // ---- allocate ----------------------------------------------------------------------------------------------------
@@ -149,7 +159,6 @@ void* CudaAllocator::allocate_any(Device& device, std::size_t bytes, cudaStream_
 
 void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t stream) {
   if (is_forked_child()) refuse_in_child();
-  if (find_device(index) == nullptr) init(c10::cuda::device_count());
   Device& device = device_at(index);
   const PoolPointer pool = device.pools.is_routing() ? device.pools.route(stream) : nullptr;
   const Context context = history_.gather(RecordContext::STATE);
@@ -259,12 +268,13 @@ void CudaAllocator::raw_delete(void* address) {
 void CudaAllocator::free_slow(void* address) {
   if (address == nullptr || is_forked_child()) return;
   CachingAllocator* const core = CachingAllocator::owner_of(address);
-  const int devices = devices_made_.load();
   if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
     (*interpreter)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));
   }
-  for (int i = 0; i < devices; ++i) {
-    Device& device = *find_device(i);
+  for (int i = 0; i < device_count_.load(); ++i) {
+    Device* const found = find_device(i);
+    if (found == nullptr) continue;
+    Device& device = *found;
     if (core == nullptr) {
       if (device.pools.has_foreign() && device.pools.free_foreign(address)) return;
       continue;
@@ -289,14 +299,16 @@ void CudaAllocator::free_slow(void* address) {
 void CudaAllocator::recordStream(const c10::DataPtr& block, c10::cuda::CUDAStream stream) {
   // Empty, or somebody else's memory: an imported one, or a view that the user has made.
   if (block.get() == nullptr || block.get_deleter() != &deleter) return;
-  use_on(block.get(), stream.stream());
+  use_on(block.get(), stream.device_index(), stream.stream());
 }
 
-void CudaAllocator::use_on(void* address, cudaStream_t stream) {
+void CudaAllocator::use_on(void* address, int device, cudaStream_t stream) {
   CachingAllocator* const core = CachingAllocator::owner_of(address);
-  if (core != nullptr && core->add_use(address, id_of(stream))) return;
-  for (int i = 0; i < devices_made_.load(); ++i) {
-    ForeignPool* const pool = find_device(i)->pools.foreign_of(address);
+  // A copy between devices may be on a stream of either: the clock is that of the stream's own device.
+  if (core != nullptr && core->add_use(address, device_at(device).core.clock_of(id_of(stream)))) return;
+  for (int i = 0; i < device_count_.load(); ++i) {
+    Device* const found = find_device(i);
+    ForeignPool* const pool = found != nullptr ? found->pools.foreign_of(address) : nullptr;
     if (pool != nullptr && pool->add_use(address)) return;
   }
   TORCH_CHECK(false, "invalid device pointer: ", address);

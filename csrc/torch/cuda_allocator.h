@@ -34,14 +34,14 @@ class CudaAllocator final : public cca::CUDAAllocator {
   void raw_delete(void* address) override;
   void* allocate_on(int device, std::size_t bytes, cudaStream_t stream);
   void recordStream(const c10::DataPtr& block, c10::cuda::CUDAStream stream) override;
-  void use_on(void* address, cudaStream_t stream);
+  void use_on(void* address, int device, cudaStream_t stream);
   void copy_data(void* to, const void* from, std::size_t bytes) const override;
   cudaError_t memcpyAsync(void* to, int to_device, const void* from, int from_device, std::size_t bytes,
                           cudaStream_t stream, bool p2p_enabled) override;
 
   // ---- the devices
   void init(int device_count) override;
-  bool initialized() override { return devices_made_.load() > 0; }
+  bool initialized() override { return device_count_.load() > 0; }
   void enable(bool value) override { is_caching_.store(value); }
   bool isEnabled() const override { return is_caching_.load(); }
   double getMemoryFraction(c10::DeviceIndex device) override;
@@ -97,9 +97,11 @@ class CudaAllocator final : public cca::CUDAAllocator {
 
   // What the rest of mempool knows a torch device by. Throws c10::Error for one that does not exist.
   struct Device {
+    explicit Device(CachingAllocator& core_in) : core(core_in), pools(core_in) {}
     CachingAllocator& core;
     PrivatePools pools;
   };
+  // Made at its first use.
   Device& device_at(int device);
 
  private:
@@ -114,12 +116,12 @@ class CudaAllocator final : public cca::CUDAAllocator {
   void note_mapping(int device, bool mapped, void* address, std::size_t bytes);
   cca::SnapshotInfo picture(c10::MempoolId_t pool);
   friend void observe_mapping(int, bool, void*, std::size_t) noexcept;
-  friend void observe_completion(CachingAllocator&, void*, std::size_t) noexcept;
+  friend void observe_completion(CachingAllocator&, void*, std::size_t, StreamId, const ArenaFamily&) noexcept;
 
   const std::string conf_;
   std::mutex making_;
   std::array<std::atomic<Device*>, kMaxCudaDevices> devices_{};  // immortal
-  std::atomic<int> devices_made_{0};
+  std::atomic<int> device_count_{0};                             // that torch sees
   std::atomic<bool> is_caching_{true};
   CudaHistory history_;
   std::mutex observers_mutex_;

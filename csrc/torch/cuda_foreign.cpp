@@ -11,6 +11,18 @@ constexpr std::size_t kRounding = 512;
 
 ForeignPool::~ForeignPool() { trim(); }
 
+bool ForeignPool::rest() const noexcept {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(device_) != cudaSuccess) return false;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  const bool is_done = cudaDeviceSynchronize() == cudaSuccess;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  if (!is_done) (void)cudaGetLastError();
+  cudaSetDevice(before);
+  return is_done;
+}
+
 void* ForeignPool::allocate(std::size_t bytes, cudaStream_t stream) {
   bytes = (bytes + kRounding - 1) / kRounding * kRounding;
   const std::lock_guard guard(mutex_);
@@ -31,9 +43,13 @@ bool ForeignPool::free(void* address) {
   const std::lock_guard guard(mutex_);
   const auto found = live_.find(address);
   if (found == live_.end()) return false;
-  // Rare, and without a record of what the other streams do: all of them come to rest first.
-  if (found->second.is_used_elsewhere) C10_CUDA_CHECK(cudaDeviceSynchronize());
-  free_.emplace(std::pair(found->second.stream, found->second.bytes), address);
+  // Rare, and without a record of what the other streams do: all of them come to rest first. During a capture they
+  // cannot: then the block waits for the next trim.
+  if (found->second.is_used_elsewhere && !rest()) {
+    waiting_.emplace_back(address, found->second);
+  } else {
+    free_.emplace(std::pair(found->second.stream, found->second.bytes), address);
+  }
   live_.erase(found);
   return true;
 }
@@ -64,7 +80,9 @@ std::size_t ForeignPool::held() {
 
 void ForeignPool::trim() {
   const std::lock_guard guard(mutex_);
-  if (!free_.empty()) C10_CUDA_CHECK_WARN(cudaDeviceSynchronize());
+  if ((free_.empty() && waiting_.empty()) || !rest()) return;
+  for (const auto& [address, block] : waiting_) free_.emplace(std::pair(block.stream, block.bytes), address);
+  waiting_.clear();
   for (const auto& [key, address] : free_) {
     source_->raw_delete(address);
     held_ -= key.second;

@@ -10,13 +10,14 @@
 #include <mutex>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace mempool::torch_cuda {
 
 class ForeignPool {
  public:
   using TorchAllocator = c10::cuda::CUDACachingAllocator::CUDAAllocator;
-  explicit ForeignPool(std::shared_ptr<TorchAllocator> source) : source_(std::move(source)) {}
+  ForeignPool(std::shared_ptr<TorchAllocator> source, int device) : source_(std::move(source)), device_(device) {}
   ForeignPool(const ForeignPool&) = delete;
   ForeignPool& operator=(const ForeignPool&) = delete;
   // Gives back what is free. Precondition: nothing is live.
@@ -38,10 +39,14 @@ class ForeignPool {
     cudaStream_t stream;
     bool is_used_elsewhere;
   };
+  bool rest() const noexcept;  // all work of the device is done; false: that cannot be had now
+
   const std::shared_ptr<TorchAllocator> source_;
+  const int device_;
   std::mutex mutex_;
   std::unordered_map<const void*, Block> live_;
   std::multimap<std::pair<cudaStream_t, std::size_t>, void*> free_;  // by stream and exact size
+  std::vector<std::pair<void*, Block>> waiting_;  // freed while other streams used them, which could not be waited for
   std::size_t held_ = 0;
 };
 

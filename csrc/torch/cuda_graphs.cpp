@@ -39,7 +39,6 @@ int CudaAllocator::getPoolUseCount(c10::DeviceIndex device, c10::MempoolId_t poo
 
 void CudaAllocator::createOrIncrefPool(c10::DeviceIndex device, c10::MempoolId_t pool,
                                        std::shared_ptr<cca::CUDAAllocator> allocator) {
-  if (find_device(device) == nullptr) init(c10::cuda::device_count());
   if (allocator.get() == this) allocator = nullptr;
   device_at(device).pools.use(pool, std::move(allocator));
 }
@@ -53,8 +52,10 @@ void CudaAllocator::setNoSplit(c10::DeviceIndex device, c10::MempoolId_t pool) {
 }
 
 void CudaAllocator::emptyCache(c10::MempoolId_t pool) {
-  for (int i = 0; i < devices_made_.load(); ++i) {
-    Device& device = *find_device(i);
+  for (int i = 0; i < device_count_.load(); ++i) {
+    Device* const made = find_device(i);
+    if (made == nullptr) continue;
+    Device& device = *made;
     if (pool == c10::MempoolId_t{0, 0}) {
       device.core.trim(0);
       for (const PoolPointer& each : device.pools.all()) {
@@ -97,6 +98,7 @@ cca::CheckpointDelta CudaAllocator::setCheckpointPoolState(c10::DeviceIndex inde
     raw_delete(block.address);
     delta.ptrs_freed.push_back(block.address);
   }
+  device.core.settle();  // what other streams used comes back, too
   for (const CachingAllocator::PlacedBlock& block : state->blocks) {
     TORCH_CHECK(device.core.allocate_at(family, block),
                 "mempool: the memory of a checkpointed block went back to the device meanwhile");
@@ -109,7 +111,6 @@ cca::CheckpointDelta CudaAllocator::setCheckpointPoolState(c10::DeviceIndex inde
 c10::DataPtr CudaAllocator::allocateWithAddress(std::size_t bytes, void* address) {
   c10::DeviceIndex index = 0;
   C10_CUDA_CHECK(c10::cuda::GetDevice(&index));
-  if (find_device(index) == nullptr) init(c10::cuda::device_count());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(index);
   TORCH_CHECK(device_at(index).core.allocate_exactly(bytes, address, reinterpret_cast<StreamId>(stream)),
               "mempool: ", bytes, " bytes at ", address, " are not free for the current stream of device ",

@@ -30,9 +30,25 @@ struct Piece {
   std::uint64_t bytes;
 };
 
+// Descriptors of ours, closed at the end.
+class Descriptors {
+ public:
+  Descriptors() = default;
+  Descriptors(const Descriptors&) = delete;
+  Descriptors& operator=(const Descriptors&) = delete;
+  ~Descriptors() {
+    for (const ImportedPiece& piece : pieces) close(piece.descriptor);
+  }
+  std::vector<ImportedPiece> pieces;
+};
+
 // The descriptor of another process, as one of ours. Throws c10::Error.
 int take_descriptor(std::int64_t process, std::int64_t descriptor) {
-  if (process == getpid()) return fcntl(static_cast<int>(descriptor), F_DUPFD_CLOEXEC, 0);
+  if (process == getpid()) {
+    const int copied = fcntl(static_cast<int>(descriptor), F_DUPFD_CLOEXEC, 0);
+    TORCH_CHECK(copied >= 0, "mempool: no descriptor is left for shared memory: ", strerror(errno));
+    return copied;
+  }
   const int other = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(process), 0));
   TORCH_CHECK(other >= 0, "mempool: process ", process, ", which shares this memory, is gone: ", strerror(errno));
   const int taken = static_cast<int>(syscall(SYS_pidfd_getfd, other, static_cast<int>(descriptor), 0));
@@ -52,8 +68,9 @@ cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
   header.process = getpid();
-  for (int i = 0; i < devices_made_.load(); ++i) {
-    if (&find_device(i)->core == core) header.device = i;
+  for (int i = 0; i < device_count_.load(); ++i) {
+    const Device* const device = find_device(i);
+    if (device != nullptr && &device->core == core) header.device = i;
   }
   std::uintptr_t base = 0;
   std::vector<Piece> pieces;
@@ -78,16 +95,16 @@ std::shared_ptr<void> CudaAllocator::getIpcDevPtr(std::string text) {
   TORCH_CHECK(std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.handles > 0 &&
                   text.size() == sizeof(header) + static_cast<std::size_t>(header.handles) * sizeof(Piece),
               "mempool: this is no handle of shared memory that mempool made; both processes must use it for CUDA");
-  std::vector<ImportedPiece> pieces;
+  Descriptors taken;
+  taken.pieces.reserve(static_cast<std::size_t>(header.handles));
   for (std::int32_t i = 0; i < header.handles; ++i) {
     Piece piece{};
     std::memcpy(&piece, text.data() + sizeof(header) + static_cast<std::size_t>(i) * sizeof(Piece), sizeof(piece));
-    pieces.push_back({take_descriptor(header.process, piece.descriptor), piece.bytes});
+    taken.pieces.push_back({take_descriptor(header.process, piece.descriptor), piece.bytes});
   }
   c10::DeviceIndex device = 0;
   C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
-  std::shared_ptr<void> mapped = cuda_import(device, pieces);
-  for (const ImportedPiece& piece : pieces) close(piece.descriptor);
+  std::shared_ptr<void> mapped = cuda_import(device, taken.pieces);
   TORCH_CHECK(mapped != nullptr, "mempool: the driver does not map the shared memory");
   return mapped;
 }

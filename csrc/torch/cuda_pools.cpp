@@ -7,6 +7,10 @@ namespace {
 
 using Guard = std::lock_guard<std::recursive_mutex>;
 
+int device_number(const CachingAllocator& device) {
+  return std::stoi(device.device().substr(device.device().find(':') + 1));
+}
+
 std::string text_of(c10::MempoolId_t id) {
   return "(" + std::to_string(id.first) + ", " + std::to_string(id.second) + ")";
 }
@@ -19,30 +23,37 @@ void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> fore
     ++found->second->uses;
     return;
   }
-  auto pool = std::make_shared<PrivatePool>();
-  pool->id = id;
-  pool->device = &device_;
+  auto pool = std::make_shared<PrivatePool>(*this, id);
   pool->family = &device_.open_family("torch pool " + text_of(id), true);
   if (foreign != nullptr) {
-    pool->foreign = std::make_unique<ForeignPool>(std::move(foreign));
+    pool->foreign = std::make_unique<ForeignPool>(std::move(foreign), device_number(device_));
     foreign_.fetch_add(1);
   }
   pools_.emplace(id, std::move(pool));
 }
 
+PrivatePool::~PrivatePool() {
+  if (family != nullptr) owner.device().close_family(*family);
+  if (foreign == nullptr) return;
+  foreign->trim();
+  owner.leave(std::move(foreign));
+}
+
+void PrivatePools::leave(std::unique_ptr<ForeignPool> pool) {
+  const Guard guard(mutex_);
+  if (pool->is_empty()) {
+    foreign_.fetch_sub(1);
+  } else {
+    leaving_.push_back(std::move(pool));
+  }
+}
+
 void PrivatePools::release(c10::MempoolId_t id) {
+  PoolPointer last;  // goes without the lock
   const Guard guard(mutex_);
   const auto found = pools_.find(id);
   if (found == pools_.end() || --found->second->uses > 0) return;
-  device_.close_family(*found->second->family);
-  if (found->second->foreign != nullptr) {
-    found->second->foreign->trim();
-    if (found->second->foreign->is_empty()) {
-      foreign_.fetch_sub(1);
-    } else {
-      leaving_.push_back(std::move(found->second->foreign));
-    }
-  }
+  last = std::move(found->second);
   pools_.erase(found);
 }
 

@@ -19,9 +19,17 @@ namespace mempool::torch_cuda {
 
 using TorchAllocator = c10::cuda::CUDACachingAllocator::CUDAAllocator;
 
+class PrivatePools;
+
+// Closes its family, and leaves a foreign pool with live blocks to its owner, when the last who uses it goes.
 struct PrivatePool {
-  c10::MempoolId_t id;
-  CachingAllocator* device = nullptr;
+  PrivatePool(PrivatePools& owner_in, c10::MempoolId_t id_in) : owner(owner_in), id(id_in) {}
+  PrivatePool(const PrivatePool&) = delete;
+  PrivatePool& operator=(const PrivatePool&) = delete;
+  ~PrivatePool();
+
+  PrivatePools& owner;
+  const c10::MempoolId_t id;
   ArenaFamily* family = nullptr;
   std::unique_ptr<ForeignPool> foreign;  // blocks come from an allocator of its own; else nullptr
   int uses = 1;
@@ -35,6 +43,7 @@ using PoolPointer = std::shared_ptr<PrivatePool>;
 class PrivatePools {
  public:
   explicit PrivatePools(CachingAllocator& device) : device_(device) {}
+  CachingAllocator& device() const noexcept { return device_; }
 
   // Whether any allocation may have to go to a pool: read on the way of each.
   bool is_routing() const noexcept { return routes_.load(std::memory_order_relaxed) != 0; }
@@ -58,6 +67,7 @@ class PrivatePools {
   bool free_foreign(void* address);
   bool has_foreign() const noexcept { return foreign_.load(std::memory_order_relaxed) != 0; }
   ForeignPool* foreign_of(const void* address);
+  void leave(std::unique_ptr<ForeignPool> pool);
 
  private:
   struct Route {

@@ -38,9 +38,11 @@ cudaStream_t stream_of(StreamId id) { return reinterpret_cast<cudaStream_t>(id);
 }  // namespace
 
 TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
-  Device& device = device_at(index);
-  const DeviceStats stats = device.core.stats();
   TorchStats out;
+  Device* const found = find_device(index);
+  if (found == nullptr && index >= 0 && index < device_count_.load()) return out;  // nothing was asked of it yet
+  Device& device = found != nullptr ? *found : device_at(index);
+  const DeviceStats stats = device.core.stats();
   out.allocation = to_torch(stats.blocks, &BlockStats::count);
   out.active = to_torch(stats.active, &BlockStats::count);
   out.allocated_bytes = to_torch(stats.blocks, &BlockStats::bytes);
@@ -107,8 +109,10 @@ std::vector<cca::StreamSegmentSize> CudaAllocator::getExpandableSegmentSizes(c10
 
 cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
   cca::SnapshotInfo out;
-  for (int i = 0; i < devices_made_.load(); ++i) {
-    Device& device = *find_device(i);
+  for (int i = 0; i < device_count_.load(); ++i) {
+    Device* const found = find_device(i);
+    if (found == nullptr) continue;
+    Device& device = *found;
     for (const SnapshotSegment& segment : device.core.snapshot().segments) {
       const c10::MempoolId_t pool = device.pools.id_of(segment.family);
       if (wanted != c10::MempoolId_t{0, 0} && pool != wanted) continue;
@@ -141,7 +145,7 @@ cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
 
 cca::SnapshotInfo CudaAllocator::snapshot(c10::MempoolId_t pool, bool include_traces) {
   cca::SnapshotInfo out = picture(pool);
-  const int devices = devices_made_.load();
+  const int devices = device_count_.load();
   if (include_traces) {
     for (int i = 0; i < devices; ++i) {
       history_.add(TraceEntry::SNAPSHOT, i, 0, 0, nullptr, pool, history_.gather(RecordContext::ALLOC), "");
@@ -189,8 +193,10 @@ void CudaAllocator::annotateMemory(const void* address, const std::string& text)
   const CachingAllocator* const core = CachingAllocator::owner_of(address);
   TORCH_CHECK(core != nullptr, "invalid device pointer: ", address);
   const CachingAllocator::Range range = CachingAllocator::range_of(address);
-  for (int i = 0; i < devices_made_.load(); ++i) {
-    Device& device = *find_device(i);
+  for (int i = 0; i < device_count_.load(); ++i) {
+    Device* const found = find_device(i);
+    if (found == nullptr) continue;
+    Device& device = *found;
     if (&device.core != core) continue;
     history_.add(TraceEntry::ANNOTATE, i, reinterpret_cast<std::size_t>(address),
                  CachingAllocator::block_bytes(address), stream_of(range.stream), device.pools.id_of(range.family),

@@ -242,6 +242,10 @@ CUresult cuCtxGetCurrent(CUcontext* context) {
   *context = reinterpret_cast<CUcontext>(static_cast<std::uintptr_t>(current_device()) + 1);
   return CUDA_SUCCESS;
 }
+CUresult cuCtxSynchronize() {
+  STANDIN_DRIVER(cuCtxSynchronize)
+  return static_cast<CUresult>(cudaDeviceSynchronize());
+}
 CUresult cuCtxSetCurrent(CUcontext context) {
   STANDIN_DRIVER(cuCtxSetCurrent)
   if (context != nullptr) set_current_device(static_cast<int>(reinterpret_cast<std::uintptr_t>(context)) - 1);
