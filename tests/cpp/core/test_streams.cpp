@@ -203,6 +203,56 @@ TEST(a_fixed_family_takes_what_is_idle_elsewhere) {
   device.check_empty();
 }
 
+// A graph runs on whatever stream it is replayed on, and says nothing of it.
+TEST(a_closed_family_gives_its_memory_back_only_when_the_device_is_at_rest) {
+  const FakeDevice device = make_device();
+  ArenaFamily& graphs = device.allocator->open_family("graph", true);
+  device.allocator->deallocate(device.allocator->allocate_from(graphs, 8 * kMiB, 1));
+  device.memory->work(2);  // a replay
+  device.allocator->close_family(graphs);
+  CHECK_EQ(device.allocator->ledger().held(), 8 * kMiB);
+  CHECK_EQ(device.memory->waits(), 0u);
+  device.memory->refuse_events(true);
+  device.allocator->trim(0);
+  CHECK_EQ(device.allocator->ledger().held(), 8 * kMiB);
+  device.memory->refuse_events(false);
+  device.allocator->trim(0);
+  CHECK_EQ(device.memory->waits(), 1u);
+  CHECK_EQ(device.allocator->ledger().held(), 0u);
+  device.check_empty();
+}
+
+TEST(a_pool_lives_as_long_as_a_block_of_it_waits) {
+  const FakeDevice device = make_device();
+  CachingAllocator& allocator = *device.allocator;
+  Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
+  allocator.set_current_pool(pool);
+  void* const block = allocator.allocate(4 * kMiB);
+  allocator.set_current_pool(nullptr);
+  allocator.add_use(block, 7);
+  allocator.sleep_pool(*pool, true);
+  device.memory->work(7);
+  allocator.deallocate(block);
+  allocator.drop_pool(*pool);
+  CHECK_EQ(waiting(device), 1);
+  CHECK_EQ(allocator.check_structure(), "");
+  device.memory->finish(7);
+  allocator.trim(kNoLimit);
+  CHECK_EQ(waiting(device), 0);
+  device.check_empty();
+}
+
+TEST(what_nobody_frees_records_no_events) {
+  const FakeDevice device = make_device(SIZE_MAX, {.decay_ms = 1000});
+  void* const block = device.allocator->allocate(4 * kMiB);
+  device.allocator->decay(0);
+  const std::uint64_t events = device.memory->calls(FakeMemory::Call::record);
+  for (int tick = 1; tick < 100; ++tick) device.allocator->decay(40 * tick);
+  CHECK_EQ(device.memory->calls(FakeMemory::Call::record), events);
+  device.allocator->deallocate(block);
+  device.check_empty();
+}
+
 TEST(a_thread_that_changes_over_takes_its_cache_along) {
   const FakeDevice device = make_device();
   for (int i = 0; i < 100; ++i) device.allocator->deallocate(device.allocator->allocate(6 * kMiB, 9));
