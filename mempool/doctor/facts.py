@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -55,9 +56,14 @@ def _cuda_devices() -> list[dict[str, Any]]:
     return out
 
 
-def _driver_version() -> str:
-    version: int = getattr(torch._C, "_cuda_getDriverVersion")()  # noqa: B009 - a build without CUDA has none
-    return f"{version // 1000}.{version % 1000 // 10}"
+def _driver_version() -> str | None:
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _cpu_field(name: str) -> str:

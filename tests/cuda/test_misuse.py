@@ -176,3 +176,17 @@ del kept
 torch.cuda.synchronize()
 """
     )
+
+
+def test_the_doctor_finds_both_devices_well(run_on_device: Run) -> None:
+    printed = run_on_device(
+        """
+from mempool.doctor import examine
+result = examine()
+assert result["facts"]["cuda_problem"] is None and len(result["facts"]["cuda_devices"]) == 2
+assert {check["device"] for check in result["checks"]} == {"cpu", "cuda:0", "cuda:1"}
+print([check for check in result["checks"] if not check["passed"]])
+""",
+        CUDA_STANDIN_DEVICES="2",
+    )
+    assert printed.strip() == "[]"

@@ -79,7 +79,16 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
 
 def test_bad_arguments(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "0,alloc,0,1099511627776,0\n")
-    for arguments in ({"scale": 0}, {"scale": -1}, {"scale": float("nan")}, {"backend": "gpu"}, {"device": "cuda"}):
+    wrong: list[dict[str, object]] = [
+        *({"scale": scale} for scale in (0, -1, float("nan"))),
+        *(
+            {"backend": "gpu"},
+            {"device": "xpu"},
+            {"device": "cuda", "backend": "host"},
+            {"backend": "host", "capacity": 1},
+        ),
+    ]
+    for arguments in wrong:
         with pytest.raises(mempool.ConfigError):
             mempool.replay(path, **arguments)  # type: ignore[arg-type]
     with pytest.raises(mempool.OutOfMemoryError):

@@ -1,0 +1,29 @@
+"""``mempool doctor``: facts and self-checks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mempool import doctor
+
+
+def test_the_doctor_examines_this_machine(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    command = [sys.executable, "-m", "mempool", "doctor", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(out.read_text())
+    assert report["passed"]
+    assert report["facts"]["usable_memory_bytes"] > 0
+    assert {check["device"] for check in report["checks"]} == {"cpu"}
+    assert all(check["passed"] for check in report["checks"])
+    assert "self-checks" in done.stdout
+
+
+def test_a_device_that_is_not_there_fails_its_checks() -> None:
+    checks = doctor.check_device("cuda:63")
+    assert checks
+    assert not all(check.passed for check in checks)
