@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,31 @@ def run_child(module: str, arguments: Sequence[str], threads: int, side: str) ->
     except (IndexError, json.JSONDecodeError) as error:
         raise BenchmarkError(f"{module} {' '.join(arguments)} printed no JSON: {child.stdout[-400:]!r}") from error
     return answer
+
+
+def compile_loops(source: Path, folder: Path, libraries: Sequence[str], headers: str | None = None) -> Path:
+    """Compiles a benchmark's C++ against the torch of this environment; returns the library's path.
+
+    `libraries`: of torch's, as linker options; they are found already loaded at run time. `headers`: one more folder.
+    The compiler is `$CXX`, or `c++`.
+    """
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        raise BenchmarkError("torch is not installed in this environment")
+    torch = Path(found.origin).parent
+    out = folder / "loops.so"
+    command = [
+        *(os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-shared", "-fPIC"),
+        *("-isystem", f"{torch}/include", *(("-isystem", headers) if headers else ())),
+        *(str(source), "-o", str(out), f"-L{torch}/lib", *libraries),
+    ]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except OSError as error:
+        raise BenchmarkError(f"no C++ compiler: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise BenchmarkError(f"{' '.join(command)} failed:\n{error.stderr[-4000:]}") from error
+    return out
 
 
 def in_turn(

@@ -9,13 +9,10 @@ when mempool did not see every allocation.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -30,6 +27,7 @@ from benchmarks.common import (
     Json,
     Spread,
     caption,
+    compile_loops,
     environment_facts,
     in_turn,
     paired_ratio,
@@ -50,27 +48,6 @@ def size_text(size: int) -> str:
         if size >= scale and size % scale == 0:
             return f"{size // scale} {unit}"
     return f"{size} B"
-
-
-def build_loops(folder: Path) -> Path:
-    """Compiles `loops.cpp` against the torch of this environment and returns the library's path."""
-    found = find_spec("torch")
-    if found is None or found.origin is None:
-        raise BenchmarkError("torch is not installed in this environment")
-    torch = Path(found.origin).parent
-    out = folder / "loops.so"
-    command = [
-        *(os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-shared", "-fPIC"),
-        *(f"-I{torch}/include", str(Path(__file__).with_name("loops.cpp")), "-o", str(out)),
-        *(f"-L{torch}/lib", "-lc10"),  # found already loaded at run time
-    ]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except OSError as error:
-        raise BenchmarkError(f"no C++ compiler: {error}") from error
-    except subprocess.CalledProcessError as error:
-        raise BenchmarkError(f"{' '.join(command)} failed:\n{error.stderr[-4000:]}") from error
-    return out
 
 
 def fastest(run: Json, live: int, size: int) -> float:
@@ -151,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for sentence in missing(options.peers):
             console.print(sentence, highlight=False)
         with tempfile.TemporaryDirectory() as folder:
-            results = measure(options, sides, build_loops(Path(folder)))
+            results = measure(
+                options, sides, compile_loops(Path(__file__).with_name("loops.cpp"), Path(folder), ["-lc10"])
+            )
     except BenchmarkError as error:
         console.print(f"[bold red]failed:[/] {error}", highlight=False)
         return 2

@@ -17,38 +17,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import DEFAULT_OUT, ROOT, BenchmarkError, Json, environment_facts, table_console, write_report
+from benchmarks.common import (
+    DEFAULT_OUT,
+    ROOT,
+    BenchmarkError,
+    Json,
+    compile_loops,
+    environment_facts,
+    table_console,
+    write_report,
+)
 from benchmarks.cuda import SIDES
 
 TASKS = ("replay", "pairs", "offload", "train")
-
-
-def build_loops(folder: Path) -> Path:
-    """Compiles `loops.cpp` against the torch of this environment and returns the library's path."""
-    found = find_spec("torch")
-    if found is None or found.origin is None:
-        raise BenchmarkError("torch is not installed in this environment")
-    torch = Path(found.origin).parent
-    headers = os.environ.get("CUDA_INCLUDE", str(ROOT / "build" / "cuda_toolkit" / "nvidia" / "cu13" / "include"))
-    out = folder / "loops.so"
-    command = [
-        *(os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-shared", "-fPIC"),
-        *("-isystem", f"{torch}/include", "-isystem", headers),
-        *(str(Path(__file__).with_name("loops.cpp")), "-o", str(out), f"-L{torch}/lib", "-lc10", "-lc10_cuda"),
-    ]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except OSError as error:
-        raise BenchmarkError(f"no C++ compiler: {error}") from error
-    except subprocess.CalledProcessError as error:
-        raise BenchmarkError(f"{' '.join(command)} failed:\n{error.stderr[-4000:]}") from error
-    return out
 
 
 def ask(loops: Path, side: str, *task: str) -> Json:
@@ -144,7 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: Json = {"facts": environment_facts(1), "device": "stand-in: no GPU"}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            loops = build_loops(Path(folder))
+            headers = os.environ.get(
+                "CUDA_INCLUDE", str(ROOT / "build" / "cuda_toolkit" / "nvidia" / "cu13" / "include")
+            )
+            source = Path(__file__).with_name("loops.cpp")
+            loops = compile_loops(source, Path(folder), ["-lc10", "-lc10_cuda"], headers)
             if "replay" in options.only:
                 traces = sorted(options.traces.glob("*.csv.gz"))
                 if not traces:

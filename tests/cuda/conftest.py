@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -77,3 +78,23 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library.base_allocation.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]
     library.allocate_with_address.argtypes = [ctypes.c_size_t, ctypes.c_void_p]
     return library
+
+
+def _hold_nothing() -> None:
+    import torch
+
+    torch._C._cuda_clearCublasWorkspaces()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def enabled() -> Iterator[None]:
+    """mempool under CUDA tensors, with nothing held before and after."""
+    import mempool
+
+    mempool.enable("cuda")
+    _hold_nothing()
+    yield
+    _hold_nothing()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import control
@@ -17,18 +16,7 @@ import mempool
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def enabled() -> Iterator[None]:
-    mempool.enable("cuda")
-    torch._C._cuda_clearCublasWorkspaces()
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    yield
-    torch._C._cuda_clearCublasWorkspaces()
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+pytestmark = pytest.mark.usefixtures("enabled")
 
 
 def block(mib: float) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,7 @@ import mempool
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def enabled() -> Iterator[None]:
-    """mempool under CUDA tensors, with nothing held before and after."""
-    mempool.enable("cuda")
-    torch._C._cuda_clearCublasWorkspaces()
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    yield
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+pytestmark = pytest.mark.usefixtures("enabled")
 
 
 def block(mib: int) -> torch.Tensor:
