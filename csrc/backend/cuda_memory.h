@@ -56,7 +56,6 @@ class CudaMemory final : public PhysicalMemory {
  private:
   CudaMemory(const CudaDriver& driver, int device, void* context, std::size_t granule, bool is_shareable,
              std::size_t total);
-  CudaDriver::Properties properties() const noexcept;
   void release_later(CudaDriver::Token token) noexcept;
   void release_waiting() noexcept;
 

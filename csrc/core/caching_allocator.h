@@ -95,7 +95,6 @@ class CachingAllocator {
   void close_family(ArenaFamily& family) noexcept;
   std::size_t trim_family(ArenaFamily& family) noexcept;
   std::size_t family_held_bytes(const ArenaFamily& family);
-  std::size_t family_largest_free(const ArenaFamily& family);
   // Every live block, in address order within each arena.
   struct PlacedBlock {
     void* address;

@@ -1,6 +1,4 @@
 // Where blocks lie: for those who must find them again at the same place, as a graph's tensors are.
-#include <algorithm>
-
 #include "common/align.h"
 #include "core/caching_allocator.h"
 #include "core/page_map.h"
@@ -9,12 +7,9 @@ namespace mempool {
 namespace {
 
 using ArenaGuard = std::lock_guard<AdaptiveMutex>;
-using CacheGuard = std::lock_guard<OwnerLock>;
 using PlacedBlock = CachingAllocator::PlacedBlock;
 
-bool is_backed(const Span* span) {
-  return span != nullptr && span->state != Span::State::hole && span->state != Span::State::stale;
-}
+bool is_backed(const Span* span) { return span != nullptr && span->is_backed(); }
 
 void append_live(const Span& span, StreamId stream, std::vector<PlacedBlock>& out) {
   if (span.state == Span::State::block && span.tag.requested != kFreeTag) {
@@ -45,15 +40,6 @@ CachingAllocator::Range CachingAllocator::range_of(const void* block) noexcept {
   const Span* last = span;
   while (is_backed(last->next)) last = last->next;
   return {first->address(), last->end() - first->start, arena.stream(), &arena.family};
-}
-
-std::size_t CachingAllocator::family_largest_free(const ArenaFamily& family) {
-  std::size_t largest = 0;
-  for (Arena* const arena : arenas_of(family)) {
-    const ArenaGuard guard(arena->mutex);
-    largest = std::max(largest, arena->pages.largest_free());
-  }
-  return largest;
 }
 
 std::vector<PlacedBlock> CachingAllocator::live_blocks(const ArenaFamily& family) {

@@ -38,7 +38,7 @@ void append_arena(const Arena& arena, std::size_t number, std::vector<SnapshotSe
   for (const Segment* segment = arena.pages.first_segment(); segment != nullptr; segment = segment->next) {
     bool open = false;
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
-      const bool backed = span->state != Span::State::hole && span->state != Span::State::stale;
+      const bool backed = span->is_backed();
       if (backed && !open) {
         const ArenaFamily& family = arena.family;
         out.push_back({span->start, 0, family.name, number, arena.stream(), &family, arena.pages.asleep(), {}});

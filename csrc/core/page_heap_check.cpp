@@ -28,7 +28,7 @@ std::string check_span(const Span& span, const Segment& segment, std::size_t gra
   if (previous == nullptr ? span.start != segment.start : span.start != previous->end() || previous->next != &span) {
     return at("gap or broken link", span);
   }
-  const bool is_hole = span.state == Span::State::hole || span.state == Span::State::stale;
+  const bool is_hole = !span.is_backed();
   if (is_hole && (span.start % granule != 0 || span.bytes % granule != 0)) return at("hole off granules", span);
   if (previous != nullptr && previous->state == span.state) {
     if (span.state == Span::State::hole) return at("two holes", span);

@@ -103,7 +103,7 @@ int PageHeap::backed_ranges() const noexcept {
   for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
     bool open = false;
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
-      const bool backed = span->state != Span::State::hole && span->state != Span::State::stale;
+      const bool backed = span->is_backed();
       ranges += backed && !open ? 1 : 0;
       open = backed;
     }

@@ -68,6 +68,7 @@ struct alignas(64) Span {
   std::uint64_t moment = 0;
 
   std::uintptr_t end() const { return start + bytes; }
+  bool is_backed() const { return state != State::hole && state != State::stale; }
   void* address() const { return reinterpret_cast<void*>(start); }  // NOLINT(performance-no-int-to-ptr)
   // Makes it a live block. The tag of a large one has no room for its size: `requested` has.
   void hand_out(std::size_t asked, std::uint32_t account, const void* to) {

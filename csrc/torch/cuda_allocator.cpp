@@ -52,11 +52,10 @@ void observe_completion(CachingAllocator& device, void* address, std::size_t byt
   CudaAllocator* const allocator = installed();
   if (allocator == nullptr || !allocator->history_.is_on()) return;
   try {
-    for (int i = 0; i < kMaxCudaDevices; ++i) {
-      CudaAllocator::Device* const each = allocator->find_device(i);
-      if (each == nullptr || &each->core != &device) continue;
-      allocator->history_.on_completed(i, address, bytes, stream_of(stream), each->pools.id_of(&family));
-    }
+    const int i = allocator->number_of(&device);
+    if (i < 0) return;
+    const c10::MempoolId_t pool = allocator->find_device(i)->pools.id_of(&family);
+    allocator->history_.on_completed(i, address, bytes, stream_of(stream), pool);
   } catch (const std::exception&) {  // an entry less
   }
 }
@@ -271,27 +270,25 @@ void CudaAllocator::free_slow(void* address) {
   if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
     (*interpreter)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));
   }
-  for (int i = 0; i < device_count_.load(); ++i) {
-    Device* const found = find_device(i);
-    if (found == nullptr) continue;
-    Device& device = *found;
-    if (core == nullptr) {
-      if (device.pools.has_foreign() && device.pools.free_foreign(address)) return;
-      continue;
-    }
-    if (core != &device.core) continue;
-    const auto rounded = CachingAllocator::block_bytes(address);
-    if (history_.is_on()) {
-      const CachingAllocator::Range range = CachingAllocator::range_of(address);
-      history_.on_free(i, address, rounded, stream_of(range.stream), device.pools.id_of(range.family),
-                       !CachingAllocator::is_used_elsewhere(address));
-    }
-    TORCH_CHECK(core->deallocate(address), "invalid device pointer: ", address);
-    report_to_profiler(i, address, -static_cast<std::int64_t>(rounded));
-    if (!is_caching_.load()) core->trim(0);
+  if (core == nullptr) {
+    bool is_freed = false;
+    for_each_device([&](int, Device& device) {
+      is_freed = is_freed || (device.pools.has_foreign() && device.pools.free_foreign(address));
+    });
+    TORCH_CHECK(is_freed, "invalid device pointer: ", address);
     return;
   }
-  TORCH_CHECK(false, "invalid device pointer: ", address);
+  const int i = number_of(core);
+  TORCH_CHECK(i >= 0, "invalid device pointer: ", address);
+  const auto rounded = CachingAllocator::block_bytes(address);
+  if (history_.is_on()) {
+    const CachingAllocator::Range range = CachingAllocator::range_of(address);
+    history_.on_free(i, address, rounded, stream_of(range.stream), find_device(i)->pools.id_of(range.family),
+                     !CachingAllocator::is_used_elsewhere(address));
+  }
+  TORCH_CHECK(core->deallocate(address), "invalid device pointer: ", address);
+  report_to_profiler(i, address, -static_cast<std::int64_t>(rounded));
+  if (!is_caching_.load()) core->trim(0);
 }
 
 // ---- use on other streams ----------------------------------------------------------------------------------------
@@ -306,12 +303,12 @@ void CudaAllocator::use_on(void* address, int device, cudaStream_t stream) {
   CachingAllocator* const core = CachingAllocator::owner_of(address);
   // A copy between devices may be on a stream of either: the clock is that of the stream's own device.
   if (core != nullptr && core->add_use(address, device_at(device).core.clock_of(id_of(stream)))) return;
-  for (int i = 0; i < device_count_.load(); ++i) {
-    Device* const found = find_device(i);
-    ForeignPool* const pool = found != nullptr ? found->pools.foreign_of(address) : nullptr;
-    if (pool != nullptr && pool->add_use(address)) return;
-  }
-  TORCH_CHECK(false, "invalid device pointer: ", address);
+  bool is_added = false;
+  for_each_device([&](int, Device& each) {
+    ForeignPool* const pool = each.pools.foreign_of(address);
+    is_added = is_added || (pool != nullptr && pool->add_use(address));
+  });
+  TORCH_CHECK(is_added, "invalid device pointer: ", address);
 }
 
 // ---- copies ------------------------------------------------------------------------------------------------------

@@ -108,6 +108,19 @@ class CudaAllocator final : public cca::CUDAAllocator {
   Device* find_device(int device) const noexcept {
     return device >= 0 && device < kMaxCudaDevices ? devices_[static_cast<std::size_t>(device)].load() : nullptr;
   }
+  // Each device that is made, with its number.
+  template <typename Action>
+  void for_each_device(Action action) const {
+    for (int i = 0; i < device_count_.load(); ++i) {
+      if (Device* const device = find_device(i)) action(i, *device);
+    }
+  }
+  // The number of the device that the allocator is of; -1: none that torch has used.
+  int number_of(const CachingAllocator* core) const noexcept {
+    int found = -1;
+    for_each_device([&](int i, const Device& device) { found = &device.core == core ? i : found; });
+    return found;
+  }
   void* allocate_any(Device& device, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool);
   void* allocate_slow(int index, std::size_t bytes, cudaStream_t stream);
   void* after_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error);
@@ -126,7 +139,6 @@ class CudaAllocator final : public cca::CUDAAllocator {
   CudaHistory history_;
   std::mutex observers_mutex_;
   std::vector<cca::OutOfMemoryObserver> oom_observers_;
-  std::vector<cca::OomRejectionObserver> rejection_observers_;
 };
 
 // The one of the process, made and installed in torch; made anew by nobody.

@@ -52,10 +52,7 @@ void CudaAllocator::setNoSplit(c10::DeviceIndex device, c10::MempoolId_t pool) {
 }
 
 void CudaAllocator::emptyCache(c10::MempoolId_t pool) {
-  for (int i = 0; i < device_count_.load(); ++i) {
-    Device* const made = find_device(i);
-    if (made == nullptr) continue;
-    Device& device = *made;
+  for_each_device([&](int, Device& device) {
     if (pool == c10::MempoolId_t{0, 0}) {
       device.core.trim(0);
       for (const PoolPointer& each : device.pools.all()) {
@@ -65,7 +62,7 @@ void CudaAllocator::emptyCache(c10::MempoolId_t pool) {
       device.core.trim_family(*found->family);
       if (found->foreign != nullptr) found->foreign->trim();
     }
-  }
+  });
 }
 
 bool CudaAllocator::checkPoolLiveAllocations(c10::DeviceIndex index, c10::MempoolId_t pool,

@@ -68,10 +68,8 @@ cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
   header.process = getpid();
-  for (int i = 0; i < device_count_.load(); ++i) {
-    const Device* const device = find_device(i);
-    if (device != nullptr && &device->core == core) header.device = i;
-  }
+  header.device = number_of(core);
+  TORCH_CHECK(header.device >= 0, "invalid device pointer: ", address);
   std::uintptr_t base = 0;
   std::vector<Piece> pieces;
   for (const Handle& handle : core->pin_handles(address)) {

@@ -109,10 +109,7 @@ std::vector<cca::StreamSegmentSize> CudaAllocator::getExpandableSegmentSizes(c10
 
 cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
   cca::SnapshotInfo out;
-  for (int i = 0; i < device_count_.load(); ++i) {
-    Device* const found = find_device(i);
-    if (found == nullptr) continue;
-    Device& device = *found;
+  for_each_device([&](int i, Device& device) {
     for (const SnapshotSegment& segment : device.core.snapshot().segments) {
       const c10::MempoolId_t pool = device.pools.id_of(segment.family);
       if (wanted != c10::MempoolId_t{0, 0} && pool != wanted) continue;
@@ -139,7 +136,7 @@ cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
       }
       out.segments.push_back(std::move(info));
     }
-  }
+  });
   return out;
 }
 
@@ -193,15 +190,11 @@ void CudaAllocator::annotateMemory(const void* address, const std::string& text)
   const CachingAllocator* const core = CachingAllocator::owner_of(address);
   TORCH_CHECK(core != nullptr, "invalid device pointer: ", address);
   const CachingAllocator::Range range = CachingAllocator::range_of(address);
-  for (int i = 0; i < device_count_.load(); ++i) {
-    Device* const found = find_device(i);
-    if (found == nullptr) continue;
-    Device& device = *found;
-    if (&device.core != core) continue;
-    history_.add(TraceEntry::ANNOTATE, i, reinterpret_cast<std::size_t>(address),
-                 CachingAllocator::block_bytes(address), stream_of(range.stream), device.pools.id_of(range.family),
-                 history_.gather(RecordContext::ALLOC), text);
-  }
+  const int i = number_of(core);
+  TORCH_CHECK(i >= 0, "invalid device pointer: ", address);
+  history_.add(TraceEntry::ANNOTATE, i, reinterpret_cast<std::size_t>(address), CachingAllocator::block_bytes(address),
+               stream_of(range.stream), find_device(i)->pools.id_of(range.family),
+               history_.gather(RecordContext::ALLOC), text);
 }
 
 void CudaAllocator::note_mapping(int device, bool mapped, void* address, std::size_t bytes) {
@@ -218,11 +211,8 @@ void CudaAllocator::attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer)
   oom_observers_.push_back(std::move(observer));
 }
 
-// mempool rejects nothing ahead of the driver: the observers are kept, and hear of limits that refuse.
-void CudaAllocator::attachOomRejectionObserver(cca::OomRejectionObserver observer) {
-  const std::lock_guard guard(observers_mutex_);
-  rejection_observers_.push_back(std::move(observer));
-}
+// For a policy of torch's own that rejects requests before they are tried. mempool has none: it is never called.
+void CudaAllocator::attachOomRejectionObserver(cca::OomRejectionObserver) {}
 
 void CudaAllocator::attachAllocatorTraceTracker(cca::AllocatorTraceTracker tracker) {
   history_.attach(std::move(tracker));
