@@ -111,6 +111,8 @@ class PageHeap {
   void mark() noexcept { clock_.mark(latest_free_); }
   StreamClock& clock() noexcept { return clock_; }
 
+  // Whether any free granule can move by itself.
+  bool handles_can_cut() const noexcept { return capabilities_.can_cut; }
   std::size_t largest_free() const noexcept;
   std::size_t backed_bytes() const noexcept { return backed_bytes_; }  // asleep or not
   std::size_t held_bytes() const noexcept { return backed_bytes() - sleeping_bytes_; }
@@ -193,8 +195,8 @@ class PageHeap {
   Span* fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes, StreamClock::Moment moment) noexcept;
 
   std::vector<FreePiece> plan(Growth& growth, bool own, const Supply& supply);
-  void add_whole_handles(const Span* not_this, const Span* nor_this, const PageHeap& receiver, bool may_wait,
-                         std::vector<FreePiece>& out);
+  std::size_t add_whole_handles(const Span* not_this, const Span* nor_this, const PageHeap& receiver, bool may_wait,
+                                std::vector<FreePiece>& out);
   bool make_one_handle(const FreePiece& piece) noexcept;
   // Whether memory that was free since `moment` may go to `receiver` now, or after a wait.
   bool may_lend(StreamClock::Moment moment, const PageHeap& receiver, bool may_wait) noexcept;
@@ -240,6 +242,7 @@ class PageHeap {
   std::map<std::uintptr_t, Handle> handles_;  // by address
   std::map<std::uintptr_t, Span*> stale_;     // by address
   std::set<std::uintptr_t> pinned_;           // where handles begin that others know
+  std::size_t stranded_ = 0;                  // free bytes that could not move when a range was made last
   std::size_t shared_bytes_ = 0;              // of chunks
 
   enum class Rest : std::uint8_t { awake, falling_asleep, asleep, waking } rest_ = Rest::awake;

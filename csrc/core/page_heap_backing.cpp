@@ -12,11 +12,18 @@ namespace {
 bool is_backed(const Span* span) { return span != nullptr && span->is_backed(); }
 
 // Handles that stay whole cost driver calls each, and what is free of one that is not entirely free cannot move. So
-// they are as large as a block that asks for memory, within bounds that grow with what is held.
+// they are as large as a block that asks for memory, within bounds: higher ones as more is held, lower ones as more is
+// stranded in that way.
 constexpr std::size_t kLargestHandle = std::size_t{128} << 20;
 constexpr std::size_t kHandlesHeld = 256;
 constexpr std::size_t kLeastHandle = std::size_t{16} << 20;
-constexpr std::size_t kHandlesLeft = 64;  // that what is left of the device's memory would make
+constexpr std::size_t kShareStranded = 125;  // what of all that is held may be, before handles become smaller
+constexpr std::size_t kHandlesLeft = 64;     // that what is left of the device's memory would make
+
+// Of byte counts whose product may be too large for an integer.
+std::size_t scaled(std::size_t bytes, std::size_t part, std::size_t whole) {
+  return static_cast<std::size_t>(static_cast<double>(bytes) * static_cast<double>(part) / static_cast<double>(whole));
+}
 
 }  // namespace
 
@@ -39,7 +46,11 @@ std::size_t PageHeap::available() const noexcept {
 // be needed.
 std::size_t PageHeap::handle_bytes(std::size_t wanted) const noexcept {
   if (capabilities_.can_cut) return wanted;
-  const std::size_t most = std::max(kLargestHandle, ledger_.held() / kHandlesHeld);
+  const std::size_t held = ledger_.held();
+  std::size_t most = std::max(kLargestHandle, held / kHandlesHeld);
+  if (const std::size_t bearable = held / kShareStranded; stranded_ > bearable) {
+    most = std::max(kLeastHandle, scaled(most, bearable, stranded_));
+  }
   return std::min(wanted, align_up(std::clamp(available() / kHandlesLeft, kLeastHandle, most), granule_));
 }
 

@@ -20,10 +20,9 @@ constexpr std::size_t kShareForRest = 20;
 constexpr std::size_t kShareForRestOfWhole = 100;  // handles: what is free of one counts already
 constexpr std::size_t kBytesForRest = std::size_t{64} << 20;
 
-// New memory is taken in handles of at least that share of what is held, up to so many bytes.
+// New memory is taken in handles of at least that share of what is held, and at most of what can still be had.
 constexpr std::size_t kShareOfHandle = 500;
-constexpr std::size_t kShareOfLeft = 64;  // and of what can still be had, at most
-constexpr std::size_t kUsefulHandle = std::size_t{40} << 20;
+constexpr std::size_t kShareOfLeft = 64;
 
 }  // namespace
 
@@ -64,7 +63,7 @@ bool PageHeap::fill(Growth growth, bool moves, const Supply& supply, Refusal& wh
 // False, and nothing changed: it is no small range, or so much is not to be had.
 bool PageHeap::fill_with_more(Growth growth) noexcept {
   if (capabilities_.can_cut) return false;
-  const std::size_t useful = std::min({ledger_.held() / kShareOfHandle, kUsefulHandle, available() / kShareOfLeft});
+  const std::size_t useful = std::min(ledger_.held() / kShareOfHandle, available() / kShareOfLeft);
   const std::size_t least = align_down(useful, granule_);
   if (growth.bytes >= least || growth.hole->bytes < least) return false;
   if (growth.start + growth.bytes == growth.hole->end()) growth.start = growth.hole->end() - least;

@@ -57,17 +57,22 @@ bool PageHeap::may_lend(StreamClock::Moment moment, const PageHeap& receiver, bo
   return may_wait && clock_.wait(moment);
 }
 
-// Where handles stay whole: every handle that is entirely free.
-void PageHeap::add_whole_handles(const Span* not_this, const Span* nor_this, const PageHeap& receiver, bool may_wait,
-                                 std::vector<FreePiece>& out) {
+// Where handles stay whole: every handle that is entirely free. Returns the bytes that are free beside them, stranded
+// in handles of which a part is in use.
+std::size_t PageHeap::add_whole_handles(const Span* not_this, const Span* nor_this, const PageHeap& receiver,
+                                        bool may_wait, std::vector<FreePiece>& out) {
+  std::size_t stranded = 0;
   for (Span* span = whole_.first_of_highest(); span != nullptr; span = whole_.next_down(span)) {
     if (span == not_this || span == nor_this || !may_lend(span->moment, receiver, may_wait)) continue;
     const std::uintptr_t low = align_up(span->start, granule_);
     const std::uintptr_t high = align_down(span->end(), granule_);
+    stranded += whole_.key(*span);
     for (auto it = handles_.lower_bound(low); it != handles_.end() && it->first + it->second.bytes <= high; ++it) {
+      stranded -= it->second.bytes;
       if (!pinned_.contains(it->first)) out.push_back({it->first, it->second.bytes, span, this});
     }
   }
+  return stranded;
 }
 
 // What to move under `growth`: of this heap's memory if `own`, and of the lenders'. Where the last handle reaches
@@ -91,8 +96,10 @@ std::vector<FreePiece> PageHeap::plan(Growth& growth, bool own, const Supply& su
   };
   if (!capabilities_.can_cut) {
     std::vector<FreePiece> pieces;
-    for_each_source(
-        [&](PageHeap& source) { source.add_whole_handles(before, behind, *this, supply.may_wait, pieces); });
+    stranded_ = 0;
+    for_each_source([&](PageHeap& source) {
+      stranded_ += source.add_whole_handles(before, behind, *this, supply.may_wait, pieces);
+    });
     chosen = plan_stitch_of_whole(std::move(pieces), growth.bytes, growth.hole->bytes - growth.bytes);
     std::size_t sum = 0;
     for (const FreePiece& piece : chosen) sum += piece.bytes;

@@ -18,7 +18,8 @@ ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, std::size_t m
       arena_(&arena),
       stream_(arena.stream()),
       served_(arena.family.is_thread_cached ? &arena : nullptr),
-      most_small_bytes_(most_small_bytes) {
+      most_small_bytes_(most_small_bytes),
+      most_large_(arena.pages.handles_can_cut() ? kMostLarge : 1) {
   std::size_t slots = 0;
   for (std::size_t i = 0; i < kSmallClasses; ++i) {
     bins_[i].block_bytes = kSizeClasses[i].block_bytes;

@@ -6,7 +6,9 @@
 // thread exit. Lock order: registry, then thread caches, then arenas, then the ledger.
 //
 // Small blocks are kept up to a number of bytes. Larger ones are kept by number: they return to the arena, from all
-// threads, before it asks for memory, so that nothing more is held because of them.
+// threads, before it asks for memory, so that nothing more is held because of them. Yet a block that waits has not
+// merged with what is free beside it, and the next ones are placed worse. Moving what is free makes that good where any
+// granule can move; elsewhere one large block waits, and only until another size is wanted.
 #pragma once
 
 #include <array>
@@ -91,9 +93,13 @@ class ThreadCache {
     }
     return nullptr;
   }
+  // pop_large() has found nothing: the arena is asked next.
+  void make_way_for_large() noexcept {
+    if (most_large_ < kMostLarge) evict_large(large_count_);
+  }
   void push_large(Span* span) noexcept {
-    if (large_count_ == kMostLarge) [[unlikely]]
-      evict_large(kMostLarge / 2);
+    if (large_count_ == most_large_) [[unlikely]]
+      evict_large((most_large_ + 1) / 2);
     large_sizes_[large_count_] = span->bytes;
     large_[large_count_++] = span;
     set_span_bytes(span_bytes() + span->bytes);
@@ -147,6 +153,7 @@ class ThreadCache {
   StreamId stream_;
   const void* served_;  // the arena; nullptr where no block may wait
   const std::size_t most_small_bytes_;
+  const std::size_t most_large_;
   std::size_t small_bytes_ = 0;
   std::array<Bin, kSmallClasses> bins_{};
   std::array<Span*, kMediumBins> medium_{};

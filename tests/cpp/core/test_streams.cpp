@@ -1,5 +1,8 @@
 // Blocks of several streams: what may be used again, and when.
+#include <array>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "core/caching_allocator.h"
 #include "fixtures.h"
@@ -264,6 +267,47 @@ TEST(a_thread_that_changes_over_takes_its_cache_along) {
   CHECK(other != block);
   device.allocator->deallocate(other);
   device.check_empty();
+}
+
+TEST(a_large_block_in_the_cache_is_a_place_for_another_size) {
+  const FakeDevice device = make_device();
+  CachingAllocator& allocator = *device.allocator;
+  std::array<void*, 4> blocks{};  // two that go, each with one behind it that stays
+  for (std::size_t i = 0; i < 4; ++i) blocks[i] = allocator.allocate((i == 0 ? 12 : 8) * kMiB, 0);
+  allocator.deallocate(blocks[0]);
+  allocator.deallocate(blocks[2]);
+  CHECK_EQ(allocator.stats().free_ranges.bytes.all.current, std::int64_t{12 * kMiB});
+  void* const best = allocator.allocate(7 * kMiB, 0);
+  CHECK(best == blocks[2]);
+  for (void* const block : {best, blocks[1], blocks[3]}) allocator.deallocate(block);
+  device.check_empty();
+}
+
+TEST(handles_are_small_while_much_is_stranded_in_large_ones) {
+  for (const bool stranded : {false, true}) {
+    const FakeDevice device = make_device();
+    CachingAllocator& allocator = *device.allocator;
+    constexpr std::size_t kHandle = 128 * kMiB;
+    std::vector<void*> blocks;
+    for (int i = 0; i < 4; ++i) blocks.push_back(allocator.allocate(kHandle, 0));
+    for (void* const block : std::exchange(blocks, {})) allocator.deallocate(block);
+    std::vector<void*> fronts;
+    for (int i = 0; i < 4; ++i) {
+      fronts.push_back(allocator.allocate(kHandle - 2 * kMiB, 0));
+      blocks.push_back(allocator.allocate(2 * kMiB, 0));
+    }
+    const auto commits = [&] { return device.memory->calls(FakeMemory::Call::commit); };
+    CHECK_EQ(commits(), 4u);
+    if (stranded) {
+      for (void* const front : std::exchange(fronts, {})) allocator.deallocate(front);
+    }
+    blocks.push_back(allocator.allocate(2 * kHandle, 0));
+    CHECK_EQ(commits() - 4, stranded ? 16u : 2u);
+    for (const auto* list : {&blocks, &fronts}) {
+      for (void* const block : *list) allocator.deallocate(block);
+    }
+    device.check_empty();
+  }
 }
 
 TEST(sleep_waits_for_all_streams) {
