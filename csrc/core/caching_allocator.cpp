@@ -324,7 +324,11 @@ bool CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t ro
 }
 
 void CachingAllocator::collect() noexcept {
-  if (deferred_.empty()) return;
+  if (!deferred_.empty()) collect_all();
+}
+
+void CachingAllocator::collect_all() noexcept {
+  const std::lock_guard guard(collecting_);
   for (DeferredFrees::Block* block = deferred_.collect(); block != nullptr;) {
     const std::unique_ptr<DeferredFrees::Block> done(std::exchange(block, block->next));
     ledger_.count_waiting(done->rounded <= kMediumMax, done->rounded, done->asked, false);

@@ -203,8 +203,10 @@ class CachingAllocator {
   // nullptr without memory for its record.
   Arena* arena_of(ArenaFamily& family, StreamId stream) noexcept;
   void serve_stream(ThreadCache& mine, const Request& request) noexcept;
-  // Frees blocks whose other streams have caught up.
+  // Frees blocks whose other streams have caught up. The second also waits for another thread that is at it: all of
+  // them are free then.
   void collect() noexcept;
+  void collect_all() noexcept;
   void give_back(Span* span, const SmallBlock& block) noexcept;
   bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
              std::uint32_t account) noexcept;
@@ -279,6 +281,7 @@ class CachingAllocator {
   const std::size_t slot_;
   StreamClocks clocks_;
   DeferredFrees deferred_;
+  std::mutex collecting_;  // held until what was collected is free; before all other locks but observers_mutex_
   // Also those of retired families whose memory would not go back yet. The first of either is the default.
   std::vector<std::unique_ptr<ArenaFamily>> families_;
   std::vector<std::unique_ptr<Arena>> arenas_;

@@ -370,6 +370,7 @@ std::size_t CachingAllocator::largest_free() noexcept {
 
 void CachingAllocator::prepare_fork() {
   observers_mutex_.lock();
+  collecting_.lock();
   ThreadRegistry::instance().lock_caches(slot_);
   arenas_mutex_.lock();
   for (const auto& arena : arenas_) arena->mutex.lock();
@@ -391,6 +392,7 @@ void CachingAllocator::after_fork(bool in_child) noexcept {
   for (const auto& arena : arenas_) arena->mutex.unlock();
   arenas_mutex_.unlock();
   ThreadRegistry::instance().unlock_caches(slot_);
+  collecting_.unlock();
   observers_mutex_.unlock();
 }
 

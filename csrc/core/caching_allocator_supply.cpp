@@ -176,10 +176,11 @@ void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, 
 bool CachingAllocator::await_other_streams(std::size_t bytes) noexcept {
   const auto waiting = [this] { return static_cast<std::size_t>(ledger_.waiting_bytes()); };
   const std::size_t before = waiting();
+  collect_all();
   for (std::size_t most = deferred_.count(); most > 0; --most) {
     if (!deferred_.wait_for_one(bytes)) break;
-    collect();
-    if (waiting() + bytes <= before) return true;
+    collect_all();
+    if (waiting() + bytes <= before) break;
   }
   return waiting() < before;
 }

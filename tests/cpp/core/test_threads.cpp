@@ -202,3 +202,28 @@ TEST(a_forked_child_has_a_private_copy_and_whole_locks) {
   CHECK_EQ(allocator.stats().blocks.all.bytes.current, 0);
 }
 #endif
+
+// What another thread has collected and not yet given back is no reason to refuse a block.
+TEST(memory_that_the_decay_thread_is_giving_back_can_be_had) {
+  const FakeDevice device({}, {.personality = FakeMemory::Personality::device,
+                               .capacity_bytes = 80 * kMiB,
+                               .accessible = false,
+                               .has_streams = true});
+  CachingAllocator& allocator = *device.allocator;
+  std::jthread decaying([&allocator](const std::stop_token& stop) {
+    for (std::int64_t now_ms = 0; !stop.stop_requested(); ++now_ms) allocator.decay(now_ms);
+  });
+  for (int turn = 0; turn < 300; ++turn) {
+    std::vector<void*> blocks;
+    for (int i = 0; i < 32; ++i) {
+      blocks.push_back(allocator.allocate(2 * kMiB, 0));
+      allocator.add_use(blocks.back(), 1);
+    }
+    device.memory->work(1);
+    for (void* const block : blocks) allocator.deallocate(block);
+    allocator.deallocate(allocator.allocate(60 * kMiB, 0));
+  }
+  decaying.request_stop();
+  decaying.join();
+  device.check_empty();
+}
