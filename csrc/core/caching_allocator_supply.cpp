@@ -117,7 +117,7 @@ void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refus
   }
   Span* span = request.is_small ? mine.pop_medium(request.rounded) : mine.pop_large(request.rounded);
   if (span == nullptr) {
-    if (!request.is_small) mine.make_way_for_large();
+    mine.make_way(request.is_small);
     const Lenders lenders(*this, *request.arena, may_grow);
     const ArenaGuard guard(request.arena->mutex);
     span = request.arena->pages.allocate(request.rounded,

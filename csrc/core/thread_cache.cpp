@@ -19,7 +19,9 @@ ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, std::size_t m
       stream_(arena.stream()),
       served_(arena.family.is_thread_cached ? &arena : nullptr),
       most_small_bytes_(most_small_bytes),
-      most_large_(arena.pages.handles_can_cut() ? kMostLarge : 1) {
+      keeps_many_(arena.pages.handles_can_cut()),
+      most_medium_(keeps_many_ ? kMostMedium : 1),
+      most_large_(keeps_many_ ? kMostLarge : 1) {
   std::size_t slots = 0;
   for (std::size_t i = 0; i < kSmallClasses; ++i) {
     bins_[i].block_bytes = kSizeClasses[i].block_bytes;

@@ -8,7 +8,7 @@
 // Small blocks are kept up to a number of bytes. Larger ones are kept by number: they return to the arena, from all
 // threads, before it asks for memory, so that nothing more is held because of them. Yet a block that waits has not
 // merged with what is free beside it, and the next ones are placed worse. Moving what is free makes that good where any
-// granule can move; elsewhere one large block waits, and only until another size is wanted.
+// granule can move; elsewhere one block of each kind waits, and only until another size is wanted.
 #pragma once
 
 #include <array>
@@ -69,8 +69,8 @@ class ThreadCache {
     return span;
   }
   void push_medium(Span* span) noexcept {
-    if (medium_count_ == kMostMedium) [[unlikely]]
-      evict_medium(kMostMedium / 2);
+    if (medium_count_ == most_medium_) [[unlikely]]
+      evict_medium((most_medium_ + 1) / 2);
     Span*& head = medium_[medium_bin(span->bytes)];
     span->cached_next = head;
     head = span;
@@ -93,9 +93,10 @@ class ThreadCache {
     }
     return nullptr;
   }
-  // pop_large() has found nothing: the arena is asked next.
-  void make_way_for_large() noexcept {
-    if (most_large_ < kMostLarge) evict_large(large_count_);
+  // pop_medium() or pop_large() has found nothing: the arena is asked next.
+  void make_way(bool is_small) noexcept {
+    if (keeps_many_) return;
+    is_small ? evict_medium(medium_count_) : evict_large(large_count_);
   }
   void push_large(Span* span) noexcept {
     if (large_count_ == most_large_) [[unlikely]]
@@ -153,6 +154,8 @@ class ThreadCache {
   StreamId stream_;
   const void* served_;  // the arena; nullptr where no block may wait
   const std::size_t most_small_bytes_;
+  const bool keeps_many_;  // blocks of each kind, else one
+  const std::size_t most_medium_;
   const std::size_t most_large_;
   std::size_t small_bytes_ = 0;
   std::array<Bin, kSmallClasses> bins_{};

@@ -258,7 +258,8 @@ def train(steps: int, lengths: list[int]) -> None:
 
 def test_training_of_a_fixed_shape_comes_to_rest(standin: control.Standin) -> None:
     torch.manual_seed(0)
-    model = torch.nn.TransformerEncoderLayer(256, 4, 512, batch_first=True).cuda()
+    layers = [torch.nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True) for _ in range(4)]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(256, 4000)).cuda()
     optimizer = torch.optim.AdamW(model.parameters())
     names = (
         "cuMemCreate",
@@ -269,8 +270,8 @@ def test_training_of_a_fixed_shape_comes_to_rest(standin: control.Standin) -> No
         "cuMemAddressReserve",
         "cudaMalloc",
     )
-    for step in range(60):
-        if step == 50:
+    for step in range(20):
+        if step == 10:
             standin.reset()
         model(torch.empty(8, 128, 256, device="cuda")).sum().backward()
         optimizer.step()
