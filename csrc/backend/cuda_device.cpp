@@ -9,6 +9,7 @@
 
 #include "backend/cuda_driver.h"
 #include "backend/cuda_memory.h"
+#include "backend/cuda_plain_memory.h"
 #include "backend/decay_thread.h"
 #include "common/errors.h"
 
@@ -16,7 +17,7 @@ namespace mempool {
 namespace {
 
 std::array<std::atomic<CachingAllocator*>, kMaxCudaDevices> g_devices{};
-std::array<CudaMemory*, kMaxCudaDevices> g_memory{};  // of those
+std::array<CudaMemory*, kMaxCudaDevices> g_memory{};  // of those that can manage virtual memory
 
 const CudaDriver& driver() {
   const CudaDriver* const found = CudaDriver::instance();
@@ -25,8 +26,7 @@ const CudaDriver& driver() {
 }
 
 [[noreturn]] void refuse(int ordinal) {
-  throw ConfigError("cuda:" + std::to_string(ordinal) +
-                    ": the driver has no such device, or it cannot manage virtual memory.");
+  throw ConfigError("cuda:" + std::to_string(ordinal) + ": the driver has no such device.");
 }
 
 }  // namespace
@@ -52,12 +52,17 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
   static std::mutex making;
   const std::lock_guard guard(making);
   if (CachingAllocator* const made = entry.load()) return *made;
-  std::unique_ptr<CudaMemory> memory = CudaMemory::make(driver(), ordinal);
-  if (memory == nullptr) refuse(ordinal);
+  std::unique_ptr<PhysicalMemory> memory;
+  if (auto managed = CudaMemory::make(driver(), ordinal)) {
+    g_memory[static_cast<std::size_t>(ordinal)] = managed.get();
+    memory = std::move(managed);
+  } else {
+    memory = CudaPlainMemory::make(driver(), ordinal);
+    if (memory == nullptr) refuse(ordinal);
+  }
   Options own = options;
   // Address space costs nothing on a device: one reservation that holds everything leaves ranges room to grow.
   if (options.segment_bytes == Options{}.segment_bytes) own.segment_bytes = cuda_device_bytes(ordinal);
-  g_memory[static_cast<std::size_t>(ordinal)] = memory.get();
   auto made = std::make_unique<CachingAllocator>("cuda:" + std::to_string(ordinal), std::move(memory), own);
   made->set_growth_hook(ensure_decay_thread);
   entry.store(made.get());
@@ -69,13 +74,18 @@ CachingAllocator* cuda_device_if_made(int ordinal) noexcept {
   return g_devices[static_cast<std::size_t>(ordinal)].load(std::memory_order_acquire);
 }
 
+bool cuda_manages_virtual_memory(int ordinal) noexcept {
+  return cuda_device_if_made(ordinal) != nullptr && g_memory[static_cast<std::size_t>(ordinal)] != nullptr;
+}
+
 bool cuda_let_in(int ordinal, int peer) noexcept {
   CachingAllocator* const device = cuda_device_if_made(ordinal);
-  if (device == nullptr || peer < 0 || peer >= kMaxCudaDevices) return false;
-  CudaMemory& memory = *g_memory[static_cast<std::size_t>(ordinal)];
-  memory.let_in(peer);
+  if (peer < 0 || peer >= kMaxCudaDevices) return false;
+  if (!cuda_manages_virtual_memory(ordinal)) return false;
+  CudaMemory* const memory = g_memory[static_cast<std::size_t>(ordinal)];
+  memory->let_in(peer);
   if (device->open_again()) return true;
-  memory.shut_out(peer);
+  memory->shut_out(peer);
   device->open_again();
   return false;
 }
@@ -83,7 +93,7 @@ bool cuda_let_in(int ordinal, int peer) noexcept {
 int cuda_export(int ordinal, const Handle& handle) {
   static std::mutex exporting;
   static auto* const known = new std::map<std::pair<int, std::uint64_t>, int>;
-  if (cuda_device_if_made(ordinal) == nullptr) return -1;
+  if (!cuda_manages_virtual_memory(ordinal)) return -1;
   const std::lock_guard guard(exporting);
   const auto [entry, is_new] = known->try_emplace({ordinal, handle.token}, -1);
   if (is_new) entry->second = g_memory[static_cast<std::size_t>(ordinal)]->export_handle(handle);

@@ -17,6 +17,8 @@ CachingAllocator& cuda_device(int ordinal, const Options& options);
 CachingAllocator* cuda_device_if_made(int ordinal) noexcept;
 // Whether there is a driver that this works with; else why not.
 bool is_cuda_usable(std::string& why_not);
+// Whether the device's allocator has memory that moves and can be shared; else plain allocations.
+bool cuda_manages_virtual_memory(int ordinal) noexcept;
 // A file descriptor for a handle of the device that another process can open; it stays open. -1: the driver gives none.
 int cuda_export(int ordinal, const Handle& handle);
 // `peer` may use the memory of `ordinal`, which has an allocator. False: the driver refused.

@@ -36,6 +36,8 @@ bool CudaDriver::open(std::string& problem) {
   find(set_access, "cuMemSetAccess");
   find(export_handle, "cuMemExportToShareableHandle");
   find(import_handle, "cuMemImportFromShareableHandle");
+  find(allocate, "cuMemAlloc_v2");
+  find(free, "cuMemFree_v2");
   find(copy_to_host, "cuMemcpyDtoH_v2");
   find(copy_to_device, "cuMemcpyHtoD_v2");
   find(allocate_host, "cuMemAllocHost_v2");

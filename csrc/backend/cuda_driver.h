@@ -56,6 +56,8 @@ class CudaDriver {
   Result (*set_access)(Address address, std::size_t bytes, const Access* access, std::size_t count) = nullptr;
   Result (*export_handle)(void* out, Token token, int type, unsigned long long flags) = nullptr;
   Result (*import_handle)(Token* token, void* descriptor, int type) = nullptr;
+  Result (*allocate)(Address* address, std::size_t bytes) = nullptr;
+  Result (*free)(Address address) = nullptr;
   Result (*copy_to_host)(void* to, Address from, std::size_t bytes) = nullptr;
   Result (*copy_to_device)(Address to, const void* from, std::size_t bytes) = nullptr;
   Result (*allocate_host)(void** address, std::size_t bytes) = nullptr;

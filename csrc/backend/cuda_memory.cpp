@@ -14,10 +14,6 @@ constexpr int kMinimumGranularity = 0;
 
 constinit std::atomic<CudaMemory::Observer> g_observer{nullptr};
 
-void observe(int device, bool mapped, void* address, std::size_t bytes) noexcept {
-  if (const auto observer = g_observer.load(std::memory_order_relaxed)) observer(device, mapped, address, bytes);
-}
-
 CudaDriver::Address number_of(const void* address) { return reinterpret_cast<CudaDriver::Address>(address); }
 
 CudaDriver::Properties properties_of(int device, bool is_shareable) {
@@ -112,6 +108,10 @@ CudaMemory::CudaMemory(const CudaDriver& driver, int device, void* context, std:
       most_(total) {}
 
 void CudaMemory::set_observer(Observer observer) noexcept { g_observer.store(observer); }
+
+void CudaMemory::observe(int device, bool mapped, void* address, std::size_t bytes) noexcept {
+  if (const auto observer = g_observer.load(std::memory_order_relaxed)) observer(device, mapped, address, bytes);
+}
 
 void CudaMemory::let_in(int device) noexcept { let_in_.fetch_or(std::uint64_t{1} << device); }
 

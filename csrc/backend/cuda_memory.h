@@ -29,6 +29,7 @@ class CudaMemory final : public PhysicalMemory {
   // Told of every range that is mapped or unmapped, with the allocator's locks held: it must not allocate here.
   using Observer = void (*)(int device, bool mapped, void* address, std::size_t bytes) noexcept;
   static void set_observer(Observer observer) noexcept;
+  static void observe(int device, bool mapped, void* address, std::size_t bytes) noexcept;
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
   Capabilities capabilities() const noexcept override {

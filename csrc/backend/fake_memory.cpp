@@ -43,8 +43,14 @@ FakeMemory::~FakeMemory() {
 }
 
 PhysicalMemory::Capabilities FakeMemory::capabilities() const noexcept {
-  const bool host = settings_.personality == Personality::host;
-  return {.can_cut = host, .can_alias = !host, .can_move = true};
+  switch (settings_.personality) {
+    case Personality::host:
+      return {.can_cut = true, .can_move = true};
+    case Personality::device:
+      return {.can_alias = true, .can_move = true};
+    default:
+      return {.reserves_memory = true};
+  }
 }
 
 // ---- checking ----------------------------------------------------------------------------------------------------
@@ -92,6 +98,7 @@ void* FakeMemory::reserve(std::size_t bytes) noexcept {
     broken("reserve: odd size");
     return nullptr;
   }
+  if (capabilities().reserves_memory && bytes > settings_.capacity_bytes - reserved_total()) return nullptr;
   std::uintptr_t start = 0;
   if (settings_.accessible) {
     start = number(map_space(bytes, settings_.granule_bytes));
@@ -114,6 +121,7 @@ void FakeMemory::unreserve(void* address, std::size_t bytes) noexcept {
     return;
   }
   if (settings_.accessible) unmap_space(address, bytes);
+  committed_once_.erase(it->first);
   reserved_.erase(it);
 }
 
@@ -122,6 +130,11 @@ bool FakeMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
   if (!enter(Call::commit)) return false;
   if (!is_free_space(number(address), bytes)) return broken("commit: not free reserved space on granules");
   if (bytes > settings_.capacity_bytes - committed_) return false;
+  if (capabilities().reserves_memory) {
+    const auto it = reserved_.find(number(address));
+    if (it == reserved_.end() || it->second != bytes) return broken("commit: not a whole reservation");
+    if (!committed_once_.insert(it->first).second) return broken("commit: this reservation was given back");
+  }
   if (settings_.accessible && !open_space(address, bytes)) return false;
   mapped_[number(address)] = bytes;
   if (capabilities().can_alias) closed_[number(address)] = bytes;
@@ -188,6 +201,7 @@ bool FakeMemory::join(Handle& first, const Handle& second) noexcept {
 bool FakeMemory::move(Handle& handle, void* to) noexcept {
   const Guard guard(mutex_);
   if (!enter(Call::move)) return false;
+  if (!capabilities().can_move) return broken("move: this memory cannot");
   if (!is_mapped_exactly(handle)) return broken("move: not a whole handle");
   if (!is_free_space(number(to), handle.bytes)) return broken("move: the target is not free reserved space");
   if (settings_.accessible) {
@@ -321,6 +335,10 @@ std::size_t FakeMemory::committed_bytes() const noexcept {
 
 std::size_t FakeMemory::reserved_bytes() const noexcept {
   const Guard guard(mutex_);
+  return reserved_total();
+}
+
+std::size_t FakeMemory::reserved_total() const noexcept {
   std::size_t sum = 0;
   for (const auto& [start, bytes] : reserved_) sum += bytes;
   return sum;

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 
 #include "core/physical_memory.h"
@@ -31,9 +32,9 @@ class FakeMemory final : public PhysicalMemory {
   };
   static constexpr std::size_t kCalls = 12;
 
-  // The two kinds of memory in the world: `host` can be cut at any granule; `device` handles stay whole and can be
-  // mapped at two addresses at once.
-  enum class Personality : std::uint8_t { host, device };
+  // The kinds of memory in the world: `host` can be cut at any granule; `device` handles stay whole and can be mapped
+  // at two addresses at once; `plain` memory comes with its address.
+  enum class Personality : std::uint8_t { host, device, plain };
 
   struct Settings {
     Personality personality = Personality::host;
@@ -111,6 +112,7 @@ class FakeMemory final : public PhysicalMemory {
   bool broken(const char* what) noexcept;
   bool is_mapped_exactly(const Handle& handle) const noexcept;
   bool is_free_space(std::uintptr_t start, std::size_t bytes) const noexcept;
+  std::size_t reserved_total() const noexcept;
   static bool inside(const Ranges& ranges, std::uintptr_t start, std::size_t bytes) noexcept;
   static bool touches(const Ranges& ranges, std::uintptr_t start, std::size_t bytes) noexcept;
 
@@ -118,8 +120,9 @@ class FakeMemory final : public PhysicalMemory {
   mutable std::mutex mutex_;
   Ranges reserved_;
   Ranges mapped_;
-  Ranges left_;    // by move(), until unmap()
-  Ranges closed_;  // mapped, not open yet
+  Ranges left_;                              // by move(), until unmap()
+  Ranges closed_;                            // mapped, not open yet
+  std::set<std::uintptr_t> committed_once_;  // reservations, where they bring the memory along
   std::array<std::uint64_t, kCalls> calls_{};
   std::uint64_t fail_after_ = 0;
   std::size_t committed_ = 0;

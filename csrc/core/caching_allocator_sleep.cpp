@@ -61,6 +61,10 @@ void CachingAllocator::sleep_pool(Account& pool, bool keep) {
     throw ConfigError("pool '" + name +
                       "' shares its memory with others and cannot sleep: make it with isolated=True.");
   }
+  if (memory_->capabilities().reserves_memory) {
+    throw ConfigError("pool '" + name + "' cannot sleep: device " + device_ +
+                      " cannot manage virtual memory, and its memory would come back at other addresses.");
+  }
   const std::vector<Arena*> arenas = arenas_of(*pool.family);
   if (pool.family->asleep.load() || any_of(arenas, [](const PageHeap& pages) { return pages.sound_asleep(); })) return;
   // Whatever uses the memory comes to its end first, blocks that are freed and wait for that too.

@@ -24,7 +24,8 @@ PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& option
       capabilities_(memory.capabilities()),
       granule_(memory.granule_bytes()),
       chunk_(align_up(kChunkBytes, granule_)),
-      segment_bytes_(align_up(std::max(options.segment_bytes, granule_), granule_)),
+      segment_bytes_(capabilities_.reserves_memory ? granule_
+                                                   : align_up(std::max(options.segment_bytes, granule_), granule_)),
       arena_(arena),
       clock_(clock),
       movable_(movable),

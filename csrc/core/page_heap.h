@@ -163,6 +163,7 @@ class PageHeap {
   Span* find_free(std::size_t bytes, bool aligned) const noexcept;
 
   bool grow(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept;
+  bool grow_by_segment(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept;
   bool can_stitch() const noexcept { return capabilities_.can_move && stitching_; }
   bool rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;

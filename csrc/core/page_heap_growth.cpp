@@ -24,9 +24,13 @@ constexpr std::size_t kBytesForRest = std::size_t{64} << 20;
 constexpr std::size_t kShareOfHandle = 500;
 constexpr std::size_t kShareOfLeft = 64;
 
+// Where memory comes with its address: blocks of less than half of that share it.
+constexpr std::size_t kLeastSegment = std::size_t{20} << 20;
+
 }  // namespace
 
 bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
+  if (capabilities_.reserves_memory) return grow_by_segment(bytes, aligned, supply, why);
   sweep(supply.may_wait);
   Growth growth = plan_growth(bytes, aligned);
   if (growth.hole == nullptr) {
@@ -37,6 +41,21 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refus
   const bool moves =
       !supply.may_commit || ((!aligned || bytes > granule_) && !rests_better_on_new_memory(bytes, growth));
   return fill(growth, moves, supply, why);
+}
+
+// Where memory comes with its address: a segment of its own, all of it, for this range and for small ones that follow.
+bool PageHeap::grow_by_segment(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
+  if (!supply.may_commit) {
+    why = Refusal::backend;
+    return false;
+  }
+  const bool is_shared = !aligned && bytes < kLeastSegment / 2;
+  if (!(is_shared && add_segment(kLeastSegment, why)) && !add_segment(bytes, why)) return false;
+  Span* const hole = segments_->first;
+  Filling filling{hole, hole->start, hole->start, {}};
+  if (commit_piece(filling, hole->bytes, why) && finish(filling, why)) return true;
+  remove_segment(segments_);
+  return false;
 }
 
 // Makes the planned range, of memory that is free elsewhere and then of new memory. What could be had stays a free

@@ -49,6 +49,9 @@ class PhysicalMemory {
     bool can_cut = false;    // one handle can become two, and neighbours one; else handles stay whole for life
     bool can_alias = false;  // move() leaves the old address mapped until the caller calls unmap()
     bool can_move = false;   // move() is implemented; without it memory is never defragmented
+    // reserve() brings the memory along: commit() makes one handle of a whole reservation, once, and takes nothing
+    // more; decommit() gives memory and address back for good. Excludes the others.
+    bool reserves_memory = false;
   };
 
   PhysicalMemory() = default;

@@ -70,6 +70,8 @@ cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
   header.process = getpid();
   header.device = number_of(core);
   TORCH_CHECK(header.device >= 0, "invalid device pointer: ", address);
+  TORCH_CHECK(cuda_manages_virtual_memory(header.device), "mempool: device ", header.device,
+              " cannot manage virtual memory, and what it has is not shared with other processes");
   std::uintptr_t base = 0;
   std::vector<Piece> pieces;
   for (const Handle& handle : core->pin_handles(address)) {

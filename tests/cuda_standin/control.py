@@ -72,6 +72,7 @@ class Standin:
             "set_logged": (None, [ctypes.c_int]),
             "take_log": (size, [text, size]),
             "set_device_count": (None, [ctypes.c_int]),
+            "set_manages_virtual_memory": (None, [ctypes.c_int]),
             "set_capacity": (None, [ctypes.c_int, size]),
             "used": (size, [ctypes.c_int]),
             "peak": (size, [ctypes.c_int]),
@@ -142,6 +143,10 @@ class Standin:
     def set_device_count(self, count: int) -> None:
         """Before torch has counted them."""
         self.runtime.standin_set_device_count(count)
+
+    def set_manages_virtual_memory(self, manages: bool) -> None:
+        """Whether devices have virtual memory management, for who asks from now on."""
+        self.runtime.standin_set_manages_virtual_memory(manages)
 
     def set_capacity(self, capacity: int, device: int = 0) -> None:
         """Bytes of a device's memory. What is in use stays even if it is more."""

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/cuda_memory.h"
+#include "backend/cuda_plain_memory.h"
 #include "check.h"
 #include "core/caching_allocator.h"
 
@@ -114,6 +115,26 @@ TEST(every_driver_call_fails_once_and_nothing_is_lost) {
       check_nothing_is_left();
     }
   }
+}
+
+TEST(plain_memory_is_whole_after_a_refusal) {
+  if (!has_standin()) return;
+  const auto memory = CudaPlainMemory::make(*CudaDriver::instance(), 0);
+  const std::size_t bytes = 5 * memory->granule_bytes();
+  fail("cuMemAlloc", 1);
+  CHECK(memory->reserve(bytes) == nullptr);
+  void* const given_up = memory->reserve(bytes);  // the limit refuses it: it is never committed
+  memory->unreserve(given_up, bytes);
+  void* const space = memory->reserve(bytes);
+  Handle handle;
+  CHECK(memory->commit(space, bytes, handle));
+  std::memset(space, 1, bytes);
+  fail("cuMemFree", 1);
+  CHECK(!memory->decommit(handle));
+  std::memset(space, 2, bytes);
+  CHECK(memory->decommit(handle));
+  memory->unreserve(space, bytes);
+  check_nothing_is_left();
 }
 
 TEST(the_allocator_works_on_a_device_and_leaves_nothing_there) {

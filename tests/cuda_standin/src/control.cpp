@@ -74,6 +74,10 @@ void standin_set_device_count(int count) {
   const Guard guard(lock());
   Devices::instance().set_count(count < kMostDevices ? count : kMostDevices);
 }
+void standin_set_manages_virtual_memory(int manages) {
+  const Guard guard(lock());
+  Devices::instance().set_manages_virtual_memory(manages != 0);
+}
 void standin_set_capacity(int device, std::size_t bytes) {
   const Guard guard(lock());
   Devices::instance().memory(device).capacity = bytes;

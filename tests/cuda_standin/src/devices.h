@@ -38,11 +38,15 @@ class Devices {
   int count() const { return count_; }
   void set_count(int count) { count_ = count; }
   bool exists(int device) const { return device >= 0 && device < count_; }
+  // A device without it has plain allocations alone.
+  bool manages_virtual_memory() const { return manages_virtual_memory_; }
+  void set_manages_virtual_memory(bool manages) { manages_virtual_memory_ = manages; }
   Memory& memory(int device) { return memories_[static_cast<std::size_t>(device)]; }
 
  private:
   Devices();
   int count_ = 1;
+  bool manages_virtual_memory_ = true;
   std::vector<Memory> memories_;
 };
 

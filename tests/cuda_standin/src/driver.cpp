@@ -144,6 +144,14 @@ CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, std::size_t bytes) {
   STANDIN_DRIVER(cuMemcpyHtoD)
   return static_cast<CUresult>(cudaMemcpy(reinterpret_cast<void*>(to), from, bytes, cudaMemcpyHostToDevice));
 }
+CUresult cuMemAlloc_v2(CUdeviceptr* address, std::size_t bytes) {
+  STANDIN_DRIVER(cuMemAlloc)
+  return static_cast<CUresult>(cudaMalloc(reinterpret_cast<void**>(address), bytes));
+}
+CUresult cuMemFree_v2(CUdeviceptr address) {
+  STANDIN_DRIVER(cuMemFree)
+  return static_cast<CUresult>(cudaFree(reinterpret_cast<void*>(address)));
+}
 CUresult cuMemAllocHost_v2(void** address, std::size_t bytes) {
   STANDIN_DRIVER(cuMemAllocHost)
   return static_cast<CUresult>(cudaHostAlloc(address, bytes, 0));
@@ -216,8 +224,9 @@ CUresult cuDeviceGet(CUdevice* device, int ordinal) {
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice device) {
   STANDIN_DRIVER(cuDeviceGetAttribute)
   if (!Devices::instance().exists(device)) return CUDA_ERROR_INVALID_DEVICE;
-  *value = which == CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED ||
-           which == CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED;
+  *value = Devices::instance().manages_virtual_memory() &&
+           (which == CU_DEVICE_ATTRIBUTE_VIRTUAL_ADDRESS_MANAGEMENT_SUPPORTED ||
+            which == CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED);
   return CUDA_SUCCESS;
 }
 CUresult cuDeviceTotalMem_v2(std::size_t* bytes, CUdevice device) {
