@@ -26,7 +26,7 @@ const CudaDriver& driver() {
 }
 
 [[noreturn]] void refuse(int ordinal) {
-  throw ConfigError("cuda:" + std::to_string(ordinal) + ": the driver has no such device.");
+  throw ConfigError("cuda:" + std::to_string(ordinal) + ": the driver has no such device, or does not let it be used.");
 }
 
 }  // namespace
@@ -53,18 +53,21 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
   const std::lock_guard guard(making);
   if (CachingAllocator* const made = entry.load()) return *made;
   std::unique_ptr<PhysicalMemory> memory;
-  if (auto managed = CudaMemory::make(driver(), ordinal)) {
-    g_memory[static_cast<std::size_t>(ordinal)] = managed.get();
-    memory = std::move(managed);
+  CudaMemory* managed = nullptr;
+  if (CudaMemory::is_supported(driver(), ordinal)) {
+    std::unique_ptr<CudaMemory> supported = CudaMemory::make(driver(), ordinal);
+    managed = supported.get();
+    memory = std::move(supported);
   } else {
     memory = CudaPlainMemory::make(driver(), ordinal);
-    if (memory == nullptr) refuse(ordinal);
   }
+  if (memory == nullptr) refuse(ordinal);
   Options own = options;
   // Address space costs nothing on a device: one reservation that holds everything leaves ranges room to grow.
   if (options.segment_bytes == Options{}.segment_bytes) own.segment_bytes = cuda_device_bytes(ordinal);
   auto made = std::make_unique<CachingAllocator>("cuda:" + std::to_string(ordinal), std::move(memory), own);
   made->set_growth_hook(ensure_decay_thread);
+  g_memory[static_cast<std::size_t>(ordinal)] = managed;
   entry.store(made.get());
   return *made.release();
 }
@@ -80,8 +83,8 @@ bool cuda_manages_virtual_memory(int ordinal) noexcept {
 
 bool cuda_let_in(int ordinal, int peer) noexcept {
   CachingAllocator* const device = cuda_device_if_made(ordinal);
-  if (peer < 0 || peer >= kMaxCudaDevices) return false;
-  if (!cuda_manages_virtual_memory(ordinal)) return false;
+  if (device == nullptr || peer < 0 || peer >= kMaxCudaDevices) return false;
+  if (!cuda_manages_virtual_memory(ordinal)) return true;  // torch's own call has let it in
   CudaMemory* const memory = g_memory[static_cast<std::size_t>(ordinal)];
   memory->let_in(peer);
   if (device->open_again()) return true;

@@ -72,13 +72,19 @@ class PinnedBackup final : public Backup {
 
 }  // namespace
 
-std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordinal) {
+bool CudaMemory::is_supported(const CudaDriver& driver, int ordinal) noexcept {
   int device = 0;
   int is_supported = 0;
+  return driver.device_get(&device, ordinal) == CudaDriver::kSuccess &&
+         driver.device_get_attribute(&is_supported, kVirtualMemorySupported, device) == CudaDriver::kSuccess &&
+         is_supported != 0;
+}
+
+std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordinal) {
+  int device = 0;
   void* context = nullptr;
   if (driver.device_get(&device, ordinal) != CudaDriver::kSuccess ||
-      driver.device_get_attribute(&is_supported, kVirtualMemorySupported, device) != CudaDriver::kSuccess ||
-      is_supported == 0 || driver.context_retain(&context, device) != CudaDriver::kSuccess) {
+      driver.context_retain(&context, device) != CudaDriver::kSuccess) {
     return nullptr;
   }
   std::size_t granule = 0;

@@ -17,7 +17,9 @@ namespace mempool {
 
 class CudaMemory final : public PhysicalMemory {
  public:
-  // nullptr when the driver has no such device, or the device cannot manage virtual memory.
+  // Whether the driver has the device, and the device manages virtual memory.
+  static bool is_supported(const CudaDriver& driver, int ordinal) noexcept;
+  // nullptr when the driver refuses. Precondition: is_supported().
   static std::unique_ptr<CudaMemory> make(const CudaDriver& driver, int ordinal);
 
   // That device may use the memory of this one, from the next open() on.

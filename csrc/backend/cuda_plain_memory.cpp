@@ -48,13 +48,13 @@ void* CudaPlainMemory::reserve(std::size_t bytes) noexcept {
   return address;
 }
 
-// Memory that was committed is gone already.
+// For what was never committed.
 void CudaPlainMemory::unreserve(void* address, std::size_t bytes) noexcept {
   const std::lock_guard guard(mutex_);
   const auto found = given_.find(address);
   if (found == given_.end()) return;
   const CudaScope scope(driver_, context_);
-  driver_.free(found->second);
+  if (driver_.free(found->second) != CudaDriver::kSuccess) return;  // on the books for good
   given_.erase(found);
   taken_.fetch_sub(bytes);
 }
@@ -69,7 +69,7 @@ bool CudaPlainMemory::decommit(const Handle& handle) noexcept {
   const std::lock_guard guard(mutex_);
   const CudaScope scope(driver_, context_);
   const auto found = given_.find(handle.address);
-  if (!scope.is_entered() || driver_.free(found->second) != CudaDriver::kSuccess) return false;
+  if (found == given_.end() || !scope.is_entered() || driver_.free(found->second) != CudaDriver::kSuccess) return false;
   given_.erase(found);
   taken_.fetch_sub(handle.bytes);
   CudaMemory::observe(device_, false, handle.address, handle.bytes);

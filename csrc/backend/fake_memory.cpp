@@ -121,7 +121,6 @@ void FakeMemory::unreserve(void* address, std::size_t bytes) noexcept {
     return;
   }
   if (settings_.accessible) unmap_space(address, bytes);
-  committed_once_.erase(it->first);
   reserved_.erase(it);
 }
 
@@ -133,7 +132,6 @@ bool FakeMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
   if (capabilities().reserves_memory) {
     const auto it = reserved_.find(number(address));
     if (it == reserved_.end() || it->second != bytes) return broken("commit: not a whole reservation");
-    if (!committed_once_.insert(it->first).second) return broken("commit: this reservation was given back");
   }
   if (settings_.accessible && !open_space(address, bytes)) return false;
   mapped_[number(address)] = bytes;
@@ -164,6 +162,10 @@ bool FakeMemory::decommit(const Handle& handle) noexcept {
   mapped_.erase(number(handle.address));
   closed_.erase(number(handle.address));
   committed_ -= handle.bytes;
+  if (capabilities().reserves_memory) {
+    if (settings_.accessible) unmap_space(handle.address, handle.bytes);
+    reserved_.erase(number(handle.address));
+  }
   return true;
 }
 

@@ -7,7 +7,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 
 #include "core/physical_memory.h"
@@ -120,9 +119,8 @@ class FakeMemory final : public PhysicalMemory {
   mutable std::mutex mutex_;
   Ranges reserved_;
   Ranges mapped_;
-  Ranges left_;                              // by move(), until unmap()
-  Ranges closed_;                            // mapped, not open yet
-  std::set<std::uintptr_t> committed_once_;  // reservations, where they bring the memory along
+  Ranges left_;    // by move(), until unmap()
+  Ranges closed_;  // mapped, not open yet
   std::array<std::uint64_t, kCalls> calls_{};
   std::uint64_t fail_after_ = 0;
   std::size_t committed_ = 0;

@@ -324,11 +324,17 @@ bool CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t ro
 }
 
 void CachingAllocator::collect() noexcept {
-  if (!deferred_.empty()) collect_all();
+  if (deferred_.empty() || !collecting_.try_lock()) return;
+  give_back_collected();
+  collecting_.unlock();
 }
 
 void CachingAllocator::collect_all() noexcept {
   const std::lock_guard guard(collecting_);
+  give_back_collected();
+}
+
+void CachingAllocator::give_back_collected() noexcept {
   for (DeferredFrees::Block* block = deferred_.collect(); block != nullptr;) {
     const std::unique_ptr<DeferredFrees::Block> done(std::exchange(block, block->next));
     ledger_.count_waiting(done->rounded <= kMediumMax, done->rounded, done->asked, false);

@@ -54,7 +54,8 @@ class CachingAllocator {
   }
   // Whether add_use() was called for the live block: then its free is not over when deallocate() returns.
   static bool is_used_elsewhere(const void* address) noexcept;
-  // Called for each block that had to wait for other streams, when that is over; with no lock held.
+  // Called for each block that had to wait for other streams, when that is over and before anybody gets it. It must not
+  // call the allocator: what collects such blocks is locked.
   using CompletionHook = void (*)(CachingAllocator&, void* address, std::size_t rounded, StreamId stream,
                                   const ArenaFamily& family) noexcept;
   void set_completion_hook(CompletionHook hook) noexcept { completion_hook_.store(hook); }
@@ -203,10 +204,11 @@ class CachingAllocator {
   // nullptr without memory for its record.
   Arena* arena_of(ArenaFamily& family, StreamId stream) noexcept;
   void serve_stream(ThreadCache& mine, const Request& request) noexcept;
-  // Frees blocks whose other streams have caught up. The second also waits for another thread that is at it: all of
-  // them are free then.
+  // Frees blocks whose other streams have caught up. The first leaves it to another thread that is at it; the second
+  // waits for that thread, and all of them are free then.
   void collect() noexcept;
   void collect_all() noexcept;
+  void give_back_collected() noexcept;
   void give_back(Span* span, const SmallBlock& block) noexcept;
   bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
              std::uint32_t account) noexcept;

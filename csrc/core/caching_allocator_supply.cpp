@@ -177,12 +177,15 @@ bool CachingAllocator::await_other_streams(std::size_t bytes) noexcept {
   const auto waiting = [this] { return static_cast<std::size_t>(ledger_.waiting_bytes()); };
   const std::size_t before = waiting();
   collect_all();
+  bool any = waiting() < before;
+  if (any && waiting() + bytes <= before) return true;
   for (std::size_t most = deferred_.count(); most > 0; --most) {
     if (!deferred_.wait_for_one(bytes)) break;
+    any = true;
     collect_all();
     if (waiting() + bytes <= before) break;
   }
-  return waiting() < before;
+  return any;
 }
 
 // Held bytes grew above the soft limit: caches and free handles first, then the callbacks.

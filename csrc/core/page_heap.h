@@ -164,6 +164,7 @@ class PageHeap {
 
   bool grow(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept;
   bool grow_by_segment(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept;
+  bool take_segment(std::size_t bytes, Refusal& why) noexcept;
   bool can_stitch() const noexcept { return capabilities_.can_move && stitching_; }
   bool rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept;
   Growth plan_growth(std::size_t bytes, bool aligned) const noexcept;
@@ -186,6 +187,7 @@ class PageHeap {
   bool fill_with_more(Growth growth) noexcept;
   bool fill(Growth growth, bool moves, const Supply& supply, Refusal& why) noexcept;
   bool commit_piece(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
+  bool map_piece(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
   std::size_t available() const noexcept;
   std::size_t handle_bytes(std::size_t wanted) const noexcept;
   bool commit_rest(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
@@ -243,7 +245,7 @@ class PageHeap {
   std::map<std::uintptr_t, Handle> handles_;  // by address
   std::map<std::uintptr_t, Span*> stale_;     // by address
   std::set<std::uintptr_t> pinned_;           // where handles begin that others know
-  std::size_t stranded_ = 0;                  // free bytes that could not move when a range was made last
+  std::size_t stranded_ = 0;                  // free bytes that could not move, as of the last plan
   std::size_t shared_bytes_ = 0;              // of chunks
 
   enum class Rest : std::uint8_t { awake, falling_asleep, asleep, waking } rest_ = Rest::awake;

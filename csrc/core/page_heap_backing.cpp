@@ -56,8 +56,16 @@ std::size_t PageHeap::handle_bytes(std::size_t wanted) const noexcept {
 
 // Maps new memory at the end of what is filled.
 bool PageHeap::commit_piece(Filling& filling, std::size_t bytes, Refusal& why) noexcept {
+  if (ledger_.try_hold(bytes)) return map_piece(filling, bytes, why);
+  why = Refusal::limit;
+  return false;
+}
+
+// The same for bytes that the ledger holds already. False: it does not any more, except for what the backend keeps.
+bool PageHeap::map_piece(Filling& filling, std::size_t bytes, Refusal& why) noexcept {
   std::map<std::uintptr_t, Handle>::iterator record;
   if (!reserve_records(kRecordsForOperation)) {
+    ledger_.unhold(bytes);
     why = Refusal::metadata;
     return false;
   }
@@ -65,12 +73,8 @@ bool PageHeap::commit_piece(Filling& filling, std::size_t bytes, Refusal& why) n
     filling.pieces.reserve(filling.pieces.size() + 1);
     record = handles_.try_emplace(filling.end).first;
   } catch (const std::bad_alloc&) {
+    ledger_.unhold(bytes);
     why = Refusal::metadata;
-    return false;
-  }
-  if (!ledger_.try_hold(bytes)) {
-    handles_.erase(record);
-    why = Refusal::limit;
     return false;
   }
   const auto refuse = [&](Refusal reason) {
@@ -146,7 +150,8 @@ void PageHeap::remove_segment(Segment* segment) noexcept {
   return_record(segment->first);
   (segment->previous != nullptr ? segment->previous->next : segments_) = segment->next;
   if (segment->next != nullptr) segment->next->previous = segment->previous;
-  memory_.unreserve(reinterpret_cast<void*>(segment->start), segment->bytes);  // NOLINT(performance-no-int-to-ptr)
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
+  if (!segment->is_given_back) memory_.unreserve(reinterpret_cast<void*>(segment->start), segment->bytes);
   delete segment;
 }
 
@@ -171,6 +176,8 @@ std::vector<Handle> PageHeap::pin_handles(std::uintptr_t start, std::uintptr_t e
 
 std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   if (asleep()) return 0;
+  // Where memory comes with its address, giving it back waits for all work of the device.
+  if (capabilities_.reserves_memory && !may_wait) return 0;
   // Memory that is still mapped where it was before is not the system's again when its handle is given up.
   sweep(may_wait);
   clock_.poll();
@@ -212,6 +219,7 @@ std::size_t PageHeap::release_from(Span* span, std::size_t bytes) noexcept {
     if (!reserve_records(kRecordsForCut) || !memory_.decommit(it->second)) break;
     const std::uintptr_t start = it->first;
     const std::size_t handle_bytes = it->second.bytes;
+    rest->segment->is_given_back = capabilities_.reserves_memory;
     it = handles_.erase(it);
     given += handle_bytes;
     ledger_.count_decommit(handle_bytes);

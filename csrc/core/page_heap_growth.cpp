@@ -24,7 +24,7 @@ constexpr std::size_t kBytesForRest = std::size_t{64} << 20;
 constexpr std::size_t kShareOfHandle = 500;
 constexpr std::size_t kShareOfLeft = 64;
 
-// Where memory comes with its address: blocks of less than half of that share it.
+// Where memory comes with its address: large blocks of less than half of that share it.
 constexpr std::size_t kLeastSegment = std::size_t{20} << 20;
 
 }  // namespace
@@ -43,18 +43,29 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refus
   return fill(growth, moves, supply, why);
 }
 
-// Where memory comes with its address: a segment of its own, all of it, for this range and for small ones that follow.
+// Where memory comes with its address: a segment of its own, all of it, which small large blocks share if that can be
+// had.
 bool PageHeap::grow_by_segment(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
-  if (!supply.may_commit) {
-    why = Refusal::backend;
+  why = Refusal::backend;
+  if (!supply.may_commit) return false;
+  const bool is_shared = !aligned && bytes < kLeastSegment / 2;
+  return (is_shared && take_segment(kLeastSegment, why)) || take_segment(align_up(bytes, granule_), why);
+}
+
+// The limit is asked first: what it refuses is not taken for a moment either.
+bool PageHeap::take_segment(std::size_t bytes, Refusal& why) noexcept {
+  if (!ledger_.try_hold(bytes)) {
+    why = Refusal::limit;
     return false;
   }
-  const bool is_shared = !aligned && bytes < kLeastSegment / 2;
-  if (!(is_shared && add_segment(kLeastSegment, why)) && !add_segment(bytes, why)) return false;
+  if (!add_segment(bytes, why)) {
+    ledger_.unhold(bytes);
+    return false;
+  }
   Span* const hole = segments_->first;
   Filling filling{hole, hole->start, hole->start, {}};
-  if (commit_piece(filling, hole->bytes, why) && finish(filling, why)) return true;
-  remove_segment(segments_);
+  if (map_piece(filling, bytes, why)) return finish(filling, why);
+  if (!handles_.contains(hole->start)) remove_segment(segments_);
   return false;
 }
 
@@ -83,12 +94,12 @@ bool PageHeap::fill(Growth growth, bool moves, const Supply& supply, Refusal& wh
 bool PageHeap::fill_with_more(Growth growth) noexcept {
   if (capabilities_.can_cut) return false;
   const std::size_t useful = std::min(ledger_.held() / kShareOfHandle, available() / kShareOfLeft);
-  const std::size_t least = align_down(useful, granule_);
+  const std::size_t least = handle_bytes(align_down(useful, granule_));  // one handle: all of it or nothing
   if (growth.bytes >= least || growth.hole->bytes < least) return false;
   if (growth.start + growth.bytes == growth.hole->end()) growth.start = growth.hole->end() - least;
   Filling filling{growth.hole, growth.start, growth.start, {}};
   Refusal why = Refusal::none;
-  return commit_rest(filling, least, why) && finish(filling, why);
+  return commit_piece(filling, least, why) && finish(filling, why);
 }
 
 // Whether the same range is made again in each turn of a workload: then it gets memory of its own, within bounds, and

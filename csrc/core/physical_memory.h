@@ -50,7 +50,8 @@ class PhysicalMemory {
     bool can_alias = false;  // move() leaves the old address mapped until the caller calls unmap()
     bool can_move = false;   // move() is implemented; without it memory is never defragmented
     // reserve() brings the memory along: commit() makes one handle of a whole reservation, once, and takes nothing
-    // more; decommit() gives memory and address back for good. Excludes the others.
+    // more; decommit() gives memory and address back for good, with nothing left to unreserve(), and may wait for all
+    // work of the device. Excludes the others.
     bool reserves_memory = false;
   };
 

@@ -87,6 +87,7 @@ struct Segment {
   Span* first = nullptr;
   Segment* previous = nullptr;
   Segment* next = nullptr;
+  bool is_given_back = false;  // address and all, where memory comes with its address
 };
 
 }  // namespace mempool

@@ -97,7 +97,7 @@ void ThreadCache::evict_medium(std::size_t count) noexcept {
   std::size_t left = count;
   {
     const Guard guard(arena_->mutex);
-    for (auto head = medium_.rbegin(); left > 0; ++head) {
+    for (Span** head = &medium_[keeps_many_ ? kMediumBins - 1 : newest_bin_]; left > 0; --head) {
       for (; *head != nullptr && left > 0; --left) {
         Span* const span = *head;
         *head = span->cached_next;

@@ -71,7 +71,8 @@ class ThreadCache {
   void push_medium(Span* span) noexcept {
     if (medium_count_ == most_medium_) [[unlikely]]
       evict_medium((most_medium_ + 1) / 2);
-    Span*& head = medium_[medium_bin(span->bytes)];
+    newest_bin_ = medium_bin(span->bytes);
+    Span*& head = medium_[newest_bin_];
     span->cached_next = head;
     head = span;
     ++medium_count_;
@@ -161,6 +162,7 @@ class ThreadCache {
   std::array<Bin, kSmallClasses> bins_{};
   std::array<Span*, kMediumBins> medium_{};
   std::size_t medium_count_ = 0;
+  std::size_t newest_bin_ = 0;                         // of medium_
   std::array<std::size_t, kMostLarge> large_sizes_{};  // the oldest first
   std::array<Span*, kMostLarge> large_{};
   std::size_t large_count_ = 0;

@@ -118,7 +118,7 @@ cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
       info.address = segment.address;
       info.total_size = segment.bytes;
       info.stream = stream_of(segment.stream);
-      info.is_expandable = true;
+      info.is_expandable = cuda_manages_virtual_memory(i);
       info.owner_private_pool_id = pool;
       for (const SnapshotBlock& block : segment.blocks) {
         BlockInfo each;

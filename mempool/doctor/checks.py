@@ -9,8 +9,18 @@ from collections.abc import Callable
 import torch
 
 import mempool
+from mempool import _device
 
 MIB = 1 << 20
+
+
+_PLAIN = "not on this device: it cannot manage virtual memory"
+
+
+def _is_plain(device: str) -> bool:
+    _block(device, 1)  # its allocator is made at the first use
+    where, extension = torch.device(device), _device._torch_cuda
+    return where.type == "cuda" and extension is not None and not extension.manages_virtual_memory(where.index or 0)
 
 
 def _block(device: str, mib: int) -> torch.Tensor:
@@ -55,6 +65,8 @@ def limits_hold(device: str) -> str:
 
 def memory_moves(device: str) -> str:
     """Free memory is put together under live blocks, whose contents stay."""
+    if _is_plain(device):
+        return _PLAIN
     mempool.trim(device)  # so that each block has a handle of its own, on CUDA
     kept = [torch.full((4 * MIB,), i, dtype=torch.uint8).to(device) for i in range(16)]
     del kept[::2]
@@ -69,6 +81,8 @@ def memory_moves(device: str) -> str:
 
 def sleep_gives_memory_back(device: str) -> str:
     """A pool that sleeps holds nothing; awake, its contents are where they were."""
+    if _is_plain(device):
+        return _PLAIN
     pool = mempool.MemoryPool("doctor sleeps", device=device, isolated=True)
     with mempool.use_pool(pool):
         kept = torch.full((8 * MIB,), 7, dtype=torch.uint8).to(device)

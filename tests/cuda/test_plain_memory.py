@@ -15,10 +15,12 @@ Run = Callable[..., str]
 PRELUDE = f"""
 import os, sys
 sys.path.insert(0, {str(Path(control.__file__).parent)!r})
-import control, torch, mempool
-torch.backends.cudnn.enabled = False
+import control
 standin = control.load(os.environ["CUDA_STANDIN_LIB"])
 standin.set_manages_virtual_memory(False)
+standin.set_device_count(2)  # torch counts them once
+import torch, mempool
+torch.backends.cudnn.enabled = False
 mempool.enable("cuda")
 """
 
@@ -78,5 +80,19 @@ except RuntimeError as error:
     assert "mempool" in str(error), error
 else:
     raise AssertionError("it was shared")
+"""
+    )
+
+
+def test_other_devices_and_the_doctor(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+from mempool.doctor import checks
+there = torch.arange(1000).to("cuda:0").to("cuda:1")
+assert (there.cpu() == torch.arange(1000)).all()
+for check in (checks.memory_moves, checks.sleep_gives_memory_back):
+    assert "cannot manage virtual memory" in check("cuda:1")
+checks.limits_hold("cuda:0")
 """
     )

@@ -120,12 +120,15 @@ def test_memory_is_used_again_from_step_to_step(enabled: None) -> None:
 
     for _ in range(5):
         step()
-    before = mempool.memory_stats()
-    for _ in range(20):
-        step()
-    after = mempool.memory_stats()
-    assert after["num_device_alloc"] == before["num_device_alloc"]
-    assert after["allocated_bytes.all.current"] == before["allocated_bytes.all.current"]
+    for _ in range(5):  # which thread frees what differs a little from step to step
+        before = mempool.memory_stats()
+        for _ in range(20):
+            step()
+        after = mempool.memory_stats()
+        assert after["allocated_bytes.all.current"] == before["allocated_bytes.all.current"]
+        if after["num_device_alloc"] == before["num_device_alloc"]:
+            return
+    raise AssertionError("it takes new memory for ever")
 
 
 def test_tensors_that_die_with_the_interpreter(python: Callable[..., object]) -> None:

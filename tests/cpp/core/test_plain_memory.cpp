@@ -75,6 +75,35 @@ TEST(a_limit_keeps_nothing_of_what_it_refuses) {
   device.check_empty();
 }
 
+TEST(a_limit_that_a_shared_segment_passes_still_has_room_for_the_block) {
+  const FakeDevice device = make_plain();
+  CachingAllocator& allocator = *device.allocator;
+  allocator.set_limit(16 * kMiB);
+  void* const block = allocator.allocate(2 * kMiB);
+  CHECK_EQ(device.memory->reserved_bytes(), 2 * kMiB);
+  CHECK_THROWS(OutOfMemory, allocator.allocate(64 * kMiB));
+  CHECK_EQ(device.memory->calls(FakeMemory::Call::reserve), 1u);  // nothing was taken to be refused
+  allocator.deallocate(block);
+  device.check_empty();
+}
+
+TEST(plain_memory_waits_for_the_streams_that_use_it) {
+  const FakeDevice device(
+      {}, {.personality = FakeMemory::Personality::plain, .capacity_bytes = 64 * kMiB, .has_streams = true});
+  CachingAllocator& allocator = *device.allocator;
+  void* const block = allocator.allocate(40 * kMiB, 0);
+  allocator.add_use(block, 1);
+  device.memory->work(0);
+  device.memory->work(1);
+  allocator.deallocate(block);
+  CHECK_EQ(allocator.trim(0, false), 0u);
+  void* const other = allocator.allocate(30 * kMiB, 2);  // there is room only once both streams are done
+  CHECK_EQ(device.memory->reserved_bytes(), 30 * kMiB);
+  CHECK(device.memory->waits() > 0);
+  allocator.deallocate(other);
+  device.check_empty();
+}
+
 TEST(a_pool_of_plain_memory_cannot_sleep) {
   const FakeDevice device = make_plain();
   Account* const pool = device.allocator->open_pool("weights", nullptr, true, kNoLimit, kNoLimit);

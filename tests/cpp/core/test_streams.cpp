@@ -310,6 +310,31 @@ TEST(handles_are_small_while_much_is_stranded_in_large_ones) {
   }
 }
 
+TEST(a_refusal_while_handles_are_small_loses_nothing) {
+  for (std::uint64_t nth = 1; nth < 8; ++nth) {
+    const FakeDevice device({}, {.personality = FakeMemory::Personality::device, .accessible = false});
+    CachingAllocator& allocator = *device.allocator;
+    std::vector<void*> fronts;
+    std::vector<void*> blocks;
+    for (int i = 0; i < 160; ++i) blocks.push_back(allocator.allocate(128 * kMiB, 0));
+    for (void* const block : std::exchange(blocks, {})) allocator.deallocate(block);
+    for (int i = 0; i < 160; ++i) {
+      fronts.push_back(allocator.allocate(126 * kMiB, 0));
+      blocks.push_back(allocator.allocate(2 * kMiB, 0));
+    }
+    for (void* const front : fronts) allocator.deallocate(front);
+    device.memory->fail_call(nth);
+    try {
+      blocks.push_back(allocator.allocate(3 * kMiB, 7));
+    } catch (const OutOfMemory&) {  // or it was had in another way
+    }
+    device.memory->fail_call(0);
+    CHECK_EQ(allocator.check_invariants(), "");
+    for (void* const block : blocks) allocator.deallocate(block);
+    device.check_empty();
+  }
+}
+
 TEST(sleep_waits_for_all_streams) {
   const FakeDevice device = make_device();
   CachingAllocator& allocator = *device.allocator;
