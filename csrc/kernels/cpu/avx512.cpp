@@ -1,0 +1,50 @@
+// AVX-512 without VNNI. The instruction that multiplies unsigned by signed bytes saturates its 16-bit sums; so bytes
+// become 16-bit numbers first, those at even and at odd places apart, and nothing is lost.
+#include <immintrin.h>
+
+#include "kernels/cpu/bitmap.inl"
+#include "kernels/cpu/dense.inl"
+#include "kernels/cpu/quantize.inl"
+#include "kernels/cpu/sets.h"
+
+namespace mempool::kernels {
+namespace {
+
+struct Avx512 {
+  static constexpr int kLanes = 16;
+  static constexpr int kVectors = 2;
+  static constexpr int kRows = 6;  // 12 vectors of sums, 4 of weights, 2 of inputs
+  using Sum = __m512i;
+  struct Pair {
+    __m512i even;
+    __m512i odd;
+  };
+  using Weights = Pair;
+  using Inputs = Pair;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static Sum load_sum(const std::int32_t* from) { return _mm512_load_si512(from); }
+  static Weights load(const std::int8_t* from) {
+    const __m512i bytes = _mm512_loadu_si512(from);
+    return {_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)};
+  }
+  static Inputs broadcast(const std::uint8_t* from) {
+    std::int32_t group = 0;
+    std::memcpy(&group, from, sizeof(group));
+    return {_mm512_set1_epi32(group & 0x00FF00FF), _mm512_set1_epi32((group >> 8) & 0x00FF00FF)};
+  }
+  static Sum dot(Sum sum, const Inputs& inputs, const Weights& weights) {
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(inputs.even, weights.even));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(inputs.odd, weights.odd));
+  }
+  static const std::int8_t* expand(const std::uint64_t* masks, const std::int8_t* values, std::int64_t vectors,
+                                   std::int8_t* to) {
+    return expand_plainly(masks, values, vectors, to);
+  }
+  static void store(std::int32_t* to, Sum sum) { _mm512_store_si512(to, sum); }
+};
+
+}  // namespace
+
+const KernelSet kAvx512Kernels = {&quantize<float>, &quantize<std::uint16_t>, &dense<Avx512>, &bitmap<Avx512>};
+
+}  // namespace mempool::kernels

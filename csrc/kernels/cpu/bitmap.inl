@@ -1,0 +1,77 @@
+// Bitmap-sparse int8: a chunk of a panel is made dense, in the nearest cache, and multiplied with a block of tokens.
+// For few tokens a vector unit that can expand bytes does so in registers instead: see its file.
+//
+// Beside what sum_slice.inl asks of it, a unit has
+//   // Makes `vectors` vectors of zeros and values at `to`; returns where the values go on.
+//   static const std::int8_t* expand(const std::uint64_t* masks, const std::int8_t* values, std::int64_t vectors,
+//                                    std::int8_t* to);
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/finish.inl"
+#include "kernels/cpu/sum_slice.inl"
+#include "kernels/weights.h"
+
+namespace mempool::kernels {
+namespace {
+
+// For which a chunk is made dense once: their sums stay in the nearest cache, too.
+inline constexpr std::int64_t kMostTokens = 96;
+
+inline const std::int8_t* expand_plainly(const std::uint64_t* masks, const std::int8_t* values, std::int64_t vectors,
+                                         std::int8_t* to) noexcept {
+  std::memset(to, 0, static_cast<std::size_t>(vectors * kVector));
+  for (std::int64_t vector = 0; vector < vectors; ++vector) {
+    for (std::uint64_t mask = masks[vector]; mask != 0; mask &= mask - 1) {
+      to[vector * kVector + __builtin_ctzll(mask)] = *values++;
+    }
+  }
+  return values;
+}
+
+template <typename Unit>
+void bitmap_block(const BitmapWeights& weights, const Tokens& tokens, const Output& out, std::int64_t panel,
+                  std::int64_t first, std::int64_t count) noexcept {
+  constexpr std::int64_t kChunk = 64;  // groups: 16 KiB
+  constexpr int kSlice = Unit::kLanes * Unit::kVectors;
+  const std::int64_t groups = groups_of(weights.inputs);
+  const std::int64_t stride = padded_inputs(weights.inputs);
+  const std::uint64_t* masks = weights.masks + panel * groups * kVectorsOfPanel;
+  const std::int8_t* values = weights.values + weights.offsets[panel] * kVector;
+  alignas(64) std::int8_t chunk[kChunk * kGroupBytes];
+  alignas(64) std::int32_t sums[kMostTokens * kPanel];
+  std::memset(sums, 0, static_cast<std::size_t>(count * kPanel) * sizeof(sums[0]));
+  for (std::int64_t group = 0; group < groups; group += kChunk) {
+    const std::int64_t here = groups - group < kChunk ? groups - group : kChunk;
+    values = Unit::expand(masks + group * kVectorsOfPanel, values, here * kVectorsOfPanel, chunk);
+    const std::uint8_t* const input = tokens.values + first * stride + group * kGroup;
+    in_rows<Unit>(count, [&](auto rows, std::int64_t token) MEMPOOL_INLINED {
+      for (std::int64_t slice = 0; slice < kPanel; slice += kSlice) {
+        const DenseSource<Unit, false> source{chunk + slice * kGroup};
+        sum_slice<Unit, rows, true>(source, input + token * stride, stride, here, sums + token * kPanel + slice,
+                                    kPanel);
+      }
+    });
+  }
+  const std::int64_t left = weights.outputs - panel * kPanel;
+  for (std::int64_t token = 0; token < count; ++token) {
+    finish_row(weights, tokens, out, first + token, panel * kPanel, left < kPanel ? left : kPanel,
+               sums + token * kPanel);
+  }
+}
+
+template <typename Unit>
+void bitmap(const BitmapWeights& weights, const Tokens& tokens, const Output& out, std::int64_t first,
+            std::int64_t last) noexcept {
+  for (std::int64_t panel = first; panel < last; ++panel) {
+    for (std::int64_t token = 0; token < tokens.count; token += kMostTokens) {
+      const std::int64_t left = tokens.count - token;
+      bitmap_block<Unit>(weights, tokens, out, panel, token, left < kMostTokens ? left : kMostTokens);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mempool::kernels

@@ -1,0 +1,93 @@
+// The inner loop of every kernel. The file that includes it says what a vector is:
+//
+//   struct Unit {
+//     static constexpr int kLanes;      // outputs in a vector of sums
+//     static constexpr int kVectors;    // vectors of outputs that are summed at once; divides a panel
+//     static constexpr int kRows;       // tokens that are summed at once
+//     using Sum; using Weights; using Inputs;
+//     static Sum zero();
+//     static Sum load_sum(const std::int32_t*);
+//     static Weights load(const std::int8_t*);      // one group of kLanes outputs
+//     static Inputs broadcast(const std::uint8_t*); // one group of one token
+//     static Sum dot(Sum, Inputs, Weights);         // adds the four products of each lane, exactly
+//     static void store(std::int32_t*, Sum);
+//   };
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/unrolled.inl"
+#include "kernels/weights.h"
+
+namespace mempool::kernels {
+namespace {
+
+inline constexpr std::int64_t kGroupBytes = kPanel * kGroup;
+
+// Weights as they lie in a dense panel. `reads_once`: straight from memory.
+template <typename Unit, bool reads_once>
+struct DenseSource {
+  static constexpr int kAhead = 16;  // groups
+  const std::int8_t* at;
+
+  [[gnu::always_inline]] void next(typename Unit::Weights (&loaded)[Unit::kVectors]) {
+    unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
+      const std::int8_t* const from = at + vector * Unit::kLanes * kGroup;
+      loaded[vector] = Unit::load(from);
+      if constexpr (reads_once) __builtin_prefetch(from + kAhead * kGroupBytes);
+    });
+    at += kGroupBytes;
+  }
+};
+
+// Sums of `rows` tokens for the outputs that `source` gives weights of, one group after the other. `input`: a token
+// each `stride` bytes. `out`: a token each `out_stride`; what is there is added if `adds`.
+template <typename Unit, int rows, bool adds, typename Source>
+[[gnu::always_inline]] inline void sum_slice(Source source, const std::uint8_t* input, std::int64_t stride,
+                                             std::int64_t groups, std::int32_t* out, std::int64_t out_stride) noexcept {
+  typename Unit::Sum sums[rows][Unit::kVectors];
+  unrolled<rows>([&](auto row) MEMPOOL_INLINED {
+    unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
+      sums[row][vector] = adds ? Unit::load_sum(out + row * out_stride + vector * Unit::kLanes) : Unit::zero();
+    });
+  });
+  for (std::int64_t group = 0; group < groups; ++group) {
+    typename Unit::Weights loaded[Unit::kVectors];
+    source.next(loaded);
+    unrolled<rows>([&](auto row) MEMPOOL_INLINED {
+      const typename Unit::Inputs inputs = Unit::broadcast(input + row * stride);
+      unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
+        sums[row][vector] = Unit::dot(sums[row][vector], inputs, loaded[vector]);
+      });
+    });
+    input += kGroup;
+  }
+  unrolled<rows>([&](auto row) MEMPOOL_INLINED {
+    unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
+      Unit::store(out + row * out_stride + vector * Unit::kLanes, sums[row][vector]);
+    });
+  });
+}
+
+// action(rows, token) for tokens [0, count): kRows of them at a time, then the rest; `rows` is an integral_constant.
+template <int rows, typename Action>
+[[gnu::always_inline]] inline void rest_of_rows(std::int64_t token, std::int64_t count, Action action) {
+  if constexpr (rows > 0) {
+    if (count - token == rows) {
+      action(std::integral_constant<int, rows>{}, token);
+    } else {
+      rest_of_rows<rows - 1>(token, count, action);
+    }
+  }
+}
+template <typename Unit, typename Action>
+[[gnu::always_inline]] inline void in_rows(std::int64_t count, Action action) {
+  std::int64_t token = 0;
+  for (; token + Unit::kRows <= count; token += Unit::kRows) {
+    action(std::integral_constant<int, Unit::kRows>{}, token);
+  }
+  rest_of_rows<Unit::kRows - 1>(token, count, action);
+}
+
+}  // namespace
+}  // namespace mempool::kernels

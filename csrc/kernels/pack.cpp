@@ -1,0 +1,142 @@
+#include "kernels/pack.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+namespace mempool::kernels {
+namespace {
+
+// Where an input's weight of an output lies.
+constexpr std::int64_t place(std::int64_t output, std::int64_t input, std::int64_t groups) {
+  return ((output / kPanel * groups + input / kGroup) * kPanel + output % kPanel) * kGroup + input % kGroup;
+}
+
+// The reverse, for a byte of a vector of a panel.
+struct Content {
+  std::int64_t output;
+  std::int64_t input;
+};
+constexpr Content content(std::int64_t panel, std::int64_t vector, std::int64_t byte) {
+  const std::int64_t output = vector % kVectorsOfPanel * (kVector / kGroup) + byte / kGroup;
+  return {panel * kPanel + output, vector / kVectorsOfPanel * kGroup + byte % kGroup};
+}
+
+}  // namespace
+
+void pack_dense(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* panels,
+                std::int32_t* sums) noexcept {
+  const std::int64_t groups = groups_of(inputs);
+  std::memset(panels, 0, static_cast<std::size_t>(dense_bytes(outputs, inputs)));
+  for (std::int64_t output = 0; output < outputs; ++output) {
+    const std::int8_t* const row = weights + output * inputs;
+    std::int32_t sum = 0;
+    for (std::int64_t input = 0; input < inputs; ++input) {
+      panels[place(output, input, groups)] = row[input];
+      sum += row[input];
+    }
+    sums[output] = sum;
+  }
+}
+
+void unpack_dense(const std::int8_t* panels, std::int64_t outputs, std::int64_t inputs, std::int8_t* weights) noexcept {
+  const std::int64_t groups = groups_of(inputs);
+  for (std::int64_t output = 0; output < outputs; ++output) {
+    for (std::int64_t input = 0; input < inputs; ++input) {
+      weights[output * inputs + input] = panels[place(output, input, groups)];
+    }
+  }
+}
+
+std::int64_t measure_bitmap(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs,
+                            std::int32_t* offsets) noexcept {
+  std::int64_t end = 0;
+  for (std::int64_t panel = 0; panel < panels_of(outputs); ++panel) {
+    offsets[panel] = static_cast<std::int32_t>(end);
+    const std::int64_t first = panel * kPanel;
+    const std::int64_t last = std::min(outputs, first + kPanel);
+    const std::int64_t zeros = std::count(weights + first * inputs, weights + last * inputs, std::int8_t{0});
+    end += ((last - first) * inputs - zeros + kVector - 1) / kVector;
+  }
+  offsets[panels_of(outputs)] = static_cast<std::int32_t>(end);
+  return (end + 1) * kVector;
+}
+
+void pack_bitmap(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, const std::int32_t* offsets,
+                 std::uint64_t* masks, std::int8_t* values, std::int32_t* sums) noexcept {
+  const std::int64_t panels = panels_of(outputs);
+  std::memset(values, 0, static_cast<std::size_t>((offsets[panels] + 1) * kVector));
+  std::fill(sums, sums + outputs, 0);
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    std::int8_t* to = values + offsets[panel] * kVector;
+    for (std::int64_t vector = 0; vector < groups_of(inputs) * kVectorsOfPanel; ++vector) {
+      std::uint64_t mask = 0;
+      for (std::int64_t byte = 0; byte < kVector; ++byte) {
+        const auto [output, input] = content(panel, vector, byte);
+        const std::int8_t weight =
+            output < outputs && input < inputs ? weights[output * inputs + input] : std::int8_t{0};
+        if (weight == 0) continue;
+        mask |= std::uint64_t{1} << byte;
+        *to++ = weight;
+        sums[output] += weight;
+      }
+      *masks++ = mask;
+    }
+  }
+}
+
+void unpack_bitmap(const BitmapWeights& packed, std::int8_t* weights) noexcept {
+  std::memset(weights, 0, static_cast<std::size_t>(packed.outputs * packed.inputs));
+  const std::uint64_t* masks = packed.masks;
+  for (std::int64_t panel = 0; panel < panels_of(packed.outputs); ++panel) {
+    const std::int8_t* from = packed.values + packed.offsets[panel] * kVector;
+    for (std::int64_t vector = 0; vector < groups_of(packed.inputs) * kVectorsOfPanel; ++vector) {
+      for (std::uint64_t mask = *masks++; mask != 0; mask &= mask - 1) {
+        const auto [output, input] = content(panel, vector, std::countr_zero(mask));
+        weights[output * packed.inputs + input] = *from++;
+      }
+    }
+  }
+}
+
+bool is_sound(const BitmapWeights& packed, std::int64_t value_bytes) noexcept {
+  const std::int64_t panels = panels_of(packed.outputs);
+  if (packed.offsets[0] != 0 || (std::int64_t{packed.offsets[panels]} + 1) * kVector != value_bytes) return false;
+  const std::uint64_t* masks = packed.masks;
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    std::int64_t values = 0;
+    for (std::int64_t vector = 0; vector < groups_of(packed.inputs) * kVectorsOfPanel; ++vector) {
+      const std::uint64_t mask = *masks++;
+      values += std::popcount(mask);
+      for (std::uint64_t left = mask; left != 0; left &= left - 1) {
+        const auto [output, input] = content(panel, vector, std::countr_zero(left));
+        if (output >= packed.outputs || input >= packed.inputs) return false;
+      }
+    }
+    if (packed.offsets[panel + 1] - packed.offsets[panel] != (values + kVector - 1) / kVector) return false;
+  }
+  return true;
+}
+
+std::int64_t quantize_weights(const float* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* quantized,
+                              float* scales) noexcept {
+  for (std::int64_t output = 0; output < outputs; ++output) {
+    const float* const row = weights + output * inputs;
+    float largest = 0;
+    for (std::int64_t input = 0; input < inputs; ++input) {
+      if (!std::isfinite(row[input])) return output;
+      largest = std::max(largest, std::fabs(row[input]));
+    }
+    const float scale = largest / 127.0F;
+    const bool is_zero = scale < 1e-37F;  // its inverse would be infinite
+    scales[output] = is_zero ? 0.0F : scale;
+    for (std::int64_t input = 0; input < inputs; ++input) {
+      const float value = is_zero ? 0.0F : std::nearbyint(row[input] / scale);
+      quantized[output * inputs + input] = static_cast<std::int8_t>(std::clamp(value, -127.0F, 127.0F));
+    }
+  }
+  return -1;
+}
+
+}  // namespace mempool::kernels

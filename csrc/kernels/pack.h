@@ -1,0 +1,31 @@
+// Weights as they come, [N][K] int8, to the packed formats and back: exact inverses.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/weights.h"
+
+namespace mempool::kernels {
+
+// `panels`: dense_bytes(outputs, inputs). `sums`: one for each output.
+void pack_dense(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* panels,
+                std::int32_t* sums) noexcept;
+void unpack_dense(const std::int8_t* panels, std::int64_t outputs, std::int64_t inputs, std::int8_t* weights) noexcept;
+
+// `offsets`: one for each panel, and the end. Returns the bytes that the values need.
+std::int64_t measure_bitmap(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs,
+                            std::int32_t* offsets) noexcept;
+// With the offsets of measure_bitmap(). `masks`: bitmap_masks(). `values`: as many bytes as it returned.
+void pack_bitmap(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, const std::int32_t* offsets,
+                 std::uint64_t* masks, std::int8_t* values, std::int32_t* sums) noexcept;
+// Precondition: is_sound().
+void unpack_bitmap(const BitmapWeights& packed, std::int8_t* weights) noexcept;
+// Whether kernels may read it: the masks fit the offsets, the offsets `value_bytes`, and nothing is beyond N and K.
+bool is_sound(const BitmapWeights& packed, std::int64_t value_bytes) noexcept;
+
+// One scale for each output, its largest magnitude over 127; -127..127, halves to even. Returns the first output that
+// has a NaN or an infinite weight, and leaves the rest undone; -1: none.
+std::int64_t quantize_weights(const float* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* quantized,
+                              float* scales) noexcept;
+
+}  // namespace mempool::kernels
