@@ -67,7 +67,8 @@ struct BitmapSource {
 };
 
 template <typename Unit, int rows>
-void bitmap_tile(const BitmapWeights& weights, const Tokens& tokens, const Output& out, std::int64_t panel) noexcept {
+[[gnu::noinline]] void bitmap_tile(const BitmapWeights& weights, const Tokens& tokens, const Output& out,
+                                   std::int64_t panel) noexcept {
   const std::int64_t groups = groups_of(weights.inputs);
   const std::int64_t stride = padded_inputs(weights.inputs);
   const std::uint64_t* const masks = weights.masks + panel * groups * kVectorsOfPanel;

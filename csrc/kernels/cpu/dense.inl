@@ -11,8 +11,8 @@ namespace mempool::kernels {
 namespace {
 
 template <typename Unit, int rows>
-void dense_tile(const DenseWeights& weights, const Tokens& tokens, const Output& out, std::int64_t panel,
-                std::int64_t token) noexcept {
+[[gnu::noinline]] void dense_tile(const DenseWeights& weights, const Tokens& tokens, const Output& out,
+                                  std::int64_t panel, std::int64_t token) noexcept {
   constexpr int kSlice = Unit::kLanes * Unit::kVectors;  // outputs
   const std::int64_t groups = groups_of(weights.inputs);
   const std::int64_t stride = padded_inputs(weights.inputs);
