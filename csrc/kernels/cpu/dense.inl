@@ -20,7 +20,7 @@ template <typename Unit, int rows>
     const std::int64_t output = panel * kPanel + slice;
     const std::int64_t left = weights.outputs - output;
     if (left <= 0) return;
-    const DenseSource<Unit, rows == 1> source{weights.panels + (panel * groups * kPanel + slice) * kGroup};
+    const DenseSource<Unit, true> source{weights.panels + (panel * groups * kPanel + slice) * kGroup};
     alignas(64) std::int32_t sums[rows * kSlice];
     sum_slice<Unit, rows, false>(source, tokens.values + token * stride, stride, groups, sums, kSlice);
     for (int row = 0; row < rows; ++row) {

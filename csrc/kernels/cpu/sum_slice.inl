@@ -24,8 +24,9 @@ namespace {
 
 inline constexpr std::int64_t kGroupBytes = kPanel * kGroup;
 
-// Weights as they lie in a dense panel. `reads_once`: straight from memory.
-template <typename Unit, bool reads_once>
+// Weights as they lie in a dense panel. `is_far`: in memory, as a panel is for its first tokens; later it costs next to
+// nothing to ask for what is near.
+template <typename Unit, bool is_far>
 struct DenseSource {
   static constexpr int kAhead = 16;  // groups
   const std::int8_t* at;
@@ -34,7 +35,7 @@ struct DenseSource {
     unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
       const std::int8_t* const from = at + vector * Unit::kLanes * kGroup;
       loaded[vector] = Unit::load(from);
-      if constexpr (reads_once) __builtin_prefetch(from + kAhead * kGroupBytes);
+      if constexpr (is_far) __builtin_prefetch(from + kAhead * kGroupBytes);
     });
     at += kGroupBytes;
   }
