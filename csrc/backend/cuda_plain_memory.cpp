@@ -48,15 +48,17 @@ void* CudaPlainMemory::reserve(std::size_t bytes) noexcept {
   return address;
 }
 
-// For what was never committed.
-void CudaPlainMemory::unreserve(void* address, std::size_t bytes) noexcept {
+// For what was never committed. What the driver will not take back stays on the books.
+void CudaPlainMemory::unreserve(void* address, std::size_t bytes) noexcept { give_back(address, bytes); }
+
+bool CudaPlainMemory::give_back(void* address, std::size_t bytes) noexcept {
   const std::lock_guard guard(mutex_);
-  const auto found = given_.find(address);
-  if (found == given_.end()) return;
   const CudaScope scope(driver_, context_);
-  if (driver_.free(found->second) != CudaDriver::kSuccess) return;  // on the books for good
+  const auto found = given_.find(address);
+  if (found == given_.end() || !scope.is_entered() || driver_.free(found->second) != CudaDriver::kSuccess) return false;
   given_.erase(found);
   taken_.fetch_sub(bytes);
+  return true;
 }
 
 bool CudaPlainMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
@@ -66,12 +68,7 @@ bool CudaPlainMemory::commit(void* address, std::size_t bytes, Handle& out) noex
 }
 
 bool CudaPlainMemory::decommit(const Handle& handle) noexcept {
-  const std::lock_guard guard(mutex_);
-  const CudaScope scope(driver_, context_);
-  const auto found = given_.find(handle.address);
-  if (found == given_.end() || !scope.is_entered() || driver_.free(found->second) != CudaDriver::kSuccess) return false;
-  given_.erase(found);
-  taken_.fetch_sub(handle.bytes);
+  if (!give_back(handle.address, handle.bytes)) return false;
   CudaMemory::observe(device_, false, handle.address, handle.bytes);
   return true;
 }

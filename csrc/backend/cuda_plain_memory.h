@@ -38,6 +38,7 @@ class CudaPlainMemory final : public PhysicalMemory {
 
   CudaPlainMemory(const CudaDriver& driver, int device, void* context, std::size_t total);
   CudaDriver::Address allocate(std::size_t bytes) noexcept;
+  bool give_back(void* address, std::size_t bytes) noexcept;
 
   const CudaDriver& driver_;
   const int device_;

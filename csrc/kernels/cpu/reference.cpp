@@ -6,46 +6,46 @@
 namespace mempool::kernels {
 namespace {
 
-void dense(const DenseWeights& weights, const Tokens& tokens, const Output& out, std::int64_t first,
-           std::int64_t last) noexcept {
-  const std::int64_t groups = groups_of(weights.inputs);
-  const std::int64_t stride = padded_inputs(weights.inputs);
+// add_products(panel, input, sums): adds those of one token, whose inputs are given, for the outputs of a panel.
+template <typename PackedWeights, typename AddProducts>
+void multiply(const PackedWeights& weights, const Tokens& tokens, const Output& out, std::int64_t first,
+              std::int64_t last, AddProducts add_products) noexcept {
   for (std::int64_t panel = first; panel < last; ++panel) {
     const std::int64_t output = panel * kPanel;
     const std::int64_t left = weights.outputs - output;
     for (std::int64_t token = 0; token < tokens.count; ++token) {
       std::int32_t sums[kPanel] = {};
-      for (std::int64_t group = 0; group < groups; ++group) {
-        const std::int8_t* const at = weights.panels + (panel * groups + group) * kPanel * kGroup;
-        const std::uint8_t* const input = tokens.values + token * stride + group * kGroup;
-        for (std::int64_t i = 0; i < kPanel * kGroup; ++i) sums[i / kGroup] += at[i] * input[i % kGroup];
-      }
+      add_products(panel, tokens.values + token * padded_inputs(weights.inputs), sums);
       finish_row(weights, tokens, out, token, output, left < kPanel ? left : kPanel, sums);
     }
   }
 }
 
+void dense(const DenseWeights& weights, const Tokens& tokens, const Output& out, std::int64_t first,
+           std::int64_t last) noexcept {
+  const std::int64_t groups = groups_of(weights.inputs);
+  multiply(weights, tokens, out, first, last, [&](std::int64_t panel, const std::uint8_t* input, std::int32_t* sums) {
+    for (std::int64_t group = 0; group < groups; ++group, input += kGroup) {
+      const std::int8_t* const at = weights.panels + (panel * groups + group) * kPanel * kGroup;
+      for (std::int64_t i = 0; i < kPanel * kGroup; ++i) sums[i / kGroup] += at[i] * input[i % kGroup];
+    }
+  });
+}
+
 void bitmap(const BitmapWeights& weights, const Tokens& tokens, const Output& out, std::int64_t first,
             std::int64_t last) noexcept {
-  const std::int64_t groups = groups_of(weights.inputs);
-  const std::int64_t stride = padded_inputs(weights.inputs);
-  for (std::int64_t panel = first; panel < last; ++panel) {
-    const std::int64_t output = panel * kPanel;
-    const std::int64_t left = weights.outputs - output;
-    for (std::int64_t token = 0; token < tokens.count; ++token) {
-      std::int32_t sums[kPanel] = {};
-      const std::uint64_t* const masks = weights.masks + panel * groups * kVectorsOfPanel;
-      const std::int8_t* value = weights.values + weights.offsets[panel] * kVector;
-      for (std::int64_t vector = 0; vector < groups * kVectorsOfPanel; ++vector) {
-        const std::uint8_t* const input = tokens.values + token * stride + vector / kVectorsOfPanel * kGroup;
-        std::int32_t* const from = sums + vector % kVectorsOfPanel * (kVector / kGroup);
-        for (std::int64_t byte = 0; byte < kVector; ++byte) {
-          if ((masks[vector] >> byte & 1U) != 0) from[byte / kGroup] += *value++ * input[byte % kGroup];
-        }
+  const std::int64_t vectors = groups_of(weights.inputs) * kVectorsOfPanel;
+  multiply(weights, tokens, out, first, last, [&](std::int64_t panel, const std::uint8_t* input, std::int32_t* sums) {
+    const std::uint64_t* const masks = weights.masks + panel * vectors;
+    const std::int8_t* value = weights.values + weights.offsets[panel] * kVector;
+    for (std::int64_t vector = 0; vector < vectors; ++vector) {
+      const std::uint8_t* const group = input + vector / kVectorsOfPanel * kGroup;
+      std::int32_t* const from = sums + vector % kVectorsOfPanel * (kVector / kGroup);
+      for (std::int64_t byte = 0; byte < kVector; ++byte) {
+        if ((masks[vector] >> byte & 1U) != 0) from[byte / kGroup] += *value++ * group[byte % kGroup];
       }
-      finish_row(weights, tokens, out, token, output, left < kPanel ? left : kPanel, sums);
     }
-  }
+  });
 }
 
 }  // namespace

@@ -49,6 +49,15 @@ struct Problem {
     return static_cast<std::int32_t>(sum);
   }
 
+  // `got`: [tokens][outputs], and maybe more.
+  void check_sums(const std::vector<std::int32_t>& got) const {
+    for (std::int64_t token = 0; token < count; ++token) {
+      for (std::int64_t output = 0; output < outputs; ++output) {
+        CHECK_EQ(got[size(token * outputs + output)], exact(token, output));
+      }
+    }
+  }
+
   std::int64_t count;
   std::int64_t outputs;
   std::int64_t inputs;
