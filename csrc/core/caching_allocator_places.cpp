@@ -9,8 +9,6 @@ namespace {
 using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 using PlacedBlock = CachingAllocator::PlacedBlock;
 
-bool is_backed(const Span* span) { return span != nullptr && span->is_backed(); }
-
 void append_live(const Span& span, StreamId stream, std::vector<PlacedBlock>& out) {
   if (span.state == Span::State::block && span.tag.requested != kFreeTag) {
     out.push_back({span.address(), span.bytes, span.requested, stream, 0});

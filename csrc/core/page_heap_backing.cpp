@@ -9,8 +9,6 @@
 namespace mempool {
 namespace {
 
-bool is_backed(const Span* span) { return span != nullptr && span->is_backed(); }
-
 // Handles that stay whole cost driver calls each, and what is free of one that is not entirely free cannot move. So
 // they are as large as a block that asks for memory, within bounds: higher ones as more is held, lower ones as more is
 // stranded in that way.

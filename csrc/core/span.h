@@ -78,6 +78,9 @@ struct alignas(64) Span {
   }
 };
 
+// Of a neighbour, which may be none.
+inline bool is_backed(const Span* span) { return span != nullptr && span->is_backed(); }
+
 // One reservation of address space.
 struct Segment {
   std::uintptr_t start = 0;
