@@ -22,7 +22,6 @@ struct Avx2 {
   using Weights = Pair;
   using Inputs = Pair;
   static Sum zero() { return _mm256_setzero_si256(); }
-  static Sum load_sum(const std::int32_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
   static Weights load(const std::int8_t* from) {
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};

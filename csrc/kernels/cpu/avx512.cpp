@@ -22,7 +22,6 @@ struct Avx512 {
   using Weights = Pair;
   using Inputs = Pair;
   static Sum zero() { return _mm512_setzero_si512(); }
-  static Sum load_sum(const std::int32_t* from) { return _mm512_load_si512(from); }
   static Weights load(const std::int8_t* from) {
     const __m512i bytes = _mm512_loadu_si512(from);
     return {_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)};

@@ -23,7 +23,6 @@ struct Vnni {
   using Weights = __m512i;
   using Inputs = __m512i;
   static Sum zero() { return _mm512_setzero_si512(); }
-  static Sum load_sum(const std::int32_t* from) { return _mm512_load_si512(from); }
   static Weights load(const std::int8_t* from) { return _mm512_loadu_si512(from); }
   static Inputs broadcast(const std::uint8_t* from) {
     std::int32_t group = 0;
@@ -49,12 +48,16 @@ using Narrow = Vnni<2, 12>;
 // Weights expanded in registers: `Unit::kVectors` vectors of each group, from vector `first` on.
 template <typename Unit, int first>
 struct BitmapSource {
-  static constexpr int kAhead = 1024;  // bytes; nobody else would see that they are wanted
+  // Bytes. Loads at places that depend on data do not wake the hardware's prefetching, and half of a group
+  // is two lines.
+  static constexpr int kAhead = 4096;
   const std::uint64_t* masks;
   const std::int8_t* values;
 
   [[gnu::always_inline]] void next(__m512i (&loaded)[Unit::kVectors]) {
     __builtin_prefetch(values + kAhead);
+    __builtin_prefetch(values + kAhead + kVector);
+    __builtin_prefetch(masks + kAhead / sizeof(*masks));
     unrolled<kVectorsOfPanel>([&](auto vector) MEMPOOL_INLINED {
       const std::uint64_t mask = masks[vector];
       if constexpr (vector >= first && vector < first + Unit::kVectors) {
@@ -77,7 +80,7 @@ template <typename Unit, int rows>
   unrolled<kVectorsOfPanel / Unit::kVectors>([&](auto part) MEMPOOL_INLINED {
     constexpr int kFirst = part * Unit::kVectors;
     const BitmapSource<Unit, kFirst> source{masks, values};
-    sum_slice<Unit, rows, false>(source, tokens.values, stride, groups, sums + kFirst * Unit::kLanes, kPanel);
+    sum_slice<Unit, rows>(source, tokens.values, stride, groups, sums + kFirst * Unit::kLanes, kPanel);
   });
   const std::int64_t left = weights.outputs - panel * kPanel;
   for (int row = 0; row < rows; ++row) {

@@ -31,6 +31,13 @@ inline const std::int8_t* expand_plainly(const std::uint64_t* masks, const std::
   return values;
 }
 
+// The sums over a chunk of one slice of a panel. A function of its own, for a test that reads its loop.
+template <typename Unit, int rows>
+[[gnu::noinline]] void chunk_tile(const std::int8_t* weights, const std::uint8_t* input, std::int64_t stride,
+                                  std::int64_t groups, std::int32_t* out) noexcept {
+  sum_slice<Unit, rows>(DenseSource<Unit, false>{weights}, input, stride, groups, out, Unit::kLanes * Unit::kVectors);
+}
+
 template <typename Unit>
 void bitmap_block(const BitmapWeights& weights, const Tokens& tokens, const Output& out, std::int64_t panel,
                   std::int64_t first, std::int64_t count) noexcept {
@@ -49,9 +56,12 @@ void bitmap_block(const BitmapWeights& weights, const Tokens& tokens, const Outp
     const std::uint8_t* const input = tokens.values + first * stride + group * kGroup;
     in_rows<Unit>(count, [&](auto rows, std::int64_t token) MEMPOOL_INLINED {
       for (std::int64_t slice = 0; slice < kPanel; slice += kSlice) {
-        const DenseSource<Unit, false> source{chunk + slice * kGroup};
-        sum_slice<Unit, rows, true>(source, input + token * stride, stride, here, sums + token * kPanel + slice,
-                                    kPanel);
+        alignas(64) std::int32_t tile[rows * kSlice];
+        chunk_tile<Unit, rows>(chunk + slice * kGroup, input + token * stride, stride, here, tile);
+        for (int row = 0; row < rows; ++row) {
+          std::int32_t* const to = sums + (token + row) * kPanel + slice;
+          for (int i = 0; i < kSlice; ++i) to[i] += tile[row * kSlice + i];
+        }
       }
     });
   }

@@ -22,7 +22,7 @@ template <typename Unit, int rows>
     if (left <= 0) return;
     const DenseSource<Unit, true> source{weights.panels + (panel * groups * kPanel + slice) * kGroup};
     alignas(64) std::int32_t sums[rows * kSlice];
-    sum_slice<Unit, rows, false>(source, tokens.values + token * stride, stride, groups, sums, kSlice);
+    sum_slice<Unit, rows>(source, tokens.values + token * stride, stride, groups, sums, kSlice);
     for (int row = 0; row < rows; ++row) {
       finish_row(weights, tokens, out, token + row, output, left < kSlice ? left : kSlice, sums + row * kSlice);
     }

@@ -6,7 +6,6 @@
 //     static constexpr int kRows;       // tokens that are summed at once
 //     using Sum; using Weights; using Inputs;
 //     static Sum zero();
-//     static Sum load_sum(const std::int32_t*);
 //     static Weights load(const std::int8_t*);      // one group of kLanes outputs
 //     static Inputs broadcast(const std::uint8_t*); // one group of one token
 //     static Sum dot(Sum, Inputs, Weights);         // adds the four products of each lane, exactly
@@ -42,15 +41,13 @@ struct DenseSource {
 };
 
 // Sums of `rows` tokens for the outputs that `source` gives weights of, one group after the other. `input`: a token
-// each `stride` bytes. `out`: a token each `out_stride`; what is there is added if `adds`.
-template <typename Unit, int rows, bool adds, typename Source>
+// each `stride` bytes. `out`: a token each `out_stride`.
+template <typename Unit, int rows, typename Source>
 [[gnu::always_inline]] inline void sum_slice(Source source, const std::uint8_t* input, std::int64_t stride,
                                              std::int64_t groups, std::int32_t* out, std::int64_t out_stride) noexcept {
   typename Unit::Sum sums[rows][Unit::kVectors];
   unrolled<rows>([&](auto row) MEMPOOL_INLINED {
-    unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
-      sums[row][vector] = adds ? Unit::load_sum(out + row * out_stride + vector * Unit::kLanes) : Unit::zero();
-    });
+    unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED { sums[row][vector] = Unit::zero(); });
   });
   for (std::int64_t group = 0; group < groups; ++group) {
     typename Unit::Weights loaded[Unit::kVectors];
@@ -59,6 +56,9 @@ template <typename Unit, int rows, bool adds, typename Source>
       const typename Unit::Inputs inputs = Unit::broadcast(input + row * stride);
       unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
         sums[row][vector] = Unit::dot(sums[row][vector], inputs, loaded[vector]);
+        // Nothing, but the sum is what it was before and after: g++ 12 would else copy some of them, by way of the
+        // stack.
+        asm("" : "+v"(sums[row][vector]));
       });
     });
     input += kGroup;
