@@ -25,6 +25,13 @@ struct KernelSet {
                 std::int64_t last) noexcept;
   void (*bitmap)(const BitmapWeights& weights, const Tokens& tokens, const Output& output, std::int64_t first,
                  std::int64_t last) noexcept;
+  // Tokens `first` (a multiple of kTokenBlock) to `last` of `tokens`, interleaved, to where they belong in `to`
+  // (interleaved_bytes).
+  void (*interleave)(const Tokens& tokens, std::int64_t inputs, std::int64_t first, std::int64_t last,
+                     std::uint8_t* to) noexcept;
+  // `tokens`: interleaved.
+  void (*block4)(const BlockWeights& weights, const Tokens& tokens, const Output& output, std::int64_t first,
+                 std::int64_t last) noexcept;
 };
 
 // nullptr where this machine cannot run it.

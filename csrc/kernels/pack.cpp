@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 namespace mempool::kernels {
 namespace {
@@ -21,6 +22,18 @@ struct Content {
 constexpr Content content(std::int64_t panel, std::int64_t vector, std::int64_t byte) {
   const std::int64_t output = vector % kVectorsOfPanel * (kVector / kGroup) + byte / kGroup;
   return {panel * kPanel + output, vector / kVectorsOfPanel * kGroup + byte % kGroup};
+}
+
+// How many of a group's inputs there are.
+constexpr std::int64_t inputs_of(std::int64_t group, std::int64_t inputs) {
+  return std::min(kGroup, inputs - group * kGroup);
+}
+
+// The bytes of a group of an output, zero beyond its inputs.
+std::uint32_t block(const std::int8_t* row, std::int64_t inputs, std::int64_t group) {
+  std::uint32_t four = 0;
+  std::memcpy(&four, row + group * kGroup, static_cast<std::size_t>(inputs_of(group, inputs)));
+  return four;
 }
 
 }  // namespace
@@ -115,6 +128,70 @@ bool is_sound(const BitmapWeights& packed, std::int64_t value_bytes) noexcept {
       }
     }
     if (packed.offsets[panel + 1] - packed.offsets[panel] != (values + kVector - 1) / kVector) return false;
+  }
+  return true;
+}
+
+std::int64_t measure_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs,
+                            std::int32_t* offsets) noexcept {
+  std::int64_t end = 0;
+  for (std::int64_t output = 0; output < outputs; ++output) {
+    offsets[output] = static_cast<std::int32_t>(end);
+    for (std::int64_t group = 0; group < groups_of(inputs); ++group) {
+      end += block(weights + output * inputs, inputs, group) != 0 ? 1 : 0;
+    }
+  }
+  offsets[outputs] = static_cast<std::int32_t>(end);
+  return end;
+}
+
+void pack_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, const std::int32_t* offsets,
+                 std::uint64_t* masks, std::int8_t* values, std::int32_t* sums) noexcept {
+  std::fill(masks, masks + outputs * block_words(inputs), 0);
+  for (std::int64_t output = 0; output < outputs; ++output, masks += block_words(inputs)) {
+    const std::int8_t* const row = weights + output * inputs;
+    sums[output] = std::accumulate(row, row + inputs, std::int32_t{0});
+    std::int8_t* to = values + offsets[output] * kGroup;
+    for (std::int64_t group = 0; group < groups_of(inputs); ++group) {
+      const std::uint32_t four = block(row, inputs, group);
+      if (four == 0) continue;
+      masks[group / 64] |= std::uint64_t{1} << group % 64;
+      std::memcpy(to, &four, kGroup);
+      to += kGroup;
+    }
+  }
+}
+
+void unpack_block4(const BlockWeights& packed, std::int8_t* weights) noexcept {
+  std::memset(weights, 0, static_cast<std::size_t>(packed.outputs * packed.inputs));
+  const std::int8_t* from = packed.values;
+  for (std::int64_t output = 0; output < packed.outputs; ++output, weights += packed.inputs) {
+    for (std::int64_t group = 0; group < groups_of(packed.inputs); ++group) {
+      if ((packed.masks[output * block_words(packed.inputs) + group / 64] >> group % 64 & 1U) == 0) continue;
+      std::memcpy(weights + group * kGroup, from, static_cast<std::size_t>(inputs_of(group, packed.inputs)));
+      from += kGroup;
+    }
+  }
+}
+
+bool is_sound(const BlockWeights& packed, std::int64_t value_bytes) noexcept {
+  const std::int64_t groups = groups_of(packed.inputs);
+  const std::int64_t words = block_words(packed.inputs);
+  const std::uint64_t beyond = groups % 64 == 0 ? 0 : ~std::uint64_t{0} << groups % 64;
+  const std::int64_t last_inputs = inputs_of(groups - 1, packed.inputs);
+  if (packed.offsets[0] != 0 || packed.offsets[packed.outputs] * kGroup != value_bytes) return false;
+  for (std::int64_t output = 0; output < packed.outputs; ++output) {
+    const std::uint64_t* const masks = packed.masks + output * words;
+    std::int64_t blocks = 0;
+    for (std::int64_t word = 0; word < words; ++word) blocks += std::popcount(masks[word]);
+    const std::int64_t end = packed.offsets[output + 1];
+    if (end - packed.offsets[output] != blocks || end * kGroup > value_bytes || (masks[words - 1] & beyond) != 0) {
+      return false;
+    }
+    const bool has_last = (masks[words - 1] >> (groups - 1) % 64 & 1U) != 0;
+    for (std::int64_t input = last_inputs; has_last && input < kGroup; ++input) {
+      if (packed.values[(end - 1) * kGroup + input] != 0) return false;
+    }
   }
   return true;
 }

@@ -23,6 +23,16 @@ void unpack_bitmap(const BitmapWeights& packed, std::int8_t* weights) noexcept;
 // Whether kernels may read it: the masks fit the offsets, the offsets `value_bytes`, and nothing is beyond N and K.
 bool is_sound(const BitmapWeights& packed, std::int64_t value_bytes) noexcept;
 
+// `offsets`: one for each output, and the end. Returns the number of blocks.
+std::int64_t measure_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs,
+                            std::int32_t* offsets) noexcept;
+// With the offsets of measure_block4(). `masks`: block_words(inputs) for each output. `values`: 4 bytes for each block.
+void pack_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, const std::int32_t* offsets,
+                 std::uint64_t* masks, std::int8_t* values, std::int32_t* sums) noexcept;
+// Precondition: is_sound().
+void unpack_block4(const BlockWeights& packed, std::int8_t* weights) noexcept;
+bool is_sound(const BlockWeights& packed, std::int64_t value_bytes) noexcept;
+
 // One scale for each output, its largest magnitude over 127; -127..127, halves to even. Returns the first output that
 // has a NaN or an infinite weight, and leaves the rest undone; -1: none.
 std::int64_t quantize_weights(const float* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* quantized,

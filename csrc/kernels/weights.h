@@ -59,11 +59,37 @@ struct BitmapWeights {
   std::int64_t inputs = 0;
 };
 
+// Blocks of 4 inputs of one output, those that are all zero left out: a bit for each block, and the others one behind
+// the other, an output after the other. A row of bits begins with a word.
+static constexpr std::int64_t block_words(std::int64_t inputs) { return (groups_of(inputs) + 63) / 64; }
+
+struct BlockWeights {
+  const std::uint64_t* masks = nullptr;   // [outputs][block_words(inputs)]
+  const std::int8_t* values = nullptr;    // [blocks][kGroup]
+  const std::int32_t* offsets = nullptr;  // [outputs + 1]: the first block of an output, and where the last one's end
+  const std::int32_t* sums = nullptr;     // these as in DenseWeights
+  const float* scales = nullptr;
+  std::int64_t outputs = 0;
+  std::int64_t inputs = 0;
+};
+
 struct Tokens {
-  const std::uint8_t* values = nullptr;  // [count][padded_inputs], kZero where there is no input
+  const std::uint8_t* values = nullptr;  // [count][padded_inputs], kZero where there is no input; or interleaved
   const float* scales = nullptr;         // of each token; NaN where an activation was NaN or infinite
   std::int64_t count = 0;                // M
 };
+
+// Blocks are skipped for up to kTokenBlock tokens at once, in lanes: for that tokens are interleaved,
+//
+//     [count / kTokenBlock][K / 4 groups][kTokenBlock tokens][4 inputs]
+//
+// and in the last block only as many tokens as there are, rounded up to kTokenLanes.
+inline constexpr std::int64_t kTokenBlock = 64;
+inline constexpr std::int64_t kTokenLanes = 16;
+
+static constexpr std::int64_t interleaved_bytes(std::int64_t count, std::int64_t inputs) {
+  return (count + kTokenLanes - 1) / kTokenLanes * kTokenLanes * padded_inputs(inputs);
+}
 
 enum class OutputType : std::uint8_t {
   accumulators,  // int32: the exact sums, before scales and bias

@@ -36,7 +36,7 @@ def _loops() -> dict[str, list[str]]:
     loops = {}
     for function in text.split("\n\n"):
         name = function.split("\n", 1)[0]
-        if not re.search(r"(dense|bitmap|chunk)_tile<", name):
+        if not re.search(r"(dense|bitmap|chunk|block)_tile<", name):
             continue
         lines = function.splitlines()
         products = [i for i, line in enumerate(lines) if DOT.search(line)]

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/bitmap.inl"
+#include "kernels/cpu/block4.inl"
 #include "kernels/cpu/dense.inl"
 #include "kernels/cpu/quantize.inl"
 #include "kernels/cpu/sets.h"
@@ -14,6 +15,7 @@ struct Avx512 {
   static constexpr int kLanes = 16;
   static constexpr int kVectors = 2;
   static constexpr int kRows = 6;  // 12 vectors of sums, 4 of weights, 2 of inputs
+  static constexpr int kChains = 8;
   using Sum = __m512i;
   struct Pair {
     __m512i even;
@@ -22,14 +24,28 @@ struct Avx512 {
   using Weights = Pair;
   using Inputs = Pair;
   static Sum zero() { return _mm512_setzero_si512(); }
-  static Weights load(const std::int8_t* from) {
-    const __m512i bytes = _mm512_loadu_si512(from);
+  static Sum load_sum(const std::int32_t* from) { return _mm512_load_si512(from); }
+  static Sum add(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
+  static Weights widened(__m512i bytes) {
     return {_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)};
   }
+  static Weights load(const std::int8_t* from) { return widened(_mm512_loadu_si512(from)); }
   static Inputs broadcast(const std::uint8_t* from) {
     std::int32_t group = 0;
     std::memcpy(&group, from, sizeof(group));
     return {_mm512_set1_epi32(group & 0x00FF00FF), _mm512_set1_epi32((group >> 8) & 0x00FF00FF)};
+  }
+  static Inputs load_tokens(const std::uint8_t* from) {
+    const __m512i bytes = _mm512_loadu_si512(from);
+    return {_mm512_and_si512(bytes, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16(bytes, 8)};
+  }
+  static Weights broadcast_block(const std::int8_t* from) {
+    std::int32_t block = 0;
+    std::memcpy(&block, from, sizeof(block));
+    return widened(_mm512_set1_epi32(block));
+  }
+  static std::int64_t list_groups(const std::uint64_t* masks, std::int64_t words, std::uint16_t* groups) {
+    return list_groups_plainly(masks, words, groups);
   }
   static Sum dot(Sum sum, const Inputs& inputs, const Weights& weights) {
     sum = _mm512_add_epi32(sum, _mm512_madd_epi16(inputs.even, weights.even));
@@ -44,6 +60,7 @@ struct Avx512 {
 
 }  // namespace
 
-const KernelSet kAvx512Kernels = {&quantize<float>, &quantize<std::uint16_t>, &dense<Avx512>, &bitmap<Avx512>};
+const KernelSet kAvx512Kernels = {&quantize<float>, &quantize<std::uint16_t>, &dense<Avx512>, &bitmap<Avx512>,
+                                  &interleave,      &block4<Avx512>};
 
 }  // namespace mempool::kernels

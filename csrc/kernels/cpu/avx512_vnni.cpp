@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/bitmap.inl"
+#include "kernels/cpu/block4.inl"
 #include "kernels/cpu/dense.inl"
 #include "kernels/cpu/quantize.inl"
 #include "kernels/cpu/sets.h"
@@ -14,11 +15,15 @@ __m512i expand_vector(std::uint64_t mask, const std::int8_t* values) {
   return _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(values));
 }
 
+alignas(64) constexpr std::uint16_t kPlaces[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                   16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+
 template <int vectors, int rows>
 struct Vnni {
   static constexpr int kLanes = 16;
   static constexpr int kVectors = vectors;
   static constexpr int kRows = rows;
+  static constexpr int kChains = 8;
   using Sum = __m512i;
   using Weights = __m512i;
   using Inputs = __m512i;
@@ -29,6 +34,14 @@ struct Vnni {
     std::memcpy(&group, from, sizeof(group));
     return _mm512_set1_epi32(group);
   }
+  static Sum load_sum(const std::int32_t* from) { return _mm512_load_si512(from); }
+  static Sum add(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
+  static Inputs load_tokens(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
+  static Weights broadcast_block(const std::int8_t* from) {
+    std::int32_t block = 0;
+    std::memcpy(&block, from, sizeof(block));
+    return _mm512_set1_epi32(block);
+  }
   static Sum dot(Sum sum, Inputs inputs, Weights weights) { return _mm512_dpbusd_epi32(sum, inputs, weights); }
   static void store(std::int32_t* to, Sum sum) { _mm512_store_si512(to, sum); }
   static const std::int8_t* expand(const std::uint64_t* masks, const std::int8_t* values, std::int64_t count,
@@ -38,6 +51,17 @@ struct Vnni {
       values += _mm_popcnt_u64(masks[i]);
     }
     return values;
+  }
+  static std::int64_t list_groups(const std::uint64_t* masks, std::int64_t words, std::uint16_t* groups) {
+    std::uint16_t* to = groups;
+    __m512i places = _mm512_loadu_si512(kPlaces);
+    for (std::int64_t half = 0; half < 2 * words; ++half) {
+      const auto mask = static_cast<__mmask32>(masks[half / 2] >> half % 2 * 32);
+      _mm512_storeu_si512(to, _mm512_maskz_compress_epi16(mask, places));
+      to += _mm_popcnt_u32(mask);
+      places = _mm512_add_epi16(places, _mm512_set1_epi16(32));
+    }
+    return to - groups;
   }
 };
 
@@ -101,6 +125,7 @@ void bitmap_for_few(const BitmapWeights& weights, const Tokens& tokens, const Ou
 
 }  // namespace
 
-const KernelSet kAvx512VnniKernels = {&quantize<float>, &quantize<std::uint16_t>, &dense<Wide>, &bitmap_for_few};
+const KernelSet kAvx512VnniKernels = {
+    &quantize<float>, &quantize<std::uint16_t>, &dense<Wide>, &bitmap_for_few, &interleave, &block4<Wide>};
 
 }  // namespace mempool::kernels

@@ -1,4 +1,7 @@
 // Portable, and plain: what the others are compared with.
+#include <algorithm>
+
+#include "kernels/cpu/block4.inl"
 #include "kernels/cpu/finish.inl"
 #include "kernels/cpu/quantize.inl"
 #include "kernels/cpu/sets.h"
@@ -48,8 +51,28 @@ void bitmap(const BitmapWeights& weights, const Tokens& tokens, const Output& ou
   });
 }
 
+void block4(const BlockWeights& weights, const Tokens& tokens, const Output& out, std::int64_t first,
+            std::int64_t last) noexcept {
+  const std::int64_t stride = padded_inputs(weights.inputs);
+  for (std::int64_t output = first * kPanel; output < last * kPanel && output < weights.outputs; ++output) {
+    const std::uint64_t* const masks = weights.masks + output * block_words(weights.inputs);
+    for (std::int64_t token = 0; token < tokens.count; ++token) {
+      const std::int64_t block = token / kTokenBlock * kTokenBlock;
+      const std::int64_t lanes = interleaved_bytes(std::min(kTokenBlock, tokens.count - block), 1) / kGroup;
+      const std::uint8_t* const inputs = tokens.values + block * stride + token % kTokenBlock * kGroup;
+      const std::int8_t* value = weights.values + std::int64_t{weights.offsets[output]} * kGroup;
+      std::int32_t sum = 0;
+      for (std::int64_t group = 0; group < groups_of(weights.inputs); ++group) {
+        if ((masks[group / 64] >> group % 64 & 1U) == 0) continue;
+        for (std::int64_t i = 0; i < kGroup; ++i) sum += *value++ * inputs[group * lanes * kGroup + i];
+      }
+      finish_row(weights, tokens, out, token, output, 1, &sum);
+    }
+  }
+}
+
 }  // namespace
 
-const KernelSet kReferenceKernels = {&quantize<float>, &quantize<std::uint16_t>, &dense, &bitmap};
+const KernelSet kReferenceKernels = {&quantize<float>, &quantize<std::uint16_t>, &dense, &bitmap, &interleave, &block4};
 
 }  // namespace mempool::kernels

@@ -8,7 +8,8 @@ namespace mempool::kernels {
 namespace {
 
 template <typename Action, int... i>
-[[gnu::always_inline]] inline void unrolled(Action action, std::integer_sequence<int, i...> /*turns*/) {
+[[gnu::always_inline]] inline void unrolled([[maybe_unused]] Action action,
+                                            std::integer_sequence<int, i...> /*turns*/) {
   (action(std::integral_constant<int, i>{}), ...);
 }
 
