@@ -6,28 +6,10 @@
 #include <cstring>
 #include <numeric>
 
+#include "kernels/layout.h"
+
 namespace mempool::kernels {
 namespace {
-
-// Where an input's weight of an output lies.
-constexpr std::int64_t place(std::int64_t output, std::int64_t input, std::int64_t groups) {
-  return ((output / kPanel * groups + input / kGroup) * kPanel + output % kPanel) * kGroup + input % kGroup;
-}
-
-// The reverse, for a byte of a vector of a panel.
-struct Content {
-  std::int64_t output;
-  std::int64_t input;
-};
-constexpr Content content(std::int64_t panel, std::int64_t vector, std::int64_t byte) {
-  const std::int64_t output = vector % kVectorsOfPanel * (kVector / kGroup) + byte / kGroup;
-  return {panel * kPanel + output, vector / kVectorsOfPanel * kGroup + byte % kGroup};
-}
-
-// How many of a group's inputs there are.
-constexpr std::int64_t inputs_of(std::int64_t group, std::int64_t inputs) {
-  return std::min(kGroup, inputs - group * kGroup);
-}
 
 // The bytes of a group of an output, zero beyond its inputs.
 std::uint32_t block(const std::int8_t* row, std::int64_t inputs, std::int64_t group) {
@@ -113,25 +95,6 @@ void unpack_bitmap(const BitmapWeights& packed, std::int8_t* weights) noexcept {
   }
 }
 
-bool is_sound(const BitmapWeights& packed, std::int64_t value_bytes) noexcept {
-  const std::int64_t panels = panels_of(packed.outputs);
-  if (packed.offsets[0] != 0 || (std::int64_t{packed.offsets[panels]} + 1) * kVector != value_bytes) return false;
-  const std::uint64_t* masks = packed.masks;
-  for (std::int64_t panel = 0; panel < panels; ++panel) {
-    std::int64_t values = 0;
-    for (std::int64_t vector = 0; vector < groups_of(packed.inputs) * kVectorsOfPanel; ++vector) {
-      const std::uint64_t mask = *masks++;
-      values += std::popcount(mask);
-      for (std::uint64_t left = mask; left != 0; left &= left - 1) {
-        const auto [output, input] = content(panel, vector, std::countr_zero(left));
-        if (output >= packed.outputs || input >= packed.inputs) return false;
-      }
-    }
-    if (packed.offsets[panel + 1] - packed.offsets[panel] != (values + kVector - 1) / kVector) return false;
-  }
-  return true;
-}
-
 std::int64_t measure_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs,
                             std::int32_t* offsets) noexcept {
   std::int64_t end = 0;
@@ -172,28 +135,6 @@ void unpack_block4(const BlockWeights& packed, std::int8_t* weights) noexcept {
       from += kGroup;
     }
   }
-}
-
-bool is_sound(const BlockWeights& packed, std::int64_t value_bytes) noexcept {
-  const std::int64_t groups = groups_of(packed.inputs);
-  const std::int64_t words = block_words(packed.inputs);
-  const std::uint64_t beyond = groups % 64 == 0 ? 0 : ~std::uint64_t{0} << groups % 64;
-  const std::int64_t last_inputs = inputs_of(groups - 1, packed.inputs);
-  if (packed.offsets[0] != 0 || packed.offsets[packed.outputs] * kGroup != value_bytes) return false;
-  for (std::int64_t output = 0; output < packed.outputs; ++output) {
-    const std::uint64_t* const masks = packed.masks + output * words;
-    std::int64_t blocks = 0;
-    for (std::int64_t word = 0; word < words; ++word) blocks += std::popcount(masks[word]);
-    const std::int64_t end = packed.offsets[output + 1];
-    if (end - packed.offsets[output] != blocks || end * kGroup > value_bytes || (masks[words - 1] & beyond) != 0) {
-      return false;
-    }
-    const bool has_last = (masks[words - 1] >> (groups - 1) % 64 & 1U) != 0;
-    for (std::int64_t input = last_inputs; has_last && input < kGroup; ++input) {
-      if (packed.values[(end - 1) * kGroup + input] != 0) return false;
-    }
-  }
-  return true;
 }
 
 std::int64_t quantize_weights(const float* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* quantized,

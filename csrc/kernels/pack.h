@@ -20,8 +20,6 @@ void pack_bitmap(const std::int8_t* weights, std::int64_t outputs, std::int64_t 
                  std::uint64_t* masks, std::int8_t* values, std::int32_t* sums) noexcept;
 // Precondition: is_sound().
 void unpack_bitmap(const BitmapWeights& packed, std::int8_t* weights) noexcept;
-// Whether kernels may read it: the masks fit the offsets, the offsets `value_bytes`, and nothing is beyond N and K.
-bool is_sound(const BitmapWeights& packed, std::int64_t value_bytes) noexcept;
 
 // `offsets`: one for each output, and the end. Returns the number of blocks.
 std::int64_t measure_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs,
@@ -31,6 +29,11 @@ void pack_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t 
                  std::uint64_t* masks, std::int8_t* values, std::int32_t* sums) noexcept;
 // Precondition: is_sound().
 void unpack_block4(const BlockWeights& packed, std::int8_t* weights) noexcept;
+
+// Whether kernels may read it and get what was packed: masks fit offsets, offsets fit `value_bytes`, sums fit the
+// weights, and nothing is beyond N and K.
+bool is_sound(const DenseWeights& packed) noexcept;
+bool is_sound(const BitmapWeights& packed, std::int64_t value_bytes) noexcept;
 bool is_sound(const BlockWeights& packed, std::int64_t value_bytes) noexcept;
 
 // One scale for each output, its largest magnitude over 127; -127..127, halves to even. Returns the first output that

@@ -111,4 +111,6 @@ TEST(what_is_not_sound_is_seen) {
   CHECK(broken([](Packed& packed) { packed.offsets[1] += 1; }));
   CHECK(broken([](Packed& packed) { packed.offsets[1] = -5; }));
   CHECK(broken([](Packed& packed) { packed.values.resize(packed.values.size() - kVector); }));
+  CHECK(broken([](Packed& packed) { packed.values[5] ^= 1; }));
+  CHECK(broken([](Packed& packed) { packed.sums[129] += 1; }));
 }

@@ -128,5 +128,7 @@ TEST(blocks_that_are_not_sound_are_seen) {
   CHECK(broken([](Packed& packed) { packed.offsets[3] += 1; }));
   CHECK(broken([](Packed& packed) { packed.offsets[3] = -5; }));
   CHECK(broken([](Packed& packed) { packed.values.resize(packed.values.size() - kGroup); }));
-  CHECK(broken([](Packed& packed) { packed.values.back() = 1; }));  // an input beyond K
+  CHECK(broken([](Packed& packed) { packed.values.back() = 1, packed.sums.back() += 1; }));  // an input beyond K
+  CHECK(broken([](Packed& packed) { packed.values[5] ^= 1; }));
+  CHECK(broken([](Packed& packed) { packed.sums[19] += 1; }));
 }

@@ -140,3 +140,17 @@ TEST(weights_that_are_no_numbers_are_named) {
   weights[15] = std::numeric_limits<float>::quiet_NaN();
   CHECK_EQ(quantize_weights(weights.data(), 6, 10, quantized.data(), scales.data()), 1);
 }
+
+TEST(a_dense_weight_that_is_not_sound_is_seen) {
+  std::mt19937 random(21);
+  Problem problem(1, 70, 37, random, false);
+  CHECK(is_sound(problem.dense()));
+  problem.panels[3] ^= 1;
+  CHECK(!is_sound(problem.dense()));
+  problem.panels[3] ^= 1;
+  problem.sums[69] += 1;
+  CHECK(!is_sound(problem.dense()));
+  problem.sums[69] -= 1;
+  problem.panels.back() = 1;  // beyond N and K
+  CHECK(!is_sound(problem.dense()));
+}

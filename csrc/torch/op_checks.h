@@ -1,0 +1,84 @@
+// What the operators ask of their tensors before a kernel sees a pointer. A refusal is a std::runtime_error that torch
+// hands to Python as RuntimeError; it names the argument, what it is and what it should be.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/weights.h"
+
+namespace mempool {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+[[noreturn]] inline void refuse(const std::string& message) { throw std::runtime_error("mempool: " + message); }
+
+inline std::string name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    default:
+      return "of type number " + std::to_string(static_cast<int>(type));
+  }
+}
+
+inline void require_type(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> types) {
+  std::string wanted;
+  for (const ScalarType type : types) {
+    if (tensor.scalar_type() == type) return;
+    wanted += (wanted.empty() ? "" : " or ") + name_of(type);
+  }
+  refuse(std::string("`") + name + "` has to be " + wanted + ", and is " + name_of(tensor.scalar_type()) + ".");
+}
+
+// On the CPU, contiguous and of a type; for what is read as words of `alignment` bytes also aligned to them.
+inline void require_plain(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> types,
+                          std::size_t alignment = 1) {
+  const std::string quoted = std::string("`") + name + "`";
+  if (!tensor.is_cpu()) refuse(quoted + " has to be on the CPU, as the other arguments are.");
+  require_type(tensor, name, types);
+  if (!tensor.is_contiguous()) refuse(quoted + " has to be contiguous.");
+  if (reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % alignment != 0) {
+    refuse(quoted + " has to begin at a multiple of " + std::to_string(alignment) +
+           " bytes: it is a slice of another tensor, clone it.");
+  }
+}
+
+inline void require_elements(const Tensor& tensor, const char* name, std::int64_t count) {
+  if (tensor.numel() == count) return;
+  refuse(std::string("`") + name + "` has " + std::to_string(tensor.numel()) + " elements, and " +
+         std::to_string(count) + " belong to this shape.");
+}
+
+inline void require_shape(std::int64_t outputs, std::int64_t inputs) {
+  if (outputs < 0 || inputs < 1 || inputs > kernels::kMostInputs) {
+    refuse("a weight has 1 to " + std::to_string(kernels::kMostInputs) +
+           " inputs, else its int32 sums could overflow; " + "asked for " + std::to_string(outputs) + " outputs and " +
+           std::to_string(inputs) + " inputs. Split the layer along its inputs.");
+  }
+  if (outputs > INT32_MAX / kernels::groups_of(inputs)) {
+    refuse("a weight of " + std::to_string(outputs) + " outputs and " + std::to_string(inputs) +
+           " inputs has more blocks than int32 counts. Split the layer along its outputs.");
+  }
+}
+
+}  // namespace mempool

@@ -1,0 +1,204 @@
+// The operators that make packed weights and take them apart. They run when a model is converted or loaded, on one
+// thread.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+#include <tuple>
+
+#include "kernels/pack.h"
+#include "torch/op_checks.h"
+
+namespace mempool {
+namespace {
+
+using kernels::BitmapWeights;
+using kernels::BlockWeights;
+
+constexpr std::int64_t kWord = sizeof(std::uint64_t);
+
+Tensor bytes_like(const Tensor& like, std::int64_t count) {
+  return torch::stable::new_empty(like, {count}, ScalarType::Byte);
+}
+Tensor ints_like(const Tensor& like, std::int64_t count) {
+  return torch::stable::new_empty(like, {count}, ScalarType::Int);
+}
+
+template <typename Value>
+Value* data(const Tensor& tensor) {
+  return static_cast<Value*>(tensor.mutable_data_ptr());
+}
+template <typename Value>
+const Value* read(const Tensor& tensor) {
+  return static_cast<const Value*>(tensor.const_data_ptr());
+}
+
+struct Weight {
+  Weight(const Tensor& tensor, ScalarType type) {
+    require_plain(tensor, "weight", {type});
+    if (tensor.dim() != 2) refuse("`weight` has " + std::to_string(tensor.dim()) + " dimensions, and has to have 2.");
+    outputs = tensor.size(0);
+    inputs = tensor.size(1);
+    require_shape(outputs, inputs);
+  }
+  std::int64_t outputs;
+  std::int64_t inputs;
+};
+
+std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
+  const Weight shape(weight, ScalarType::Float);
+  Tensor quantized = torch::stable::new_empty(weight, {shape.outputs, shape.inputs}, ScalarType::Char);
+  Tensor scales = torch::stable::new_empty(weight, {shape.outputs});
+  const std::int64_t row = kernels::quantize_weights(read<float>(weight), shape.outputs, shape.inputs,
+                                                     data<std::int8_t>(quantized), data<float>(scales));
+  if (row >= 0) refuse("`weight` has a NaN or an infinite value in row " + std::to_string(row) + ".");
+  return {quantized, scales};
+}
+
+std::tuple<Tensor, Tensor> pack_int8(const Tensor& weight) {
+  const Weight shape(weight, ScalarType::Char);
+  Tensor panels = bytes_like(weight, kernels::dense_bytes(shape.outputs, shape.inputs));
+  Tensor sums = ints_like(weight, shape.outputs);
+  kernels::pack_dense(read<std::int8_t>(weight), shape.outputs, shape.inputs, data<std::int8_t>(panels),
+                      data<std::int32_t>(sums));
+  return {panels, sums};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> pack_bitmap(const Tensor& weight) {
+  const Weight shape(weight, ScalarType::Char);
+  Tensor offsets = ints_like(weight, kernels::panels_of(shape.outputs) + 1);
+  const std::int64_t bytes =
+      kernels::measure_bitmap(read<std::int8_t>(weight), shape.outputs, shape.inputs, data<std::int32_t>(offsets));
+  Tensor masks = bytes_like(weight, kernels::bitmap_masks(shape.outputs, shape.inputs) * kWord);
+  Tensor values = bytes_like(weight, bytes);
+  Tensor sums = ints_like(weight, shape.outputs);
+  kernels::pack_bitmap(read<std::int8_t>(weight), shape.outputs, shape.inputs, read<std::int32_t>(offsets),
+                       data<std::uint64_t>(masks), data<std::int8_t>(values), data<std::int32_t>(sums));
+  return {masks, values, offsets, sums};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> pack_block4(const Tensor& weight) {
+  const Weight shape(weight, ScalarType::Char);
+  Tensor offsets = ints_like(weight, shape.outputs + 1);
+  const std::int64_t blocks =
+      kernels::measure_block4(read<std::int8_t>(weight), shape.outputs, shape.inputs, data<std::int32_t>(offsets));
+  Tensor masks = bytes_like(weight, shape.outputs * kernels::block_words(shape.inputs) * kWord);
+  Tensor values = bytes_like(weight, blocks * kernels::kGroup);
+  Tensor sums = ints_like(weight, shape.outputs);
+  kernels::pack_block4(read<std::int8_t>(weight), shape.outputs, shape.inputs, read<std::int32_t>(offsets),
+                       data<std::uint64_t>(masks), data<std::int8_t>(values), data<std::int32_t>(sums));
+  return {masks, values, offsets, sums};
+}
+
+Tensor unpack_int8(const Tensor& panels, std::int64_t outputs, std::int64_t inputs) {
+  require_shape(outputs, inputs);
+  require_plain(panels, "panels", {ScalarType::Byte});
+  require_elements(panels, "panels", kernels::dense_bytes(outputs, inputs));
+  Tensor weight = torch::stable::new_empty(panels, {outputs, inputs}, ScalarType::Char);
+  kernels::unpack_dense(read<std::int8_t>(panels), outputs, inputs, data<std::int8_t>(weight));
+  return weight;
+}
+
+[[noreturn]] void refuse_damaged(std::int64_t outputs, std::int64_t inputs) {
+  refuse("the buffers of this weight of " + std::to_string(outputs) + " outputs and " + std::to_string(inputs) +
+         " inputs do not fit each other: it was damaged, or belongs to another shape.");
+}
+
+void check_int8(const Tensor& panels, const Tensor& sums, std::int64_t outputs, std::int64_t inputs) {
+  require_shape(outputs, inputs);
+  require_plain(panels, "panels", {ScalarType::Byte});
+  require_elements(panels, "panels", kernels::dense_bytes(outputs, inputs));
+  require_plain(sums, "sums", {ScalarType::Int}, sizeof(std::int32_t));
+  require_elements(sums, "sums", outputs);
+  if (!kernels::is_sound({read<std::int8_t>(panels), read<std::int32_t>(sums), nullptr, outputs, inputs})) {
+    refuse_damaged(outputs, inputs);
+  }
+}
+
+// The buffers as the kernels' type, once they are sound.
+template <typename Weights>
+Weights sound(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums, std::int64_t words,
+              std::int64_t rows, std::int64_t outputs, std::int64_t inputs) {
+  require_plain(masks, "masks", {ScalarType::Byte}, kWord);
+  require_elements(masks, "masks", words * kWord);
+  require_plain(offsets, "offsets", {ScalarType::Int}, sizeof(std::int32_t));
+  require_elements(offsets, "offsets", rows + 1);
+  require_plain(values, "values", {ScalarType::Byte});
+  require_plain(sums, "sums", {ScalarType::Int}, sizeof(std::int32_t));
+  require_elements(sums, "sums", outputs);
+  const Weights weights = {read<std::uint64_t>(masks),
+                           read<std::int8_t>(values),
+                           read<std::int32_t>(offsets),
+                           read<std::int32_t>(sums),
+                           nullptr,
+                           outputs,
+                           inputs};
+  if (!kernels::is_sound(weights, values.numel())) refuse_damaged(outputs, inputs);
+  return weights;
+}
+
+BitmapWeights sound_bitmap(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
+                           std::int64_t outputs, std::int64_t inputs) {
+  require_shape(outputs, inputs);
+  return sound<BitmapWeights>(masks, values, offsets, sums, kernels::bitmap_masks(outputs, inputs),
+                              kernels::panels_of(outputs), outputs, inputs);
+}
+BlockWeights sound_block4(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
+                          std::int64_t outputs, std::int64_t inputs) {
+  require_shape(outputs, inputs);
+  return sound<BlockWeights>(masks, values, offsets, sums, outputs * kernels::block_words(inputs), outputs, outputs,
+                             inputs);
+}
+
+Tensor unpack_bitmap(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
+                     std::int64_t outputs, std::int64_t inputs) {
+  const BitmapWeights weights = sound_bitmap(masks, values, offsets, sums, outputs, inputs);
+  Tensor weight = torch::stable::new_empty(masks, {outputs, inputs}, ScalarType::Char);
+  kernels::unpack_bitmap(weights, data<std::int8_t>(weight));
+  return weight;
+}
+Tensor unpack_block4(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
+                     std::int64_t outputs, std::int64_t inputs) {
+  const BlockWeights weights = sound_block4(masks, values, offsets, sums, outputs, inputs);
+  Tensor weight = torch::stable::new_empty(masks, {outputs, inputs}, ScalarType::Char);
+  kernels::unpack_block4(weights, data<std::int8_t>(weight));
+  return weight;
+}
+
+void check_bitmap(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
+                  std::int64_t outputs, std::int64_t inputs) {
+  sound_bitmap(masks, values, offsets, sums, outputs, inputs);
+}
+void check_block4(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
+                  std::int64_t outputs, std::int64_t inputs) {
+  sound_block4(masks, values, offsets, sums, outputs, inputs);
+}
+
+}  // namespace
+}  // namespace mempool
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mempool, m) {
+  m.def("quantize_weight(Tensor weight) -> (Tensor, Tensor)");
+  m.def("pack_int8(Tensor weight) -> (Tensor, Tensor)");
+  m.def("pack_bitmap(Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("pack_block4(Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("unpack_int8(Tensor panels, int outputs, int inputs) -> Tensor");
+  m.def("unpack_bitmap(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> Tensor");
+  m.def("unpack_block4(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> Tensor");
+  m.def("check_int8(Tensor panels, Tensor sums, int outputs, int inputs) -> ()");
+  m.def("check_bitmap(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> ()");
+  m.def("check_block4(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mempool, CPU, m) {
+  m.impl("quantize_weight", TORCH_BOX(&mempool::quantize_weight));
+  m.impl("pack_int8", TORCH_BOX(&mempool::pack_int8));
+  m.impl("pack_bitmap", TORCH_BOX(&mempool::pack_bitmap));
+  m.impl("pack_block4", TORCH_BOX(&mempool::pack_block4));
+  m.impl("unpack_int8", TORCH_BOX(&mempool::unpack_int8));
+  m.impl("unpack_bitmap", TORCH_BOX(&mempool::unpack_bitmap));
+  m.impl("unpack_block4", TORCH_BOX(&mempool::unpack_block4));
+  m.impl("check_int8", TORCH_BOX(&mempool::check_int8));
+  m.impl("check_bitmap", TORCH_BOX(&mempool::check_bitmap));
+  m.impl("check_block4", TORCH_BOX(&mempool::check_block4));
+}
