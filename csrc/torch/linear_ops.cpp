@@ -1,9 +1,14 @@
 // The operators that run packed weights: torch.ops.mempool.int8_linear, bitmap_linear and block4_linear.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
+//
+// They are not built on torch's stable interface (torch/csrc/stable): that one turns whatever an allocation throws into
+// a plain RuntimeError, and prints it. Out of memory has to reach Python as what it is.
+#include <ATen/EmptyTensor.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/library.h>
 
+#include <cstring>
 #include <optional>
-#include <vector>
 
 #include "kernels/linear.h"
 #include "torch/op_checks.h"
@@ -15,9 +20,20 @@ using kernels::Activations;
 using kernels::Output;
 using kernels::OutputType;
 
+struct Work {
+  kernels::Task task;
+  const void* context;
+};
+
+// torch's threads. By a function of torch's library: at::parallel_for is compiled where it is called, and without
+// OpenMP there it would quietly run on one thread.
 void parallel_for(std::int64_t count, std::int64_t grain, kernels::Task task, const void* context) {
-  torch::stable::parallel_for(0, count, grain,
-                              [&](std::int64_t first, std::int64_t last) { task(context, first, last); });
+  Work work = {task, context};
+  const auto run = [](std::int64_t first, std::int64_t last, void* given) {
+    const Work& to_do = *static_cast<const Work*>(given);
+    to_do.task(to_do.context, first, last);
+  };
+  if (torch_parallel_for(0, count, grain, run, &work) != 0) refuse("torch's threads could not be started.");
 }
 
 // What all formats share: one sum and one scale for each output, and as many biases if there are any.
@@ -48,23 +64,34 @@ std::int64_t inputs_of(const Tensor& input, const Outputs& outputs) {
   return inputs;
 }
 
+// Where activations are quantized to: for a few tokens the stack, else memory from torch, and so from the current pool.
+class Workspace {
+ public:
+  explicit Workspace(std::int64_t bytes) {
+    if (bytes > static_cast<std::int64_t>(sizeof(small_))) large_ = at::detail::empty_cpu({bytes}, ScalarType::Byte);
+  }
+  void* data() { return large_.defined() ? large_.mutable_data_ptr() : small_; }
+
+ private:
+  alignas(64) std::uint8_t small_[32 * 1024];
+  Tensor large_;
+};
+
 template <typename Weights>
 Tensor run(const Tensor& input, const Weights& weights, const Outputs& outputs) {
   if (!input.is_cpu()) refuse("`input` has to be on the CPU, as the weights are.");
   require_type(input, "input", {ScalarType::Float, ScalarType::BFloat16});
-  const Tensor rows = input.is_contiguous() ? input : torch::stable::contiguous(input);
-  std::vector<std::int64_t> shape(input.sizes().begin(), input.sizes().end());
+  const c10::MaybeOwned<Tensor> rows = input.expect_contiguous();
+  c10::DimVector shape(input.sizes());
   shape.back() = outputs.count;
-  Tensor output = torch::stable::new_empty(input, shape);
+  Tensor output = at::detail::empty_cpu(shape, input.scalar_type());
   const std::int64_t count = input.numel() / weights.inputs;
   if (count == 0 || outputs.count == 0) return output;
-  const std::int64_t bytes = kernels::workspace_bytes(weights, count);
-  const Tensor workspace = torch::stable::new_empty(input, {bytes}, ScalarType::Byte);
+  Workspace workspace(kernels::workspace_bytes(weights, count));
   const bool is_bfloat16 = input.scalar_type() == ScalarType::BFloat16;
-  kernels::linear(
-      *kernels::kernels_of(kernels::current_isa()), weights, Activations{rows.const_data_ptr(), count, is_bfloat16},
-      Output{output.mutable_data_ptr(), outputs.bias, is_bfloat16 ? OutputType::bfloat16 : OutputType::float32},
-      workspace.mutable_data_ptr(), parallel_for);
+  const Output to = {output.mutable_data_ptr(), outputs.bias, is_bfloat16 ? OutputType::bfloat16 : OutputType::float32};
+  kernels::linear(*kernels::kernels_of(kernels::current_isa()), weights,
+                  Activations{rows->const_data_ptr(), count, is_bfloat16}, to, workspace.data(), parallel_for);
   return output;
 }
 
@@ -121,7 +148,7 @@ Tensor block4_linear(const Tensor& input, const Tensor& masks, const Tensor& val
 }  // namespace
 }  // namespace mempool
 
-STABLE_TORCH_LIBRARY_FRAGMENT(mempool, m) {
+TORCH_LIBRARY_FRAGMENT(mempool, m) {
   m.def("int8_linear(Tensor input, Tensor panels, Tensor sums, Tensor scales, Tensor? bias=None) -> Tensor");
   m.def(
       "bitmap_linear(Tensor input, Tensor masks, Tensor values, Tensor offsets, Tensor sums, Tensor scales, "
@@ -131,8 +158,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mempool, m) {
       "Tensor? bias=None) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mempool, CPU, m) {
-  m.impl("int8_linear", TORCH_BOX(&mempool::int8_linear));
-  m.impl("bitmap_linear", TORCH_BOX(&mempool::bitmap_linear));
-  m.impl("block4_linear", TORCH_BOX(&mempool::block4_linear));
+TORCH_LIBRARY_IMPL(mempool, CPU, m) {
+  m.impl("int8_linear", &mempool::int8_linear);
+  m.impl("bitmap_linear", &mempool::bitmap_linear);
+  m.impl("block4_linear", &mempool::block4_linear);
+}
+
+// Nothing flows back through a packed weight: a backward pass says so.
+TORCH_LIBRARY_IMPL(mempool, Autograd, m) {
+  for (const char* const name : {"int8_linear", "bitmap_linear", "block4_linear"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
 }

@@ -1,45 +1,24 @@
-// What the operators ask of their tensors before a kernel sees a pointer. A refusal is a std::runtime_error that torch
-// hands to Python as RuntimeError; it names the argument, what it is and what it should be.
+// What the operators ask of their tensors before a kernel sees a pointer. A refusal is a RuntimeError, as torch's own
+// operators raise; it names the argument, what it is and what it should be.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <initializer_list>
-#include <stdexcept>
 #include <string>
 
 #include "kernels/weights.h"
 
 namespace mempool {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+using at::Tensor;
+using c10::ScalarType;
 
-[[noreturn]] inline void refuse(const std::string& message) { throw std::runtime_error("mempool: " + message); }
+[[noreturn]] inline void refuse(const std::string& message) { C10_THROW_ERROR(Error, "mempool: " + message); }
 
-inline std::string name_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Byte:
-      return "uint8";
-    case ScalarType::Char:
-      return "int8";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    default:
-      return "of type number " + std::to_string(static_cast<int>(type));
-  }
-}
+// As Python writes it.
+inline std::string name_of(ScalarType type) { return std::string(c10::getDtypeNames(type).first); }
 
 inline void require_type(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> types) {
   std::string wanted;

@@ -1,7 +1,7 @@
 // The operators that make packed weights and take them apart. They run when a model is converted or loaded, on one
 // thread.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
+#include <ATen/EmptyTensor.h>
+#include <torch/library.h>
 
 #include <string>
 #include <tuple>
@@ -17,11 +17,10 @@ using kernels::BlockWeights;
 
 constexpr std::int64_t kWord = sizeof(std::uint64_t);
 
-Tensor bytes_like(const Tensor& like, std::int64_t count) {
-  return torch::stable::new_empty(like, {count}, ScalarType::Byte);
-}
-Tensor ints_like(const Tensor& like, std::int64_t count) {
-  return torch::stable::new_empty(like, {count}, ScalarType::Int);
+Tensor bytes(std::int64_t count) { return at::detail::empty_cpu({count}, ScalarType::Byte); }
+Tensor ints(std::int64_t count) { return at::detail::empty_cpu({count}, ScalarType::Int); }
+Tensor weight_of(std::int64_t outputs, std::int64_t inputs) {
+  return at::detail::empty_cpu({outputs, inputs}, ScalarType::Char);
 }
 
 template <typename Value>
@@ -47,8 +46,8 @@ struct Weight {
 
 std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
   const Weight shape(weight, ScalarType::Float);
-  Tensor quantized = torch::stable::new_empty(weight, {shape.outputs, shape.inputs}, ScalarType::Char);
-  Tensor scales = torch::stable::new_empty(weight, {shape.outputs});
+  Tensor quantized = weight_of(shape.outputs, shape.inputs);
+  Tensor scales = at::detail::empty_cpu({shape.outputs}, ScalarType::Float);
   const std::int64_t row = kernels::quantize_weights(read<float>(weight), shape.outputs, shape.inputs,
                                                      data<std::int8_t>(quantized), data<float>(scales));
   if (row >= 0) refuse("`weight` has a NaN or an infinite value in row " + std::to_string(row) + ".");
@@ -57,8 +56,8 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
 
 std::tuple<Tensor, Tensor> pack_int8(const Tensor& weight) {
   const Weight shape(weight, ScalarType::Char);
-  Tensor panels = bytes_like(weight, kernels::dense_bytes(shape.outputs, shape.inputs));
-  Tensor sums = ints_like(weight, shape.outputs);
+  Tensor panels = bytes(kernels::dense_bytes(shape.outputs, shape.inputs));
+  Tensor sums = ints(shape.outputs);
   kernels::pack_dense(read<std::int8_t>(weight), shape.outputs, shape.inputs, data<std::int8_t>(panels),
                       data<std::int32_t>(sums));
   return {panels, sums};
@@ -66,12 +65,12 @@ std::tuple<Tensor, Tensor> pack_int8(const Tensor& weight) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pack_bitmap(const Tensor& weight) {
   const Weight shape(weight, ScalarType::Char);
-  Tensor offsets = ints_like(weight, kernels::panels_of(shape.outputs) + 1);
-  const std::int64_t bytes =
+  Tensor offsets = ints(kernels::panels_of(shape.outputs) + 1);
+  const std::int64_t size =
       kernels::measure_bitmap(read<std::int8_t>(weight), shape.outputs, shape.inputs, data<std::int32_t>(offsets));
-  Tensor masks = bytes_like(weight, kernels::bitmap_masks(shape.outputs, shape.inputs) * kWord);
-  Tensor values = bytes_like(weight, bytes);
-  Tensor sums = ints_like(weight, shape.outputs);
+  Tensor masks = bytes(kernels::bitmap_masks(shape.outputs, shape.inputs) * kWord);
+  Tensor values = bytes(size);
+  Tensor sums = ints(shape.outputs);
   kernels::pack_bitmap(read<std::int8_t>(weight), shape.outputs, shape.inputs, read<std::int32_t>(offsets),
                        data<std::uint64_t>(masks), data<std::int8_t>(values), data<std::int32_t>(sums));
   return {masks, values, offsets, sums};
@@ -79,12 +78,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack_bitmap(const Tensor& weight) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pack_block4(const Tensor& weight) {
   const Weight shape(weight, ScalarType::Char);
-  Tensor offsets = ints_like(weight, shape.outputs + 1);
+  Tensor offsets = ints(shape.outputs + 1);
   const std::int64_t blocks =
       kernels::measure_block4(read<std::int8_t>(weight), shape.outputs, shape.inputs, data<std::int32_t>(offsets));
-  Tensor masks = bytes_like(weight, shape.outputs * kernels::block_words(shape.inputs) * kWord);
-  Tensor values = bytes_like(weight, blocks * kernels::kGroup);
-  Tensor sums = ints_like(weight, shape.outputs);
+  Tensor masks = bytes(shape.outputs * kernels::block_words(shape.inputs) * kWord);
+  Tensor values = bytes(blocks * kernels::kGroup);
+  Tensor sums = ints(shape.outputs);
   kernels::pack_block4(read<std::int8_t>(weight), shape.outputs, shape.inputs, read<std::int32_t>(offsets),
                        data<std::uint64_t>(masks), data<std::int8_t>(values), data<std::int32_t>(sums));
   return {masks, values, offsets, sums};
@@ -94,7 +93,7 @@ Tensor unpack_int8(const Tensor& panels, std::int64_t outputs, std::int64_t inpu
   require_shape(outputs, inputs);
   require_plain(panels, "panels", {ScalarType::Byte});
   require_elements(panels, "panels", kernels::dense_bytes(outputs, inputs));
-  Tensor weight = torch::stable::new_empty(panels, {outputs, inputs}, ScalarType::Char);
+  Tensor weight = weight_of(outputs, inputs);
   kernels::unpack_dense(read<std::int8_t>(panels), outputs, inputs, data<std::int8_t>(weight));
   return weight;
 }
@@ -153,14 +152,14 @@ BlockWeights sound_block4(const Tensor& masks, const Tensor& values, const Tenso
 Tensor unpack_bitmap(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
                      std::int64_t outputs, std::int64_t inputs) {
   const BitmapWeights weights = sound_bitmap(masks, values, offsets, sums, outputs, inputs);
-  Tensor weight = torch::stable::new_empty(masks, {outputs, inputs}, ScalarType::Char);
+  Tensor weight = weight_of(outputs, inputs);
   kernels::unpack_bitmap(weights, data<std::int8_t>(weight));
   return weight;
 }
 Tensor unpack_block4(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
                      std::int64_t outputs, std::int64_t inputs) {
   const BlockWeights weights = sound_block4(masks, values, offsets, sums, outputs, inputs);
-  Tensor weight = torch::stable::new_empty(masks, {outputs, inputs}, ScalarType::Char);
+  Tensor weight = weight_of(outputs, inputs);
   kernels::unpack_block4(weights, data<std::int8_t>(weight));
   return weight;
 }
@@ -177,7 +176,7 @@ void check_block4(const Tensor& masks, const Tensor& values, const Tensor& offse
 }  // namespace
 }  // namespace mempool
 
-STABLE_TORCH_LIBRARY_FRAGMENT(mempool, m) {
+TORCH_LIBRARY_FRAGMENT(mempool, m) {
   m.def("quantize_weight(Tensor weight) -> (Tensor, Tensor)");
   m.def("pack_int8(Tensor weight) -> (Tensor, Tensor)");
   m.def("pack_bitmap(Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)");
@@ -190,15 +189,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mempool, m) {
   m.def("check_block4(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mempool, CPU, m) {
-  m.impl("quantize_weight", TORCH_BOX(&mempool::quantize_weight));
-  m.impl("pack_int8", TORCH_BOX(&mempool::pack_int8));
-  m.impl("pack_bitmap", TORCH_BOX(&mempool::pack_bitmap));
-  m.impl("pack_block4", TORCH_BOX(&mempool::pack_block4));
-  m.impl("unpack_int8", TORCH_BOX(&mempool::unpack_int8));
-  m.impl("unpack_bitmap", TORCH_BOX(&mempool::unpack_bitmap));
-  m.impl("unpack_block4", TORCH_BOX(&mempool::unpack_block4));
-  m.impl("check_int8", TORCH_BOX(&mempool::check_int8));
-  m.impl("check_bitmap", TORCH_BOX(&mempool::check_bitmap));
-  m.impl("check_block4", TORCH_BOX(&mempool::check_block4));
+TORCH_LIBRARY_IMPL(mempool, CPU, m) {
+  m.impl("quantize_weight", &mempool::quantize_weight);
+  m.impl("pack_int8", &mempool::pack_int8);
+  m.impl("pack_bitmap", &mempool::pack_bitmap);
+  m.impl("pack_block4", &mempool::pack_block4);
+  m.impl("unpack_int8", &mempool::unpack_int8);
+  m.impl("unpack_bitmap", &mempool::unpack_bitmap);
+  m.impl("unpack_block4", &mempool::unpack_block4);
+  m.impl("check_int8", &mempool::check_int8);
+  m.impl("check_bitmap", &mempool::check_bitmap);
+  m.impl("check_block4", &mempool::check_block4);
 }
