@@ -15,6 +15,7 @@ from mempool import _build
 
 _build.check_torch()  # before the module that links torch is loaded
 
+from mempool import nn, ops  # noqa: E402
 from mempool._build import __version__  # noqa: E402
 from mempool._device import cuda_library_path  # noqa: E402
 from mempool.control import (  # noqa: E402
@@ -96,6 +97,9 @@ __all__ = [
     "TraceRecording",
     "replay",
     "ReplayReport",
+    # compressed weights
+    "nn",
+    "ops",
     # errors
     "ConfigError",
     "DeviceError",

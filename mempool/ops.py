@@ -1,9 +1,10 @@
 """The operators ``torch.ops.mempool.*``: packed weights that run as they are, and what packs, unpacks and checks them.
 
-``int8_linear(input, panels, sums, scales, bias=None)``, ``bitmap_linear(input, masks, values, offsets, sums, scales,
-bias=None)`` and ``block4_linear(…)`` take rows of float32 or bfloat16, ``[..., K]``, and return ``[..., N]`` of the same
-type. Each row is quantized to int8 with a scale of its own; products are summed in int32, exactly. The formats are
-described in ``csrc/kernels/weights.h``; all buffers are uint8, int32 and float32, on the CPU, and contiguous.
+``int8_linear(input, panels, sums, scales, bias, inputs)`` and ``bitmap_linear`` and ``block4_linear(input, masks,
+values, offsets, sums, scales, bias, inputs)`` take rows of float32 or bfloat16, ``[..., inputs]``, and return
+``[..., outputs]`` of that type. Each row is quantized to int8 with a scale of its own; products are summed in int32,
+exactly. The formats are described in ``csrc/kernels/weights.h``; all buffers are uint8, int32 and float32, on the CPU,
+and contiguous.
 
 The shapes of buffers are checked at every call. That their contents fit each other is not: run ``check_…`` once on
 buffers that come from elsewhere, as the modules of ``mempool.nn`` do.
@@ -11,6 +12,7 @@ buffers that come from elsewhere, as the modules of ``mempool.nn`` do.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -42,94 +44,79 @@ def packed_sizes(pattern: str, outputs: int, inputs: int) -> dict[str, int]:
 
 
 # Beside the modules, which an editable installation keeps apart from these files.
-torch.ops.load_library(str(Path(_core.__file__).parent / "_ops.so"))
+torch.ops.load_library(str(Path(_core.__file__).parent / "_ops.so"))  # type: ignore[no-untyped-call]
 
 
-def _linear_shape(input: Tensor, scales: Tensor) -> Tensor:
-    torch._check(
-        input.dtype in (torch.float32, torch.bfloat16),
-        lambda: f"mempool: `input` has to be float32 or bfloat16, and is {input.dtype}.",
-    )
-    torch._check(input.dim() >= 1, lambda: "mempool: `input` has to have a last dimension, the inputs of the layer.")
-    torch._check(scales.dim() == 1, lambda: "mempool: `scales` has to have one dimension.")
+# What each operator returns, by shape and type alone, for torch.compile and torch.export.
+
+
+def _linear(input: Tensor, scales: Tensor, inputs: int) -> Tensor:
+    if input.dtype not in (torch.float32, torch.bfloat16):
+        raise RuntimeError(f"mempool: `input` has to be float32 or bfloat16, and is {input.dtype}.")
+    if input.dim() < 1 or scales.dim() != 1:
+        raise RuntimeError("mempool: `input` has to have a last dimension, and `scales` one dimension.")
+    torch._check(input.shape[-1] == inputs)  # type: ignore[no-untyped-call]
     return input.new_empty([*input.shape[:-1], scales.shape[0]])
 
 
-@torch.library.register_fake("mempool::int8_linear")
-def _(input: Tensor, panels: Tensor, sums: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _linear_shape(input, scales)
+def _int8_linear(
+    input: Tensor, panels: Tensor, sums: Tensor, scales: Tensor, bias: Tensor | None, inputs: int
+) -> Tensor:
+    return _linear(input, scales, inputs)
 
 
-@torch.library.register_fake("mempool::bitmap_linear")
-def _(
+def _sparse_linear(
     input: Tensor,
     masks: Tensor,
     values: Tensor,
     offsets: Tensor,
     sums: Tensor,
     scales: Tensor,
-    bias: Tensor | None = None,
+    bias: Tensor | None,
+    inputs: int,
 ) -> Tensor:
-    return _linear_shape(input, scales)
+    return _linear(input, scales, inputs)
 
 
-@torch.library.register_fake("mempool::block4_linear")
-def _(
-    input: Tensor,
-    masks: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    sums: Tensor,
-    scales: Tensor,
-    bias: Tensor | None = None,
-) -> Tensor:
-    return _linear_shape(input, scales)
-
-
-@torch.library.register_fake("mempool::quantize_weight")
-def _(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(weight.shape[0])
 
 
-@torch.library.register_fake("mempool::pack_int8")
-def _(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     outputs, inputs = weight.shape
     panels = weight.new_empty(packed_sizes("dense", outputs, inputs)["panels"], dtype=torch.uint8)
     return panels, weight.new_empty(outputs, dtype=torch.int32)
 
 
-def _sparse_shapes(pattern: str, weight: Tensor, values: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _pack_sparse(pattern: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outputs, inputs = weight.shape
     sizes = packed_sizes(pattern, outputs, inputs)
     return (
         weight.new_empty(sizes["masks"], dtype=torch.uint8),
-        weight.new_empty(values, dtype=torch.uint8),
+        weight.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8),
         weight.new_empty(sizes["offsets"], dtype=torch.int32),
         weight.new_empty(outputs, dtype=torch.int32),
     )
 
 
-@torch.library.register_fake("mempool::pack_bitmap")
-def _(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _sparse_shapes("unstructured", weight, torch.library.get_ctx().new_dynamic_size())
-
-
-@torch.library.register_fake("mempool::pack_block4")
-def _(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _sparse_shapes("block4", weight, torch.library.get_ctx().new_dynamic_size())
-
-
-@torch.library.register_fake("mempool::unpack_int8")
-def _(panels: Tensor, outputs: int, inputs: int) -> Tensor:
+def _unpack_int8(panels: Tensor, outputs: int, inputs: int) -> Tensor:
     return panels.new_empty((outputs, inputs), dtype=torch.int8)
 
 
-@torch.library.register_fake("mempool::unpack_bitmap")
-def _(masks: Tensor, values: Tensor, offsets: Tensor, sums: Tensor, outputs: int, inputs: int) -> Tensor:
+def _unpack_sparse(masks: Tensor, values: Tensor, offsets: Tensor, sums: Tensor, outputs: int, inputs: int) -> Tensor:
     return masks.new_empty((outputs, inputs), dtype=torch.int8)
 
 
-@torch.library.register_fake("mempool::unpack_block4")
-def _(masks: Tensor, values: Tensor, offsets: Tensor, sums: Tensor, outputs: int, inputs: int) -> Tensor:
-    return masks.new_empty((outputs, inputs), dtype=torch.int8)
-
+for _name, _shapes in (
+    ("int8_linear", _int8_linear),
+    ("bitmap_linear", _sparse_linear),
+    ("block4_linear", _sparse_linear),
+    ("quantize_weight", _quantize_weight),
+    ("pack_int8", _pack_int8),
+    ("pack_bitmap", functools.partial(_pack_sparse, "unstructured")),
+    ("pack_block4", functools.partial(_pack_sparse, "block4")),
+    ("unpack_int8", _unpack_int8),
+    ("unpack_bitmap", _unpack_sparse),
+    ("unpack_block4", _unpack_sparse),
+):
+    torch.library.register_fake(f"mempool::{_name}", _shapes)

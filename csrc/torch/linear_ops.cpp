@@ -57,11 +57,13 @@ struct Outputs {
   const float* bias = nullptr;
 };
 
-std::int64_t inputs_of(const Tensor& input, const Outputs& outputs) {
-  if (input.dim() < 1) refuse("`input` has to have a last dimension, the inputs of the layer.");
-  const std::int64_t inputs = input.size(input.dim() - 1);
+void require_inputs(const Tensor& input, const Outputs& outputs, std::int64_t inputs) {
   require_shape(outputs.count, inputs);
-  return inputs;
+  if (input.dim() < 1) refuse("`input` has to have a last dimension, the inputs of the layer.");
+  if (input.size(-1) != inputs) {
+    refuse("the last dimension of `input` is " + std::to_string(input.size(-1)) + ", and the layer has " +
+           std::to_string(inputs) + " inputs.");
+  }
 }
 
 // Where activations are quantized to: for a few tokens the stack, else memory from torch, and so from the current pool.
@@ -96,9 +98,9 @@ Tensor run(const Tensor& input, const Weights& weights, const Outputs& outputs) 
 }
 
 Tensor int8_linear(const Tensor& input, const Tensor& panels, const Tensor& sums, const Tensor& scales,
-                   const std::optional<Tensor>& bias) {
+                   const std::optional<Tensor>& bias, std::int64_t inputs) {
   const Outputs outputs(sums, scales, bias);
-  const std::int64_t inputs = inputs_of(input, outputs);
+  require_inputs(input, outputs, inputs);
   require_plain(panels, "panels", {ScalarType::Byte});
   require_elements(panels, "panels", kernels::dense_bytes(outputs.count, inputs));
   return run(input,
@@ -123,23 +125,23 @@ Tensor run_sparse(const Tensor& input, const Tensor& masks, const Tensor& values
   return run(input,
              Weights{static_cast<const std::uint64_t*>(masks.const_data_ptr()),
                      static_cast<const std::int8_t*>(values.const_data_ptr()), first, outputs.sums, outputs.scales,
-                     outputs.count, input.size(input.dim() - 1)},
+                     outputs.count, input.size(-1)},
              outputs);
 }
 
 Tensor bitmap_linear(const Tensor& input, const Tensor& masks, const Tensor& values, const Tensor& offsets,
-                     const Tensor& sums, const Tensor& scales, const std::optional<Tensor>& bias) {
+                     const Tensor& sums, const Tensor& scales, const std::optional<Tensor>& bias, std::int64_t inputs) {
   const Outputs outputs(sums, scales, bias);
-  const std::int64_t inputs = inputs_of(input, outputs);
+  require_inputs(input, outputs, inputs);
   return run_sparse<kernels::BitmapWeights>(input, masks, values, offsets, outputs,
                                             kernels::bitmap_masks(outputs.count, inputs),
                                             kernels::panels_of(outputs.count), kernels::kVector, 1);
 }
 
 Tensor block4_linear(const Tensor& input, const Tensor& masks, const Tensor& values, const Tensor& offsets,
-                     const Tensor& sums, const Tensor& scales, const std::optional<Tensor>& bias) {
+                     const Tensor& sums, const Tensor& scales, const std::optional<Tensor>& bias, std::int64_t inputs) {
   const Outputs outputs(sums, scales, bias);
-  const std::int64_t inputs = inputs_of(input, outputs);
+  require_inputs(input, outputs, inputs);
   return run_sparse<kernels::BlockWeights>(input, masks, values, offsets, outputs,
                                            outputs.count * kernels::block_words(inputs), outputs.count, kernels::kGroup,
                                            0);
@@ -149,13 +151,13 @@ Tensor block4_linear(const Tensor& input, const Tensor& masks, const Tensor& val
 }  // namespace mempool
 
 TORCH_LIBRARY_FRAGMENT(mempool, m) {
-  m.def("int8_linear(Tensor input, Tensor panels, Tensor sums, Tensor scales, Tensor? bias=None) -> Tensor");
+  m.def("int8_linear(Tensor input, Tensor panels, Tensor sums, Tensor scales, Tensor? bias, int inputs) -> Tensor");
   m.def(
       "bitmap_linear(Tensor input, Tensor masks, Tensor values, Tensor offsets, Tensor sums, Tensor scales, "
-      "Tensor? bias=None) -> Tensor");
+      "Tensor? bias, int inputs) -> Tensor");
   m.def(
       "block4_linear(Tensor input, Tensor masks, Tensor values, Tensor offsets, Tensor sums, Tensor scales, "
-      "Tensor? bias=None) -> Tensor");
+      "Tensor? bias, int inputs) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mempool, CPU, m) {

@@ -1,0 +1,394 @@
+"""Linear layers whose weights stay compressed while they are used: ``Int8Linear`` and ``SparseInt8Linear``.
+
+Weights are int8 with one float32 scale for each output; activations are quantized to int8 as they come, with one scale
+for each token (row); products are summed in int32. Sparse weights keep only what is not zero. The buffers are the same
+bytes on every machine and for every number of threads; a state dict of them loads anywhere. Inference on the CPU only:
+nothing flows back through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mempool import _core, ops
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Int8Linear", "SparseInt8Linear"]
+
+_VERSION = 1
+_PATTERNS = ("dense", "unstructured", "block4")
+_DTYPES = {
+    "format": torch.int32,
+    "panels": torch.uint8,
+    "masks": torch.uint8,
+    "values": torch.uint8,
+    "offsets": torch.int32,
+    "sums": torch.int32,
+    "scales": torch.float32,
+    "bias": torch.float32,
+    "input_scale": torch.float32,
+}
+_FLOATS = ("scales", "bias", "input_scale")
+
+
+class _PackedLinear(nn.Module):
+    """What the packed layers share: their buffers, and how these come in.
+
+    Buffers beside those of the format: ``format`` (int32: version, pattern, N, K), ``sums`` (int32 [N]), ``scales``
+    (float32 [N]), ``bias`` (float32 [N]) if there is one, and ``input_scale`` (float32 [K]) if activations are
+    multiplied by it first.
+    """
+
+    in_features: int
+    out_features: int
+    pattern: str  # "dense", "unstructured" or "block4"
+
+    def __init__(
+        self, pattern: str, in_features: int, out_features: int, bias: bool, buffers: dict[str, Tensor]
+    ) -> None:
+        super().__init__()
+        self.pattern = pattern
+        self.in_features = in_features
+        self.out_features = out_features
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+        if not bias:
+            self.register_buffer("bias", None)
+        if "input_scale" not in buffers:
+            self.register_buffer("input_scale", None)
+
+    @classmethod
+    def _of(cls, linear: nn.Linear, pattern: str, buffers: dict[str, Tensor]) -> Self:
+        """In the place of ``linear``, with these buffers."""
+        layer = cls.__new__(cls)
+        buffers = {"format": _header(pattern, linear.out_features, linear.in_features), **buffers}
+        has_bias = linear.bias is not None
+        _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers)
+        return layer.train(linear.training)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all buffers of this layer."""
+        return sum(buffer.nbytes for buffer in self._buffers.values() if buffer is not None)
+
+    def _non_zero(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def density(self) -> float:
+        """The share of weights that are kept, 0 to 1. For ``block4`` whole blocks count; NaN on the meta device."""
+        if self.get_buffer("sums").is_meta:
+            return float("nan")
+        return self._non_zero() / max(1, self.in_features * self.out_features)
+
+    def extra_repr(self) -> str:
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        if self.pattern != "dense":
+            text += f", pattern={self.pattern}"
+        return f"{text}, density={self.density:.3g}, {_core.format_bytes(self.packed_bytes)}"
+
+    def _unpacked(self) -> Tensor:
+        raise NotImplementedError
+
+    def dequantize(self) -> Tensor:
+        """The weight as float32 [out_features, in_features], in the units of the inputs as they come."""
+        weight = self._unpacked().float() * self.get_buffer("scales").unsqueeze(1)
+        scale = self._buffers["input_scale"]
+        return weight if scale is None else weight * scale
+
+    def _scaled(self, input: Tensor) -> Tensor:
+        scale = self._buffers["input_scale"]
+        return input if scale is None else input * scale.to(input.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _PackedLinear:
+        """As in every module, but a change of type leaves scales and bias what they are: float32."""
+        before = {name: self._buffers[name] for name in _FLOATS}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != torch.float32:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes buffers of any density, checks them, and leaves the layer as it was where they are not sound."""
+        given = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+        }
+        layer = prefix.removesuffix(".") or type(self).__name__
+        pattern, problem = self._pattern_of(given.get("format"))
+        if problem is not None:
+            error_msgs.append(f"{layer}: {problem}")
+            return
+        wanted = [*_buffer_names(pattern), *(["bias"] if self.bias is not None else [])]
+        missing = [name for name in wanted if name not in given]
+        missing_keys.extend(prefix + name for name in missing)
+        if strict:
+            unexpected_keys.extend(prefix + name for name in given if name not in (*wanted, "input_scale"))
+        if missing:
+            return
+        names = [*wanted, *(["input_scale"] if "input_scale" in given else [])]
+        try:
+            assign = bool(local_metadata.get("assign_to_params_buffers", False))
+            buffers = {name: self._taken(name, given[name], assign) for name in names}
+            _check(pattern, buffers, self.out_features, self.in_features)
+        except (RuntimeError, TypeError) as error:
+            error_msgs.append(f"{layer}: {str(error).removeprefix('mempool: ')}")
+            return
+        for name in [name for name in self._buffers if name not in ("bias", "input_scale")]:
+            del self._buffers[name]
+        self._buffers.update({"input_scale": None, **buffers})
+        self.pattern = pattern
+
+    def _pattern_of(self, header: Tensor | None) -> tuple[str, str | None]:
+        """The pattern of what is to be loaded, or why it cannot be."""
+        if header is None:
+            return self.pattern, None  # what else is missing is said with it
+        if header.is_meta or header.dtype != torch.int32 or header.numel() != 4:
+            return "", "`format` has to be 4 numbers of int32."
+        version, pattern, outputs, inputs = header.tolist()
+        if version != _VERSION or not 0 <= pattern < len(_PATTERNS):
+            return "", f"its format is {version}.{pattern}, and this mempool reads version {_VERSION}."
+        if (outputs, inputs) != (self.out_features, self.in_features):
+            return "", (
+                f"its weight has {outputs} outputs and {inputs} inputs, and this layer has {self.out_features} outputs "
+                f"and {self.in_features} inputs."
+            )
+        if (_PATTERNS[pattern] == "dense") != (self.pattern == "dense"):
+            return "", f"its weight is {_PATTERNS[pattern]}, and this layer is {self.pattern}."
+        return _PATTERNS[pattern], None
+
+    def _taken(self, name: str, value: Tensor, assign: bool) -> Tensor:
+        """A buffer of this layer's own; with ``assign`` the given one, where kernels can read it as it lies."""
+        if value.dtype != _DTYPES[name]:
+            raise TypeError(f"`{name}` has to be {_DTYPES[name]}, and is {value.dtype}.")
+        if assign and value.is_contiguous() and (value.is_meta or value.data_ptr() % 8 == 0):
+            return value.detach()
+        sums = self.get_buffer("sums")
+        taken = torch.empty(value.shape, dtype=value.dtype, device=value.device if sums.is_meta else sums.device)
+        return taken.copy_(value.detach())
+
+
+def _buffer_names(pattern: str) -> tuple[str, ...]:
+    packed = ("panels",) if pattern == "dense" else ("masks", "values", "offsets")
+    return ("format", *packed, "sums", "scales")
+
+
+def _check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -> None:
+    """Raises RuntimeError unless the buffers are a weight of this shape. Those on the meta device hold nothing."""
+    for name, elements in (("scales", outputs), ("bias", outputs), ("input_scale", inputs)):
+        if name in buffers and buffers[name].shape != (elements,):
+            raise RuntimeError(f"`{name}` has shape {tuple(buffers[name].shape)}, and needs {(elements,)}.")
+        if name in buffers and not buffers[name].is_meta and not bool(torch.isfinite(buffers[name]).all()):
+            raise RuntimeError(f"`{name}` has a NaN or an infinite value.")
+    if any(buffer.is_meta for buffer in buffers.values()):
+        return
+    names = _buffer_names(pattern)[1:-1]
+    getattr(torch.ops.mempool, f"check_{_operator(pattern)}")(*(buffers[name] for name in names), outputs, inputs)
+
+
+def _operator(pattern: str) -> str:
+    return {"dense": "int8", "unstructured": "bitmap", "block4": "block4"}[pattern]
+
+
+def _empty(pattern: str, in_features: int, out_features: int, bias: bool, device: Any) -> dict[str, Tensor]:
+    """Buffers of a weight that is all zero."""
+    if not 1 <= in_features <= ops.MOST_INPUTS or out_features < 0:
+        raise ValueError(
+            f"a packed layer has 1 to {ops.MOST_INPUTS} inputs, and at least 0 outputs; asked for {in_features} and "
+            f"{out_features}."
+        )
+    sizes = ops.packed_sizes(pattern, out_features, in_features)
+    if pattern != "dense":
+        sizes["values"] = 64 if pattern == "unstructured" else 0  # a vector may be read from the end of a bitmap's
+    sizes |= {"sums": out_features, "scales": out_features}
+    if bias:
+        sizes["bias"] = out_features
+    buffers = {name: torch.zeros(size, dtype=_DTYPES[name], device=device) for name, size in sizes.items()}
+    return {"format": _header(pattern, out_features, in_features, device), **buffers}
+
+
+def _quantized(linear: nn.Linear, input_scale: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """A layer's weight as int8 [N, K], and the buffers that do not depend on its format."""
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"from_linear takes a torch.nn.Linear, not {type(linear).__name__}.")
+    if linear.weight.device.type != "cpu":
+        raise ValueError(f"its weight is on {linear.weight.device}: packing is done on the CPU, move the layer there.")
+    weight = linear.weight.detach().float()
+    buffers: dict[str, Tensor] = {}
+    if input_scale is not None:
+        if input_scale.shape != (linear.in_features,) or not bool((input_scale.isfinite() & (input_scale != 0)).all()):
+            raise ValueError(f"`input_scale` has to be {linear.in_features} finite numbers, none of them zero.")
+        buffers["input_scale"] = input_scale.detach().float().clone()
+        weight = weight / buffers["input_scale"]
+    if linear.bias is not None:
+        buffers["bias"] = linear.bias.detach().to(torch.float32, copy=True)
+        if not bool(torch.isfinite(buffers["bias"]).all()):
+            raise ValueError("its bias has a NaN or an infinite value.")
+    try:
+        quantized, buffers["scales"] = torch.ops.mempool.quantize_weight(weight.contiguous())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(str(error).removeprefix("mempool: ")) from error
+    return quantized, buffers
+
+
+def _header(pattern: str, outputs: int, inputs: int, device: Any = None) -> Tensor:
+    return torch.tensor([_VERSION, _PATTERNS.index(pattern), outputs, inputs], dtype=torch.int32, device=device)
+
+
+class Int8Linear(_PackedLinear):
+    """``torch.nn.Linear`` with an int8 weight, for inference on the CPU.
+
+    Input ``[..., in_features]``, float32 or bfloat16; output ``[..., out_features]`` of that type. A row with a NaN or
+    an infinite value gives NaN in that row alone. A new layer's weight is zero: use ``from_linear`` or load one.
+    """
+
+    panels: Tensor
+    sums: Tensor
+    scales: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
+        super().__init__(
+            "dense", in_features, out_features, bias, _empty("dense", in_features, out_features, bias, device)
+        )
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, input_scale: Tensor | None = None) -> Int8Linear:
+        """Packs the weight of ``linear``, which stays as it is. Memory comes from the current pool.
+
+        ``input_scale`` (float32 [in_features]): activations are multiplied by it, and the weight divided.
+
+        Raises TypeError if it is no Linear, ValueError if the weight is not on the CPU, has a NaN or an infinite value,
+        or more than 65,536 inputs.
+        """
+        quantized, buffers = _quantized(linear, input_scale)
+        panels, sums = torch.ops.mempool.pack_int8(quantized)
+        return cls._of(linear, "dense", {"panels": panels, "sums": sums, **buffers})
+
+    def _non_zero(self) -> int:
+        return int(torch.count_nonzero(self.panels))
+
+    def _unpacked(self) -> Tensor:
+        weight: Tensor = torch.ops.mempool.unpack_int8(self.panels, self.out_features, self.in_features)
+        return weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        buffers = self._buffers
+        output: Tensor = torch.ops.mempool.int8_linear.default(
+            self._scaled(input),
+            buffers["panels"],
+            buffers["sums"],
+            buffers["scales"],
+            buffers["bias"],
+            self.in_features,
+        )
+        return output
+
+
+class SparseInt8Linear(_PackedLinear):
+    """``torch.nn.Linear`` with an int8 weight that keeps only what is not zero, for inference on the CPU.
+
+    ``pattern``: ``"unstructured"`` (a bit for each weight; less memory to read, so faster for up to some 12 tokens from
+    a density of a half down) or ``"block4"`` (a bit for each 4 inputs of an output; what is zero is not computed, so
+    faster for many tokens too, from 80% of zero blocks up). Inputs and outputs as for ``Int8Linear``.
+    """
+
+    masks: Tensor
+    values: Tensor
+    offsets: Tensor
+    sums: Tensor
+    scales: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        pattern: str = "unstructured",
+        device: Any = None,
+    ) -> None:
+        _require_sparse(pattern)
+        super().__init__(
+            pattern, in_features, out_features, bias, _empty(pattern, in_features, out_features, bias, device)
+        )
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, pattern: str | None = None, input_scale: Tensor | None = None
+    ) -> SparseInt8Linear:
+        """As ``Int8Linear.from_linear``; ``pattern=None`` takes the one that needs fewer bytes.
+
+        Raises what that raises, and ValueError for another pattern.
+        """
+        if pattern is not None:
+            _require_sparse(pattern)
+        quantized, buffers = _quantized(linear, input_scale)
+        if pattern is None:
+            pattern = _smaller(quantized)
+        packed = getattr(torch.ops.mempool, f"pack_{_operator(pattern)}")(quantized)
+        return cls._of(
+            linear, pattern, {**dict(zip(("masks", "values", "offsets", "sums"), packed, strict=True)), **buffers}
+        )
+
+    def _non_zero(self) -> int:
+        if self.pattern == "block4":
+            return self.values.numel()
+        return int(np.unpackbits(self.masks.cpu().numpy()).sum())
+
+    def _unpacked(self) -> Tensor:
+        unpack = getattr(torch.ops.mempool, f"unpack_{_operator(self.pattern)}")
+        weight: Tensor = unpack(self.masks, self.values, self.offsets, self.sums, self.out_features, self.in_features)
+        return weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        buffers = self._buffers
+        linear = torch.ops.mempool.block4_linear if self.pattern == "block4" else torch.ops.mempool.bitmap_linear
+        output: Tensor = linear.default(
+            self._scaled(input),
+            buffers["masks"],
+            buffers["values"],
+            buffers["offsets"],
+            buffers["sums"],
+            buffers["scales"],
+            buffers["bias"],
+            self.in_features,
+        )
+        return output
+
+
+def _require_sparse(pattern: str) -> None:
+    if pattern not in ("unstructured", "block4"):
+        raise ValueError(f"the pattern is 'unstructured' or 'block4', not {pattern!r}.")
+
+
+def _smaller(quantized: Tensor) -> str:
+    """The sparse pattern with fewer bytes for an int8 weight."""
+    outputs, inputs = quantized.shape
+    padded = nn.functional.pad(quantized, (0, -inputs % 4)) if inputs % 4 else quantized
+    blocks = int(padded.contiguous().view(torch.int32).count_nonzero())
+    bitmap = outputs * inputs / 8 + int(quantized.count_nonzero())
+    return "block4" if outputs * inputs / 32 + 4 * blocks < bitmap else "unstructured"
