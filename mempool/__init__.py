@@ -15,7 +15,7 @@ from mempool import _build
 
 _build.check_torch()  # before the module that links torch is loaded
 
-from mempool import nn, ops  # noqa: E402
+from mempool import compress, nn, ops  # noqa: E402
 from mempool._build import __version__  # noqa: E402
 from mempool._device import cuda_library_path  # noqa: E402
 from mempool.control import (  # noqa: E402
@@ -98,6 +98,7 @@ __all__ = [
     "replay",
     "ReplayReport",
     # compressed weights
+    "compress",
     "nn",
     "ops",
     # errors

@@ -20,7 +20,7 @@ from mempool import _core, ops
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Int8Linear", "SparseInt8Linear"]
+__all__ = ["Int8Linear", "SparseInt8Linear", "pack_linear"]
 
 _VERSION = 1
 _PATTERNS = ("dense", "unstructured", "block4")
@@ -65,10 +65,13 @@ class _PackedLinear(nn.Module):
             self.register_buffer("input_scale", None)
 
     @classmethod
-    def _of(cls, linear: nn.Linear, pattern: str, buffers: dict[str, Tensor]) -> Self:
-        """In the place of ``linear``, with these buffers."""
+    def _packed(cls, linear: nn.Linear, pattern: str, quantized: Tensor, buffers: dict[str, Tensor]) -> Self:
+        """In the place of ``linear``, with its int8 weight packed and what else ``_quantized`` returned."""
         layer = cls.__new__(cls)
-        buffers = {"format": _header(pattern, linear.out_features, linear.in_features), **buffers}
+        names = ("panels", "sums") if pattern == "dense" else ("masks", "values", "offsets", "sums")
+        packed = getattr(torch.ops.mempool, f"pack_{_operator(pattern)}")(quantized)
+        header = _header(pattern, linear.out_features, linear.in_features)
+        buffers = {"format": header, **dict(zip(names, packed, strict=True)), **buffers}
         has_bias = linear.bias is not None
         _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers)
         return layer.train(linear.training)
@@ -284,8 +287,7 @@ class Int8Linear(_PackedLinear):
         or more than 65,536 inputs.
         """
         quantized, buffers = _quantized(linear, input_scale)
-        panels, sums = torch.ops.mempool.pack_int8(quantized)
-        return cls._of(linear, "dense", {"panels": panels, "sums": sums, **buffers})
+        return cls._packed(linear, "dense", quantized, buffers)
 
     def _non_zero(self) -> int:
         return int(torch.count_nonzero(self.panels))
@@ -349,10 +351,7 @@ class SparseInt8Linear(_PackedLinear):
         quantized, buffers = _quantized(linear, input_scale)
         if pattern is None:
             pattern = _smaller(quantized)
-        packed = getattr(torch.ops.mempool, f"pack_{_operator(pattern)}")(quantized)
-        return cls._of(
-            linear, pattern, {**dict(zip(("masks", "values", "offsets", "sums"), packed, strict=True)), **buffers}
-        )
+        return cls._packed(linear, pattern, quantized, buffers)
 
     def _non_zero(self) -> int:
         if self.pattern == "block4":
@@ -385,10 +384,31 @@ def _require_sparse(pattern: str) -> None:
         raise ValueError(f"the pattern is 'unstructured' or 'block4', not {pattern!r}.")
 
 
-def _smaller(quantized: Tensor) -> str:
-    """The sparse pattern with fewer bytes for an int8 weight."""
+def _sparse_bytes(quantized: Tensor, pattern: str) -> float:
+    """About what the masks and values of an int8 weight [N, K] take."""
     outputs, inputs = quantized.shape
-    padded = nn.functional.pad(quantized, (0, -inputs % 4)) if inputs % 4 else quantized
-    blocks = int(padded.contiguous().view(torch.int32).count_nonzero())
-    bitmap = outputs * inputs / 8 + int(quantized.count_nonzero())
-    return "block4" if outputs * inputs / 32 + 4 * blocks < bitmap else "unstructured"
+    if pattern == "unstructured":
+        return outputs * inputs / 8 + int(quantized.count_nonzero())
+    padded = nn.functional.pad(quantized, (0, -inputs % 4)).contiguous()
+    return outputs * inputs / 32 + 4 * int(padded.view(torch.int32).count_nonzero())
+
+
+def _smaller(quantized: Tensor) -> str:
+    """The sparse pattern with fewer bytes."""
+    return min(("unstructured", "block4"), key=lambda pattern: _sparse_bytes(quantized, pattern))
+
+
+# Of the bytes of the dense layer: where a sparse one needs more, little is saved, and many tokens take longer.
+_WORTH_SPARSE = 0.8
+
+
+def pack_linear(linear: nn.Linear, input_scale: Tensor | None = None) -> Int8Linear | SparseInt8Linear:
+    """The packed layer that the density of ``linear`` asks for: sparse where that takes a fifth less memory, or better.
+
+    Arguments and errors as for ``Int8Linear.from_linear``.
+    """
+    quantized, buffers = _quantized(linear, input_scale)
+    pattern = _smaller(quantized)
+    if _sparse_bytes(quantized, pattern) > _WORTH_SPARSE * quantized.numel():
+        return Int8Linear._packed(linear, "dense", quantized, buffers)
+    return SparseInt8Linear._packed(linear, pattern, quantized, buffers)

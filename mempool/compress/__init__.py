@@ -1,0 +1,23 @@
+"""The short way from a model to a compressed one.
+
+>>> mempool.compress.prune_(model, sparsity=0.5, method="wanda", calibration=batches)
+>>> mempool.compress.convert(model)
+>>> print(mempool.compress.report(model))
+>>> mempool.compress.save(model, "small.safetensors")
+
+A model that does not fit into memory as it is: built with no memory, packed layer by layer as its file is read.
+
+>>> with mempool.compress.meta_parameters():
+...     model = Model()
+>>> mempool.compress.load(model, "large.safetensors")
+"""
+
+from __future__ import annotations
+
+from mempool.compress.checkpoint import load, meta_parameters, save
+from mempool.compress.converting import convert
+from mempool.compress.distilling import distill_
+from mempool.compress.pruning import prune_
+from mempool.compress.reporting import LayerReport, Report, report
+
+__all__ = ["prune_", "distill_", "convert", "report", "load", "save", "meta_parameters", "Report", "LayerReport"]

@@ -1,0 +1,88 @@
+"""``convert``: every Linear becomes the packed layer that its density asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from mempool.compress.layers import Batches, linear_layers, observe, replace, require_numbers
+from mempool.nn import pack_linear
+
+# How much of the difficulty moves from activations to weights; 0.5 as in the paper.
+SMOOTH_STRENGTH = 0.5
+
+
+def convert(
+    model: nn.Module,
+    weights: str = "int8",
+    calibration: Batches | None = None,
+    smooth: bool = False,
+    skip: Sequence[str] = (),
+) -> nn.Module:
+    """Replaces every ``torch.nn.Linear`` by an int8 layer, in place, one after the other; returns the model.
+
+    A layer that was pruned becomes sparse where that saves a fifth of its memory or more, and dense else: see
+    ``mempool.nn``. Each dense weight is freed before the next is packed. Subclasses of Linear are left alone, as is the
+    output projection of ``torch.nn.MultiheadAttention``, whose code reads its weight.
+
+    ``smooth=True`` moves outliers of the activations into the weights (Xiao et al., "SmoothQuant", 2023): needs
+    ``calibration``, and costs one multiplication for each activation. ``skip``: names of layers, or patterns.
+
+    Raises ValueError, naming the layer, where a weight has a NaN or an infinite value, is not on the CPU, or has more
+    than 65,536 inputs. Layers before it are converted then.
+    """
+    if weights != "int8":
+        raise ValueError(f"weights can be 'int8', not {weights!r}.")
+    layers = linear_layers(model, skip)
+    scales: dict[str, Tensor] = {}
+    if smooth:
+        if calibration is None:
+            raise ValueError("smooth=True needs calibration data: calibration=batches.")
+        scales = _smoothing(model, layers, calibration)
+    for name in list(layers):
+        layer = layers.pop(name)
+        if prune.is_pruned(layer):
+            prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
+        packed = packed_layer(name, layer, scales.get(name))
+        if layer is model:
+            return packed
+        replace(model, layer, packed)
+    return model
+
+
+def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None) -> nn.Module:
+    """``pack_linear``, with the layer's name in its errors."""
+    try:
+        return pack_linear(layer, input_scale)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+
+
+class _Largest:
+    """The largest magnitude of each input."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> None:
+        largest = rows.abs().amax(dim=0)
+        self.value = largest if self.value is None else torch.maximum(self.value, largest)
+
+
+def _smoothing(model: nn.Module, layers: dict[str, nn.Linear], batches: Batches) -> dict[str, Tensor]:
+    """What the inputs of each layer are multiplied by, float32 [K]."""
+    largest = {name: _Largest() for name in layers}
+    observe(model, largest, batches)
+    scales = {}
+    for name, layer in layers.items():
+        activations, weights = largest[name].value, layer.weight.detach().float().abs().amax(dim=0)
+        assert activations is not None
+        require_numbers(name, activations)
+        ratio = weights**SMOOTH_STRENGTH / activations ** (1 - SMOOTH_STRENGTH)
+        # An input that is never used, or has no weight, stays as it is.
+        usable = (activations > 0) & (weights > 0)
+        scales[name] = torch.where(usable, ratio.clamp(1e-5, 1e5), 1.0)
+    return scales

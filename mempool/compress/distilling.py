@@ -1,0 +1,73 @@
+"""``distill_``: a pruned model learns again what the model it came from says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mempool.compress.layers import Batches, run_batch
+
+Loss = Callable[[Any, Any, Any], Tensor]
+
+
+def relative_error(output: Any, target: Any, batch: Any) -> Tensor:
+    """The squared difference of the first tensors of two outputs, over the square of the second's.
+
+    Where the batch has an ``attention_mask`` [B, T], tokens that it leaves out do not count.
+    """
+    output, target = _first(output), _first(target)
+    weight = torch.ones(target.shape[:-1])
+    if isinstance(batch, Mapping) and "attention_mask" in batch and batch["attention_mask"].shape == weight.shape:
+        weight = batch["attention_mask"].float()
+    weight = weight.unsqueeze(-1)
+    return ((output - target).square() * weight).sum() / (target.square() * weight).sum()
+
+
+def _first(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    return _first(next(iter(output.values())) if isinstance(output, Mapping) else output[0])
+
+
+def distill_(
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Batches,
+    epochs: int = 4,
+    learning_rate: float = 3e-4,
+    loss: Loss = relative_error,
+    seed: int = 0,
+) -> nn.Module:
+    """Trains ``model`` on the outputs of ``teacher`` for the same batches, in place; returns the model.
+
+    For a model that was pruned with ``keep_masks=True``: its zeros stay zero. No labels are needed. Embeddings are not
+    trained. Batches are those of ``prune_``; the same ones serve, and more of them serve better. Adam, with a rate that
+    falls to nothing; the model is in evaluation mode while it learns.
+
+    Raises ValueError where there is no batch.
+    """
+    data = list(batches)
+    if not data:
+        raise ValueError("there is no batch to learn from.")
+    fixed = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    learned = [p for p in model.parameters() if p.requires_grad and id(p) not in fixed]
+    optimizer = torch.optim.Adam(learned, lr=learning_rate)
+    steps = epochs * len(data)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (steps + 1))
+    order = random.Random(seed)
+    was_training = model.training
+    model.eval()
+    for _ in range(epochs):
+        for batch in order.sample(data, len(data)):
+            with torch.no_grad():
+                target = run_batch(teacher, batch)
+            optimizer.zero_grad()
+            loss(run_batch(model, batch), target, batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad()
+    return model.train(was_training)

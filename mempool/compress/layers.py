@@ -1,0 +1,123 @@
+"""Which layers of a model are meant, and how calibration data goes through it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batches = Iterable[Any]
+
+
+def linear_layers(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
+    """The Linear layers by name, without those that match a pattern of ``skip`` (as in a shell).
+
+    A subclass of Linear is left alone: whoever wrote it may read its weight. Raises ValueError for a pattern that no
+    layer matches, so that a misspelt name is seen.
+    """
+    if isinstance(skip, str):
+        raise TypeError(f"skip is a list of names, such as [{skip!r}].")
+    found = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    for pattern in skip:
+        matched = fnmatch.filter(found, pattern)
+        if not matched and not any(fnmatch.fnmatch(name, pattern) for name, _ in model.named_modules()):
+            raise ValueError(f"skip: no layer's name matches {pattern!r}. There are {_some(found)}.")
+        for name in matched:
+            del found[name]
+    return found
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") or "none"
+
+
+Observer = Callable[[Tensor], None]  # is given the rows [tokens, K] that go into a layer, float32
+
+
+def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batches) -> None:
+    """Sends every batch through the model, and what goes into the named layers to their observers.
+
+    A batch is what the model takes: a tensor, a tuple or list of arguments, or a mapping of named ones. Raises
+    ValueError where there is no batch, or a layer that none of them reached.
+    """
+    reached: set[str] = set()
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            input: Tensor = positional[0] if positional else named["input"]
+            rows = input.detach().reshape(-1, input.shape[-1])
+            if rows.shape[0]:
+                reached.add(name)
+                observers[name](rows.float())
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(hook_of(name), with_kwargs=True) for name in observers
+    ]
+    try:
+        with _inference(model):
+            count = 0
+            for batch in batches:
+                run_batch(model, batch)
+                count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if count == 0:
+        raise ValueError("calibration has no batch.")
+    if missed := [name for name in observers if name not in reached]:
+        raise ValueError(f"no calibration batch reached {_some(missed)}: give others, or skip these layers.")
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """What the model returns for a batch of one of the forms that `observe` takes."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    if isinstance(batch, Tensor):
+        return model(batch)
+    raise TypeError(f"a batch is a tensor, a tuple or a mapping, not {type(batch).__name__}.")
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts ``new`` wherever ``old`` is in the model."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = new
+                _leave_fused_paths(parent)
+    for parent in model.modules():
+        # It reads the weights of its first layer, to hand whole sequences to fused code.
+        if isinstance(parent, nn.TransformerEncoder) and any(module is new for module in parent.modules()):
+            parent.use_nested_tensor = False
+
+
+def _leave_fused_paths(parent: nn.Module) -> None:
+    """torch's encoder layer has fused code that reads the weights of its Linears: with this it stays away from it."""
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        parent.activation_relu_or_gelu = 0
+
+
+def require_numbers(name: str, values: Tensor) -> None:
+    """Raises ValueError if calibration gave a layer something else."""
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"layer {name!r}: the calibration data brought a NaN or an infinite value to it.")
