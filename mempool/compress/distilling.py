@@ -19,12 +19,12 @@ def relative_error(output: Any, target: Any, batch: Any) -> Tensor:
 
     Where the batch has an ``attention_mask`` [B, T], tokens that it leaves out do not count.
     """
-    output, target = _first(output), _first(target)
-    weight = torch.ones(target.shape[:-1])
+    got, wanted = _first(output), _first(target)
+    weight = torch.ones(wanted.shape[:-1])
     if isinstance(batch, Mapping) and "attention_mask" in batch and batch["attention_mask"].shape == weight.shape:
         weight = batch["attention_mask"].float()
     weight = weight.unsqueeze(-1)
-    return ((output - target).square() * weight).sum() / (target.square() * weight).sum()
+    return ((got - wanted).square() * weight).sum() / (wanted.square() * weight).sum()
 
 
 def _first(output: Any) -> Tensor:
@@ -65,9 +65,9 @@ def distill_(
         for batch in order.sample(data, len(data)):
             with torch.no_grad():
                 target = run_batch(teacher, batch)
-            optimizer.zero_grad()
+            model.zero_grad()
             loss(run_batch(model, batch), target, batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    optimizer.zero_grad()
+    model.zero_grad()
     return model.train(was_training)
