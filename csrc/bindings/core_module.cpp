@@ -7,6 +7,7 @@
 #include "common/errors.h"
 #include "common/options.h"
 #include "device_binding.h"
+#include "kernels/kernels.h"
 #include "python_hooks.h"
 #include "replay_binding.h"
 
@@ -26,6 +27,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("parse_bytes", &mempool::parse_bytes, "text"_a, "whole_bytes"_a = 0);
   m.def("format_bytes", &mempool::format_bytes, "bytes"_a);
   m.def("usable_memory_bytes", [] { return mempool::usable_memory_bytes(); });
+  m.def("kernel_isa", [] { return mempool::kernels::name_of(mempool::kernels::current_isa()); });
   m.def("huge_page_bytes", &mempool::huge_page_bytes);
   m.def("huge_pages_available", &mempool::huge_pages_available);
   m.def("options", [] {

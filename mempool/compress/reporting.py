@@ -47,14 +47,12 @@ class Report:
 
         table = Table(title="linear layers", title_justify="left", show_footer=True)
         size = _core.format_bytes
-        dense = sum(layer.dense_bytes for layer in self.layers)
-        table.add_column("layer", footer="together")
+        table.add_column("layer", footer="together", overflow="fold")
         table.add_column("kind")
         table.add_column("shape", justify="right")
         table.add_column("density", justify="right")
         table.add_column("bytes", justify="right", footer=size(self.linear_bytes))
-        table.add_column("as float32", justify="right", footer=size(dense))
-        table.add_column("expected speed", justify="right")
+        table.add_column("speed", justify="right")
         for layer in self.layers:
             table.add_row(
                 layer.name,
@@ -62,12 +60,11 @@ class Report:
                 f"{layer.shape[0]} x {layer.shape[1]}",
                 f"{layer.density:.2f}",
                 size(layer.size_bytes),
-                size(layer.dense_bytes),
                 f"{layer.expected_speed:.1f} x",
             )
         table.caption = (
             f"embeddings {size(self.embedding_bytes)}, all else {size(self.other_bytes)}, "
-            f"the model {size(self.total_bytes)}; speed is that of one token, by bytes read"
+            f"the model {size(self.total_bytes)}; speed: expected of one token, by bytes read, against float32"
         )
         table.caption_justify = "left"
         return table

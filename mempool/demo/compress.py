@@ -1,0 +1,221 @@
+"""``mempool compress``: a sentence-embedding model as float32, int8 and sparse int8, each in a pool of its own."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import mempool
+from mempool import _core, compress
+from mempool.demo import corpus
+from mempool.demo.errors import DemoError
+from mempool.demo.model import Embedder
+
+CALIBRATION, HELD_OUT, BATCH = 400, 100, 20  # passages
+SMALL, LARGE, WORDS = 1, 16, 32  # passages in the batches that are timed, and words in each
+ROUNDS = 9
+HEADROOM = 1.05  # the limit, in peaks of the int8 model
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compressed, and how."""
+
+    folder: Path  # config.json, model.safetensors and the tokenizer's files
+    text: Path | None = None  # a passage in each line; None: what every Python installation carries
+    sparsity: float = 0.5
+    method: str = "wanda"
+    pattern: str = "unstructured"
+    epochs: int = 0  # of distillation after pruning
+    out: Path | None = None  # where the sparse model is written
+
+
+@dataclass
+class Variant:
+    """One form of the model, with what was measured of it."""
+
+    name: str
+    pool: mempool.MemoryPool
+    model: nn.Module
+    embedder: Embedder
+    report: compress.Report
+    seconds: float  # to load and convert
+    peak_bytes: int = 0  # of the weights and one large batch
+    small_ms: float = 0.0
+    large_ms: float = 0.0
+    cosine_mean: float = 1.0
+    cosine_min: float = 1.0
+
+
+def run(settings: Settings) -> int:
+    """Compress, measure and print; the exit status, 0 only if the limit refused the float32 model and no other."""
+    console = Console()
+    calibration, held_out = _texts(settings.text)
+    mempool.enable("cpu")
+    variants = _variants(settings, calibration)
+    _measure(variants, held_out)
+    console.print(variants[-1].report.table())
+    console.print(_table(variants, len(held_out)))
+    console.print(
+        f"machine: {torch.get_num_threads()} threads, kernels {_core.kernel_isa()}, torch {torch.__version__}"
+    )
+    if settings.out is not None:
+        compress.save(variants[-1].model, settings.out)
+        console.print(f"{variants[-1].name}: {settings.out}", soft_wrap=True)
+    held = _show_limit(console, settings, variants)
+    return 0 if held else 1
+
+
+def _texts(path: Path | None) -> tuple[list[str], list[str]]:
+    if path is None:
+        return corpus.passages(CALIBRATION, HELD_OUT)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemoError(f"cannot read '{path}': {error}.") from error
+    if len(lines) < 4:
+        raise DemoError(f"'{path}' has {len(lines)} lines of text: a quarter is held out, so 4 at least are needed.")
+    cut = max(1, min(HELD_OUT, len(lines) // 4))
+    return lines[cut:][:CALIBRATION], lines[:cut]
+
+
+def skeleton(folder: Path) -> nn.Module:
+    """The model that a folder describes, its parameters on the meta device."""
+    from transformers import AutoConfig, AutoModel
+
+    with compress.meta_parameters():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model: nn.Module = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    return model.eval()
+
+
+def _variants(settings: Settings, calibration: list[str]) -> list[Variant]:
+    weights = settings.folder / "model.safetensors"
+    if not weights.is_file():
+        raise DemoError(f"there is no '{weights}'.")
+    float32 = _variant("float32", settings.folder, lambda: compress.load(skeleton(settings.folder), weights, None))
+    # Of like lengths together: less padding, which would count as text.
+    calibration = sorted(calibration, key=len)
+    batches = [float32.embedder.batch(calibration[i : i + BATCH]) for i in range(0, len(calibration), BATCH)]
+    how: dict[str, Any] = {
+        "sparsity": settings.sparsity,
+        "method": settings.method,
+        "pattern": settings.pattern,
+        "calibration": batches,
+    }
+
+    def sparse() -> nn.Module:
+        if settings.epochs == 0:
+            return compress.load(skeleton(settings.folder), weights, **how)
+        model = compress.prune_(copy.deepcopy(float32.model), **how, keep_masks=True)
+        return compress.convert(compress.distill_(model, float32.model, batches, settings.epochs))
+
+    name = f"int8, {settings.sparsity:.0%} {settings.method}"
+    return [
+        float32,
+        _variant("int8", settings.folder, lambda: compress.load(skeleton(settings.folder), weights)),
+        _variant(name if settings.epochs == 0 else f"{name}, distilled", settings.folder, sparse),
+    ]
+
+
+def _variant(name: str, folder: Path, load: Any) -> Variant:
+    pool = mempool.MemoryPool(name, device="cpu")
+    start = time.perf_counter()
+    with mempool.use_pool(pool):
+        model = load()
+    return Variant(name, pool, model, Embedder(folder, model), compress.report(model), time.perf_counter() - start)
+
+
+def _measure(variants: list[Variant], held_out: list[str]) -> None:
+    words = " ".join(held_out).split()
+    large = [" ".join(words[i * WORDS : (i + 1) * WORDS]) or "text" for i in range(LARGE)]
+    small = large[:SMALL]
+    times: dict[tuple[str, int], list[float]] = {}
+    for _ in range(ROUNDS):
+        for variant in variants:  # in turn: the machine's speed changes
+            for passages in (small, large):
+                variant.embedder.embed(passages[:1])
+                start = time.perf_counter()
+                variant.embedder.embed(passages)
+                times.setdefault((variant.name, len(passages)), []).append(time.perf_counter() - start)
+    expected = torch.from_numpy(_embeddings(variants[0], held_out))
+    for variant in variants:
+        variant.small_ms = 1e3 * statistics.median(times[variant.name, SMALL])
+        variant.large_ms = 1e3 * statistics.median(times[variant.name, LARGE])
+        variant.pool.reset_peak()
+        with mempool.use_pool(variant.pool):
+            variant.embedder.embed(large)
+        variant.peak_bytes = variant.pool.peak_bytes()
+        cosine = (torch.from_numpy(_embeddings(variant, held_out)) * expected).sum(dim=1)
+        variant.cosine_mean, variant.cosine_min = float(cosine.mean()), float(cosine.min())
+
+
+def _embeddings(variant: Variant, passages: list[str]) -> Any:
+    import numpy as np
+
+    return np.concatenate([variant.embedder.embed(passages[i : i + BATCH]) for i in range(0, len(passages), BATCH)])
+
+
+def _table(variants: list[Variant], held_out: int) -> Table:
+    table = Table(title=f"the model in three forms, cosines over {held_out} held-out passages", title_justify="left")
+    size = _core.format_bytes
+    table.add_column("")
+    for variant in variants:
+        table.add_column(variant.name, justify="right")
+    rows: list[tuple[str, Callable[[Variant], str]]] = [
+        ("linear layers", lambda v: size(v.report.linear_bytes)),
+        ("embeddings", lambda v: size(v.report.embedding_bytes)),
+        ("all weights", lambda v: size(v.report.total_bytes)),
+        (f"peak, {LARGE} passages", lambda v: size(v.peak_bytes)),
+        (f"{SMALL} passage", lambda v: f"{v.small_ms:.1f} ms"),
+        (f"{LARGE} passages", lambda v: f"{v.large_ms:.1f} ms"),
+        ("cosine to float32", lambda v: f"{v.cosine_mean:.4f}"),
+        ("least cosine", lambda v: f"{v.cosine_min:.4f}"),
+        ("made in", lambda v: f"{v.seconds:.1f} s"),
+    ]
+    for title, text in rows:
+        table.add_row(title, *(text(variant) for variant in variants))
+    return table
+
+
+def _show_limit(console: Console, settings: Settings, variants: list[Variant]) -> bool:
+    """The float32 model and the int8 model in a pool in which only the second fits; whether it went so."""
+    limit = int(HEADROOM * _peak_of_int8(settings))
+    text = f"in a pool with a limit of {_core.format_bytes(limit)} "
+    if limit >= variants[0].report.total_bytes:
+        console.print(f"{text}float32 would fit, too: so little of this model is in its linear layers.")
+        return False
+    held = True
+    for name in ("float32", "int8"):
+        pool = mempool.MemoryPool(f"limited, {name}", device="cpu", limit=limit)
+        try:
+            with mempool.use_pool(pool):
+                _serve_one(settings, None if name == "float32" else name)
+            outcome, fits = f"{name} loads and runs, peak {_core.format_bytes(pool.peak_bytes())}", True
+        except mempool.OutOfMemoryError as error:
+            outcome, fits = f"{name} fails: {str(error).splitlines()[0]}", False
+        held = held and fits == (name == "int8")
+        console.print(text + outcome, soft_wrap=True)
+    return held
+
+
+def _serve_one(settings: Settings, form: str | None) -> None:
+    model = compress.load(skeleton(settings.folder), settings.folder / "model.safetensors", form)
+    Embedder(settings.folder, model).embed(["a passage of text"])
+
+
+def _peak_of_int8(settings: Settings) -> int:
+    pool = mempool.MemoryPool("probe", device="cpu")
+    with mempool.use_pool(pool):
+        _serve_one(settings, "int8")
+    return pool.peak_bytes()
