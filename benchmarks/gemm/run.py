@@ -94,8 +94,8 @@ def table_of(result: Json, facts: Json) -> Table:
     """One row an implementation; a cell is milliseconds, speed against our dense layer, share of the ceiling."""
     ceilings = {kind: Spread(**spread).text(0) for kind, spread in result["ceilings"].items()}
     table = Table(
-        title=f"{result['outputs']} x {result['inputs']}, {result['threads']} thread(s): ms, times the speed of {OURS}, "
-        "share of the ceiling",
+        title=f"{result['outputs']} x {result['inputs']}, {result['threads']} thread(s): ms, times the speed of "
+        f"{OURS}, share of the ceiling",
         caption=f"{facts['cpu']}, torch {facts['torch']}, mempool {facts['mempool_commit']}, oneDNN "
         f"{facts['onednn_isa']}; one thread: {ceilings['memory']} GB/s, int8 {ceilings['int8']} GOP/s, "
         f"float32 {ceilings['float32']} GFLOP/s; medians",

@@ -43,7 +43,7 @@ class _File:
         try:
             from safetensors import safe_open
         except ImportError as error:
-            raise RuntimeError("reading a checkpoint needs a package: pip install safetensors") from error
+            raise RuntimeError("reading a checkpoint needs a package: pip install mempool[compress]") from error
         self._file: Any = safe_open(path, framework="pt")
         keys: list[str] = self._file.keys()  # type: ignore[no-untyped-call]
         self._keys = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
@@ -120,7 +120,7 @@ def save(model: nn.Module, checkpoint: str | Path) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError as error:
-        raise RuntimeError("writing a checkpoint needs a package: pip install safetensors") from error
+        raise RuntimeError("writing a checkpoint needs a package: pip install mempool[compress]") from error
     state: dict[str, Tensor] = {}
     written: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():

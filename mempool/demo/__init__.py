@@ -8,6 +8,7 @@ extras    one request over its limit, the snapshot (child)
 worker    one process with one allocator: ``python -m mempool.demo.worker``
 compare   starts the workers in turn and checks what they return (parent)
 report    the table and the timeline (parent)
+compress  ``mempool compress``: the same model in int8 and sparse int8, in one process
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ def gather() -> dict[str, Any]:
         "kernel": platform.release(),
         "cpu": _cpu_field("model name"),
         "cores": len(os.sched_getaffinity(0)),
+        "kernels": _kernels(),
         "isa": [name for name in _ISA if name in _cpu_field("flags").split()],
         "usable_memory_bytes": _core.usable_memory_bytes(),
         "huge_pages": _core.huge_pages_available(),
@@ -40,6 +41,14 @@ def gather() -> dict[str, Any]:
         "max_map_count": _read("/proc/sys/vm/max_map_count"),
         "mempool_conf": os.environ.get("MEMPOOL_CONF"),
     }
+
+
+def _kernels() -> str:
+    """The set of kernels that packed layers run on, or why there is none."""
+    try:
+        return _core.kernel_isa()
+    except _core.ConfigError as error:
+        return str(error)
 
 
 def _cuda_devices() -> list[dict[str, Any]]:
