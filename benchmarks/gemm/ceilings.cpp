@@ -1,6 +1,7 @@
 // What one thread of this machine can do at most: bytes read from memory, products and sums in int8 and in float32.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -9,12 +10,8 @@ namespace {
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-}  // namespace
-
-extern "C" {
-
 // GB/s of one pass over `bytes` (a multiple of 256), with the prefetches that a kernel would make.
-__attribute__((target("avx2"))) double read_rate(const char* data, std::size_t bytes) {
+__attribute__((target("avx2"))) double read_once(const char* data, std::size_t bytes) {
   constexpr std::size_t kAhead = 4096;
   __m256i sums[4] = {};
   const double start = seconds();
@@ -29,6 +26,18 @@ __attribute__((target("avx2"))) double read_rate(const char* data, std::size_t b
   const double spent = seconds() - start;
   asm volatile("" ::"x"(sums[0]), "x"(sums[1]), "x"(sums[2]), "x"(sums[3]));
   return static_cast<double>(bytes) / spent / 1e9;
+}
+
+}  // namespace
+
+extern "C" {
+
+// GB/s of the fastest of eight parts of `bytes`: what disturbs a pass only slows it.
+double read_rate(const char* data, std::size_t bytes) {
+  const std::size_t part = bytes / 8 / 256 * 256;
+  double best = 0;
+  for (int i = 0; i < 8; ++i) best = std::max(best, read_once(data + i * part, part));
+  return best;
 }
 
 // GOP/s (a product and a sum are two) of vpdpbusd on 24 registers; 0 where the processor has none.
