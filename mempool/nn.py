@@ -89,7 +89,7 @@ class _PackedLinear(nn.Module):
         """The share of weights that are kept, 0 to 1. For ``block4`` whole blocks count; NaN on the meta device."""
         if self.get_buffer("sums").is_meta:
             return float("nan")
-        return self._non_zero() / max(1, self.in_features * self.out_features)
+        return min(1.0, self._non_zero() / max(1, self.in_features * self.out_features))
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -105,6 +105,14 @@ class _PackedLinear(nn.Module):
         weight = self._unpacked().float() * self.get_buffer("scales").unsqueeze(1)
         scale = self._buffers["input_scale"]
         return weight if scale is None else weight * scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype in (torch.float16, torch.float64):
+            return self._multiplied(self._scaled(input.float())).to(input.dtype)
+        return self._multiplied(self._scaled(input))
+
+    def _multiplied(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _scaled(self, input: Tensor) -> Tensor:
         scale = self._buffers["input_scale"]
@@ -131,11 +139,7 @@ class _PackedLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Takes buffers of any density, checks them, and leaves the layer as it was where they are not sound."""
-        given = {
-            key.removeprefix(prefix): value
-            for key, value in state_dict.items()
-            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-        }
+        given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         layer = prefix.removesuffix(".") or type(self).__name__
         pattern, problem = self._pattern_of(given.get("format"))
         if problem is not None:
@@ -165,7 +169,7 @@ class _PackedLinear(nn.Module):
         """The pattern of what is to be loaded, or why it cannot be."""
         if header is None:
             return self.pattern, None  # what else is missing is said with it
-        if header.is_meta or header.dtype != torch.int32 or header.numel() != 4:
+        if not isinstance(header, Tensor) or header.is_meta or header.dtype != torch.int32 or header.numel() != 4:
             return "", "`format` has to be 4 numbers of int32."
         version, pattern, outputs, inputs = header.tolist()
         if version != _VERSION or not 0 <= pattern < len(_PATTERNS):
@@ -236,6 +240,9 @@ def _quantized(linear: nn.Linear, input_scale: Tensor | None) -> tuple[Tensor, d
     if linear.weight.device.type != "cpu":
         raise ValueError(f"its weight is on {linear.weight.device}: packing is done on the CPU, move the layer there.")
     weight = linear.weight.detach().float()
+    if hasattr(linear, "weight_orig"):  # torch's pruning makes the weight anew at each forward: it may be an old one
+        original, mask = linear.get_parameter("weight_orig"), linear.get_buffer("weight_mask")
+        weight = (original * mask).detach().float()
     buffers: dict[str, Tensor] = {}
     if input_scale is not None:
         if input_scale.shape != (linear.in_features,) or not bool((input_scale.isfinite() & (input_scale != 0)).all()):
@@ -262,8 +269,9 @@ def _header(pattern: str, outputs: int, inputs: int, device: Any = None) -> Tens
 class Int8Linear(_PackedLinear):
     """``torch.nn.Linear`` with an int8 weight, for inference on the CPU.
 
-    Input ``[..., in_features]``, float32 or bfloat16; output ``[..., out_features]`` of that type. A row with a NaN or
-    an infinite value gives NaN in that row alone. A new layer's weight is zero: use ``from_linear`` or load one.
+    Input ``[..., in_features]``, output ``[..., out_features]`` of the same type: float32 or bfloat16; float16 and
+    float64 are computed as float32. A row with a NaN or an infinite value gives NaN in that row alone. A new layer's
+    weight is zero: use ``from_linear`` or load one.
     """
 
     panels: Tensor
@@ -296,10 +304,10 @@ class Int8Linear(_PackedLinear):
         weight: Tensor = torch.ops.mempool.unpack_int8(self.panels, self.out_features, self.in_features)
         return weight
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _multiplied(self, input: Tensor) -> Tensor:
         buffers = self._buffers
         output: Tensor = torch.ops.mempool.int8_linear.default(
-            self._scaled(input),
+            input,
             buffers["panels"],
             buffers["sums"],
             buffers["scales"],
@@ -363,11 +371,11 @@ class SparseInt8Linear(_PackedLinear):
         weight: Tensor = unpack(self.masks, self.values, self.offsets, self.sums, self.out_features, self.in_features)
         return weight
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _multiplied(self, input: Tensor) -> Tensor:
         buffers = self._buffers
         linear = torch.ops.mempool.block4_linear if self.pattern == "block4" else torch.ops.mempool.bitmap_linear
         output: Tensor = linear.default(
-            self._scaled(input),
+            input,
             buffers["masks"],
             buffers["values"],
             buffers["offsets"],

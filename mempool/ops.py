@@ -53,6 +53,8 @@ torch.ops.load_library(str(Path(_core.__file__).parent / "_ops.so"))  # type: ig
 def _linear(input: Tensor, scales: Tensor, inputs: int) -> Tensor:
     if input.dtype not in (torch.float32, torch.bfloat16):
         raise RuntimeError(f"mempool: `input` has to be float32 or bfloat16, and is {input.dtype}.")
+    if input.device != scales.device:  # it stands for the meta device, too: a weight that was never loaded
+        raise RuntimeError(f"mempool: `input` is on {input.device}, and the layer's weight on {scales.device}.")
     if input.dim() < 1 or scales.dim() != 1:
         raise RuntimeError("mempool: `input` has to have a last dimension, and `scales` one dimension.")
     torch._check(input.shape[-1] == inputs)  # type: ignore[no-untyped-call]
@@ -76,6 +78,10 @@ def _sparse_linear(
     inputs: int,
 ) -> Tensor:
     return _linear(input, scales, inputs)
+
+
+def _refuse_backward(gradient: Tensor, input: Tensor) -> Tensor:
+    return torch.empty_like(input)
 
 
 def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,6 +117,7 @@ for _name, _shapes in (
     ("int8_linear", _int8_linear),
     ("bitmap_linear", _sparse_linear),
     ("block4_linear", _sparse_linear),
+    ("refuse_backward", _refuse_backward),
     ("quantize_weight", _quantize_weight),
     ("pack_int8", _pack_int8),
     ("pack_bitmap", functools.partial(_pack_sparse, "unstructured")),

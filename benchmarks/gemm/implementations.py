@@ -79,7 +79,11 @@ _compiled: dict[torch.dtype, Any] = {}
 
 def _compiled_linear(dtype: torch.dtype) -> Callable[[nn.Linear], Copies]:
     def make(linear: nn.Linear) -> Copies:
-        compiled = _compiled.setdefault(dtype, torch.compile(nn.functional.linear, dynamic=False))
+        if dtype not in _compiled:
+            torch._dynamo.config.recompile_limit = 64  # both types and all numbers of tokens share one function
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
+            _compiled[dtype] = torch.compile(nn.functional.linear, dynamic=False)
+        compiled = _compiled[dtype]
 
         def layer() -> Layer:
             weight, bias = linear.weight.to(dtype, copy=True), linear.bias.to(dtype, copy=True)
@@ -126,6 +130,8 @@ def _onnx_runtime(linear: nn.Linear) -> Copies:
         content = quantized.read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Each copy has threads of its own, which would else wait busily while the next copy runs, and the next peer.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def layer() -> Layer:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -3,7 +3,7 @@
 // They are not built on torch's stable interface (torch/csrc/stable): that one turns whatever an allocation throws into
 // a plain RuntimeError, and prints it. Out of memory has to reach Python as what it is.
 #include <ATen/EmptyTensor.h>
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
@@ -147,10 +147,62 @@ Tensor block4_linear(const Tensor& input, const Tensor& masks, const Tensor& val
                                            0);
 }
 
+// Nothing flows back through a packed weight. That is said when a backward pass runs, not when it is traced: whoever
+// compiles a model for inference without saying so has a backward pass traced.
+Tensor refuse_backward(const Tensor& /*gradient*/, const Tensor& /*input*/) {
+  refuse(
+      "packed weights are for inference, nothing flows back through them. Train the model before it is converted "
+      "(prune_(..., keep_masks=True) keeps its zeros), or run this part under torch.no_grad().");
+}
+
+class OneWay : public torch::autograd::Function<OneWay> {
+ public:
+  template <typename Compute>
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& input, const Compute& compute) {
+    context->save_for_backward({input});
+    return compute();
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("mempool::refuse_backward", "")
+                               .typed<decltype(refuse_backward)>();
+    return {op.call(gradients[0], context->get_saved_variables()[0]), Tensor()};
+  }
+};
+
+// The kernel of an operator, of whose arguments `input` may need a gradient.
+template <typename Operator, typename... Arguments>
+Tensor one_way(const Operator& op, const Tensor& input, const Arguments&... arguments) {
+  const auto compute = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return op.call(input, arguments...);
+  };
+  return at::GradMode::is_enabled() && input.requires_grad() ? OneWay::apply(input, compute) : compute();
+}
+
+Tensor int8_linear_one_way(const Tensor& input, const Tensor& panels, const Tensor& sums, const Tensor& scales,
+                           const std::optional<Tensor>& bias, std::int64_t inputs) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mempool::int8_linear", "").typed<decltype(int8_linear)>();
+  return one_way(op, input, panels, sums, scales, bias, inputs);
+}
+
+template <const char* name>
+Tensor sparse_linear_one_way(const Tensor& input, const Tensor& masks, const Tensor& values, const Tensor& offsets,
+                             const Tensor& sums, const Tensor& scales, const std::optional<Tensor>& bias,
+                             std::int64_t inputs) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<decltype(bitmap_linear)>();
+  return one_way(op, input, masks, values, offsets, sums, scales, bias, inputs);
+}
+constexpr char kBitmapLinear[] = "mempool::bitmap_linear";
+constexpr char kBlock4Linear[] = "mempool::block4_linear";
+
 }  // namespace
 }  // namespace mempool
 
 TORCH_LIBRARY_FRAGMENT(mempool, m) {
+  m.def("refuse_backward(Tensor gradient, Tensor input) -> Tensor");
   m.def("int8_linear(Tensor input, Tensor panels, Tensor sums, Tensor scales, Tensor? bias, int inputs) -> Tensor");
   m.def(
       "bitmap_linear(Tensor input, Tensor masks, Tensor values, Tensor offsets, Tensor sums, Tensor scales, "
@@ -161,14 +213,14 @@ TORCH_LIBRARY_FRAGMENT(mempool, m) {
 }
 
 TORCH_LIBRARY_IMPL(mempool, CPU, m) {
+  m.impl("refuse_backward", &mempool::refuse_backward);
   m.impl("int8_linear", &mempool::int8_linear);
   m.impl("bitmap_linear", &mempool::bitmap_linear);
   m.impl("block4_linear", &mempool::block4_linear);
 }
 
-// Nothing flows back through a packed weight: a backward pass says so.
 TORCH_LIBRARY_IMPL(mempool, Autograd, m) {
-  for (const char* const name : {"int8_linear", "bitmap_linear", "block4_linear"}) {
-    m.impl(name, torch::autograd::autogradNotImplementedFallback());
-  }
+  m.impl("int8_linear", &mempool::int8_linear_one_way);
+  m.impl("bitmap_linear", &mempool::sparse_linear_one_way<mempool::kBitmapLinear>);
+  m.impl("block4_linear", &mempool::sparse_linear_one_way<mempool::kBlock4Linear>);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, KeysView, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,16 @@ def meta_parameters() -> Iterator[None]:
     One layer's parameters are in memory while it is built. Not for several threads at once.
     """
     register = nn.Module.register_parameter
+    # By what each was before, which is not kept alive by it: one that is given to two modules stays one.
+    on_meta: dict[int, tuple[weakref.ref[nn.Parameter], nn.Parameter]] = {}
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and not param.is_meta:
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+            known, meta = on_meta.get(id(param), (None, None))
+            if meta is None or known is None or known() is not param:
+                meta = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+                on_meta[id(param)] = weakref.ref(param), meta
+            param = meta
         register(self, name, param)
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
@@ -41,10 +48,13 @@ class _File:
 
     def __init__(self, path: Path, prefix: str) -> None:
         try:
-            from safetensors import safe_open
+            from safetensors import SafetensorError, safe_open
         except ImportError as error:
             raise RuntimeError("reading a checkpoint needs a package: pip install mempool[compress]") from error
-        self._file: Any = safe_open(path, framework="pt")
+        try:
+            self._file: Any = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"'{path}' is no safetensors file: {error}") from error
         keys: list[str] = self._file.keys()  # type: ignore[no-untyped-call]
         self._keys = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
 
@@ -54,8 +64,10 @@ class _File:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             named.setdefault(id(parameter), []).append(name)
         for names in named.values():
-            for known in [name for name in names if name in self._keys][:1]:
-                self._keys.update({name: self._keys[known] for name in names if name not in self._keys})
+            known = next((name for name in names if name in self._keys), None)
+            for name in names if known is not None else ():
+                if f"{name.rpartition('.')[0]}.format" not in self._keys:  # of a layer that the file has packed
+                    self._keys.setdefault(name, self._keys[known])  # type: ignore[index]
 
     @property
     def names(self) -> KeysView[str]:
@@ -93,11 +105,16 @@ def load(
     pruning = Pruning(sparsity, method, pattern, calibration) if sparsity else None
     if pruning and weights is None:
         raise ValueError("sparsity goes with weights='int8': prune_() prunes a model that is loaded.")
+    if isinstance(model, (nn.Linear, Int8Linear, SparseInt8Linear)):
+        raise ValueError("load fills a model that has layers: put this one into a torch.nn.Sequential.")
     file = _File(Path(checkpoint), prefix)
     file.add_tied(model)
     layers = {} if weights is None else linear_layers(model, skip)
     packed = _load_packed(model, file)
     layers = {name: layer for name, layer in layers.items() if name not in packed}
+    for name, module in model.named_modules():
+        if isinstance(module, (Int8Linear, SparseInt8Linear)) and name not in packed:
+            raise ValueError(f"layer {name!r} of the model is packed, and the checkpoint has no packed layer for it.")
     _load_rest(model, file, {f"{name}.{part}" for name in [*layers, *packed] for part in ("weight", "bias")})
 
     needs_data = pruning is not None and pruning.method != "magnitude"
@@ -131,7 +148,10 @@ def save(model: nn.Module, checkpoint: str | Path) -> None:
 
 
 def _weight(file: _File, name: str, shape: tuple[int, int]) -> Tensor:
-    weight = _read(file, f"{name}.weight", torch.Size(shape)).float()
+    weight = _read(file, f"{name}.weight", torch.Size(shape))
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"layer {name!r}: its weight in the checkpoint is {weight.dtype}, quantized already.")
+    weight = weight.float()
     if not bool(torch.isfinite(weight).all()):
         raise ValueError(f"layer {name!r}: its weight has a NaN or an infinite value.")
     return weight
@@ -164,6 +184,10 @@ def _load_packed(model: nn.Module, file: _File) -> set[str]:
             layer = model.get_submodule(name)
         except AttributeError:
             raise ValueError(f"the checkpoint has a packed layer {name!r}, and the model none of that name.") from None
+        if f"{name}.bias" not in file.names and getattr(layer, "bias", None) is not None:
+            raise ValueError(f"the checkpoint has no '{name}.bias'.")
+        if f"{name}.bias" in file.names and getattr(layer, "bias", None) is None:
+            raise ValueError(f"the checkpoint has '{name}.bias', and the model's layer has none.")
         state = {key.removeprefix(f"{name}."): file.read(key) for key in file.names if key.startswith(f"{name}.")}
         kind: type[Int8Linear] | type[SparseInt8Linear] = Int8Linear if "panels" in state else SparseInt8Linear
         if type(layer) is nn.Linear:
@@ -198,3 +222,9 @@ def _load_rest(model: nn.Module, file: _File, packed: set[str]) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta and name not in packed:
             raise ValueError(f"the checkpoint has no {name!r}.")
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise ValueError(
+                f"the checkpoint has no {name!r}, a buffer that the model makes itself: build the model with "
+                "meta_parameters() instead of torch.device('meta')."
+            )

@@ -25,8 +25,9 @@ def convert(
     """Replaces every ``torch.nn.Linear`` by an int8 layer, in place, one after the other; returns the model.
 
     A layer that was pruned becomes sparse where that saves a fifth of its memory or more, and dense else: see
-    ``mempool.nn``. Each dense weight is freed before the next is packed. Subclasses of Linear are left alone, as is the
-    output projection of ``torch.nn.MultiheadAttention``, whose code reads its weight.
+    ``mempool.nn``. Each dense weight is freed before the next is packed. Left alone are subclasses of Linear (such as
+    the output projection of ``torch.nn.MultiheadAttention``, whose code reads its weight) and Linears whose weight is
+    also that of an embedding. Models whose code reads ``layer.weight`` need ``skip`` for it: ``["*.wo"]`` for T5.
 
     ``smooth=True`` moves outliers of the activations into the weights (Xiao et al., "SmoothQuant", 2023): needs
     ``calibration``, and costs one multiplication for each activation. ``skip``: names of layers, or patterns.
@@ -44,7 +45,7 @@ def convert(
         scales = _smoothing(model, layers, calibration)
     for name in list(layers):
         layer = layers.pop(name)
-        if prune.is_pruned(layer):
+        if hasattr(layer, "weight_orig"):
             prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
         packed = packed_layer(name, layer, scales.get(name))
         if layer is model:
@@ -55,6 +56,8 @@ def convert(
 
 def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None) -> nn.Module:
     """``pack_linear``, with the layer's name in its errors."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise ValueError(f"layer {name!r} has forward hooks, which a packed one would lose: remove them, or skip it.")
     try:
         return pack_linear(layer, input_scale)
     except ValueError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mempool.compress.layers import Batches, run_batch
+from mempool.compress.layers import Batches, evaluating, run_batch
 
 Loss = Callable[[Any, Any, Any], Tensor]
 
@@ -24,7 +24,7 @@ def relative_error(output: Any, target: Any, batch: Any) -> Tensor:
     if isinstance(batch, Mapping) and "attention_mask" in batch and batch["attention_mask"].shape == weight.shape:
         weight = batch["attention_mask"].float()
     weight = weight.unsqueeze(-1)
-    return ((got - wanted).square() * weight).sum() / (wanted.square() * weight).sum()
+    return ((got - wanted).square() * weight).sum() / (wanted.square() * weight).sum().clamp(min=1e-12)
 
 
 def _first(output: Any) -> Tensor:
@@ -46,28 +46,29 @@ def distill_(
 
     For a model that was pruned with ``keep_masks=True``: its zeros stay zero. No labels are needed. Embeddings are not
     trained. Batches are those of ``prune_``; the same ones serve, and more of them serve better. Adam, with a rate that
-    falls to nothing; the model is in evaluation mode while it learns.
+    falls to nothing; both models are in evaluation mode meanwhile.
 
-    Raises ValueError where there is no batch.
+    Raises ValueError where there is no batch, or no parameter to train.
     """
     data = list(batches)
     if not data:
         raise ValueError("there is no batch to learn from.")
     fixed = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     learned = [p for p in model.parameters() if p.requires_grad and id(p) not in fixed]
+    if not learned:
+        raise ValueError("the model has no parameter that is trained: do they all have requires_grad=False?")
     optimizer = torch.optim.Adam(learned, lr=learning_rate)
     steps = epochs * len(data)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (steps + 1))
     order = random.Random(seed)
-    was_training = model.training
-    model.eval()
-    for _ in range(epochs):
-        for batch in order.sample(data, len(data)):
-            with torch.no_grad():
-                target = run_batch(teacher, batch)
-            model.zero_grad()
-            loss(run_batch(model, batch), target, batch).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+    with evaluating(model), evaluating(teacher):
+        for _ in range(epochs):
+            for batch in order.sample(data, len(data)):
+                with torch.no_grad():
+                    target = run_batch(teacher, batch)
+                model.zero_grad()
+                loss(run_batch(model, batch), target, batch).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
     model.zero_grad()
-    return model.train(was_training)
+    return model

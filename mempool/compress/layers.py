@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,20 +15,28 @@ Batches = Iterable[Any]
 
 
 def linear_layers(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
-    """The Linear layers by name, without those that match a pattern of ``skip`` (as in a shell).
+    """The Linear layers by name, without those that match a pattern of ``skip`` (as in a shell) or lie in what does.
 
-    A subclass of Linear is left alone: whoever wrote it may read its weight. Raises ValueError for a pattern that no
-    layer matches, so that a misspelt name is seen.
+    A subclass of Linear is left alone: whoever wrote it may read its weight. So is a Linear whose weight another module
+    has, too, such as an embedding: it would be in memory twice. Raises ValueError for a pattern that nothing matches,
+    so that a misspelt name is seen.
     """
     if isinstance(skip, str):
         raise TypeError(f"skip is a list of names, such as [{skip!r}].")
-    found = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    modules = dict(model.named_modules())
+    holders = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
+    found = {
+        name: module
+        for name, module in modules.items()
+        if type(module) is nn.Linear and holders[id(module._parameters.get("weight"))] <= 1
+    }
     for pattern in skip:
-        matched = fnmatch.filter(found, pattern)
-        if not matched and not any(fnmatch.fnmatch(name, pattern) for name, _ in model.named_modules()):
+        matched = [name for name in fnmatch.filter(modules, pattern) if name]
+        if not matched:
             raise ValueError(f"skip: no layer's name matches {pattern!r}. There are {_some(found)}.")
-        for name in matched:
-            del found[name]
+        for name in list(found):
+            if any(name == other or name.startswith(f"{other}.") for other in matched):
+                del found[name]
     return found
 
 
@@ -40,7 +49,7 @@ Observer = Callable[[Tensor], None]  # is given the rows [tokens, K] that go int
 
 
 def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batches) -> None:
-    """Sends every batch through the model, and what goes into the named layers to their observers.
+    """Sends every batch through the model (not compiled), and what goes into the named layers to their observers.
 
     A batch is what the model takes: a tensor, a tuple or list of arguments, or a mapping of named ones. Raises
     ValueError where there is no batch, or a layer that none of them reached.
@@ -61,7 +70,8 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
         model.get_submodule(name).register_forward_pre_hook(hook_of(name), with_kwargs=True) for name in observers
     ]
     try:
-        with _inference(model):
+        # Compiled code has no hooks.
+        with evaluating(model), torch.no_grad(), torch._dynamo.config.patch(disable=True):
             count = 0
             for batch in batches:
                 run_batch(model, batch)
@@ -87,12 +97,12 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
 
 
 @contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards each module in the mode that it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module in training:
             module.training = True

@@ -36,7 +36,8 @@ def prune_(
     input it meets. ``"sparsegpt"`` (Frantar and Alistarh, 2023) also changes the weights that stay, to make up for
     those that go. The latter two need ``calibration``: batches as the model takes them, some hundred rows of real data.
 
-    ``skip``: names of layers, or patterns such as ``"encoder.layer.0.*"``. ``keep_masks``: leave the masks of
+    ``skip``: names of layers or of modules that have some, or patterns such as ``"encoder.layer.?"``. A Linear whose
+    weight is also that of an embedding is left alone. ``keep_masks``: leave the masks of
     ``torch.nn.utils.prune`` on the layers, so that zeros stay zero while the model is fine-tuned;
     ``torch.nn.utils.prune.remove`` or ``convert`` ends that.
 
@@ -49,6 +50,8 @@ def prune_(
     pruning = Pruning(sparsity, method, pattern, calibration)
     for name, weight, mask in pruning.run(model, shapes, lambda name: layers[name].weight.detach().float()):
         layer = layers[name]
+        if hasattr(layer, "weight_orig"):  # the weights that stay are learned and changed under the old mask
+            prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
         if method == "sparsegpt":
             with torch.no_grad():
                 layer.weight.copy_(weight)

@@ -60,6 +60,8 @@ class Variant:
 def run(settings: Settings) -> int:
     """Compress, measure and print; the exit status, 0 only if the limit refused the float32 model and no other."""
     console = Console()
+    if settings.out is not None and not settings.out.absolute().parent.is_dir():
+        raise DemoError(f"there is no folder '{settings.out.absolute().parent}' for the sparse model.")
     calibration, held_out = _texts(settings.text)
     mempool.enable("cpu")
     variants = _variants(settings, calibration)

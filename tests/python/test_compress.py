@@ -126,6 +126,40 @@ def test_skipped_layers_stay() -> None:
     convert(model, skip=["1*"])
     assert type(model[1]) is nn.Linear
     assert isinstance(model[4], Int8Linear)
+    nested = convert(nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)), skip=["0"])
+    assert type(nested[0][0]) is nn.Linear
+    assert isinstance(nested[1], Int8Linear)
+
+
+def test_masks_that_were_kept_give_way_to_new_ones() -> None:
+    torch.manual_seed(6)
+    layer = nn.Linear(64, 64, bias=False)
+    inputs = torch.randn(256, 16) @ torch.randn(16, 64)
+    expected = layer(inputs).detach()
+    again = copy.deepcopy(layer)
+    prune_(prune_(again, 0.3, keep_masks=True), 0.5, "sparsegpt", calibration=[inputs], keep_masks=True)
+    once = prune_(prune_(copy.deepcopy(layer), 0.3), 0.5, "sparsegpt", calibration=[inputs])
+    assert torch.equal(again(inputs), once(inputs))
+    optimizer = torch.optim.SGD(again.parameters(), lr=0.01)
+    (again(inputs) - expected).square().mean().backward()
+    optimizer.step()
+    packed = Int8Linear.from_linear(again)  # before any forward
+    assert (packed(inputs) - again(inputs)).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_hooks_are_not_lost_silently() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].register_forward_hook(lambda module, inputs, output: output * 100)
+    with pytest.raises(ValueError, match="layer '0' has forward hooks"):
+        convert(model)
+
+
+def test_a_compiled_model_is_calibrated_too() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    rows = torch.randn(5, 8)
+    torch.compile(model, backend="eager")(rows)
+    prune_(model, 0.5, "wanda", calibration=[rows])
+    assert _share_of_zeros(model[0]) == 0.5
 
 
 def test_calibration_leaves_no_trace() -> None:
@@ -203,6 +237,8 @@ def test_a_pruned_model_learns_from_its_teacher_and_keeps_its_zeros() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     with pytest.raises(ValueError, match="no batch"):
         distill_(model, teacher, [])
+    with pytest.raises(ValueError, match="no parameter"):
+        distill_(_model().requires_grad_(False), teacher, _batches())
 
 
 def test_tokens_that_are_padding_teach_nothing() -> None:
@@ -296,7 +332,7 @@ def test_the_report_counts_every_byte_once() -> None:
     before = report(model)
     assert before.total_bytes == total
     assert before.embedding_bytes == 50 * 64 * 4
-    convert(model, skip=["5"])
+    convert(model)
     after = report(model)
     assert after.total_bytes == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     kinds = {layer.name: layer.kind for layer in after.layers}
@@ -378,10 +414,61 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     loaded = load(skeleton, tmp_path / "tied.safetensors", weights=None)
     assert loaded[1].weight is loaded[0].weight
     assert torch.equal(loaded[0].weight, original[0].weight)
+    # Packed it would be in memory twice, and pruned the embedding would be, too.
+    before = original[0].weight.clone()
+    assert convert(prune_(original, 0.5))[1].weight is original[0].weight
+    assert torch.equal(original[0].weight, before)
+    assert load(skeleton, tmp_path / "tied.safetensors")[1].weight is skeleton[0].weight
+
+
+def test_what_is_packed_beside_a_tied_weight_is_loaded_again(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+
+    def build() -> nn.Sequential:
+        model = nn.Sequential(nn.Embedding(50, 64), nn.Linear(64, 50, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    original = build()
+    original[1] = Int8Linear.from_linear(original[1])
+    save(original, tmp_path / "untied.safetensors")
     with meta_parameters():
         skeleton = build()
-    packed = load(skeleton, tmp_path / "tied.safetensors")
-    assert isinstance(packed[1], Int8Linear)
+    loaded = load(skeleton, tmp_path / "untied.safetensors")
+    input = torch.arange(50)
+    assert torch.equal(loaded(input), original(input))
+
+
+def test_what_would_not_come_from_the_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="layer '1' of the model is packed"):
+        load(convert(_model()), checkpoint)
+    with pytest.raises(ValueError, match="Sequential"):
+        load(nn.Linear(4, 4), checkpoint)
+    with torch.device("meta"):
+        model = _model()
+        model.register_buffer("scale", torch.ones(3), persistent=False)
+    with pytest.raises(ValueError, match="'scale', a buffer"):
+        load(model, checkpoint)
+    packed = convert(nn.Sequential(nn.Linear(8, 8)))
+    save(packed, tmp_path / "bias.safetensors")
+    with pytest.raises(ValueError, match=r"has '0\.bias'"):
+        load(nn.Sequential(nn.Linear(8, 8, bias=False)), tmp_path / "bias.safetensors")
+    save(nn.Sequential(nn.Linear(8, 8).to(torch.float8_e4m3fn)), tmp_path / "fp8.safetensors")
+    with pytest.raises(ValueError, match=r"layer '0': .* quantized already"):
+        load(nn.Sequential(nn.Linear(8, 8)), tmp_path / "fp8.safetensors")
+    (tmp_path / "none.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no safetensors file"):
+        load(_skeleton(), tmp_path / "none.safetensors")
+
+
+def test_a_parameter_of_two_modules_stays_one_on_the_meta_device() -> None:
+    shared = nn.Parameter(torch.ones(3))
+    with meta_parameters():
+        a, b = nn.Module(), nn.Module()
+        a.first = shared
+        b.second = shared
+    assert a.first is b.second
+    assert a.first.is_meta
 
 
 def test_the_dense_model_need_not_fit(enabled: None, tmp_path: Path) -> None:

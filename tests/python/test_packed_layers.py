@@ -214,9 +214,34 @@ def test_compiled_and_exported_models_give_the_same_bits(pattern: str) -> None:
 
 
 def test_nothing_flows_back_and_the_error_says_so() -> None:
-    output = _packed("dense", _linear())(torch.randn(3, 70, requires_grad=True))
-    with pytest.raises(RuntimeError, match="int8_linear is not implemented"):
+    for pattern in PATTERNS:
+        output = _packed(pattern, _linear())(torch.randn(3, 70, requires_grad=True))
+        with pytest.raises(RuntimeError, match="packed weights are for inference"):
+            output.sum().backward()
+
+
+def test_models_that_could_be_trained_are_compiled_too() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 70), _packed("unstructured", _linear()), torch.nn.LayerNorm(90))
+    input = torch.tensor([[1, 2, 8]])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    output = compiled(input)
+    assert torch.equal(output, model(input))
+    with pytest.raises(RuntimeError, match="packed weights are for inference"):
         output.sum().backward()
+
+
+def test_a_layer_that_was_never_loaded_says_so() -> None:
+    with pytest.raises(RuntimeError, match="weight on meta"):
+        Int8Linear(70, 90, device="meta")(torch.ones(1, 70))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_types_are_computed_as_float32(dtype: torch.dtype) -> None:
+    layer = _packed("dense", _linear())
+    input = torch.randn(3, 70).to(dtype)
+    output = layer(input)
+    assert output.dtype == dtype
+    assert torch.equal(output, layer(input.float()).to(dtype))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -391,6 +416,7 @@ def _damaged(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[
         ("format", lambda header: header + torch.tensor([0, 9, 0, 0]).int(), "reads version 1"),
         ("format", lambda header: header + torch.tensor([0, 0, 1, 0]).int(), "91 outputs"),
         ("format", lambda header: header[:2], "4 numbers"),
+        ("format", lambda header: header.tolist(), "4 numbers"),
         ("format", lambda header: torch.tensor([1, 0, 90, 70], dtype=torch.int32), "is dense"),
     ],
 )
@@ -411,8 +437,8 @@ def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
 def test_missing_and_unexpected_buffers_are_named() -> None:
     state = _packed("unstructured", _linear()).state_dict()
     del state["offsets"]
-    state["extra"] = torch.zeros(1)
-    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*offsets.*Unexpected key.*extra"):
+    state["lora.weight"] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*offsets.*Unexpected key.*lora.weight"):
         SparseInt8Linear(70, 90).load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*bias"):
         SparseInt8Linear(70, 90, bias=False).load_state_dict(_packed("unstructured", _linear()).state_dict())
