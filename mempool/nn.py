@@ -107,16 +107,16 @@ class _PackedLinear(nn.Module):
         return weight if scale is None else weight * scale
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dtype in (torch.float16, torch.float64):
-            return self._multiplied(self._scaled(input.float())).to(input.dtype)
-        return self._multiplied(self._scaled(input))
+        scale = self._buffers["input_scale"]
+        if scale is None and input.dtype is torch.float32:
+            return self._multiplied(input)
+        computed = input.float() if input.dtype in (torch.float16, torch.float64) else input
+        if scale is not None:
+            computed = computed * scale.to(computed.dtype)
+        return self._multiplied(computed).to(input.dtype)
 
     def _multiplied(self, input: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def _scaled(self, input: Tensor) -> Tensor:
-        scale = self._buffers["input_scale"]
-        return input if scale is None else input * scale.to(input.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _PackedLinear:
         """As in every module, but a change of type leaves scales and bias what they are: float32."""
