@@ -51,11 +51,12 @@ class _File:
             from safetensors import SafetensorError, safe_open
         except ImportError as error:
             raise RuntimeError("reading a checkpoint needs a package: pip install mempool[compress]") from error
+        self._file: Any
         try:
-            self._file: Any = safe_open(path, framework="pt")
+            self._file = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise ValueError(f"'{path}' is no safetensors file: {error}") from error
-        keys: list[str] = self._file.keys()  # type: ignore[no-untyped-call]
+        keys: list[str] = list(self._file.keys())
         self._keys = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
 
     def add_tied(self, model: nn.Module) -> None:

@@ -97,7 +97,8 @@ def skeleton(folder: Path) -> nn.Module:
 
     with compress.meta_parameters():
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: nn.Module = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        from_config: Any = AutoModel.from_config
+        model: nn.Module = from_config(config)
     return model.eval()
 
 
