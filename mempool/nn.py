@@ -15,26 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mempool import _core, ops
+from mempool import _core, packing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Int8Linear", "SparseInt8Linear", "pack_linear"]
 
-_VERSION = 1
-_PATTERNS = ("dense", "unstructured", "block4")
-_DTYPES = {
-    "format": torch.int32,
-    "panels": torch.uint8,
-    "masks": torch.uint8,
-    "values": torch.uint8,
-    "offsets": torch.int32,
-    "sums": torch.int32,
-    "scales": torch.float32,
-    "bias": torch.float32,
-    "input_scale": torch.float32,
-}
 _FLOATS = ("scales", "bias", "input_scale")
 
 
@@ -66,11 +53,11 @@ class _PackedLinear(nn.Module):
 
     @classmethod
     def _packed(cls, linear: nn.Linear, pattern: str, quantized: Tensor, buffers: dict[str, Tensor]) -> Self:
-        """In the place of ``linear``, with its int8 weight packed and what else ``_quantized`` returned."""
+        """In the place of ``linear``, with its int8 weight packed and what else ``quantized_of`` returned."""
         layer = cls.__new__(cls)
         names = ("panels", "sums") if pattern == "dense" else ("masks", "values", "offsets", "sums")
-        packed = getattr(torch.ops.mempool, f"pack_{_operator(pattern)}")(quantized)
-        header = _header(pattern, linear.out_features, linear.in_features)
+        packed = getattr(torch.ops.mempool, f"pack_{packing.operator(pattern)}")(quantized)
+        header = packing.header_of(pattern, linear.out_features, linear.in_features)
         buffers = {"format": header, **dict(zip(names, packed, strict=True)), **buffers}
         has_bias = linear.bias is not None
         _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers)
@@ -145,7 +132,7 @@ class _PackedLinear(nn.Module):
         if problem is not None:
             error_msgs.append(f"{layer}: {problem}")
             return
-        wanted = [*_buffer_names(pattern), *(["bias"] if self.bias is not None else [])]
+        wanted = [*packing.buffer_names(pattern), *(["bias"] if self.bias is not None else [])]
         missing = [name for name in wanted if name not in given]
         missing_keys.extend(prefix + name for name in missing)
         if strict:
@@ -156,7 +143,7 @@ class _PackedLinear(nn.Module):
         try:
             assign = bool(local_metadata.get("assign_to_params_buffers", False))
             buffers = {name: self._taken(name, given[name], assign) for name in names}
-            _check(pattern, buffers, self.out_features, self.in_features)
+            packing.check(pattern, buffers, self.out_features, self.in_features)
         except (RuntimeError, TypeError) as error:
             error_msgs.append(f"{layer}: {str(error).removeprefix('mempool: ')}")
             return
@@ -172,98 +159,26 @@ class _PackedLinear(nn.Module):
         if not isinstance(header, Tensor) or header.is_meta or header.dtype != torch.int32 or header.numel() != 4:
             return "", "`format` has to be 4 numbers of int32."
         version, pattern, outputs, inputs = header.tolist()
-        if version != _VERSION or not 0 <= pattern < len(_PATTERNS):
-            return "", f"its format is {version}.{pattern}, and this mempool reads version {_VERSION}."
+        if version != packing.VERSION or not 0 <= pattern < len(packing.PATTERNS):
+            return "", f"its format is {version}.{pattern}, and this mempool reads version {packing.VERSION}."
         if (outputs, inputs) != (self.out_features, self.in_features):
             return "", (
                 f"its weight has {outputs} outputs and {inputs} inputs, and this layer has {self.out_features} outputs "
                 f"and {self.in_features} inputs."
             )
-        if (_PATTERNS[pattern] == "dense") != (self.pattern == "dense"):
-            return "", f"its weight is {_PATTERNS[pattern]}, and this layer is {self.pattern}."
-        return _PATTERNS[pattern], None
+        if (packing.PATTERNS[pattern] == "dense") != (self.pattern == "dense"):
+            return "", f"its weight is {packing.PATTERNS[pattern]}, and this layer is {self.pattern}."
+        return packing.PATTERNS[pattern], None
 
     def _taken(self, name: str, value: Tensor, assign: bool) -> Tensor:
         """A buffer of this layer's own; with ``assign`` the given one, where kernels can read it as it lies."""
-        if value.dtype != _DTYPES[name]:
-            raise TypeError(f"`{name}` has to be {_DTYPES[name]}, and is {value.dtype}.")
+        if value.dtype != packing.DTYPES[name]:
+            raise TypeError(f"`{name}` has to be {packing.DTYPES[name]}, and is {value.dtype}.")
         if assign and value.is_contiguous() and (value.is_meta or value.data_ptr() % 8 == 0):
             return value.detach()
         sums = self.get_buffer("sums")
         taken = torch.empty(value.shape, dtype=value.dtype, device=value.device if sums.is_meta else sums.device)
         return taken.copy_(value.detach())
-
-
-def _buffer_names(pattern: str) -> tuple[str, ...]:
-    packed = ("panels",) if pattern == "dense" else ("masks", "values", "offsets")
-    return ("format", *packed, "sums", "scales")
-
-
-def _check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -> None:
-    """Raises RuntimeError unless the buffers are a weight of this shape. Those on the meta device hold nothing."""
-    for name, elements in (("scales", outputs), ("bias", outputs), ("input_scale", inputs)):
-        if name in buffers and buffers[name].shape != (elements,):
-            raise RuntimeError(f"`{name}` has shape {tuple(buffers[name].shape)}, and needs {(elements,)}.")
-        if name in buffers and not buffers[name].is_meta and not bool(torch.isfinite(buffers[name]).all()):
-            raise RuntimeError(f"`{name}` has a NaN or an infinite value.")
-    if any(buffer.is_meta for buffer in buffers.values()):
-        return
-    names = _buffer_names(pattern)[1:-1]
-    getattr(torch.ops.mempool, f"check_{_operator(pattern)}")(*(buffers[name] for name in names), outputs, inputs)
-
-
-def _operator(pattern: str) -> str:
-    return {"dense": "int8", "unstructured": "bitmap", "block4": "block4"}[pattern]
-
-
-def _empty(pattern: str, in_features: int, out_features: int, bias: bool, device: Any) -> dict[str, Tensor]:
-    """Buffers of a weight that is all zero."""
-    if not 1 <= in_features <= ops.MOST_INPUTS or out_features < 0:
-        raise ValueError(
-            f"a packed layer has 1 to {ops.MOST_INPUTS} inputs, and at least 0 outputs; asked for {in_features} and "
-            f"{out_features}."
-        )
-    sizes = ops.packed_sizes(pattern, out_features, in_features)
-    if pattern != "dense":
-        sizes["values"] = 64 if pattern == "unstructured" else 0  # a vector may be read from the end of a bitmap's
-    sizes |= {"sums": out_features, "scales": out_features}
-    if bias:
-        sizes["bias"] = out_features
-    buffers = {name: torch.zeros(size, dtype=_DTYPES[name], device=device) for name, size in sizes.items()}
-    return {"format": _header(pattern, out_features, in_features, device), **buffers}
-
-
-def _quantized(linear: nn.Linear, input_scale: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """A layer's weight as int8 [N, K], and the buffers that do not depend on its format."""
-    if not isinstance(linear, nn.Linear):
-        raise TypeError(f"from_linear takes a torch.nn.Linear, not {type(linear).__name__}.")
-    if linear.weight.device.type != "cpu":
-        raise ValueError(f"its weight is on {linear.weight.device}: packing is done on the CPU, move the layer there.")
-    weight = linear.weight.detach().float()
-    if hasattr(linear, "weight_orig"):  # torch's pruning makes the weight anew at each forward: it may be an old one
-        original, mask = linear.get_parameter("weight_orig"), linear.get_buffer("weight_mask")
-        weight = (original * mask).detach().float()
-    buffers: dict[str, Tensor] = {}
-    if input_scale is not None:
-        if input_scale.shape != (linear.in_features,) or not bool((input_scale.isfinite() & (input_scale != 0)).all()):
-            raise ValueError(f"`input_scale` has to be {linear.in_features} finite numbers, none of them zero.")
-        buffers["input_scale"] = input_scale.detach().float().clone()
-        weight = weight / buffers["input_scale"]
-    if linear.bias is not None:
-        buffers["bias"] = linear.bias.detach().to(torch.float32, copy=True)
-        if not bool(torch.isfinite(buffers["bias"]).all()):
-            raise ValueError("its bias has a NaN or an infinite value.")
-    try:
-        quantized, buffers["scales"] = torch.ops.mempool.quantize_weight(weight.contiguous())
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise ValueError(str(error).removeprefix("mempool: ")) from error
-    return quantized, buffers
-
-
-def _header(pattern: str, outputs: int, inputs: int, device: Any = None) -> Tensor:
-    return torch.tensor([_VERSION, _PATTERNS.index(pattern), outputs, inputs], dtype=torch.int32, device=device)
 
 
 class Int8Linear(_PackedLinear):
@@ -282,7 +197,7 @@ class Int8Linear(_PackedLinear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
         super().__init__(
-            "dense", in_features, out_features, bias, _empty("dense", in_features, out_features, bias, device)
+            "dense", in_features, out_features, bias, packing.empty("dense", in_features, out_features, bias, device)
         )
 
     @classmethod
@@ -294,7 +209,7 @@ class Int8Linear(_PackedLinear):
         Raises TypeError if it is no Linear, ValueError if the weight is not on the CPU, has a NaN or an infinite value,
         or more than 65,536 inputs.
         """
-        quantized, buffers = _quantized(linear, input_scale)
+        quantized, buffers = packing.quantized_of(linear, input_scale)
         return cls._packed(linear, "dense", quantized, buffers)
 
     def _non_zero(self) -> int:
@@ -343,7 +258,7 @@ class SparseInt8Linear(_PackedLinear):
     ) -> None:
         _require_sparse(pattern)
         super().__init__(
-            pattern, in_features, out_features, bias, _empty(pattern, in_features, out_features, bias, device)
+            pattern, in_features, out_features, bias, packing.empty(pattern, in_features, out_features, bias, device)
         )
 
     @classmethod
@@ -356,9 +271,9 @@ class SparseInt8Linear(_PackedLinear):
         """
         if pattern is not None:
             _require_sparse(pattern)
-        quantized, buffers = _quantized(linear, input_scale)
+        quantized, buffers = packing.quantized_of(linear, input_scale)
         if pattern is None:
-            pattern = _smaller(quantized)
+            pattern, _ = packing.smaller(quantized)
         return cls._packed(linear, pattern, quantized, buffers)
 
     def _non_zero(self) -> int:
@@ -367,7 +282,7 @@ class SparseInt8Linear(_PackedLinear):
         return int(np.unpackbits(self.masks.cpu().numpy()).sum())
 
     def _unpacked(self) -> Tensor:
-        unpack = getattr(torch.ops.mempool, f"unpack_{_operator(self.pattern)}")
+        unpack = getattr(torch.ops.mempool, f"unpack_{packing.operator(self.pattern)}")
         weight: Tensor = unpack(self.masks, self.values, self.offsets, self.sums, self.out_features, self.in_features)
         return weight
 
@@ -392,20 +307,6 @@ def _require_sparse(pattern: str) -> None:
         raise ValueError(f"the pattern is 'unstructured' or 'block4', not {pattern!r}.")
 
 
-def _sparse_bytes(quantized: Tensor, pattern: str) -> float:
-    """About what the masks and values of an int8 weight [N, K] take."""
-    outputs, inputs = quantized.shape
-    if pattern == "unstructured":
-        return outputs * inputs / 8 + int(quantized.count_nonzero())
-    padded = nn.functional.pad(quantized, (0, -inputs % 4)).contiguous()
-    return outputs * inputs / 32 + 4 * int(padded.view(torch.int32).count_nonzero())
-
-
-def _smaller(quantized: Tensor) -> str:
-    """The sparse pattern with fewer bytes."""
-    return min(("unstructured", "block4"), key=lambda pattern: _sparse_bytes(quantized, pattern))
-
-
 # Of the bytes of the dense layer: where a sparse one needs more, little is saved, and many tokens take longer.
 _WORTH_SPARSE = 0.8
 
@@ -415,8 +316,8 @@ def pack_linear(linear: nn.Linear, input_scale: Tensor | None = None) -> Int8Lin
 
     Arguments and errors as for ``Int8Linear.from_linear``.
     """
-    quantized, buffers = _quantized(linear, input_scale)
-    pattern = _smaller(quantized)
-    if _sparse_bytes(quantized, pattern) > _WORTH_SPARSE * quantized.numel():
+    quantized, buffers = packing.quantized_of(linear, input_scale)
+    pattern, sparse_bytes = packing.smaller(quantized)
+    if sparse_bytes > _WORTH_SPARSE * quantized.numel():
         return Int8Linear._packed(linear, "dense", quantized, buffers)
     return SparseInt8Linear._packed(linear, pattern, quantized, buffers)

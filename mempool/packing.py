@@ -1,0 +1,112 @@
+"""The buffers of packed layers: their names and types, how they are made of a Linear, and what makes them sound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mempool import ops
+
+VERSION = 1
+PATTERNS = ("dense", "unstructured", "block4")
+DTYPES = {
+    "format": torch.int32,
+    "panels": torch.uint8,
+    "masks": torch.uint8,
+    "values": torch.uint8,
+    "offsets": torch.int32,
+    "sums": torch.int32,
+    "scales": torch.float32,
+    "bias": torch.float32,
+    "input_scale": torch.float32,
+}
+
+
+def buffer_names(pattern: str) -> tuple[str, ...]:
+    packed = ("panels",) if pattern == "dense" else ("masks", "values", "offsets")
+    return ("format", *packed, "sums", "scales")
+
+
+def check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -> None:
+    """Raises RuntimeError unless the buffers are a weight of this shape. Those on the meta device hold nothing."""
+    for name, elements in (("scales", outputs), ("bias", outputs), ("input_scale", inputs)):
+        if name in buffers and buffers[name].shape != (elements,):
+            raise RuntimeError(f"`{name}` has shape {tuple(buffers[name].shape)}, and needs {(elements,)}.")
+        if name in buffers and not buffers[name].is_meta and not bool(torch.isfinite(buffers[name]).all()):
+            raise RuntimeError(f"`{name}` has a NaN or an infinite value.")
+    if any(buffer.is_meta for buffer in buffers.values()):
+        return
+    names = buffer_names(pattern)[1:-1]
+    getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*(buffers[name] for name in names), outputs, inputs)
+
+
+def operator(pattern: str) -> str:
+    return {"dense": "int8", "unstructured": "bitmap", "block4": "block4"}[pattern]
+
+
+def empty(pattern: str, in_features: int, out_features: int, bias: bool, device: Any) -> dict[str, Tensor]:
+    """Buffers of a weight that is all zero."""
+    if not 1 <= in_features <= ops.MOST_INPUTS or out_features < 0:
+        raise ValueError(
+            f"a packed layer has 1 to {ops.MOST_INPUTS} inputs, and at least 0 outputs; asked for {in_features} and "
+            f"{out_features}."
+        )
+    sizes = ops.packed_sizes(pattern, out_features, in_features)
+    if pattern != "dense":
+        sizes["values"] = 64 if pattern == "unstructured" else 0  # a vector may be read from the end of a bitmap's
+    sizes |= {"sums": out_features, "scales": out_features}
+    if bias:
+        sizes["bias"] = out_features
+    buffers = {name: torch.zeros(size, dtype=DTYPES[name], device=device) for name, size in sizes.items()}
+    return {"format": header_of(pattern, out_features, in_features, device), **buffers}
+
+
+def quantized_of(linear: nn.Linear, input_scale: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """A layer's weight as int8 [N, K], and the buffers that do not depend on its format."""
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"from_linear takes a torch.nn.Linear, not {type(linear).__name__}.")
+    if linear.weight.device.type != "cpu":
+        raise ValueError(f"its weight is on {linear.weight.device}: packing is done on the CPU, move the layer there.")
+    weight = linear.weight.detach()
+    if hasattr(linear, "weight_orig"):  # torch's pruning makes the weight anew at each forward: it may be an old one
+        weight = (linear.get_parameter("weight_orig") * linear.get_buffer("weight_mask")).detach()
+    weight = weight.float()
+    buffers: dict[str, Tensor] = {}
+    if input_scale is not None:
+        if input_scale.shape != (linear.in_features,) or not bool((input_scale.isfinite() & (input_scale != 0)).all()):
+            raise ValueError(f"`input_scale` has to be {linear.in_features} finite numbers, none of them zero.")
+        buffers["input_scale"] = input_scale.detach().float().clone()
+        weight = weight / buffers["input_scale"]
+    if linear.bias is not None:
+        buffers["bias"] = linear.bias.detach().to(torch.float32, copy=True)
+        if not bool(torch.isfinite(buffers["bias"]).all()):
+            raise ValueError("its bias has a NaN or an infinite value.")
+    try:
+        quantized, buffers["scales"] = torch.ops.mempool.quantize_weight(weight.contiguous())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(str(error).removeprefix("mempool: ")) from error
+    return quantized, buffers
+
+
+def header_of(pattern: str, outputs: int, inputs: int, device: Any = None) -> Tensor:
+    return torch.tensor([VERSION, PATTERNS.index(pattern), outputs, inputs], dtype=torch.int32, device=device)
+
+
+def _sparse_bytes(quantized: Tensor, pattern: str) -> float:
+    """About what the masks and values of an int8 weight [N, K] take."""
+    outputs, inputs = quantized.shape
+    if pattern == "unstructured":
+        return outputs * inputs / 8 + int(quantized.count_nonzero())
+    padded = nn.functional.pad(quantized, (0, -inputs % 4)).contiguous()
+    return outputs * inputs / 32 + 4 * int(padded.view(torch.int32).count_nonzero())
+
+
+def smaller(quantized: Tensor) -> tuple[str, float]:
+    """The sparse pattern with fewer bytes, and how many they are."""
+    sizes = {pattern: _sparse_bytes(quantized, pattern) for pattern in PATTERNS if pattern != "dense"}
+    pattern = min(sizes, key=lambda name: sizes[name])
+    return pattern, sizes[pattern]
