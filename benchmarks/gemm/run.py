@@ -36,6 +36,7 @@ from benchmarks.common import (
 )
 from benchmarks.gemm import OURS, SHAPES, TOKENS
 from benchmarks.gemm.implementations import ALL
+from mempool._core import kernel_isa
 
 WORKER = "benchmarks.gemm.worker"
 _BY_NAME = {implementation.name: implementation for implementation in ALL}
@@ -96,9 +97,9 @@ def table_of(result: Json, facts: Json) -> Table:
     table = Table(
         title=f"{result['outputs']} x {result['inputs']}, {result['threads']} thread(s): ms, times the speed of "
         f"{OURS}, share of the ceiling",
-        caption=f"{facts['cpu']}, torch {facts['torch']}, mempool {facts['mempool_commit']}, oneDNN "
-        f"{facts['onednn_isa']}; one thread: {ceilings['memory']} GB/s, int8 {ceilings['int8']} GOP/s, "
-        f"float32 {ceilings['float32']} GFLOP/s; medians",
+        caption=f"{facts['cpu']}, torch {facts['torch']}, mempool {facts['mempool_commit']} "
+        f"({facts['kernels']}), oneDNN {facts['onednn_isa']}; one thread: {ceilings['memory']} GB/s, "
+        f"int8 {ceilings['int8']} GOP/s, float32 {ceilings['float32']} GFLOP/s; medians",
     )
     tokens = sorted({row["tokens"] for row in result["rows"]})
     cells = {(row["name"], row["tokens"]): row for row in result["rows"]}
@@ -195,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = table_console()
     facts: dict[str, Any] = environment_facts(max(options.threads))
     facts |= {"onednn_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "as the machine has it")}
+    facts |= {"kernels": kernel_isa()}
     try:
         with tempfile.TemporaryDirectory() as folder:
             results = measure(options, compile_loops(Path(__file__).with_name("ceilings.cpp"), Path(folder), []))

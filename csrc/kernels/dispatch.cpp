@@ -1,3 +1,8 @@
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <string_view>
 
@@ -8,19 +13,37 @@
 namespace mempool::kernels {
 namespace {
 
-constexpr const char* kNames[kIsas] = {"reference", "avx2", "avx512", "avx512_vnni"};
+constexpr const char* kNames[kIsas] = {"reference", "avx2", "avx512", "avx512_vnni", "avx512_amx"};
+
+#if defined(__x86_64__)
+// Tiles are large, so Linux gives them to a process that asks.
+bool may_use_tiles() noexcept {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  static const bool is_allowed = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+                                 syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return is_allowed;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool is_runnable(Isa isa) noexcept {
 #if defined(__x86_64__)
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
   switch (isa) {
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case Isa::avx512:
       return has_avx512;
     case Isa::avx512_vnni:
-      return has_avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
+      return has_vnni;
+    case Isa::avx512_amx:
+      return has_vnni && may_use_tiles();
     default:
       break;
   }
@@ -41,7 +64,7 @@ Isa choose() {
     throw ConfigError(std::string("MEMPOOL_FORCE_ISA=") + forced + ": this machine cannot run it.");
   }
   throw ConfigError(std::string("MEMPOOL_FORCE_ISA=") + forced +
-                    " is none of reference, avx2, avx512 and avx512_vnni.");
+                    " is none of reference, avx2, avx512, avx512_vnni and avx512_amx.");
 }
 
 }  // namespace
@@ -58,6 +81,8 @@ const KernelSet* kernels_of(Isa isa) noexcept {
       return &kAvx512Kernels;
     case Isa::avx512_vnni:
       return &kAvx512VnniKernels;
+    case Isa::avx512_amx:
+      return &kAvx512AmxKernels;
 #endif
     default:
       return &kReferenceKernels;

@@ -9,8 +9,8 @@
 
 namespace mempool::kernels {
 
-enum class Isa : std::uint8_t { reference, avx2, avx512, avx512_vnni };
-inline constexpr int kIsas = 4;
+enum class Isa : std::uint8_t { reference, avx2, avx512, avx512_vnni, avx512_amx };
+inline constexpr int kIsas = 5;
 
 const char* name_of(Isa isa) noexcept;
 

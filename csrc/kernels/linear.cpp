@@ -33,7 +33,7 @@ std::int64_t bytes_of(OutputType type) { return type == OutputType::bfloat16 ? 2
 struct Places {
   Places(std::int64_t count, std::int64_t inputs)
       : values(align_up(static_cast<std::size_t>(count) * sizeof(float), kVector)),
-        interleaved(values + align_up(static_cast<std::size_t>(count * padded_inputs(inputs)), kVector)) {}
+        interleaved(values + align_up(static_cast<std::size_t>(count * token_stride(inputs)), kVector)) {}
   std::size_t values;  // after the scales
   std::size_t interleaved;
 };
@@ -57,7 +57,8 @@ Tokens quantize(const KernelSet& kernels, std::int64_t inputs, const Activations
 // Tasks are panels, and where there are many tokens so many of them at once.
 template <typename Weights>
 void multiply(void (*kernel)(const Weights&, const Tokens&, const Output&, std::int64_t, std::int64_t) noexcept,
-              const Weights& weights, const Tokens& tokens, const Output& output, ParallelFor parallel_for) {
+              const Weights& weights, const Tokens& tokens, std::int64_t stride, const Output& output,
+              ParallelFor parallel_for) {
   const std::int64_t parts = std::max(std::int64_t{1}, (tokens.count + kTokensOfTask - 1) / kTokensOfTask);
   const std::int64_t work = kPanel * weights.inputs * std::clamp(tokens.count / 4, std::int64_t{1}, kTokensOfTask);
   run(parallel_for, panels_of(weights.outputs) * parts, grain_of(work), [&](std::int64_t first, std::int64_t last) {
@@ -65,7 +66,7 @@ void multiply(void (*kernel)(const Weights&, const Tokens&, const Output&, std::
     for (std::int64_t task = first; task < last; ++task) {
       const std::int64_t token = task % parts * kTokensOfTask;
       const std::int64_t bytes = token * weights.outputs * bytes_of(output.type);
-      const Tokens some = {tokens.values + token * padded_inputs(weights.inputs), tokens.scales + token,
+      const Tokens some = {tokens.values + token * stride, tokens.scales + token,
                            std::min(kTokensOfTask, tokens.count - token)};
       const Output there = {static_cast<std::uint8_t*>(output.values) + bytes, output.bias, output.type};
       kernel(weights, some, there, task / parts, task / parts + 1);
@@ -89,13 +90,13 @@ std::int64_t workspace_bytes(const BlockWeights& weights, std::int64_t count) no
 void linear(const KernelSet& kernels, const DenseWeights& weights, const Activations& activations, const Output& output,
             void* workspace, ParallelFor parallel_for) {
   const Tokens tokens = quantize(kernels, weights.inputs, activations, workspace, parallel_for);
-  multiply(kernels.dense, weights, tokens, output, parallel_for);
+  multiply(kernels.dense, weights, tokens, token_stride(weights.inputs), output, parallel_for);
 }
 
 void linear(const KernelSet& kernels, const BitmapWeights& weights, const Activations& activations,
             const Output& output, void* workspace, ParallelFor parallel_for) {
   const Tokens tokens = quantize(kernels, weights.inputs, activations, workspace, parallel_for);
-  multiply(kernels.bitmap, weights, tokens, output, parallel_for);
+  multiply(kernels.bitmap, weights, tokens, token_stride(weights.inputs), output, parallel_for);
 }
 
 void linear(const KernelSet& kernels, const BlockWeights& weights, const Activations& activations, const Output& output,
@@ -107,7 +108,7 @@ void linear(const KernelSet& kernels, const BlockWeights& weights, const Activat
   run(parallel_for, blocks, grain_of(16 * kTokenBlock * inputs), [&](std::int64_t first, std::int64_t last) {
     kernels.interleave(tokens, inputs, first * kTokenBlock, std::min(last * kTokenBlock, tokens.count), to);
   });
-  multiply(kernels.block4, weights, {to, tokens.scales, tokens.count}, output, parallel_for);
+  multiply(kernels.block4, weights, {to, tokens.scales, tokens.count}, padded_inputs(inputs), output, parallel_for);
 }
 
 }  // namespace mempool::kernels

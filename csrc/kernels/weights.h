@@ -25,7 +25,7 @@ inline constexpr std::int64_t kMostInputs = 65536;
 // All `static`: each file has its own, compiled for its own instruction set.
 static constexpr std::int64_t panels_of(std::int64_t outputs) { return (outputs + kPanel - 1) / kPanel; }
 static constexpr std::int64_t groups_of(std::int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
-// Of a quantized token, and of an output in a panel.
+// Of an output in a panel, and of a quantized token.
 static constexpr std::int64_t padded_inputs(std::int64_t inputs) { return groups_of(inputs) * kGroup; }
 static constexpr std::int64_t dense_bytes(std::int64_t outputs, std::int64_t inputs) {
   return panels_of(outputs) * kPanel * padded_inputs(inputs);
@@ -73,10 +73,16 @@ struct BlockWeights {
   std::int64_t inputs = 0;
 };
 
+// Tokens begin on whole cache lines, an odd number of them apart: else many would compete for few places in a cache.
+static constexpr std::int64_t token_stride(std::int64_t inputs) {
+  return ((padded_inputs(inputs) + kVector - 1) / kVector | 1) * kVector;
+}
+
 struct Tokens {
-  const std::uint8_t* values = nullptr;  // [count][padded_inputs], kZero where there is no input; or interleaved
-  const float* scales = nullptr;         // of each token; NaN where an activation was NaN or infinite
-  std::int64_t count = 0;                // M
+  // [count] tokens a token_stride apart, padded_inputs of them with kZero where there is no input; or interleaved
+  const std::uint8_t* values = nullptr;
+  const float* scales = nullptr;  // of each token; NaN where an activation was NaN or infinite
+  std::int64_t count = 0;         // M
 };
 
 // Blocks are skipped for up to kTokenBlock tokens at once, in lanes: for that tokens are interleaved,

@@ -7,13 +7,10 @@
 #include "kernels/cpu/dense.inl"
 #include "kernels/cpu/quantize.inl"
 #include "kernels/cpu/sets.h"
+#include "kernels/cpu/vbmi2.inl"
 
 namespace mempool::kernels {
 namespace {
-
-__m512i expand_vector(std::uint64_t mask, const std::int8_t* values) {
-  return _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(values));
-}
 
 alignas(64) constexpr std::uint16_t kPlaces[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                                                    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
@@ -46,11 +43,7 @@ struct Vnni {
   static void store(std::int32_t* to, Sum sum) { _mm512_store_si512(to, sum); }
   static const std::int8_t* expand(const std::uint64_t* masks, const std::int8_t* values, std::int64_t count,
                                    std::int8_t* to) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      _mm512_store_si512(to + i * kVector, expand_vector(masks[i], values));
-      values += _mm_popcnt_u64(masks[i]);
-    }
-    return values;
+    return expand_vectors(masks, values, count, to);
   }
   static std::int64_t list_groups(const std::uint64_t* masks, std::int64_t words, std::uint16_t* groups) {
     std::uint16_t* to = groups;
@@ -97,7 +90,7 @@ template <typename Unit, int rows>
 [[gnu::noinline]] void bitmap_tile(const BitmapWeights& weights, const Tokens& tokens, const Output& out,
                                    std::int64_t panel) noexcept {
   const std::int64_t groups = groups_of(weights.inputs);
-  const std::int64_t stride = padded_inputs(weights.inputs);
+  const std::int64_t stride = token_stride(weights.inputs);
   const std::uint64_t* const masks = weights.masks + panel * groups * kVectorsOfPanel;
   const std::int8_t* const values = weights.values + weights.offsets[panel] * kVector;
   alignas(64) std::int32_t sums[rows * kPanel];

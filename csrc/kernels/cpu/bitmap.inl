@@ -44,7 +44,7 @@ void bitmap_block(const BitmapWeights& weights, const Tokens& tokens, const Outp
   constexpr std::int64_t kChunk = 256;  // groups: 64 KiB
   constexpr int kSlice = Unit::kLanes * Unit::kVectors;
   const std::int64_t groups = groups_of(weights.inputs);
-  const std::int64_t stride = padded_inputs(weights.inputs);
+  const std::int64_t stride = token_stride(weights.inputs);
   const std::uint64_t* masks = weights.masks + panel * groups * kVectorsOfPanel;
   const std::int8_t* values = weights.values + weights.offsets[panel] * kVector;
   alignas(64) std::int8_t chunk[kChunk * kGroupBytes];

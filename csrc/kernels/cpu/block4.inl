@@ -35,11 +35,11 @@ inline std::int64_t list_groups_plainly(const std::uint64_t* masks, std::int64_t
 
 inline void interleave(const Tokens& tokens, std::int64_t inputs, std::int64_t first, std::int64_t last,
                        std::uint8_t* to) noexcept {
-  const std::int64_t stride = padded_inputs(inputs);
+  const std::int64_t stride = token_stride(inputs);
   for (std::int64_t block = first; block < last; block += kTokenBlock) {
     const std::int64_t here = tokens.count - block < kTokenBlock ? tokens.count - block : kTokenBlock;
     const std::int64_t lanes = (here + kTokenLanes - 1) / kTokenLanes * kTokenLanes;
-    std::uint8_t* const start = to + block * stride;
+    std::uint8_t* const start = to + block * padded_inputs(inputs);
     for (std::int64_t lane = 0; lane < lanes; ++lane) {
       // Lanes beyond the last token hold the last one: they cost nothing, and nobody reads their sums.
       const std::uint8_t* const from = tokens.values + (block + (lane < here ? lane : here - 1)) * stride;

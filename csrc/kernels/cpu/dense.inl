@@ -15,7 +15,7 @@ template <typename Unit, int rows>
                                   std::int64_t panel, std::int64_t token) noexcept {
   constexpr int kSlice = Unit::kLanes * Unit::kVectors;  // outputs
   const std::int64_t groups = groups_of(weights.inputs);
-  const std::int64_t stride = padded_inputs(weights.inputs);
+  const std::int64_t stride = token_stride(weights.inputs);
   for (std::int64_t slice = 0; slice < kPanel; slice += kSlice) {
     const std::int64_t output = panel * kPanel + slice;
     const std::int64_t left = weights.outputs - output;

@@ -63,7 +63,7 @@ void quantize(const Value* from, std::int64_t inputs, std::int64_t first, std::i
   for (std::int64_t token = first; token < last; ++token) {
     const Value* const row = from + token * inputs;
     scales[token] = scale_of(row, inputs);
-    quantize_row(row, inputs, scales[token], values + token * padded_inputs(inputs));
+    quantize_row(row, inputs, scales[token], values + token * token_stride(inputs));
   }
 }
 

@@ -18,7 +18,7 @@ void multiply(const PackedWeights& weights, const Tokens& tokens, const Output& 
     const std::int64_t left = weights.outputs - output;
     for (std::int64_t token = 0; token < tokens.count; ++token) {
       std::int32_t sums[kPanel] = {};
-      add_products(panel, tokens.values + token * padded_inputs(weights.inputs), sums);
+      add_products(panel, tokens.values + token * token_stride(weights.inputs), sums);
       finish_row(weights, tokens, out, token, output, left < kPanel ? left : kPanel, sums);
     }
   }

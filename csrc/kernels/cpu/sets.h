@@ -11,5 +11,6 @@ extern const KernelSet kReferenceKernels;
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
 extern const KernelSet kAvx512VnniKernels;
+extern const KernelSet kAvx512AmxKernels;
 
 }  // namespace mempool::kernels

@@ -24,11 +24,11 @@ struct Problem {
     panels.resize(size(dense_bytes(outputs, inputs)));
     sums.resize(size(outputs));
     pack_dense(weights.data(), outputs, inputs, panels.data(), sums.data());
-    values.assign(size(count * padded_inputs(inputs)), kZero);
+    values.assign(size(count * token_stride(inputs)), kZero);
     std::uniform_int_distribution<int> byte(1, 255);
     for (std::int64_t token = 0; token < count; ++token) {
       for (std::int64_t input = 0; input < inputs; ++input) {
-        values[size(token * padded_inputs(inputs) + input)] =
+        values[size(token * token_stride(inputs) + input)] =
             static_cast<std::uint8_t>(extreme ? (random() % 2 == 0 ? 1 : 255) : byte(random));
       }
     }
@@ -43,8 +43,7 @@ struct Problem {
   std::int32_t exact(std::int64_t token, std::int64_t output) const {
     std::int64_t sum = 0;
     for (std::int64_t input = 0; input < inputs; ++input) {
-      sum +=
-          (int{values[size(token * padded_inputs(inputs) + input)]} - kZero) * weights[size(output * inputs + input)];
+      sum += (int{values[size(token * token_stride(inputs) + input)]} - kZero) * weights[size(output * inputs + input)];
     }
     return static_cast<std::int32_t>(sum);
   }

@@ -106,7 +106,7 @@ TEST(tokens_are_quantized_alike_by_every_set) {
     std::vector<std::uint8_t> first;
     std::vector<std::uint32_t> first_scales;
     for_each_set([&](const KernelSet& set) {
-      std::vector<std::uint8_t> values(Problem::size(8 * padded_inputs(inputs)), 9);
+      std::vector<std::uint8_t> values(Problem::size(8 * token_stride(inputs)), 9);
       std::vector<float> scales(8, -1.0F);
       set.quantize_float32(rows.data(), inputs, 0, 8, values.data(), scales.data());
       CHECK_EQ(scales[1], 0.0F);
@@ -114,7 +114,7 @@ TEST(tokens_are_quantized_alike_by_every_set) {
       CHECK_EQ(scales[4], 0.0F);
       for (const std::int64_t token : {0, 5, 6, 7}) {
         for (std::int64_t i = 0; i < inputs; ++i) {
-          const int q = values[Problem::size(token * padded_inputs(inputs) + i)] - kZero;
+          const int q = values[Problem::size(token * token_stride(inputs) + i)] - kZero;
           const float scale = scales[Problem::size(token)];
           CHECK(q >= -127 && q <= 127);
           CHECK(std::fabs(row(token)[i] / scale - static_cast<float>(q)) <= 0.5001F);

@@ -1,0 +1,152 @@
+// Products with AMX: sums of 16 tokens and 16 outputs over 64 inputs in one instruction, exact. Tokens are taken as they
+// lie, and a panel's groups as well: 64 bytes are 16 outputs of a group.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/cpu/sum_slice.inl"
+#include "kernels/cpu/unrolled.inl"
+#include "kernels/weights.h"
+
+namespace mempool::kernels {
+namespace {
+
+inline constexpr std::int64_t kTile = 16;                   // rows, columns, or groups of inputs
+inline constexpr std::int64_t kTileInputs = kTile * kGroup;  // 64
+
+// Tiles 0 to 3 are sums, 4 and 5 tokens, 6 and 7 weights. Shaped for one product after the other, and given back at the
+// end: a thread with live tiles is dear to switch.
+class Tiles {
+ public:
+  Tiles() = default;
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+  ~Tiles() { _tile_release(); }
+
+  // `first` tokens for sums 0 and 1, `second` for 2 and 3; `groups` of inputs. All 1 to kTile.
+  void shape(std::int64_t first, std::int64_t second, std::int64_t groups) noexcept {
+    if (is_loaded_ && first == first_ && second == second_ && groups == groups_) return;
+    const Config wanted(first, second, groups);
+    _tile_loadconfig(&wanted);
+    is_loaded_ = true;
+    first_ = first, second_ = second, groups_ = groups;
+  }
+
+ private:
+  struct alignas(64) Config {
+    Config(std::int64_t first, std::int64_t second, std::int64_t groups) {
+      const auto set = [&](int tile, std::int64_t count, std::int64_t words) {
+        rows[tile] = static_cast<std::uint8_t>(count);
+        row_bytes[tile] = static_cast<std::uint16_t>(words * kGroup);
+      };
+      for (int i = 0; i < 4; ++i) set(i, i < 2 ? first : second, kTile);
+      set(4, first, groups);
+      set(5, second, groups);
+      set(6, groups, kTile);
+      set(7, groups, kTile);
+    }
+    std::uint8_t palette = 1;
+    std::uint8_t start_row = 0;
+    std::uint8_t reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+  };
+  static_assert(sizeof(Config) == 64);
+  bool is_loaded_ = false;
+  std::int64_t first_ = 0;
+  std::int64_t second_ = 0;
+  std::int64_t groups_ = 0;
+};
+
+struct Product {
+  const std::uint8_t* tokens;
+  std::int64_t token_stride;  // bytes
+  const std::int8_t* weights;
+  std::int64_t steps;  // of kTileInputs, or one of fewer
+  std::int32_t* sums;  // [tokens][kPanel]
+  bool is_first;       // sums begin with it
+};
+
+// Asks for a quarter of the weights that will be wanted so much further on: tiles are loaded too slowly, line after
+// line, to wait for memory as well.
+inline constexpr std::int64_t kBytesAhead = 65536;
+template <int lines>  // of each group
+[[gnu::always_inline]] inline void ask_ahead(const std::int8_t* weights, int quarter) {
+  for (int group = quarter * 4; group < quarter * 4 + 4; ++group) {
+    for (int line = 0; line < lines; ++line) {
+      __builtin_prefetch(weights + kBytesAhead + group * kGroupBytes + line * kVector);
+    }
+  }
+}
+
+// add(tokens, weights) for each step, between loading and storing the sums: tiles 0 to 3, `across` of them side by side.
+template <int across, typename Add>
+[[gnu::always_inline]] inline void for_each_step(const Product& product, Add add) {
+  constexpr std::int64_t kStride = kPanel * sizeof(std::int32_t);
+  const auto place = [&](int tile) MEMPOOL_INLINED {
+    return product.sums + tile / across * kTile * kPanel + tile % across * kTile;
+  };
+  asm volatile("" ::: "memory");  // g++ does not know that loading a tile reads memory
+  if (product.is_first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, place(0), kStride);
+    _tile_loadd(1, place(1), kStride);
+    _tile_loadd(2, place(2), kStride);
+    _tile_loadd(3, place(3), kStride);
+  }
+  for (std::int64_t step = 0; step < product.steps; ++step) {
+    add(product.tokens + step * kTileInputs, product.weights + step * kTile * kGroupBytes);
+  }
+  _tile_stored(0, place(0), kStride);
+  _tile_stored(1, place(1), kStride);
+  _tile_stored(2, place(2), kStride);
+  _tile_stored(3, place(3), kStride);
+}
+
+// For 17 to 32 tokens (Tiles::shape) and half a panel.
+template <bool is_far>
+[[gnu::noinline]] void tokens_32_tile(const Product& product) noexcept {
+  for_each_step<2>(product, [&](const std::uint8_t* tokens, const std::int8_t* weights) MEMPOOL_INLINED {
+    _tile_loadd(6, weights, kGroupBytes);
+    _tile_loadd(4, tokens, product.token_stride);
+    _tile_dpbusd(0, 4, 6);
+    if constexpr (is_far) ask_ahead<2>(weights, 0);
+    _tile_loadd(7, weights + kVector, kGroupBytes);
+    _tile_dpbusd(1, 4, 7);
+    if constexpr (is_far) ask_ahead<2>(weights, 1);
+    _tile_loadd(5, tokens + kTile * product.token_stride, product.token_stride);
+    _tile_dpbusd(2, 5, 6);
+    if constexpr (is_far) ask_ahead<2>(weights, 2);
+    _tile_dpbusd(3, 5, 7);
+    if constexpr (is_far) ask_ahead<2>(weights, 3);
+  });
+}
+
+// For up to 16 tokens and a panel.
+template <bool is_far>
+[[gnu::noinline]] void tokens_16_tile(const Product& product) noexcept {
+  for_each_step<4>(product, [&](const std::uint8_t* tokens, const std::int8_t* weights) MEMPOOL_INLINED {
+    _tile_loadd(4, tokens, product.token_stride);
+    _tile_loadd(6, weights, kGroupBytes);
+    _tile_dpbusd(0, 4, 6);
+    if constexpr (is_far) ask_ahead<4>(weights, 0);
+    _tile_loadd(7, weights + kVector, kGroupBytes);
+    _tile_dpbusd(1, 4, 7);
+    if constexpr (is_far) ask_ahead<4>(weights, 1);
+    _tile_loadd(6, weights + 2 * kVector, kGroupBytes);
+    _tile_dpbusd(2, 4, 6);
+    if constexpr (is_far) ask_ahead<4>(weights, 2);
+    _tile_loadd(7, weights + 3 * kVector, kGroupBytes);
+    _tile_dpbusd(3, 4, 7);
+    if constexpr (is_far) ask_ahead<4>(weights, 3);
+  });
+}
+
+}  // namespace
+}  // namespace mempool::kernels

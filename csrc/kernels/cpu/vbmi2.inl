@@ -1,0 +1,33 @@
+// Bytes put in their places by a mask, with AVX-512 VBMI2.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/weights.h"
+
+namespace mempool::kernels {
+namespace {
+
+// Bytes. Loads at places that depend on data do not wake the hardware's prefetching.
+inline constexpr int kValuesAhead = 4096;
+
+inline __m512i expand_vector(std::uint64_t mask, const std::int8_t* values) {
+  return _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(values));
+}
+
+// `count` vectors of zeros and values at `to`; returns where the values go on.
+inline const std::int8_t* expand_vectors(const std::uint64_t* masks, const std::int8_t* values, std::int64_t count,
+                                         std::int8_t* to) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    __builtin_prefetch(values + kValuesAhead);
+    if (i % 8 == 0) __builtin_prefetch(masks + i + kValuesAhead / 8);
+    _mm512_store_si512(to + i * kVector, expand_vector(masks[i], values));
+    values += _mm_popcnt_u64(masks[i]);
+  }
+  return values;
+}
+
+}  // namespace
+}  // namespace mempool::kernels
