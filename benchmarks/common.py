@@ -36,6 +36,7 @@ OURS = OURS_PEER.name
 
 # Anything that tunes or replaces malloc would make the peer something else than default glibc, or mempool other than
 # as shipped. THP_MEM_ALLOC_ENABLE makes torch's own allocator ask for huge pages.
+_KEPT = ("MEMPOOL_FORCE_ISA",)  # which kernels run: no tuning of an allocator
 _TUNING_PREFIXES = ("MALLOC_", "MEMPOOL_", "PYTORCH_ALLOC", "PYTORCH_CUDA_ALLOC", "PYTORCH_NO_CUDA_MEMORY")
 _TUNING_NAMES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
@@ -73,7 +74,9 @@ def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Spread:
 def child_environment(threads: int) -> tuple[dict[str, str], dict[str, str]]:
     """The environment of a child with `threads` threads, and the variables that were taken out for it."""
     removed = {
-        name: value for name, value in os.environ.items() if name in _TUNING_NAMES or name.startswith(_TUNING_PREFIXES)
+        name: value
+        for name, value in os.environ.items()
+        if name in _TUNING_NAMES or (name.startswith(_TUNING_PREFIXES) and name not in _KEPT)
     }
     kept = {name: value for name, value in os.environ.items() if name not in removed}
     # Set before torch is loaded, as its OpenMP and MKL start their threads from these.
