@@ -93,7 +93,8 @@ $(VENV_CUDA)/stamps/torch:
 
 $(TOOLKIT)/stamp: | $(STAMPS)/venv
 	rm -rf $(TOOLKIT)
-	$(BIN)/pip install -q --no-deps --target $(TOOLKIT) "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-crt==13.0.*"
+	$(BIN)/pip install -q --no-deps --target $(TOOLKIT) "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-crt==13.0.*" \
+	  "nvidia-cuda-nvcc==13.0.*" "nvidia-nvvm==13.0.*" "nvidia-cuda-cccl==13.0.*" nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	touch $@
 
 standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
@@ -130,7 +131,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.fragmentation.sleep
 	$(BIN)/python -m benchmarks.gemm.run
 
-CPP_FILES := $(shell git ls-files '*.h' '*.cpp')
+CPP_FILES := $(shell git ls-files '*.h' '*.cpp' '*.cu')
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,0 +1,12 @@
+// Bitmap-sparse int8, on the GPU.
+#pragma once
+
+#include "kernels/cuda/arguments.h"
+
+namespace mempool::kernels::cuda {
+
+// `splits` blocks divide the inputs of a panel; with more than one `partial` is used.
+void bitmap_decode_linear(const BitmapWeights& weights, const DeviceTokens& input, const Output& out,
+                          const Partial& partial, int splits, cudaStream_t stream);
+
+}  // namespace mempool::kernels::cuda

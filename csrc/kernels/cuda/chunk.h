@@ -1,0 +1,33 @@
+// What a block of a kernel for few tokens does with 64 groups of a panel that have been made dense in shared memory.
+#pragma once
+
+#include "kernels/cuda/arguments.h"
+#include "kernels/cuda/split.h"
+
+namespace mempool::kernels::cuda {
+
+inline constexpr int kGroupsOfChunk = 64;
+inline constexpr int kChunkBytes = kGroupsOfChunk * static_cast<int>(kPanel * kGroup);
+
+// Adds the products of a chunk, `dense`: [kGroupsOfChunk][kPanel][kGroup], for all tokens.
+template <int tokens>
+__device__ __forceinline__ void add_chunk(const unsigned char* dense, const DeviceTokens& input, int first_token,
+                                          int stride, int first_group, int groups, int (&sums)[tokens][4]) {
+  const int column = static_cast<int>(threadIdx.x) % kDecodeColumns;
+  for (int group = static_cast<int>(threadIdx.x) / kDecodeColumns; group < kGroupsOfChunk; group += kDecodeRows) {
+    if (first_group + group >= groups) break;
+    const int4 weight = reinterpret_cast<const int4*>(dense)[group * kDecodeColumns + column];
+#pragma unroll
+    for (int token = 0; token < tokens; ++token) {
+      if (first_token + token >= input.count) break;
+      const int word = __ldg(reinterpret_cast<const int*>(
+          input.values + static_cast<std::int64_t>(first_token + token) * stride + (first_group + group) * 4));
+      sums[token][0] = __dp4a(weight.x, word, sums[token][0]);
+      sums[token][1] = __dp4a(weight.y, word, sums[token][1]);
+      sums[token][2] = __dp4a(weight.z, word, sums[token][2]);
+      sums[token][3] = __dp4a(weight.w, word, sums[token][3]);
+    }
+  }
+}
+
+}  // namespace mempool::kernels::cuda

@@ -1,0 +1,101 @@
+// Dense int8 for many tokens, on tensor cores: a block makes 128 tokens by 128 outputs, a warp 64 by 32 of them. Panels
+// lie as they do on the CPU: four inputs of an output are a word, and a word is what mma wants of its columns.
+// Occupancy: 2 blocks of 256 threads on a multiprocessor, 128 registers and 74 KiB of shared memory.
+#include "kernels/cuda/dense_gemm.h"
+#include "kernels/cuda/token_tile.h"
+
+namespace mempool::kernels::cuda {
+namespace {
+
+constexpr int kGroups = kTileInputs / static_cast<int>(kGroup);
+constexpr int kPanels = kTileOutputs / static_cast<int>(kPanel);
+// Words from a group to the next in shared memory: those that a warp reads at once, 4 groups by 8 outputs, lie in
+// different banks.
+constexpr int kGroupPitch = kTileOutputs + 8;
+constexpr int kStageBytes = kTokenTileBytes + kGroups * kGroupPitch * 4;
+constexpr int kSharedBytes = kStages * kStageBytes;
+constexpr int kWarpsAcross = 4;  // by 2 below each other
+constexpr int kRowTiles = 4;     // of 16 tokens, in a warp
+constexpr int kColumnTiles = 4;  // of 8 outputs
+
+// Asks for groups [first, + kGroups) of two panels; zeros beyond either end.
+__device__ __forceinline__ void copy_panels(const DenseWeights& weights, int groups, int first_panel, int first,
+                                            unsigned char* to) {
+  constexpr int kChunks = static_cast<int>(kPanel * kGroup) / kChunk;  // of a group of a panel
+  const int panels = static_cast<int>(panels_of(weights.outputs));
+#pragma unroll
+  for (int i = threadIdx.x; i < kGroups * kPanels * kChunks; i += kTileThreads) {
+    const int chunk = i % kChunks;
+    const int group = i / kChunks % kGroups;
+    const int panel = i / kChunks / kGroups;
+    const bool exists = first_panel + panel < panels && first + group < groups;
+    const std::int64_t at = (static_cast<std::int64_t>(first_panel + panel) * groups + first + group) * kPanel * kGroup;
+    copy_async(to + group * kGroupPitch * 4 + panel * kPanel * kGroup + chunk * kChunk,
+               exists ? weights.panels + at + chunk * kChunk : weights.panels, exists);
+  }
+}
+
+__device__ __forceinline__ void multiply_stage(const unsigned char* stage, int row, int column,
+                                               Sums (&sums)[kRowTiles][kColumnTiles]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const auto* const words = reinterpret_cast<const unsigned*>(stage + kTokenTileBytes);
+#pragma unroll
+  for (int half = 0; half < kTileInputs / 32; ++half) {
+    Columns columns[kColumnTiles];
+#pragma unroll
+    for (int i = 0; i < kColumnTiles; ++i) {
+      const unsigned* const at = words + (half * 8 + lane % 4) * kGroupPitch + column + i * 8 + lane / 4;
+      columns[i] = {{at[0], at[4 * kGroupPitch]}};
+    }
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      const Rows rows =
+          load_matrices(stage + (row + i * 16 + lane % 16) * kTokenPitch + half * 32 + lane / 16 * kChunk);
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j) mma_s8(sums[i][j], rows, columns[j]);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kTileThreads, 2) dense_gemm(DenseWeights weights, DeviceTokens tokens, Output out) {
+  MEMPOOL_SHARED_MEMORY(shared);
+  const int inputs = static_cast<int>(weights.inputs);
+  const int groups = static_cast<int>(groups_of(inputs));
+  const int stride = token_stride(inputs);
+  const int first_token = static_cast<int>(blockIdx.y) * kTileTokens;
+  const int first_panel = static_cast<int>(blockIdx.x) * kPanels;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int row = warp / kWarpsAcross * kRowTiles * 16;
+  const int column = warp % kWarpsAcross * kColumnTiles * 8;
+  Sums sums[kRowTiles][kColumnTiles] = {};
+  through_stages((groups + kGroups - 1) / kGroups,
+                 [&](int stage, int place) {
+                   unsigned char* const to = shared + place * kStageBytes;
+                   copy_tokens(tokens, stride, first_token, stage * kTileInputs, to);
+                   copy_panels(weights, groups, first_panel, stage * kGroups, to + kTokenTileBytes);
+                 },
+                 [&](int place) { multiply_stage(shared + place * kStageBytes, row, column, sums); });
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < kColumnTiles; ++j) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        finish(weights, tokens, out, first_token + row + i * 16 + lane / 4 + k / 2 * 8,
+               first_panel * static_cast<int>(kPanel) + column + j * 8 + lane % 4 * 2 + k % 2, sums[i][j].of[k]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void dense_gemm_linear(const DenseWeights& weights, const DeviceTokens& tokens, const Output& out,
+                       cudaStream_t stream) {
+  const dim3 grid = {static_cast<unsigned>((weights.outputs + kTileOutputs - 1) / kTileOutputs),
+                     static_cast<unsigned>((tokens.count + kTileTokens - 1) / kTileTokens), 1};
+  MEMPOOL_LAUNCH(dense_gemm, grid, kTileThreads, kSharedBytes, stream, weights, tokens, out);
+}
+
+}  // namespace mempool::kernels::cuda

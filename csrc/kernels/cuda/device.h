@@ -1,0 +1,40 @@
+// What the kernels are written with. Under nvcc it is CUDA; compiled as C++ it is what tests/cuda_emulator puts in its
+// place, and the kernels run on the CPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+
+// Dynamic shared memory, the only kind that is used: `name` points to it, aligned for any vector.
+#define MEMPOOL_SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
+
+// kernel(...) on a grid; more shared memory than 48 KiB is asked for first.
+#define MEMPOOL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                              \
+  do {                                                                                                              \
+    static_cast<void>(                                                                                              \
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes))); \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                                                     \
+  } while (false)
+
+#else
+
+#define MEMPOOL_SHARED_MEMORY(name) unsigned char* const name = emulator::dynamic_shared()
+
+#define MEMPOOL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                      \
+  do {                                                                                      \
+    static_cast<void>(stream);                                                              \
+    emulator::launch(#kernel, grid, dim3{static_cast<unsigned>(block), 1, 1}, shared_bytes, \
+                     [=] { kernel(__VA_ARGS__); });                                         \
+  } while (false)
+
+#endif
+
+namespace mempool::kernels::cuda {
+
+inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
+inline constexpr int kWarp = 32;
+
+}  // namespace mempool::kernels::cuda

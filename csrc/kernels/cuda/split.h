@@ -1,0 +1,105 @@
+// A panel's inputs divided among blocks, for kernels of few tokens: a weight has fewer panels than a GPU has
+// multiprocessors. Sums are integers, so the order in which blocks add theirs does not matter. The last block to arrive
+// finishes the panel, and leaves zeros for the next kernel.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cuda/arguments.h"
+
+namespace mempool::kernels::cuda {
+
+inline constexpr int kDecodeThreads = 256;
+inline constexpr int kDecodeWarps = kDecodeThreads / kWarp;
+inline constexpr int kDecodeColumns = static_cast<int>(kPanel) / 4;  // threads side by side, four outputs each
+inline constexpr int kDecodeRows = kDecodeThreads / kDecodeColumns;  // threads that divide the inputs
+static_assert(kWarp == 2 * kDecodeColumns);
+
+// Shared memory of sum_over_rows.
+inline constexpr int sum_bytes(int tokens) { return kDecodeWarps * tokens * static_cast<int>(kPanel * sizeof(int)); }
+
+inline dim3 decode_grid(std::int64_t outputs, int count, int tokens, int splits) {
+  return {static_cast<unsigned>(panels_of(outputs)), static_cast<unsigned>(splits),
+          static_cast<unsigned>((count + tokens - 1) / tokens)};
+}
+
+// launch(integral_constant) with how many tokens a block takes at once.
+template <typename Launch>
+void by_tokens(int count, Launch launch) {
+  if (count == 1) return launch(std::integral_constant<int, 1>());
+  if (count == 2) return launch(std::integral_constant<int, 2>());
+  if (count <= 4) return launch(std::integral_constant<int, 4>());
+  if (count <= 8) return launch(std::integral_constant<int, 8>());
+  launch(std::integral_constant<int, 16>());
+}
+
+// Units [first, last) of `units` for the block: blockIdx.y of gridDim.y.
+struct Share {
+  int first;
+  int last;
+};
+__device__ __forceinline__ Share share_of(int units) {
+  const auto part = [units](unsigned i) { return static_cast<int>(static_cast<std::int64_t>(units) * i / gridDim.y); };
+  return {part(blockIdx.y), part(blockIdx.y + 1)};
+}
+
+// `sums`: a thread's. `totals`: shared, [warps][tokens][kPanel]; the first of them become the sums over all threads,
+// each written by the thread that finish_panel has read it.
+template <int tokens>
+__device__ __forceinline__ void sum_over_rows(const int (&sums)[tokens][4], int* totals) {
+  constexpr int kSums = tokens * static_cast<int>(kPanel);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int token = 0; token < tokens; ++token) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int both = sums[token][i] + __shfl_xor_sync(kAllLanes, sums[token][i], kDecodeColumns);
+      if (lane < kDecodeColumns) totals[warp * kSums + token * static_cast<int>(kPanel) + lane * 4 + i] = both;
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kSums; i += kDecodeThreads) {
+    int sum = totals[i];
+    for (int other = 1; other < kDecodeWarps; ++other) sum += totals[other * kSums + i];
+    totals[i] = sum;
+  }
+}
+
+// All threads call it. `sums`: [tokens][kPanel] of this block, of which each thread wrote those that it reads here.
+// `last`: a shared word that nobody reads any more.
+template <int tokens, typename PackedWeights>
+__device__ __forceinline__ void finish_panel(const PackedWeights& weights, const DeviceTokens& input, const Output& out,
+                                             const Partial& partial, int first_token, const int* sums, int* last) {
+  const int panel = static_cast<int>(blockIdx.x);
+  const int outputs = static_cast<int>(gridDim.x) * kPanel;  // of all panels
+  constexpr int kSums = tokens * kPanel;
+  if (gridDim.y == 1) {
+    for (int i = threadIdx.x; i < kSums; i += kDecodeThreads) {
+      finish(weights, input, out, first_token + i / kPanel, panel * kPanel + i % kPanel, sums[i]);
+    }
+    return;
+  }
+  const auto place = [&](int i) {
+    return partial.sums + static_cast<std::int64_t>(first_token + i / kPanel) * outputs + panel * kPanel + i % kPanel;
+  };
+  for (int i = threadIdx.x; i < kSums; i += kDecodeThreads) {
+    if (first_token + i / kPanel < input.count) atomicAdd(place(i), sums[i]);
+  }
+  __threadfence();
+  __syncthreads();
+  unsigned* const arrived = partial.arrived + blockIdx.z * gridDim.x + panel;
+  if (threadIdx.x == 0) *last = atomicAdd(arrived, 1U) == gridDim.y - 1 ? 1 : 0;
+  __syncthreads();
+  if (*last == 0) return;
+  __threadfence();
+  for (int i = threadIdx.x; i < kSums; i += kDecodeThreads) {
+    if (first_token + i / kPanel >= input.count) break;
+    std::int32_t* const sum = place(i);
+    finish(weights, input, out, first_token + i / kPanel, panel * kPanel + i % kPanel, __ldcg(sum));
+    *sum = 0;
+  }
+  if (threadIdx.x == 0) *arrived = 0;
+}
+
+}  // namespace mempool::kernels::cuda

@@ -1,0 +1,55 @@
+// Tokens on their way through shared memory, for the kernels that multiply whole tiles: 128 tokens by 64 inputs at a
+// time, copied while earlier ones are multiplied.
+#pragma once
+
+#include "kernels/cuda/arguments.h"
+#include "kernels/cuda/ptx.h"
+
+namespace mempool::kernels::cuda {
+
+inline constexpr int kTileThreads = 256;
+inline constexpr int kTileTokens = 128;
+inline constexpr int kTileOutputs = 128;
+inline constexpr int kTileInputs = 64;  // of a stage
+inline constexpr int kStages = 4;       // in flight: three are copied while one is multiplied
+inline constexpr int kChunk = 16;       // bytes of a copy
+
+// Bytes from a token to the next in shared memory. Eight rows of 16 bytes, as they are loaded at once, lie in different
+// banks.
+inline constexpr int kTokenPitch = kTileInputs + kChunk;
+inline constexpr int kTokenTileBytes = kTileTokens * kTokenPitch;
+
+// Asks for inputs [first_input, + kTileInputs) of the tokens from `first` on; zeros beyond either end.
+__device__ __forceinline__ void copy_tokens(const DeviceTokens& tokens, int stride, int first, int first_input,
+                                            unsigned char* to) {
+  constexpr int kChunks = kTileInputs / kChunk;
+#pragma unroll
+  for (int i = threadIdx.x; i < kTileTokens * kChunks; i += kTileThreads) {
+    const int row = i / kChunks;
+    const int input = first_input + i % kChunks * kChunk;
+    const bool exists = first + row < tokens.count && input < stride;
+    const std::int8_t* const from =
+        exists ? tokens.values + static_cast<std::int64_t>(first + row) * stride + input : tokens.values;
+    copy_async(to + row * kTokenPitch + i % kChunks * kChunk, from, exists);
+  }
+}
+
+// Multiplies stage after stage: copy(stage, place in the ring) asks for one, multiply(place) has it all.
+template <typename Copy, typename Multiply>
+__device__ __forceinline__ void through_stages(int stages, Copy copy, Multiply multiply) {
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) {
+    if (stage < stages) copy(stage, stage);
+    commit_copies();
+  }
+  for (int stage = 0; stage < stages; ++stage) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // all have their copies, and nobody reads any more what is written next
+    const int next = stage + kStages - 1;
+    if (next < stages) copy(next, next % kStages);
+    commit_copies();
+    multiply(stage % kStages);
+  }
+}
+
+}  // namespace mempool::kernels::cuda
