@@ -39,7 +39,7 @@ void check_tokens(const std::vector<Value>& rows, std::int64_t inputs, std::int6
 
 }  // namespace
 
-TEST(tokens_are_quantized_as_on_the_cpu) {
+TEST(quantize_is_exact) {
   std::mt19937 random(1);
   std::normal_distribution<float> any(0.0F, 3.0F);
   const KernelSet& reference = *kernels_of(Isa::reference);
