@@ -76,15 +76,22 @@ __global__ void __launch_bounds__(kTileThreads, 2) dense_gemm(DenseWeights weigh
                  },
                  [&](int place) { multiply_stage(shared + place * kStageBytes, row, column, sums); });
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int output = first_panel * static_cast<int>(kPanel) + column + lane % 4 * 2;
+  OutputScale scales[kColumnTiles][2];
 #pragma unroll
-  for (int i = 0; i < kRowTiles; ++i) {
+  for (int i = 0; i < 2 * kColumnTiles; ++i)
+    scales[i / 2][i % 2] = scale_of_output(weights, out, output + i / 2 * 8 + i % 2);
 #pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j) {
+  for (int i = 0; i < 2 * kRowTiles; ++i) {  // eight rows each
+    const int token = first_token + row + i * 8 + lane / 4;
+    if (token >= tokens.count) break;
+    const float token_scale = tokens.scales[token];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        finish(weights, tokens, out, first_token + row + i * 16 + lane / 4 + k / 2 * 8,
-               first_panel * static_cast<int>(kPanel) + column + j * 8 + lane % 4 * 2 + k % 2, sums[i][j].of[k]);
-      }
+    for (int j = 0; j < 2 * kColumnTiles; ++j) {
+      const int of_tile = output + j / 2 * 8 + j % 2;
+      if (of_tile >= weights.outputs) break;
+      write_output(out, token * weights.outputs + of_tile, sums[i / 2][j / 2].of[i % 2 * 2 + j % 2], token_scale,
+                   scales[j / 2][j % 2]);
     }
   }
 }

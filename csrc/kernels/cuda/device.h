@@ -35,6 +35,5 @@
 namespace mempool::kernels::cuda {
 
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFU;
-inline constexpr int kWarp = 32;
 
 }  // namespace mempool::kernels::cuda

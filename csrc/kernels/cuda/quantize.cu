@@ -1,6 +1,5 @@
 // Tokens to 8 bits, one scale each, one block each. The CPU's operations in its order (kernels/cpu/quantize.inl): the
 // same bits. Occupancy: 8 blocks of 256 threads on a multiprocessor, 32 registers.
-#include "kernels/cuda/arguments.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/quantize.h"
 

@@ -1,9 +1,7 @@
 // Activations to int8, on the GPU.
 #pragma once
 
-#include <cstdint>
-
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/arguments.h"
 
 namespace mempool::kernels::cuda {
 

@@ -83,15 +83,20 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       },
       [&](int place) { multiply_stage(shared + place * kStageBytes, row, column, rows, sums); });
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int output = first_output + row + lane / 4;
+  OutputScale scales[2 * kRowTiles];
 #pragma unroll
-  for (int i = 0; i < kRowTiles; ++i) {
+  for (int i = 0; i < 2 * kRowTiles; ++i) scales[i] = scale_of_output(weights, out, output + i * 8);
 #pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j) {
+  for (int j = 0; j < 2 * kColumnTiles; ++j) {
+    const int token = first_token + column + j / 2 * 8 + lane % 4 * 2 + j % 2;
+    if (token >= tokens.count) break;
+    const float token_scale = tokens.scales[token];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        finish(weights, tokens, out, first_token + column + j * 8 + lane % 4 * 2 + k % 2,
-               first_output + row + i * 16 + lane / 4 + k / 2 * 8, sums[i][j].of[k]);
-      }
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      if (output + i * 8 >= weights.outputs) break;
+      write_output(out, token * weights.outputs + output + i * 8, sums[i / 2][j / 2].of[i % 2 * 2 + j % 2], token_scale,
+                   scales[i]);
     }
   }
 }

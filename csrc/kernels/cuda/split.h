@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "kernels/cuda/arguments.h"
+#include "kernels/cuda/finish.h"
 
 namespace mempool::kernels::cuda {
 

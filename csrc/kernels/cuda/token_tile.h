@@ -2,7 +2,7 @@
 // time, copied while earlier ones are multiplied.
 #pragma once
 
-#include "kernels/cuda/arguments.h"
+#include "kernels/cuda/finish.h"
 #include "kernels/cuda/ptx.h"
 
 namespace mempool::kernels::cuda {

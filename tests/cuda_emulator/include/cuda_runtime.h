@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cuda_runtime_api.h"
 #include "emulator.h"
 
 #define __global__
@@ -36,8 +37,6 @@ struct alignas(16) float4 {
 };
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-
-using cudaStream_t = void*;
 
 using std::max;
 using std::min;

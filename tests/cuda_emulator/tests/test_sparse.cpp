@@ -86,7 +86,8 @@ TEST(bitmap_decode_is_exact) {
       check_bitmap(Problem(count, 1 + random() % 150, 1 + random() % 700, random, false, 0.5), 1 + count % 3);
     }
     check_bitmap(Problem(2, 64, 600, random, true, 1.0), 2);
-    for (int i = 0; i < 3; ++i) check_bitmap(Problem(8, 64, 700, random, false, 0.5), 3);  // one panel's blocks together
+    for (int i = 0; i < 3; ++i)
+      check_bitmap(Problem(8, 64, 700, random, false, 0.5), 3);  // one panel's blocks together
     check_bitmap(Problem(1, 100, 520, random, false, 0.02), 3);
     check_bitmap(Problem(3, 20, 300, random, false, 0.0), 1);
   });

@@ -1,0 +1,38 @@
+// A whole layer on the GPU: activations are quantized and multiplied with packed weights, on one stream. All pointers
+// are the device's. The same outputs as on the CPU, bit for bit.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/arguments.h"
+#include "kernels/cuda/sparse24.h"
+#include "kernels/linear.h"
+
+namespace mempool::kernels::cuda {
+
+// Of one call: beyond it a grid has too many blocks.
+inline constexpr std::int64_t kMostTokens = 65535 * 16;
+
+enum class Format : std::uint8_t { dense, bitmap, block4, sparse24 };
+enum class Kernel : std::uint8_t { decode, gemm };
+
+// Which kernel runs so many tokens (choices.cpp).
+Kernel kernel_for(Format format, std::int64_t tokens) noexcept;
+// How many blocks divide the inputs of a panel, on a GPU with so many multiprocessors.
+int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
+
+// What linear() needs beside its arguments, in bytes; aligned to 256.
+std::int64_t workspace_bytes(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens,
+                             int processors) noexcept;
+
+// `activations.count`: 1 to kMostTokens. Returns what the launches said: 0, or a cudaError_t.
+int linear(const DenseWeights& weights, const Activations& activations, const Output& output, void* workspace,
+           int processors, cudaStream_t stream);
+int linear(const BitmapWeights& weights, const Activations& activations, const Output& output, void* workspace,
+           int processors, cudaStream_t stream);
+int linear(const BlockWeights& weights, const Activations& activations, const Output& output, void* workspace,
+           int processors, cudaStream_t stream);
+int linear(const Sparse24Weights& weights, const Activations& activations, const Output& output, void* workspace,
+           int processors, cudaStream_t stream);
+
+}  // namespace mempool::kernels::cuda
