@@ -106,7 +106,8 @@ standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
 $(VENV_CUDA)/stamps/built: $(SOURCES) | standin
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(VENV_CUDA)/bin:$$PATH" tests/cuda_standin/run \
 	  $(CURDIR)/$(VENV_CUDA)/bin/pip install -q --no-build-isolation --no-deps -e . \
-	  -Cbuild-dir=build/cuda_package -Ccmake.define.MEMPOOL_CUDA_HEADERS="$(abspath $(CUDA_INCLUDE))"
+	  -Cbuild-dir=build/cuda_package -Ccmake.define.MEMPOOL_CUDA_HEADERS="$(abspath $(CUDA_INCLUDE))" \
+	  -Ccmake.define.MEMPOOL_CUDA_EMULATOR=ON
 	touch $@
 
 test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja

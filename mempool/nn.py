@@ -2,8 +2,9 @@
 
 Weights are int8 with one float32 scale for each output; activations are quantized to int8 as they come, with one scale
 for each token (row); products are summed in int32. Sparse weights keep only what is not zero. The buffers are the same
-bytes on every machine and for every number of threads; a state dict of them loads anywhere. Inference on the CPU only:
-nothing flows back through them.
+bytes on every machine and for every number of threads; a state dict of them loads anywhere. Layers are packed on the
+CPU and run there or, moved with ``.to("cuda")``, on a GPU of compute capability 8.0 or higher, with the same outputs.
+Inference only: nothing flows back through them.
 """
 
 from __future__ import annotations
@@ -89,9 +90,11 @@ class _PackedLinear(nn.Module):
 
     def dequantize(self) -> Tensor:
         """The weight as float32 [out_features, in_features], in the units of the inputs as they come."""
-        weight = self._unpacked().float() * self.get_buffer("scales").unsqueeze(1)
-        scale = self._buffers["input_scale"]
-        return weight if scale is None else weight * scale
+        scales, input_scale = self.get_buffer("scales"), self._buffers["input_scale"]
+        weight = self._unpacked().float() * scales.cpu().unsqueeze(1)  # on the CPU: the format is its
+        if input_scale is not None:
+            weight *= input_scale.cpu()
+        return weight.to(scales.device)
 
     def forward(self, input: Tensor) -> Tensor:
         scale = self._buffers["input_scale"]
@@ -182,7 +185,7 @@ class _PackedLinear(nn.Module):
 
 
 class Int8Linear(_PackedLinear):
-    """``torch.nn.Linear`` with an int8 weight, for inference on the CPU.
+    """``torch.nn.Linear`` with an int8 weight, for inference.
 
     Input ``[..., in_features]``, output ``[..., out_features]`` of the same type: float32 or bfloat16; float16 and
     float64 are computed as float32. A row with a NaN or an infinite value gives NaN in that row alone. A new layer's
@@ -216,7 +219,7 @@ class Int8Linear(_PackedLinear):
         return int(torch.count_nonzero(self.panels))
 
     def _unpacked(self) -> Tensor:
-        weight: Tensor = torch.ops.mempool.unpack_int8(self.panels, self.out_features, self.in_features)
+        weight: Tensor = torch.ops.mempool.unpack_int8(self.panels.cpu(), self.out_features, self.in_features)
         return weight
 
     def _multiplied(self, input: Tensor) -> Tensor:
@@ -233,7 +236,7 @@ class Int8Linear(_PackedLinear):
 
 
 class SparseInt8Linear(_PackedLinear):
-    """``torch.nn.Linear`` with an int8 weight that keeps only what is not zero, for inference on the CPU.
+    """``torch.nn.Linear`` with an int8 weight that keeps only what is not zero, for inference.
 
     ``pattern``: ``"unstructured"`` (a bit for each weight; less memory to read, so faster for up to some 12 tokens from
     a density of a half down) or ``"block4"`` (a bit for each 4 inputs of an output; what is zero is not computed, so
@@ -283,7 +286,8 @@ class SparseInt8Linear(_PackedLinear):
 
     def _unpacked(self) -> Tensor:
         unpack = getattr(torch.ops.mempool, f"unpack_{packing.operator(self.pattern)}")
-        weight: Tensor = unpack(self.masks, self.values, self.offsets, self.sums, self.out_features, self.in_features)
+        buffers = (self.masks.cpu(), self.values.cpu(), self.offsets.cpu(), self.sums.cpu())
+        weight: Tensor = unpack(*buffers, self.out_features, self.in_features)
         return weight
 
     def _multiplied(self, input: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 ``int8_linear(input, panels, sums, scales, bias, inputs)`` and ``bitmap_linear`` and ``block4_linear(input, masks,
 values, offsets, sums, scales, bias, inputs)`` take rows of float32 or bfloat16, ``[..., inputs]``, and return
 ``[..., outputs]`` of that type. Each row is quantized to int8 with a scale of its own; products are summed in int32,
-exactly. The formats are described in ``csrc/kernels/weights.h``; all buffers are uint8, int32 and float32, on the CPU,
-and contiguous.
+exactly. The formats are described in ``csrc/kernels/weights.h``; all buffers are uint8, int32 and float32, contiguous,
+and on one device: the CPU or, where this build has kernels for it (``HAS_CUDA``), a GPU. There
+``sparse24_linear(input, values, places, scales, bias, inputs)`` also runs what ``pack_sparse24`` makes of an int8
+weight of which two of each four inputs are not zero at most.
 
 The shapes of buffers are checked at every call. That their contents fit each other is not: run ``check_…`` once on
 buffers that come from elsewhere, as the modules of ``mempool.nn`` do.
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from mempool import _core
 
-__all__ = ["MOST_INPUTS", "packed_sizes"]
+__all__ = ["HAS_CUDA", "MOST_INPUTS", "packed_sizes"]
 
 MOST_INPUTS = 65536  # of a layer: beyond it an int32 sum could overflow
 _PANEL, _GROUP, _LANES = 64, 4, 64  # outputs, inputs, bytes of a vector: csrc/kernels/weights.h
@@ -44,7 +46,11 @@ def packed_sizes(pattern: str, outputs: int, inputs: int) -> dict[str, int]:
 
 
 # Beside the modules, which an editable installation keeps apart from these files.
-torch.ops.load_library(str(Path(_core.__file__).parent / "_ops.so"))  # type: ignore[no-untyped-call]
+_FOLDER = Path(_core.__file__).parent
+torch.ops.load_library(str(_FOLDER / "_ops.so"))  # type: ignore[no-untyped-call]
+HAS_CUDA = (_FOLDER / "_ops_cuda.so").exists()  # built for torch's CUDA build, where there is nvcc
+if HAS_CUDA:
+    torch.ops.load_library(str(_FOLDER / "_ops_cuda.so"))  # type: ignore[no-untyped-call]
 
 
 # What each operator returns, by shape and type alone, for torch.compile and torch.export.
@@ -113,7 +119,21 @@ def _unpack_sparse(masks: Tensor, values: Tensor, offsets: Tensor, sums: Tensor,
     return masks.new_empty((outputs, inputs), dtype=torch.int8)
 
 
+def _sparse24_linear(
+    input: Tensor, values: Tensor, places: Tensor, scales: Tensor, bias: Tensor | None, inputs: int
+) -> Tensor:
+    return _linear(input, scales, inputs)
+
+
+def _pack_sparse24(weight: Tensor) -> tuple[Tensor, Tensor]:
+    outputs, inputs = weight.shape
+    rows, steps = _up(outputs, 16), _up(inputs, 64) // 64
+    return weight.new_empty(rows * steps * 32, dtype=torch.uint8), weight.new_empty(rows * steps * 2, dtype=torch.int32)
+
+
+_GPU_ONLY = (("sparse24_linear", _sparse24_linear), ("pack_sparse24", _pack_sparse24))
 for _name, _shapes in (
+    *(_GPU_ONLY if HAS_CUDA else ()),
     ("int8_linear", _int8_linear),
     ("bitmap_linear", _sparse_linear),
     ("block4_linear", _sparse_linear),

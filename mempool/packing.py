@@ -39,7 +39,8 @@ def check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -
     if any(buffer.is_meta for buffer in buffers.values()):
         return
     names = buffer_names(pattern)[1:-1]
-    getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*(buffers[name] for name in names), outputs, inputs)
+    on_cpu = (buffers[name].cpu() for name in names)  # where they are looked through
+    getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*on_cpu, outputs, inputs)
 
 
 def operator(pattern: str) -> str:

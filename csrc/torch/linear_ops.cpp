@@ -36,36 +36,6 @@ void parallel_for(std::int64_t count, std::int64_t grain, kernels::Task task, co
   if (torch_parallel_for(0, count, grain, run, &work) != 0) refuse("torch's threads could not be started.");
 }
 
-// What all formats share: one sum and one scale for each output, and as many biases if there are any.
-struct Outputs {
-  Outputs(const Tensor& sums_in, const Tensor& scales_in, const std::optional<Tensor>& bias_in) {
-    require_plain(scales_in, "scales", {ScalarType::Float}, sizeof(float));
-    count = scales_in.numel();
-    require_plain(sums_in, "sums", {ScalarType::Int}, sizeof(std::int32_t));
-    require_elements(sums_in, "sums", count);
-    if (bias_in) {
-      require_plain(*bias_in, "bias", {ScalarType::Float}, sizeof(float));
-      require_elements(*bias_in, "bias", count);
-      bias = static_cast<const float*>(bias_in->const_data_ptr());
-    }
-    sums = static_cast<const std::int32_t*>(sums_in.const_data_ptr());
-    scales = static_cast<const float*>(scales_in.const_data_ptr());
-  }
-  std::int64_t count;
-  const std::int32_t* sums;
-  const float* scales;
-  const float* bias = nullptr;
-};
-
-void require_inputs(const Tensor& input, const Outputs& outputs, std::int64_t inputs) {
-  require_shape(outputs.count, inputs);
-  if (input.dim() < 1) refuse("`input` has to have a last dimension, the inputs of the layer.");
-  if (input.size(-1) != inputs) {
-    refuse("the last dimension of `input` is " + std::to_string(input.size(-1)) + ", and the layer has " +
-           std::to_string(inputs) + " inputs.");
-  }
-}
-
 // Where activations are quantized to: for a few tokens the stack, else memory from torch, and so from the current pool.
 class Workspace {
  public:

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
 
 #include "kernels/weights.h"
@@ -29,11 +30,13 @@ inline void require_type(const Tensor& tensor, const char* name, std::initialize
   refuse(std::string("`") + name + "` has to be " + wanted + ", and is " + name_of(tensor.scalar_type()) + ".");
 }
 
-// On the CPU, contiguous and of a type; for what is read as words of `alignment` bytes also aligned to them.
+// On that device, contiguous and of a type; for what is read as words of `alignment` bytes also aligned to them.
 inline void require_plain(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> types,
-                          std::size_t alignment = 1) {
+                          std::size_t alignment = 1, c10::Device device = c10::kCPU) {
   const std::string quoted = std::string("`") + name + "`";
-  if (!tensor.is_cpu()) refuse(quoted + " has to be on the CPU, as the other arguments are.");
+  if (tensor.device() != device) {
+    refuse(quoted + " has to be on " + (device.is_cpu() ? "the CPU" : device.str()) + ", as the other arguments are.");
+  }
   require_type(tensor, name, types);
   if (!tensor.is_contiguous()) refuse(quoted + " has to be contiguous.");
   if (reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) % alignment != 0) {
@@ -57,6 +60,37 @@ inline void require_shape(std::int64_t outputs, std::int64_t inputs) {
   if (outputs > INT32_MAX / kernels::groups_of(inputs)) {
     refuse("a weight of " + std::to_string(outputs) + " outputs and " + std::to_string(inputs) +
            " inputs has more blocks than int32 counts. Split the layer along its outputs.");
+  }
+}
+
+// What all formats share: one sum and one scale for each output, and as many biases if there are any.
+struct Outputs {
+  Outputs(const Tensor& sums_in, const Tensor& scales_in, const std::optional<Tensor>& bias_in,
+          c10::Device device = c10::kCPU) {
+    require_plain(scales_in, "scales", {ScalarType::Float}, sizeof(float), device);
+    count = scales_in.numel();
+    require_plain(sums_in, "sums", {ScalarType::Int}, sizeof(std::int32_t), device);
+    require_elements(sums_in, "sums", count);
+    if (bias_in) {
+      require_plain(*bias_in, "bias", {ScalarType::Float}, sizeof(float), device);
+      require_elements(*bias_in, "bias", count);
+      bias = static_cast<const float*>(bias_in->const_data_ptr());
+    }
+    sums = static_cast<const std::int32_t*>(sums_in.const_data_ptr());
+    scales = static_cast<const float*>(scales_in.const_data_ptr());
+  }
+  std::int64_t count;
+  const std::int32_t* sums;
+  const float* scales;
+  const float* bias = nullptr;
+};
+
+inline void require_inputs(const Tensor& input, const Outputs& outputs, std::int64_t inputs) {
+  require_shape(outputs.count, inputs);
+  if (input.dim() < 1) refuse("`input` has to have a last dimension, the inputs of the layer.");
+  if (input.size(-1) != inputs) {
+    refuse("the last dimension of `input` is " + std::to_string(input.size(-1)) + ", and the layer has " +
+           std::to_string(inputs) + " inputs.");
   }
 }
 

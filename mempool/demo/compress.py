@@ -22,6 +22,7 @@ from mempool.demo.errors import DemoError
 from mempool.demo.model import Embedder
 
 CALIBRATION, HELD_OUT, BATCH = 400, 100, 20  # passages
+LEARNING = 2000  # passages, where the model is distilled: a model learns most from what it has not seen yet
 SMALL, LARGE, WORDS = 1, 16, 32  # passages in the batches that are timed, and words in each
 ROUNDS = 9
 HEADROOM = 1.05  # the limit, in peaks of the int8 model
@@ -62,7 +63,7 @@ def run(settings: Settings) -> int:
     console = Console()
     if settings.out is not None and not settings.out.absolute().parent.is_dir():
         raise DemoError(f"there is no folder '{settings.out.absolute().parent}' for the sparse model.")
-    calibration, held_out = _texts(settings.text)
+    calibration, held_out = _texts(settings.text, CALIBRATION if settings.epochs == 0 else LEARNING)
     mempool.enable("cpu")
     variants = _variants(settings, calibration)
     _measure(variants, held_out)
@@ -78,9 +79,10 @@ def run(settings: Settings) -> int:
     return 0 if held else 1
 
 
-def _texts(path: Path | None) -> tuple[list[str], list[str]]:
+def _texts(path: Path | None, most: int) -> tuple[list[str], list[str]]:
+    """Passages to calibrate and learn with, `most` of them, and others that are held out."""
     if path is None:
-        return corpus.passages(CALIBRATION, HELD_OUT)
+        return corpus.passages(most, HELD_OUT)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -88,7 +90,7 @@ def _texts(path: Path | None) -> tuple[list[str], list[str]]:
     if len(lines) < 4:
         raise DemoError(f"'{path}' has {len(lines)} lines of text: a quarter is held out, so 4 at least are needed.")
     cut = max(1, min(HELD_OUT, len(lines) // 4))
-    return lines[cut:][:CALIBRATION], lines[:cut]
+    return lines[cut:][:most], lines[:cut]
 
 
 def skeleton(folder: Path) -> nn.Module:
@@ -114,7 +116,7 @@ def _variants(settings: Settings, calibration: list[str]) -> list[Variant]:
         "sparsity": settings.sparsity,
         "method": settings.method,
         "pattern": settings.pattern,
-        "calibration": batches,
+        "calibration": batches[:: max(1, len(batches) * BATCH // CALIBRATION)],
     }
 
     def sparse() -> nn.Module:

@@ -4,7 +4,8 @@
 #include <cstddef>
 #include <cstring>
 
-using cudaStream_t = void*;
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
 inline int cudaGetLastError() { return 0; }  // a launch that fails throws
 inline int cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t) {
   std::memset(to, value, bytes);
