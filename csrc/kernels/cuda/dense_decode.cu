@@ -14,11 +14,11 @@ constexpr int kGroupsOfStep = 4;  // 16 inputs: one load of a token
 template <int tokens>
 __device__ __forceinline__ void add_step(const int4 (&weight)[kGroupsOfStep], const DeviceTokens& input,
                                          int first_token, int stride, int step, int (&sums)[tokens][4]) {
+  const std::int8_t* at = input.values + static_cast<std::int64_t>(first_token) * stride + step * 16;
 #pragma unroll
   for (int token = 0; token < tokens; ++token) {
-    if (first_token + token >= input.count) break;
-    const int4 word = __ldg(reinterpret_cast<const int4*>(
-        input.values + static_cast<std::int64_t>(first_token + token) * stride + step * 16));
+    const int4 word = __ldg(reinterpret_cast<const int4*>(at));
+    if (first_token + token + 1 < input.count) at += stride;  // else the last one again: nobody reads those sums
     const int words[kGroupsOfStep] = {word.x, word.y, word.z, word.w};
 #pragma unroll
     for (int group = 0; group < kGroupsOfStep; ++group) {

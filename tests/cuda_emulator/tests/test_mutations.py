@@ -94,6 +94,7 @@ def _test_of(kernel: str, objects: dict[str, Path], to: Path, timeout: float = 2
         return -1
 
 
+@pytest.mark.timeout(900)
 def test_every_barrier_and_wait_is_needed(objects: dict[str, Path], tmp_path: Path) -> None:
     mutants = _mutants()
     assert {mutant.kernel for mutant in mutants} >= set(KERNELS), "each kernel has a barrier"
