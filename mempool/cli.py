@@ -134,8 +134,9 @@ def replay(trace: Path, backend: str, device: str, capacity: str | None, scale: 
 
 @commands.command()
 @click.option("--full", is_flag=True, help="Run the benchmarks, too (minutes; from a source folder).")
+@click.option("--gpu", is_flag=True, help="Run packed layers on the GPU, too: outputs, and speed beside its libraries.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the report there, as JSON.")
-def doctor(full: bool, out: Path | None) -> None:
+def doctor(full: bool, gpu: bool, out: Path | None) -> None:
     """Say what this machine has, and check that mempool works on each of its devices.
 
     Ends with status 1 when a check has failed.
@@ -145,6 +146,12 @@ def doctor(full: bool, out: Path | None) -> None:
     console = Console(markup=False)
     result = doctor_package.examine()
     report.print_examination(console, result)
+    if gpu:
+        from mempool.doctor.gpu import examine
+
+        result["gpu"] = examine()
+        report.print_gpu(console, result["gpu"])
+        result["passed"] = result["passed"] and result["gpu"]["passed"]
     if full:
         result["benchmarks"] = doctor_package.run_benchmarks(cuda=result["facts"]["cuda_problem"] is None)
         report.print_benchmarks(console, result["benchmarks"])

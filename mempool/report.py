@@ -81,6 +81,23 @@ def print_examination(console: Console, result: dict[str, Any]) -> None:
     console.print(checks)
 
 
+def print_gpu(console: Console, result: dict[str, Any]) -> None:
+    """What ``mempool doctor --gpu`` has measured, or why it has not."""
+    if result["problem"] is not None:
+        console.print(f"no GPU was examined: {result['problem']}", soft_wrap=True)
+        return
+    table = Table(title=f"packed layers on {result['device']}", title_justify="left")
+    for column in ("layer", "outputs x inputs", "tokens", "ms", "GB/s", "TOP/s", "as on the CPU"):
+        table.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
+    for row in result["rows"]:
+        times = ["-" if row[name] is None else f"{row[name]:.3g}" for name in ("ms", "gb_per_s", "tera_ops")]
+        outcome = {True: "yes", False: "NO", None: ""}[row["exact"]]
+        if row["problem"] is not None:
+            outcome = f"{outcome} {row['problem']}".strip()
+        table.add_row(row["name"], f"{row['outputs']} x {row['inputs']}", str(row["tokens"]), *times, outcome)
+    console.print(table)
+
+
 def print_benchmarks(console: Console, benchmarks: list[dict[str, Any]]) -> None:
     if not benchmarks:
         console.print(

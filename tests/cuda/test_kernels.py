@@ -97,6 +97,32 @@ def test_what_does_not_fit_is_refused_before_a_launch() -> None:
         call(torch.empty(1, device="cuda").expand(1_048_561, 200), buffers["panels"], *rest)
 
 
+def test_the_doctor_examines_the_kernels() -> None:
+    from mempool.doctor.gpu import examine
+
+    result = examine(shapes=[(64, 128)], tokens=[1, 20], rounds=2)
+    assert result["problem"] is None
+    ours = [row for row in result["rows"] if row["exact"] is not None]
+    assert len(ours) == 10
+    assert all(row["exact"] and row["problem"] is None for row in ours), ours
+    assert result["passed"]
+    assert {row["name"] for row in result["rows"]} > {"bfloat16, torch", "2:4 int8, cuSPARSELt"}
+
+
+def test_a_wrong_output_fails_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mempool.doctor import gpu
+
+    packed = gpu._packed
+
+    def wrong(layer: Int8Linear) -> object:
+        subject = packed(layer)
+        subject.reference = lambda input: layer(input) + 1
+        return subject
+
+    monkeypatch.setattr(gpu, "_packed", wrong)
+    assert not gpu.examine(shapes=[(64, 128)], tokens=[1], rounds=1)["passed"]
+
+
 def test_a_layer_is_loaded_and_checked_on_the_gpu() -> None:
     layer = LAYERS["bitmap"]()
     other = SparseInt8Linear(200, 100).to("cuda")

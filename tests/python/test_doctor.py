@@ -23,6 +23,15 @@ def test_the_doctor_examines_this_machine(tmp_path: Path) -> None:
     assert "self-checks" in done.stdout
 
 
+def test_without_a_gpu_the_doctor_says_so_and_ends_well(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    command = [sys.executable, "-m", "mempool", "doctor", "--gpu", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no GPU was examined" in done.stdout
+    assert json.loads(out.read_text())["gpu"]["problem"]
+
+
 def test_a_device_that_is_not_there_fails_its_checks() -> None:
     checks = doctor.check_device("cuda:63")
     assert checks

@@ -104,9 +104,7 @@ def test_nothing_is_spilled_and_as_many_blocks_fit_as_are_claimed(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_the_instructions_are_there(
-    kernel: str, architecture: str, compiled: dict[tuple[str, str], Compiled]
-) -> None:
+def test_the_instructions_are_there(kernel: str, architecture: str, compiled: dict[tuple[str, str], Compiled]) -> None:
     for instruction in CLAIMS[kernel][1]:
         assert instruction in compiled[kernel, architecture].code, instruction
 

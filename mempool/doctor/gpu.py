@@ -1,0 +1,198 @@
+"""``mempool doctor --gpu``: packed layers on this machine's GPU, against the CPU's outputs and beside its libraries."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from mempool import _device, ops
+from mempool.nn import Int8Linear, SparseInt8Linear
+
+SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))  # outputs, inputs
+TOKENS = (1, 4, 16, 64, 128, 512, 2048)
+ROUNDS = 15
+_RING_BYTES, _MOST_COPIES = 256 << 20, 64  # of weights in turn: more than any GPU's second cache
+
+Row = dict[str, Any]
+Call = Callable[[torch.Tensor], Any]
+
+
+def problem() -> str | None:
+    """Why no GPU can be examined here; None if one can."""
+    if not torch.cuda.is_available():
+        return _device.cuda_problem() or "torch sees no GPU"
+    if not ops.HAS_CUDA:
+        return "this build of mempool has no CUDA kernels: there was no nvcc when it was built"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
+    return None
+
+
+def examine(
+    shapes: Iterable[tuple[int, int]] = SHAPES, tokens: Iterable[int] = TOKENS, rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """A row for each implementation, shape and number of tokens: milliseconds, and for ours whether all bits are right.
+
+    ``problem`` says why there are no rows, or is None. Times are medians of single calls between CUDA events, on
+    weights that are not in a cache; activations are quantized within them, but for ``torch._int_mm``, which has none.
+    """
+    reason = problem()
+    if reason is not None:
+        return {"problem": reason, "rows": [], "passed": True}
+    rows: list[Row] = []
+    tokens = list(tokens)
+    for outputs, inputs in shapes:
+        for name, make in _ours().items():
+            rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), is_ours=True)
+        for name, make in _peers().items():
+            rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), is_ours=False)
+    return {
+        "problem": None,
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "rows": rows,
+        "passed": all(row["exact"] is not False for row in rows),
+    }
+
+
+class _Subject:
+    """Something to time: copies of it with weights of their own, and what its outputs have to be."""
+
+    def __init__(self, copies: Callable[[], Call], nbytes: int, reference: Call | None = None) -> None:
+        self.nbytes = nbytes
+        self.reference = reference
+        self._copies = copies
+
+    def ring(self) -> list[Call]:
+        copies = -(-_RING_BYTES // max(1, self.nbytes))
+        return [self._copies() for _ in range(min(_MOST_COPIES, max(2, copies)))]
+
+
+def _linear(outputs: int, inputs: int, density: float = 1.0, group: int = 1) -> nn.Linear:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(inputs, outputs, device="cpu").requires_grad_(False)
+    linear.weight.normal_(generator=generator)
+    kept = torch.rand(outputs, -(-inputs // group), generator=generator) < density
+    linear.weight.mul_(kept.repeat_interleave(group, dim=1)[:, :inputs])
+    return linear
+
+
+def _packed(layer: Int8Linear | SparseInt8Linear) -> _Subject:
+    state = layer.state_dict()
+
+    def copy() -> Call:
+        other = type(layer)(layer.in_features, layer.out_features, device="meta")
+        other.load_state_dict({name: value.to("cuda", copy=True) for name, value in state.items()}, assign=True)
+        return other
+
+    return _Subject(copy, layer.packed_bytes, layer)
+
+
+def _sparse24(outputs: int, inputs: int) -> _Subject:
+    linear = _linear(outputs, inputs)
+    fours = linear.weight.view(outputs, inputs // 4, 4).abs()
+    linear.weight.mul_((fours.argsort(dim=-1).argsort(dim=-1) >= 2).view(outputs, inputs))
+    weight, scales = torch.ops.mempool.quantize_weight(linear.weight)
+    values, places = torch.ops.mempool.pack_sparse24(weight)
+
+    def copy() -> Call:
+        buffers = [buffer.to("cuda", copy=True) for buffer in (values, places, scales, linear.bias.detach())]
+        return lambda input: torch.ops.mempool.sparse24_linear(input, *buffers, inputs)
+
+    return _Subject(copy, values.nbytes + places.nbytes, Int8Linear.from_linear(linear))
+
+
+def _ours() -> dict[str, Callable[[int, int], _Subject]]:
+    return {
+        "int8": lambda n, k: _packed(Int8Linear.from_linear(_linear(n, k))),
+        "bitmap 50%": lambda n, k: _packed(SparseInt8Linear.from_linear(_linear(n, k, 0.5), "unstructured")),
+        "bitmap 75%": lambda n, k: _packed(SparseInt8Linear.from_linear(_linear(n, k, 0.25), "unstructured")),
+        "block4 80%": lambda n, k: _packed(SparseInt8Linear.from_linear(_linear(n, k, 0.2, group=4), "block4")),
+        "2:4": _sparse24,
+    }
+
+
+def _bfloat16(outputs: int, inputs: int) -> _Subject:
+    weight = _linear(outputs, inputs).weight.detach().to(torch.bfloat16)
+
+    def copy() -> Call:
+        on_gpu = weight.to("cuda", copy=True)
+        return lambda input: nn.functional.linear(input.to(torch.bfloat16), on_gpu)
+
+    return _Subject(copy, weight.nbytes)
+
+
+def _int_mm(outputs: int, inputs: int) -> _Subject:
+    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+
+    def copy() -> Call:
+        on_gpu = weight.to("cuda", copy=True).t()
+        return lambda input: torch._int_mm(input.to(torch.int8), on_gpu)
+
+    return _Subject(copy, weight.nbytes)
+
+
+def _semi_structured(outputs: int, inputs: int) -> _Subject:
+    kept = torch.tensor([1, 1, 0, 0], dtype=torch.int8).repeat(outputs, inputs // 4)
+    weight = torch.randint(1, 128, (outputs, inputs), dtype=torch.int8) * kept
+
+    def copy() -> Call:
+        compressed = torch._cslt_compress(weight.to("cuda", copy=True))
+        return lambda input: torch._cslt_sparse_mm(compressed, input.to(torch.int8).t(), out_dtype=torch.int32)
+
+    return _Subject(copy, weight.nbytes * 5 // 8)
+
+
+def _peers() -> dict[str, Callable[[int, int], _Subject]]:
+    return {
+        "bfloat16, torch": _bfloat16,
+        "int8, cuBLASLt (torch._int_mm)": _int_mm,
+        "2:4 int8, cuSPARSELt": _semi_structured,
+    }
+
+
+def _measured(
+    name: str, shape: tuple[int, int], tokens: list[int], rounds: int, subject: _Subject, is_ours: bool
+) -> list[Row]:
+    rows: list[Row] = []
+    ring: list[Call] | None = None
+    for count in tokens:
+        row: Row = {"name": name, "outputs": shape[0], "inputs": shape[1], "tokens": count, "ms": None}
+        row |= {"gb_per_s": None, "tera_ops": None, "exact": None, "problem": None}
+        rows.append(row)
+        try:
+            ring = subject.ring() if ring is None else ring
+            input = torch.randn(count, shape[1], generator=torch.Generator().manual_seed(count), device="cpu")
+            on_gpu = input.to("cuda")
+            if is_ours and subject.reference is not None:
+                row["exact"] = torch.equal(ring[0](on_gpu).cpu(), subject.reference(input))
+            row["ms"] = _milliseconds(ring, on_gpu, rounds)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_ours:
+                row["exact"] = False
+            row["problem"] = str(error).splitlines()[0]
+            continue
+        if row["ms"] > 0:
+            row["gb_per_s"] = subject.nbytes / row["ms"] / 1e6
+            row["tera_ops"] = 2 * count * shape[0] * shape[1] / row["ms"] / 1e9
+    return rows
+
+
+def _milliseconds(ring: list[Call], input: torch.Tensor, rounds: int) -> float:
+    for call in ring[:2]:
+        call(input)
+    times: list[float] = []
+    event: Any = torch.cuda.Event
+    for turn in range(rounds):
+        start, end = event(enable_timing=True), event(enable_timing=True)
+        start.record()
+        ring[turn % len(ring)](input)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
