@@ -1,4 +1,4 @@
-// Which kernel runs what. The table is reasoned, not measured: no GPU was at hand (docs/cuda-kernels.md has the model).
+// Which kernel runs what. The table is reasoned, not measured: no GPU was at hand (README.md here has the model).
 // `mempool doctor --gpu` measures it, beside the vendor's libraries.
 //
 // Those are in no row. torch._int_mm and torch's semi-structured weights want the weight row by row; they would need a
@@ -38,12 +38,12 @@ Kernel kernel_for(Format format, std::int64_t tokens) noexcept {
 }
 
 int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
-  constexpr std::int64_t kBlocksOfProcessor = 4;  // enough loads under way for memory's full rate
-  constexpr std::int64_t kLeastInputs = 512;      // of a block: less is not worth the sums that it adds
-  // A block of a bitmap counts all masks before its own.
+  // Enough loads under way for memory's full rate. A block of a bitmap counts all masks before its own, so fewer there.
+  const std::int64_t of_processor = format == Format::bitmap ? 2 : 4;
   const std::int64_t most = format == Format::bitmap ? 8 : 64;
+  constexpr std::int64_t kLeastInputs = 512;  // of a block: less is not worth the sums that it adds
   const std::int64_t blocks = panels_of(outputs) * ((tokens + 15) / 16);
-  const std::int64_t wanted = (kBlocksOfProcessor * processors + blocks - 1) / std::max<std::int64_t>(1, blocks);
+  const std::int64_t wanted = (of_processor * processors + blocks - 1) / std::max<std::int64_t>(1, blocks);
   return static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, inputs / kLeastInputs), 1, most));
 }
 
