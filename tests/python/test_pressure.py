@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import signal
 import time
 from collections.abc import Callable
 
@@ -132,10 +133,12 @@ def test_an_interrupt_in_a_callback_is_not_lost(enabled: None) -> None:
         time.sleep(1)
 
     handle = mempool.on_pressure(callback)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
             allocate()
     finally:
+        signal.signal(signal.SIGINT, before)
         handle.remove()
 
 

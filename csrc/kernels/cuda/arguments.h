@@ -21,7 +21,7 @@ struct DeviceTokens {
   int count = 0;
 };
 
-// Where the inputs of a panel are divided among blocks: sums, all zero before a kernel and after it.
+// Where the inputs of a panel are divided among blocks: their sums. All zero before a kernel.
 struct Partial {
   std::int32_t* sums = nullptr;  // [tokens][panels * kPanel]
   unsigned* arrived = nullptr;   // [panels][blocks of tokens]

@@ -12,11 +12,12 @@
 #define MEMPOOL_SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 
 // kernel(...) on a grid; more shared memory than 48 KiB is asked for first.
-#define MEMPOOL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                              \
-  do {                                                                                                              \
-    static_cast<void>(                                                                                              \
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes))); \
-    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                                                     \
+#define MEMPOOL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                \
+  do {                                                                                                                \
+    if ((shared_bytes) > 48 * 1024)                                                                                   \
+      static_cast<void>(                                                                                              \
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes))); \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                                                       \
   } while (false)
 
 #else

@@ -1,6 +1,6 @@
 // A panel's inputs divided among blocks, for kernels of few tokens: a weight has fewer panels than a GPU has
 // multiprocessors. Sums are integers, so the order in which blocks add theirs does not matter. The last block to arrive
-// finishes the panel, and leaves zeros for the next kernel.
+// finishes the panel.
 #pragma once
 
 #include <type_traits>
@@ -95,11 +95,8 @@ __device__ __forceinline__ void finish_panel(const PackedWeights& weights, const
   __threadfence();
   for (int i = threadIdx.x; i < kSums; i += kDecodeThreads) {
     if (first_token + i / kPanel >= input.count) break;
-    std::int32_t* const sum = place(i);
-    finish(weights, input, out, first_token + i / kPanel, panel * kPanel + i % kPanel, __ldcg(sum));
-    *sum = 0;
+    finish(weights, input, out, first_token + i / kPanel, panel * kPanel + i % kPanel, __ldcg(place(i)));
   }
-  if (threadIdx.x == 0) *arrived = 0;
 }
 
 }  // namespace mempool::kernels::cuda

@@ -15,7 +15,6 @@ void check_decode(const Problem& problem, int splits) {
   Partials partials(problem);
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
     cuda::dense_decode_linear(weights, tokens, output, partials.get(), splits, nullptr);
-    partials.check_zero();
   });
 }
 

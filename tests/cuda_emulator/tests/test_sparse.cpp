@@ -26,7 +26,6 @@ void check_bitmap(const Problem& problem, int splits) {
   Partials partials(problem);
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
     cuda::bitmap_decode_linear(weights, tokens, output, partials.get(), splits, nullptr);
-    partials.check_zero();
   });
 }
 
@@ -43,7 +42,6 @@ void check_block4(const Problem& problem, int splits) {
   Partials partials(problem);
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
     cuda::block4_decode_linear(weights, tokens, output, partials.get(), splits, nullptr);
-    partials.check_zero();
   });
 }
 
