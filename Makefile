@@ -102,12 +102,14 @@ standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
 	  -DTORCH_LIB="$$(echo $(CURDIR)/$(VENV_CUDA)/lib/python3*/site-packages/torch/lib)" -DPYTHON="$(CURDIR)/$(BIN)/python" >/dev/null
 	$(BIN)/ninja -C $(STANDIN) -j$(JOBS) --quiet
 
-# The package for torch's CUDA build. The stand-in is in place while torch is asked what it is.
+# The package for torch's CUDA build. The stand-in is in place while torch is asked what it is; packed layers run on the
+# CPU there, and on a GPU by nvcc's code.
+EMULATOR := $(if $(filter real,$(MEMPOOL_TEST_DEVICE)),OFF,ON)
 $(VENV_CUDA)/stamps/built: $(SOURCES) | standin
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(VENV_CUDA)/bin:$$PATH" tests/cuda_standin/run \
 	  $(CURDIR)/$(VENV_CUDA)/bin/pip install -q --no-build-isolation --no-deps -e . \
 	  -Cbuild-dir=build/cuda_package -Ccmake.define.MEMPOOL_CUDA_HEADERS="$(abspath $(CUDA_INCLUDE))" \
-	  -Ccmake.define.MEMPOOL_CUDA_EMULATOR=ON
+	  -Ccmake.define.MEMPOOL_CUDA_EMULATOR=$(EMULATOR) -Ccmake.define.MEMPOOL_NVCC="$(abspath $(CUDA_INCLUDE)/../bin/nvcc)"
 	touch $@
 
 test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
@@ -116,6 +118,11 @@ test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
 	CUDA_STANDIN_LIB=$(STANDIN)/lib LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend
 	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda/native
 	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda --ignore=tests/cuda/native
+ifeq ($(EMULATOR),ON)
+	$(BIN)/ninja -C build/cuda_package -j$(JOBS) --quiet _ops_nvcc
+	tests/cuda_standin/run $(VENV_CUDA)/bin/python -c \
+	  "import torch; torch.ops.load_library('$(abspath build/cuda_package)/csrc/bindings/_ops_nvcc.so')"
+endif
 
 # The CUDA kernels: each barrier is needed, and what nvcc makes of them. That they are exact, test-cpp shows.
 test-kernels: setup $(TOOLKIT)/stamp

@@ -91,9 +91,9 @@ class _PackedLinear(nn.Module):
     def dequantize(self) -> Tensor:
         """The weight as float32 [out_features, in_features], in the units of the inputs as they come."""
         scales, input_scale = self.get_buffer("scales"), self._buffers["input_scale"]
-        weight = self._unpacked().float() * scales.cpu().unsqueeze(1)  # on the CPU: the format is its
+        weight = self._unpacked().float() * _off_gpu(scales).unsqueeze(1)  # on the CPU: the format is its
         if input_scale is not None:
-            weight *= input_scale.cpu()
+            weight = weight * _off_gpu(input_scale)
         return weight.to(scales.device)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -177,7 +177,8 @@ class _PackedLinear(nn.Module):
         """A buffer of this layer's own; with ``assign`` the given one, where kernels can read it as it lies."""
         if value.dtype != packing.DTYPES[name]:
             raise TypeError(f"`{name}` has to be {packing.DTYPES[name]}, and is {value.dtype}.")
-        if assign and value.is_contiguous() and (value.is_meta or value.data_ptr() % 8 == 0):
+        alignment = 16 if value.is_cuda else 8  # bytes
+        if assign and value.is_contiguous() and (value.is_meta or value.data_ptr() % alignment == 0):
             return value.detach()
         sums = self.get_buffer("sums")
         taken = torch.empty(value.shape, dtype=value.dtype, device=value.device if sums.is_meta else sums.device)
@@ -219,7 +220,7 @@ class Int8Linear(_PackedLinear):
         return int(torch.count_nonzero(self.panels))
 
     def _unpacked(self) -> Tensor:
-        weight: Tensor = torch.ops.mempool.unpack_int8(self.panels.cpu(), self.out_features, self.in_features)
+        weight: Tensor = torch.ops.mempool.unpack_int8(_off_gpu(self.panels), self.out_features, self.in_features)
         return weight
 
     def _multiplied(self, input: Tensor) -> Tensor:
@@ -286,7 +287,7 @@ class SparseInt8Linear(_PackedLinear):
 
     def _unpacked(self) -> Tensor:
         unpack = getattr(torch.ops.mempool, f"unpack_{packing.operator(self.pattern)}")
-        buffers = (self.masks.cpu(), self.values.cpu(), self.offsets.cpu(), self.sums.cpu())
+        buffers = (_off_gpu(buffer) for buffer in (self.masks, self.values, self.offsets, self.sums))
         weight: Tensor = unpack(*buffers, self.out_features, self.in_features)
         return weight
 
@@ -304,6 +305,10 @@ class SparseInt8Linear(_PackedLinear):
             self.in_features,
         )
         return output
+
+
+def _off_gpu(tensor: Tensor) -> Tensor:
+    return tensor.cpu() if tensor.is_cuda else tensor
 
 
 def _require_sparse(pattern: str) -> None:

@@ -8,14 +8,16 @@ and on one device: the CPU or, where this build has kernels for it (``HAS_CUDA``
 ``sparse24_linear(input, values, places, scales, bias, inputs)`` also runs what ``pack_sparse24`` makes of an int8
 weight of which two of each four inputs are not zero at most.
 
-The shapes of buffers are checked at every call. That their contents fit each other is not: run ``check_…`` once on
-buffers that come from elsewhere, as the modules of ``mempool.nn`` do.
+The shapes of buffers are checked at every call. That their contents fit each other is not (nor, on a GPU, that
+``values`` is as long as ``offsets`` say): run ``check_…`` once on buffers that come from elsewhere, as the modules of
+``mempool.nn`` do.
 """
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +54,19 @@ HAS_CUDA = (_FOLDER / "_ops_cuda.so").exists()  # built for torch's CUDA build, 
 if HAS_CUDA:
     torch.ops.load_library(str(_FOLDER / "_ops_cuda.so"))  # type: ignore[no-untyped-call]
 
+
+def _no_kernels(*_: object) -> Tensor:
+    raise RuntimeError(
+        "mempool: this build has no kernels for a GPU: there was no nvcc when it was built, or MEMPOOL_CUDA was off. "
+        "Move the layer to the CPU, or build mempool anew (README, Compressed weights)."
+    )
+
+
+if not HAS_CUDA:
+    _library: Any = torch.library.Library
+    _refusals = _library("mempool", "IMPL")  # kept: what it registers goes with it
+    for _name in ("int8_linear", "bitmap_linear", "block4_linear"):
+        _refusals.impl(_name, _no_kernels, "CUDA")
 
 # What each operator returns, by shape and type alone, for torch.compile and torch.export.
 

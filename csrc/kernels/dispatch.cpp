@@ -61,7 +61,8 @@ Isa choose() {
   for (int i = 0; i < kIsas; ++i) {
     if (std::string_view(forced) != kNames[i]) continue;
     if (is_runnable(static_cast<Isa>(i))) return static_cast<Isa>(i);
-    throw ConfigError(std::string("MEMPOOL_FORCE_ISA=") + forced + ": this machine cannot run it.");
+    throw ConfigError(std::string("MEMPOOL_FORCE_ISA=") + forced + ": this machine cannot run it" +
+                      (static_cast<Isa>(i) == Isa::avx512_amx ? ", or the system gives this process no AMX." : "."));
   }
   throw ConfigError(std::string("MEMPOOL_FORCE_ISA=") + forced +
                     " is none of reference, avx2, avx512, avx512_vnni and avx512_amx.");

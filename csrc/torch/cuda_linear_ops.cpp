@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "kernels/cuda/linear.h"
+#include "torch/one_way.h"
 #include "torch/op_checks.h"
 
 namespace mempool {
@@ -46,18 +47,18 @@ int processors_of(c10::DeviceIndex device) {
 template <typename Weights>
 Tensor run(const Tensor& input, const Weights& weights, gpu::Format format, const float* bias) {
   require_type(input, "input", {ScalarType::Float, ScalarType::BFloat16});
+  const std::int64_t count = input.numel() / weights.inputs;
+  if (count > gpu::kMostTokens) {
+    refuse("a call takes " + std::to_string(gpu::kMostTokens) + " rows at most, and `input` has " +
+           std::to_string(count) + ": split the batch.");
+  }
   const c10::cuda::CUDAGuard guard(input.device());
   const int processors = processors_of(input.device().index());
   const c10::MaybeOwned<Tensor> rows = input.expect_contiguous();
   c10::DimVector shape(input.sizes());
   shape.back() = weights.outputs;
   Tensor output = at::empty(shape, input.options());
-  const std::int64_t count = input.numel() / weights.inputs;
   if (count == 0 || weights.outputs == 0) return output;
-  if (count > gpu::kMostTokens) {
-    refuse("a call takes " + std::to_string(gpu::kMostTokens) + " rows at most, and `input` has " +
-           std::to_string(count) + ": split the batch.");
-  }
   const std::int64_t bytes = gpu::workspace_bytes(format, weights.outputs, weights.inputs, count, processors);
   const Tensor workspace = at::empty({bytes}, input.options().dtype(ScalarType::Byte));
   const bool is_bfloat16 = input.scalar_type() == ScalarType::BFloat16;
@@ -131,8 +132,7 @@ Tensor block4_linear(const Tensor& input, const Tensor& masks, const Tensor& val
 Tensor sparse24_linear(const Tensor& input, const Tensor& values, const Tensor& places, const Tensor& scales,
                        const std::optional<Tensor>& bias, std::int64_t inputs) {
   require_cuda(input);
-  const Tensor no_sums = at::empty({scales.numel()}, scales.options().dtype(ScalarType::Int));
-  const Outputs outputs(no_sums, scales, bias, input.device());
+  const Outputs outputs(Tensor(), scales, bias, input.device());
   require_inputs(input, outputs, inputs);
   require_plain(values, "values", {ScalarType::Byte}, kVectorBytes, input.device());
   require_elements(values, "values", gpu::sparse24_value_bytes(outputs.count, inputs));
@@ -142,6 +142,13 @@ Tensor sparse24_linear(const Tensor& input, const Tensor& values, const Tensor& 
                                         static_cast<const std::uint32_t*>(places.const_data_ptr()), outputs.scales,
                                         outputs.count, inputs};
   return run(input, weights, gpu::Format::sparse24, outputs.bias);
+}
+
+Tensor sparse24_linear_one_way(const Tensor& input, const Tensor& values, const Tensor& places, const Tensor& scales,
+                               const std::optional<Tensor>& bias, std::int64_t inputs) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mempool::sparse24_linear", "").typed<decltype(sparse24_linear)>();
+  return one_way(op, input, values, places, scales, bias, inputs);
 }
 
 std::tuple<Tensor, Tensor> pack_sparse24(const Tensor& weight) {
@@ -175,5 +182,7 @@ TORCH_LIBRARY_IMPL(mempool, CUDA, m) {
   m.impl("block4_linear", &mempool::block4_linear);
   m.impl("sparse24_linear", &mempool::sparse24_linear);
 }
+
+TORCH_LIBRARY_IMPL(mempool, Autograd, m) { m.impl("sparse24_linear", &mempool::sparse24_linear_one_way); }
 
 TORCH_LIBRARY_IMPL(mempool, CPU, m) { m.impl("pack_sparse24", &mempool::pack_sparse24); }

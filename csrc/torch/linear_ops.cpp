@@ -3,7 +3,6 @@
 // They are not built on torch's stable interface (torch/csrc/stable): that one turns whatever an allocation throws into
 // a plain RuntimeError, and prints it. Out of memory has to reach Python as what it is.
 #include <ATen/EmptyTensor.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 #include <optional>
 
 #include "kernels/linear.h"
+#include "torch/one_way.h"
 #include "torch/op_checks.h"
 
 namespace mempool {
@@ -125,32 +125,6 @@ Tensor refuse_backward(const Tensor& /*gradient*/, const Tensor& /*input*/) {
       "(prune_(..., keep_masks=True) keeps its zeros), or run this part under torch.no_grad().");
 }
 
-class OneWay : public torch::autograd::Function<OneWay> {
- public:
-  template <typename Compute>
-  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& input, const Compute& compute) {
-    context->save_for_backward({input});
-    return compute();
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 const torch::autograd::variable_list& gradients) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("mempool::refuse_backward", "")
-                               .typed<decltype(refuse_backward)>();
-    return {op.call(gradients[0], context->get_saved_variables()[0]), Tensor()};
-  }
-};
-
-// The kernel of an operator, of whose arguments `input` may need a gradient.
-template <typename Operator, typename... Arguments>
-Tensor one_way(const Operator& op, const Tensor& input, const Arguments&... arguments) {
-  const auto compute = [&] {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(input, arguments...);
-  };
-  return at::GradMode::is_enabled() && input.requires_grad() ? OneWay::apply(input, compute) : compute();
-}
-
 Tensor int8_linear_one_way(const Tensor& input, const Tensor& panels, const Tensor& sums, const Tensor& scales,
                            const std::optional<Tensor>& bias, std::int64_t inputs) {
   static const auto op =
@@ -182,8 +156,9 @@ TORCH_LIBRARY_FRAGMENT(mempool, m) {
       "Tensor? bias, int inputs) -> Tensor");
 }
 
+TORCH_LIBRARY_IMPL(mempool, CompositeExplicitAutograd, m) { m.impl("refuse_backward", &mempool::refuse_backward); }
+
 TORCH_LIBRARY_IMPL(mempool, CPU, m) {
-  m.impl("refuse_backward", &mempool::refuse_backward);
   m.impl("int8_linear", &mempool::int8_linear);
   m.impl("bitmap_linear", &mempool::bitmap_linear);
   m.impl("block4_linear", &mempool::block4_linear);

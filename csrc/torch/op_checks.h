@@ -35,7 +35,8 @@ inline void require_plain(const Tensor& tensor, const char* name, std::initializ
                           std::size_t alignment = 1, c10::Device device = c10::kCPU) {
   const std::string quoted = std::string("`") + name + "`";
   if (tensor.device() != device) {
-    refuse(quoted + " has to be on " + (device.is_cpu() ? "the CPU" : device.str()) + ", as the other arguments are.");
+    refuse(quoted + " has to be on " + (device.is_cpu() ? "the CPU" : device.str()) + ", and is on " +
+           tensor.device().str() + ": all arguments have to be on one device.");
   }
   require_type(tensor, name, types);
   if (!tensor.is_contiguous()) refuse(quoted + " has to be contiguous.");
@@ -63,24 +64,27 @@ inline void require_shape(std::int64_t outputs, std::int64_t inputs) {
   }
 }
 
-// What all formats share: one sum and one scale for each output, and as many biases if there are any.
+// What formats share: one sum (if `sums_in` is defined) and one scale for each output, and as many biases if there are
+// any.
 struct Outputs {
   Outputs(const Tensor& sums_in, const Tensor& scales_in, const std::optional<Tensor>& bias_in,
           c10::Device device = c10::kCPU) {
     require_plain(scales_in, "scales", {ScalarType::Float}, sizeof(float), device);
     count = scales_in.numel();
-    require_plain(sums_in, "sums", {ScalarType::Int}, sizeof(std::int32_t), device);
-    require_elements(sums_in, "sums", count);
+    if (sums_in.defined()) {
+      require_plain(sums_in, "sums", {ScalarType::Int}, sizeof(std::int32_t), device);
+      require_elements(sums_in, "sums", count);
+      sums = static_cast<const std::int32_t*>(sums_in.const_data_ptr());
+    }
     if (bias_in) {
       require_plain(*bias_in, "bias", {ScalarType::Float}, sizeof(float), device);
       require_elements(*bias_in, "bias", count);
       bias = static_cast<const float*>(bias_in->const_data_ptr());
     }
-    sums = static_cast<const std::int32_t*>(sums_in.const_data_ptr());
     scales = static_cast<const float*>(scales_in.const_data_ptr());
   }
   std::int64_t count;
-  const std::int32_t* sums;
+  const std::int32_t* sums = nullptr;
   const float* scales;
   const float* bias = nullptr;
 };

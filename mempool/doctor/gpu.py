@@ -15,7 +15,9 @@ from mempool.nn import Int8Linear, SparseInt8Linear
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))  # outputs, inputs
 TOKENS = (1, 4, 16, 64, 128, 512, 2048)
 ROUNDS = 15
-_RING_BYTES, _MOST_COPIES = 256 << 20, 64  # of weights in turn: more than any GPU's second cache
+RING_BYTES, _MOST_COPIES = 256 << 20, 64  # of weights in turn: more than any GPU's second cache
+_BUSY_CYCLES = 20_000_000  # some 10 ms
+_WARM_UP = 4  # turns, until clocks have risen
 
 Row = dict[str, Any]
 Call = Callable[[torch.Tensor], Any]
@@ -26,19 +28,23 @@ def problem() -> str | None:
     if not torch.cuda.is_available():
         return _device.cuda_problem() or "torch sees no GPU"
     if not ops.HAS_CUDA:
-        return "this build of mempool has no CUDA kernels: there was no nvcc when it was built"
+        return "this build of mempool has no CUDA kernels: there was no nvcc when it was built, or MEMPOOL_CUDA=off"
     if torch.cuda.get_device_capability() < (8, 0):
         return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
     return None
 
 
 def examine(
-    shapes: Iterable[tuple[int, int]] = SHAPES, tokens: Iterable[int] = TOKENS, rounds: int = ROUNDS
+    shapes: Iterable[tuple[int, int]] = SHAPES,
+    tokens: Iterable[int] = TOKENS,
+    rounds: int = ROUNDS,
+    ring_bytes: int = RING_BYTES,
 ) -> dict[str, Any]:
     """A row for each implementation, shape and number of tokens: milliseconds, and for ours whether all bits are right.
 
-    ``problem`` says why there are no rows, or is None. Times are medians of single calls between CUDA events, on
-    weights that are not in a cache; activations are quantized within them, but for ``torch._int_mm``, which has none.
+    ``problem`` says why there are no rows, or is None. Times are those of calls behind one another, between CUDA
+    events, on weights that are not in a cache: medians over turns. Ours quantize float32 activations within them; the
+    peers take theirs as they need them.
     """
     reason = problem()
     if reason is not None:
@@ -47,9 +53,9 @@ def examine(
     tokens = list(tokens)
     for outputs, inputs in shapes:
         for name, make in _ours().items():
-            rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), is_ours=True)
+            rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), ring_bytes, True)
         for name, make in _peers().items():
-            rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), is_ours=False)
+            rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), ring_bytes, False)
     return {
         "problem": None,
         "device": torch.cuda.get_device_name(),
@@ -63,13 +69,20 @@ def examine(
 class _Subject:
     """Something to time: copies of it with weights of their own, and what its outputs have to be."""
 
-    def __init__(self, copies: Callable[[], Call], nbytes: int, reference: Call | None = None) -> None:
+    def __init__(
+        self,
+        copies: Callable[[], Call],
+        nbytes: int,
+        reference: Call | None = None,
+        takes: torch.dtype = torch.float32,  # of its inputs
+    ) -> None:
         self.nbytes = nbytes
+        self.takes = takes
         self.reference = reference
         self._copies = copies
 
-    def ring(self) -> list[Call]:
-        copies = -(-_RING_BYTES // max(1, self.nbytes))
+    def ring(self, ring_bytes: int) -> list[Call]:
+        copies = -(-ring_bytes // max(1, self.nbytes))
         return [self._copies() for _ in range(min(_MOST_COPIES, max(2, copies)))]
 
 
@@ -122,9 +135,9 @@ def _bfloat16(outputs: int, inputs: int) -> _Subject:
 
     def copy() -> Call:
         on_gpu = weight.to("cuda", copy=True)
-        return lambda input: nn.functional.linear(input.to(torch.bfloat16), on_gpu)
+        return lambda input: nn.functional.linear(input, on_gpu)
 
-    return _Subject(copy, weight.nbytes)
+    return _Subject(copy, weight.nbytes, takes=torch.bfloat16)
 
 
 def _int_mm(outputs: int, inputs: int) -> _Subject:
@@ -132,9 +145,9 @@ def _int_mm(outputs: int, inputs: int) -> _Subject:
 
     def copy() -> Call:
         on_gpu = weight.to("cuda", copy=True).t()
-        return lambda input: torch._int_mm(input.to(torch.int8), on_gpu)
+        return lambda input: torch._int_mm(input, on_gpu)
 
-    return _Subject(copy, weight.nbytes)
+    return _Subject(copy, weight.nbytes, takes=torch.int8)
 
 
 def _semi_structured(outputs: int, inputs: int) -> _Subject:
@@ -143,9 +156,9 @@ def _semi_structured(outputs: int, inputs: int) -> _Subject:
 
     def copy() -> Call:
         compressed = torch._cslt_compress(weight.to("cuda", copy=True))
-        return lambda input: torch._cslt_sparse_mm(compressed, input.to(torch.int8).t(), out_dtype=torch.int32)
+        return lambda input: torch._cslt_sparse_mm(compressed, input.t(), out_dtype=torch.int32)
 
-    return _Subject(copy, weight.nbytes * 5 // 8)
+    return _Subject(copy, weight.nbytes * 5 // 8, takes=torch.int8)
 
 
 def _peers() -> dict[str, Callable[[int, int], _Subject]]:
@@ -157,7 +170,13 @@ def _peers() -> dict[str, Callable[[int, int], _Subject]]:
 
 
 def _measured(
-    name: str, shape: tuple[int, int], tokens: list[int], rounds: int, subject: _Subject, is_ours: bool
+    name: str,
+    shape: tuple[int, int],
+    tokens: list[int],
+    rounds: int,
+    subject: _Subject,
+    ring_bytes: int,
+    is_ours: bool,
 ) -> list[Row]:
     rows: list[Row] = []
     ring: list[Call] | None = None
@@ -166,16 +185,19 @@ def _measured(
         row |= {"gb_per_s": None, "tera_ops": None, "exact": None, "problem": None}
         rows.append(row)
         try:
-            ring = subject.ring() if ring is None else ring
+            ring = subject.ring(ring_bytes) if ring is None else ring
             input = torch.randn(count, shape[1], generator=torch.Generator().manual_seed(count), device="cpu")
-            on_gpu = input.to("cuda")
+            on_gpu = input.to(subject.takes).to("cuda")
             if is_ours and subject.reference is not None:
                 row["exact"] = torch.equal(ring[0](on_gpu).cpu(), subject.reference(input))
             row["ms"] = _milliseconds(ring, on_gpu, rounds)
+        except torch.OutOfMemoryError:
+            row["problem"] = "out of memory"
+            continue
         except (RuntimeError, NotImplementedError) as error:
             if is_ours:
                 row["exact"] = False
-            row["problem"] = str(error).splitlines()[0]
+            row["problem"] = str(error).splitlines()[0][:120]
             continue
         if row["ms"] > 0:
             row["gb_per_s"] = subject.nbytes / row["ms"] / 1e6
@@ -184,15 +206,21 @@ def _measured(
 
 
 def _milliseconds(ring: list[Call], input: torch.Tensor, rounds: int) -> float:
-    for call in ring[:2]:
-        call(input)
-    times: list[float] = []
+    """Of one call, in a turn of the ring.
+
+    The GPU is kept busy until the whole turn waits for it: else what is measured is how fast this process launches.
+    """
     event: Any = torch.cuda.Event
-    for turn in range(rounds):
+    sleep: Any = torch.cuda._sleep
+    times: list[float] = []
+    for turn in range(rounds + _WARM_UP):
         start, end = event(enable_timing=True), event(enable_timing=True)
+        sleep(_BUSY_CYCLES)
         start.record()
-        ring[turn % len(ring)](input)
+        for call in ring:
+            call(input)
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end))
+        if turn >= _WARM_UP:
+            times.append(start.elapsed_time(end) / len(ring))
     return statistics.median(times)

@@ -28,6 +28,8 @@ def _blocks(random: torch.Tensor) -> torch.Tensor:
 
 LAYERS = {
     "dense": lambda: Int8Linear.from_linear(_linear(100, 200)),
+    "dense, divided": lambda: Int8Linear.from_linear(_linear(70, 1028)),  # blocks share the inputs of a panel
+    "bitmap, divided": lambda: SparseInt8Linear.from_linear(_linear(70, 1028, lambda r: r < 0.5), "unstructured"),
     "bitmap": lambda: SparseInt8Linear.from_linear(_linear(100, 200, lambda r: r < 0.5), "unstructured"),
     "block4": lambda: SparseInt8Linear.from_linear(_linear(100, 200, _blocks), "block4"),
 }
@@ -38,8 +40,9 @@ LAYERS = {
 def test_a_layer_gives_on_the_gpu_what_it_gives_on_the_cpu(kind: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer = LAYERS[kind]()
-    for shape in ((1, 200), (2, 3, 200), (80, 200), (0, 200)):
-        input = torch.randn(shape, device="cpu").to(dtype)
+    many = ((80,),) if kind in ("dense", "bitmap", "block4") else ()
+    for leading in ((1,), (2, 3), (0,), *many):
+        input = torch.randn((*leading, layer.in_features), device="cpu").to(dtype)
         expected = layer(input)
         got = layer.to("cuda")(input.to("cuda"))
         assert got.device.type == "cuda"
@@ -69,6 +72,10 @@ def test_sparse24_gives_what_the_dense_layer_gives() -> None:
         input.to("cuda"), values.to("cuda"), places.to("cuda"), scales.to("cuda"), bias.to("cuda"), 128
     )
     assert torch.equal(got.cpu(), dense(input))
+    buffers = (values.to("cuda"), places.to("cuda"), scales.to("cuda"), None, 128)
+    needs_gradient = input.to("cuda").requires_grad_()
+    with pytest.raises(RuntimeError, match="for inference"):
+        torch.ops.mempool.sparse24_linear(needs_gradient, *buffers).sum().backward()
     weight[3, :3] = 1
     with pytest.raises(RuntimeError, match="2:4"):
         torch.ops.mempool.pack_sparse24(weight)
@@ -80,7 +87,7 @@ def test_what_does_not_fit_is_refused_before_a_launch() -> None:
     rest = (buffers["sums"], buffers["scales"], buffers["bias"], 200)
     input = torch.randn(2, 200, device="cuda")
     call = torch.ops.mempool.int8_linear
-    with pytest.raises(RuntimeError, match="on cuda:0"):
+    with pytest.raises(RuntimeError, match="has to be on cuda:0, and is on cpu"):
         call(input, buffers["panels"].cpu(), *rest)
     with pytest.raises(RuntimeError, match="on a GPU"):
         call(input.cpu(), buffers["panels"], *rest)
@@ -100,7 +107,7 @@ def test_what_does_not_fit_is_refused_before_a_launch() -> None:
 def test_the_doctor_examines_the_kernels() -> None:
     from mempool.doctor.gpu import examine
 
-    result = examine(shapes=[(64, 128)], tokens=[1, 20], rounds=2)
+    result = examine(shapes=[(64, 128)], tokens=[1, 20], rounds=1, ring_bytes=1)
     assert result["problem"] is None
     ours = [row for row in result["rows"] if row["exact"] is not None]
     assert len(ours) == 10
@@ -120,7 +127,7 @@ def test_a_wrong_output_fails_the_examination(monkeypatch: pytest.MonkeyPatch) -
         return subject
 
     monkeypatch.setattr(gpu, "_packed", wrong)
-    assert not gpu.examine(shapes=[(64, 128)], tokens=[1], rounds=1)["passed"]
+    assert not gpu.examine(shapes=[(64, 128)], tokens=[1], rounds=1, ring_bytes=1)["passed"]
 
 
 def test_a_layer_is_loaded_and_checked_on_the_gpu() -> None:

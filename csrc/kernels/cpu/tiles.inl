@@ -29,7 +29,8 @@ class Tiles {
   void shape(std::int64_t first, std::int64_t second, std::int64_t groups) noexcept {
     if (is_loaded_ && first == first_ && second == second_ && groups == groups_) return;
     const Config wanted(first, second, groups);
-    _tile_loadconfig(&wanted);
+    // Not _tile_loadconfig: to g++ 12 that reads eight bytes, and the others need not be there yet.
+    asm volatile("ldtilecfg %0" ::"m"(wanted));
     is_loaded_ = true;
     first_ = first, second_ = second, groups_ = groups;
   }

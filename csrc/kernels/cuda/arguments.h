@@ -13,10 +13,10 @@ namespace mempool::kernels::cuda {
 inline constexpr int kWarp = 32;
 
 // Bytes from a token to the next: whole loads of 16, zero beyond the inputs.
-inline constexpr int token_stride(int inputs) { return (inputs + 15) / 16 * 16; }
+inline constexpr int token_bytes(int inputs) { return (inputs + 15) / 16 * 16; }
 
 struct DeviceTokens {
-  const std::int8_t* values = nullptr;  // [count][token_stride]
+  const std::int8_t* values = nullptr;  // [count][token_bytes]
   const float* scales = nullptr;        // of each token; NaN where an activation was NaN or infinite
   int count = 0;
 };

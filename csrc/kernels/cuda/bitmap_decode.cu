@@ -2,8 +2,8 @@
 // panel at a time. Each thread counts the bits of one mask, a scan over the block says where its values begin, the
 // values of all are copied as they lie, and each thread puts those of its mask in their places; then the products are
 // those of dense_decode.cu. The masks before a block's share are counted first: where its values begin is not written
-// down, for the format is the CPU's. Occupancy: 2 blocks of 256 threads on a multiprocessor for 16 tokens (128
-// registers), 3 for fewer; 33 KiB of shared memory, or what sums of 16 tokens need.
+// down, for the format is the CPU's. Occupancy: 2 blocks of 256
+// threads on a multiprocessor at least (128 registers, 33 KiB of shared memory).
 #include "kernels/cuda/bitmap_decode.h"
 #include "kernels/cuda/chunk.h"
 #include "kernels/cuda/ptx.h"
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   int* const counts = reinterpret_cast<int*>(shared + kCountsAt);
   unsigned* const selectors = reinterpret_cast<unsigned*>(shared + kSelectorsAt);
   const int groups = static_cast<int>(groups_of(weights.inputs));
-  const int stride = token_stride(static_cast<int>(weights.inputs));
+  const int stride = token_bytes(static_cast<int>(weights.inputs));
   const int first_token = static_cast<int>(blockIdx.z) * tokens;
   const auto* const masks = reinterpret_cast<const unsigned long long*>(weights.masks) +
                             static_cast<std::int64_t>(blockIdx.x) * groups * kVectors;

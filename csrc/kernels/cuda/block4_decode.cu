@@ -1,7 +1,7 @@
 // Block-sparse int8, blocks of 4 inputs, for few tokens: as bitmap_decode.cu, but each output has its own bits and
 // values. A block of threads takes 64 groups of 64 outputs at a time, which is one word of bits for each output: four
-// threads share it, and put the blocks of 16 groups each in their places. Occupancy: as bitmap_decode.cu; 16 KiB of
-// shared memory, or what sums of 16 tokens need.
+// threads share it, and put the blocks of 16 groups each in their places. Occupancy: 2 blocks of 256 threads on
+// a multiprocessor at least (128 registers, 32 KiB of shared memory).
 #include "kernels/cuda/block4_decode.h"
 #include "kernels/cuda/chunk.h"
 #include "kernels/cuda/split.h"
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   MEMPOOL_SHARED_MEMORY(shared);
   const int groups = static_cast<int>(groups_of(weights.inputs));
   const int words = static_cast<int>(block_words(weights.inputs));
-  const int stride = token_stride(static_cast<int>(weights.inputs));
+  const int stride = token_bytes(static_cast<int>(weights.inputs));
   const int first_token = static_cast<int>(blockIdx.z) * tokens;
   const int of_panel = static_cast<int>(threadIdx.x) / kSharers;
   const int part = static_cast<int>(threadIdx.x) % kSharers;

@@ -1,6 +1,7 @@
 // Dense int8 for few tokens: each weight is read once, 16 bytes a thread, and multiplied with all tokens. Panels lie as
 // they do on the CPU: 16 neighbouring threads read the 64 outputs of a group of inputs, and a word of a token is what
-// __dp4a takes. Occupancy: 2 blocks of 256 threads on a multiprocessor for 16 tokens (128 registers), more for fewer.
+// __dp4a takes. Occupancy: 2 blocks of 256 threads on a multiprocessor at least (128 registers, 32 KiB of shared
+// memory).
 #include "kernels/cuda/dense_decode.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/split.h"
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   MEMPOOL_SHARED_MEMORY(shared);
   int* const totals = reinterpret_cast<int*>(shared);
   const int groups = static_cast<int>(groups_of(weights.inputs));
-  const int stride = token_stride(static_cast<int>(weights.inputs));
+  const int stride = token_bytes(static_cast<int>(weights.inputs));
   const int column = static_cast<int>(threadIdx.x) % kDecodeColumns;
   const int first_token = static_cast<int>(blockIdx.z) * tokens;
   const auto* const panel = reinterpret_cast<const int4*>(weights.panels) +

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) dense_gemm(DenseWeights weigh
   MEMPOOL_SHARED_MEMORY(shared);
   const int inputs = static_cast<int>(weights.inputs);
   const int groups = static_cast<int>(groups_of(inputs));
-  const int stride = token_stride(inputs);
+  const int stride = token_bytes(inputs);
   const int first_token = static_cast<int>(blockIdx.y) * kTileTokens;
   const int first_panel = static_cast<int>(blockIdx.x) * kPanels;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;

@@ -33,6 +33,7 @@ __device__ __forceinline__ void write_output(const Output& out, std::int64_t at,
   }
   float value = __fmul_rn(__int2float_rn(sum), __fmul_rn(token_scale, of_output.scale));
   if (out.bias != nullptr) value = __fadd_rn(value, of_output.bias);
+  if (value != value) value = __uint_as_float(0x7FC00000U);  // a NaN as the CPU has it
   if (out.type == OutputType::float32) {
     static_cast<float*>(out.values)[at] = value;
   } else {

@@ -16,10 +16,10 @@ constexpr std::size_t kAlignment = 256;
 struct Places {
   Places(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int splits_in) : splits(splits_in) {
     const auto up = [](std::int64_t bytes) { return align_up(static_cast<std::size_t>(bytes), kAlignment); };
-    scales = up(tokens * token_stride(static_cast<int>(inputs)));
+    scales = up(tokens * token_bytes(static_cast<int>(inputs)));
     sums = scales + up(tokens * std::int64_t{sizeof(float)});
     arrived = sums + (splits > 1 ? up(tokens * panels_of(outputs) * kPanel * std::int64_t{sizeof(std::int32_t)}) : 0);
-    end = arrived + (splits > 1 ? up(panels_of(outputs) * tokens * std::int64_t{sizeof(unsigned)}) : 0);
+    end = arrived + (splits > 1 ? up(panels_of(outputs) * ((tokens + 15) / 16) * std::int64_t{sizeof(unsigned)}) : 0);
   }
   int splits;
   std::size_t scales;

@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool is_number = scale > 0;  // not 0, not NaN
   const float inverse = is_number ? __fdiv_rn(1.0F, scale) : 0.0F;
   constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: the low bits of a sum are the integer, halves to even
-  const int stride = token_stride(inputs);
+  const int stride = token_bytes(inputs);
   std::int8_t* const to = values + static_cast<std::int64_t>(token) * stride;
   for (int at = first; at < stride; at += kThreads * kWidth) {
     const Piece<Value> piece(row, at, inputs, is_aligned);

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   MEMPOOL_SHARED_MEMORY(shared);
   const int inputs = static_cast<int>(weights.inputs);
   const int steps = static_cast<int>(sparse24_steps(inputs));
-  const int stride = token_stride(inputs);
+  const int stride = token_bytes(inputs);
   const int first_output = static_cast<int>(blockIdx.x) * kTileOutputs;
   const int first_token = static_cast<int>(blockIdx.y) * kTileTokens;
   const int rows = static_cast<int>(sparse24_rows(weights.outputs)) - first_output;

@@ -13,7 +13,9 @@ namespace mempool::kernels {
 template <typename Value>
 class Device {
  public:
-  explicit Device(std::size_t count) : size_(count), at_(new(std::align_val_t{64}) Value[count + (count == 0)]()) {}
+  explicit Device(std::size_t count) : size_(count), at_(new(std::align_val_t{64}) Value[count + (count == 0)]) {
+    std::memset(static_cast<void*>(at_.get()), 0xA5, count * sizeof(Value));  // as memory of a GPU comes
+  }
   explicit Device(const std::vector<Value>& from) : Device(from.size()) {
     std::copy(from.begin(), from.end(), at_.get());
   }
@@ -30,8 +32,9 @@ class Device {
 
 // The tokens of a problem, signed and with the GPU's stride.
 inline Device<std::int8_t> signed_tokens(const Problem& problem) {
-  const int stride = cuda::token_stride(static_cast<int>(problem.inputs));
+  const int stride = cuda::token_bytes(static_cast<int>(problem.inputs));
   Device<std::int8_t> tokens(Problem::size(problem.count * stride));
+  std::fill_n(tokens.data(), tokens.size(), std::int8_t{0});
   for (std::int64_t token = 0; token < problem.count; ++token) {
     for (std::int64_t i = 0; i < problem.inputs; ++i) {
       tokens.data()[token * stride + i] =
@@ -63,19 +66,22 @@ void check_outputs(const Problem& problem, Run run) {
   const cuda::DeviceTokens tokens = {values.data(), scales.data(), static_cast<int>(problem.count)};
   const std::size_t size = Problem::size(problem.count * problem.outputs);
   const KernelSet& reference = *kernels_of(Isa::reference);
-  for (const OutputType type : {OutputType::accumulators, OutputType::float32, OutputType::bfloat16}) {
-    const float* const bias = type == OutputType::float32 ? nullptr : problem.bias.data();
-    Device<std::uint32_t> got(size);
-    std::vector<std::uint32_t> expected(size, 0);
+  const auto check = [&](OutputType type, const float* bias) {
+    const std::size_t bytes = size * (type == OutputType::bfloat16 ? 2 : 4);
+    Device<std::uint32_t> got((bytes + 3) / 4);
+    std::vector<std::uint32_t> expected(got.data(), got.data() + got.size());
     run(tokens, Output{got.data(), bias, type});
     reference.dense(problem.dense(), problem.tokens(), Output{expected.data(), bias, type}, 0,
                     panels_of(problem.outputs));
     CHECK(std::equal(expected.begin(), expected.end(), got.data()));
-    if (type == OutputType::accumulators) {
-      const auto* const sums = reinterpret_cast<const std::int32_t*>(got.data());
-      problem.check_sums(std::vector<std::int32_t>(sums, sums + size));
-    }
-  }
+    if (type != OutputType::accumulators) return;
+    const auto* const sums = reinterpret_cast<const std::int32_t*>(got.data());
+    problem.check_sums(std::vector<std::int32_t>(sums, sums + size));
+  };
+  check(OutputType::accumulators, nullptr);
+  check(OutputType::float32, nullptr);
+  check(OutputType::float32, problem.bias.data());
+  check(OutputType::bfloat16, problem.bias.data());
 }
 
 }  // namespace mempool::kernels

@@ -1,4 +1,7 @@
 // Whole layers on the GPU: the CPU's outputs for every kernel that the table chooses.
+#include <limits>
+#include <memory>
+
 #include "gpu_problem.h"
 #include "kernels/cuda/linear.h"
 #include "schedules.h"
@@ -11,40 +14,85 @@ void on_one_thread(std::int64_t count, std::int64_t /*grain*/, Task task, const 
   task(context, 0, count);
 }
 
-void check_layer(std::int64_t count, std::int64_t outputs, std::int64_t inputs, int processors, std::mt19937& random) {
-  const Problem problem(0, outputs, inputs, random, false);
-  std::uniform_real_distribution<float> any(-1.0F, 1.0F);
-  std::vector<float> rows(Problem::size(count * inputs));
-  for (float& value : rows) value = any(random);
-  const std::size_t size = Problem::size(count * outputs);
-  std::vector<float> expected(size);
-  std::vector<char> scratch(Problem::size(workspace_bytes(problem.dense(), count)) + 64);
-  void* aligned = scratch.data();
-  std::size_t space = scratch.size();
-  std::align(64, 1, aligned, space);
-  linear(*kernels_of(Isa::reference), problem.dense(), {rows.data(), count, false},
-         {expected.data(), problem.bias.data(), OutputType::float32}, aligned, on_one_thread);
-  const Device<std::int8_t> panels(problem.panels);
-  const Device<float> input(rows);
-  DenseWeights weights = problem.dense();
-  weights.panels = panels.data();
-  const Device<char> workspace(
-      Problem::size(cuda::workspace_bytes(cuda::Format::dense, outputs, inputs, count, processors)));
-  Device<float> got(size);
-  CHECK_EQ(cuda::linear(weights, {input.data(), count, false}, {got.data(), problem.bias.data(), OutputType::float32},
-                        workspace.data(), processors, nullptr),
-           0);
-  CHECK(std::equal(expected.begin(), expected.end(), got.data()));
-}
+// What a layer makes of `rows` on the CPU, and on the GPU in a workspace that was used before.
+struct Layer {
+  Layer(std::int64_t count_in, std::int64_t outputs, std::int64_t inputs, double density, std::mt19937& random)
+      : count(count_in), problem(0, outputs, inputs, random, false, density), rows(Problem::size(count * inputs)) {
+    std::uniform_real_distribution<float> any(-1.0F, 1.0F);
+    for (float& value : rows) value = any(random);
+    if (count > 1) rows[1] = std::numeric_limits<float>::quiet_NaN();
+  }
+
+  std::vector<std::uint32_t> on_cpu() const {
+    std::vector<std::uint32_t> out(Problem::size(count * problem.outputs));
+    std::vector<char> scratch(Problem::size(workspace_bytes(problem.dense(), count)) + 64);
+    void* aligned = scratch.data();
+    std::size_t space = scratch.size();
+    std::align(64, 1, aligned, space);
+    linear(*kernels_of(Isa::reference), problem.dense(), {rows.data(), count, false},
+           {out.data(), problem.bias.data(), OutputType::float32}, aligned, on_one_thread);
+    return out;
+  }
+
+  template <typename Weights>
+  void check(cuda::Format format, const Weights& weights, int processors) const {
+    const std::vector<std::uint32_t> expected = on_cpu();
+    const Device<float> input(rows);
+    const Device<char> workspace(
+        Problem::size(cuda::workspace_bytes(format, problem.outputs, problem.inputs, count, processors)));
+    for (int time = 0; time < 2; ++time) {
+      Device<std::uint32_t> got(expected.size());
+      CHECK_EQ(
+          cuda::linear(weights, {input.data(), count, false}, {got.data(), problem.bias.data(), OutputType::float32},
+                       workspace.data(), processors, nullptr),
+          0);
+      CHECK(std::equal(expected.begin(), expected.end(), got.data()));
+    }
+  }
+
+  void check_dense(int processors) const { check(cuda::Format::dense, problem.dense(), processors); }
+  void check_bitmap(int processors) const {
+    std::vector<std::int32_t> offsets(Problem::size(panels_of(problem.outputs) + 1));
+    Device<std::uint64_t> masks(Problem::size(bitmap_masks(problem.outputs, problem.inputs)));
+    Device<std::int8_t> values(
+        Problem::size(measure_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
+    std::vector<std::int32_t> sums(problem.sums.size());
+    pack_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
+                sums.data());
+    check(cuda::Format::bitmap,
+          BitmapWeights{masks.data(), values.data(), offsets.data(), sums.data(), problem.scales.data(),
+                        problem.outputs, problem.inputs},
+          processors);
+  }
+  void check_block4(int processors) const {
+    Device<std::uint64_t> masks(Problem::size(problem.outputs * block_words(problem.inputs)));
+    std::vector<std::int32_t> offsets(Problem::size(problem.outputs + 1));
+    Device<std::int8_t> values(Problem::size(
+        kGroup * measure_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
+    std::vector<std::int32_t> sums(problem.sums.size());
+    pack_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
+                sums.data());
+    check(cuda::Format::block4,
+          BlockWeights{masks.data(), values.data(), offsets.data(), sums.data(), problem.scales.data(), problem.outputs,
+                       problem.inputs},
+          processors);
+  }
+
+  std::int64_t count;
+  Problem problem;
+  std::vector<float> rows;
+};
 
 }  // namespace
 
 TEST(layers_are_those_of_the_cpu) {
   std::mt19937 random(1);
   emulator::for_each_schedule([&] {
-    check_layer(1, 130, 2050, 4, random);  // inputs are divided
-    check_layer(3, 64, 100, 1, random);
-    check_layer(65, 70, 140, 108, random);  // a GEMM
+    Layer(1, 130, 2050, 1.0, random).check_dense(4);  // inputs are divided
+    Layer(3, 64, 100, 1.0, random).check_dense(1);
+    Layer(65, 70, 140, 1.0, random).check_dense(108);  // a GEMM
+    Layer(2, 70, 1540, 0.5, random).check_bitmap(4);
+    Layer(18, 70, 1540, 0.2, random).check_block4(4);
   });
 }
 

@@ -18,7 +18,7 @@ void check_tokens(const std::vector<Value>& rows, std::int64_t inputs, std::int6
   std::vector<std::uint8_t> values(Problem::size(count * token_stride(inputs)));
   std::vector<float> scales(Problem::size(count));
   on_cpu(rows.data(), inputs, 0, count, values.data(), scales.data());
-  const int stride = cuda::token_stride(static_cast<int>(inputs));
+  const int stride = cuda::token_bytes(static_cast<int>(inputs));
   Device<Value> from(rows.size() + Problem::size(misaligned));
   std::copy(rows.begin(), rows.end(), from.data() + misaligned);
   Device<std::int8_t> got(Problem::size(count * stride));

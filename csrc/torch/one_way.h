@@ -1,0 +1,39 @@
+// Operators through which nothing flows back. That is said when a backward pass runs, not when it is traced: whoever
+// compiles a model for inference without saying so has a backward pass traced.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace mempool {
+
+using at::Tensor;
+
+class OneWay : public torch::autograd::Function<OneWay> {
+ public:
+  template <typename Compute>
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& input, const Compute& compute) {
+    context->save_for_backward({input});
+    return compute();
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("mempool::refuse_backward", "")
+                               .typed<Tensor(const Tensor&, const Tensor&)>();
+    return {op.call(gradients[0], context->get_saved_variables()[0]), Tensor()};
+  }
+};
+
+// The kernel of an operator, of whose arguments `input` may need a gradient.
+template <typename Operator, typename... Arguments>
+inline Tensor one_way(const Operator& op, const Tensor& input, const Arguments&... arguments) {
+  const auto compute = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return op.call(input, arguments...);
+  };
+  return at::GradMode::is_enabled() && input.requires_grad() ? OneWay::apply(input, compute) : compute();
+}
+
+}  // namespace mempool
