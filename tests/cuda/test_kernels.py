@@ -130,6 +130,23 @@ def test_a_wrong_output_fails_the_examination(monkeypatch: pytest.MonkeyPatch) -
     assert not gpu.examine(shapes=[(64, 128)], tokens=[1], rounds=1, ring_bytes=1)["passed"]
 
 
+def test_a_gpu_that_is_too_old_is_refused(run_on_device: Callable[..., str]) -> None:
+    script = """
+import torch
+from mempool.doctor import gpu
+from mempool.nn import Int8Linear
+layer = Int8Linear(64, 64).to("cuda")
+try:
+    layer(torch.zeros(1, 64).to("cuda"))
+except RuntimeError as error:
+    print(error)
+print(gpu.problem())
+"""
+    said = run_on_device(script, CUDA_STANDIN_CAPABILITY="7.5")
+    assert "need compute capability 8.0 on a GPU, and device 0 has 7.5" in said
+    assert "below 8.0" in said
+
+
 def test_a_layer_is_loaded_and_checked_on_the_gpu() -> None:
     layer = LAYERS["bitmap"]()
     other = SparseInt8Linear(200, 100).to("cuda")

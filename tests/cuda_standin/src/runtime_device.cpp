@@ -1,5 +1,6 @@
 // The runtime's calls for devices, kernels and errors. Kernels do nothing; their launches are counted and keep their
 // place in streams and graphs.
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 
@@ -12,9 +13,16 @@ using namespace standin;
 namespace {
 
 constexpr int kVersion = 13000;
-constexpr int kMajor = 8;
-constexpr int kMinor = 0;
 constexpr int kProcessors = 108;
+
+// Ten times the major number and the minor one.
+int capability() {
+  static const int chosen = [] {
+    const char* const text = std::getenv("CUDA_STANDIN_CAPABILITY");
+    return text == nullptr ? 80 : static_cast<int>(std::strtod(text, nullptr) * 10 + 0.5);
+  }();
+  return chosen;
+}
 
 struct CallConfiguration {
   dim3 grid;
@@ -33,9 +41,9 @@ cudaError_t launch(cudaStream_t handle) {
 int attribute(cudaDeviceAttr which) {
   switch (which) {
     case cudaDevAttrComputeCapabilityMajor:
-      return kMajor;
+      return capability() / 10;
     case cudaDevAttrComputeCapabilityMinor:
-      return kMinor;
+      return capability() % 10;
     case cudaDevAttrMultiProcessorCount:
       return kProcessors;
     case cudaDevAttrWarpSize:
@@ -109,8 +117,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {};
   std::strcpy(properties->name, "CUDA stand-in (no GPU)");
   properties->totalGlobalMem = Devices::instance().memory(device).capacity;
-  properties->major = kMajor;
-  properties->minor = kMinor;
+  properties->major = capability() / 10;
+  properties->minor = capability() % 10;
   properties->multiProcessorCount = kProcessors;
   properties->warpSize = 32;
   properties->maxThreadsPerBlock = 1024;
@@ -236,7 +244,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   *attributes = {};
   attributes->maxThreadsPerBlock = 1024;
   attributes->numRegs = 32;
-  attributes->binaryVersion = attributes->ptxVersion = kMajor * 10 + kMinor;
+  attributes->binaryVersion = attributes->ptxVersion = capability();
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) {
