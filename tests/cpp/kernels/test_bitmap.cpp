@@ -1,35 +1,13 @@
 // Bitmap-sparse weights: packed and unpacked, multiplied by every set, and refused when they are not sound.
 #include <utility>
 
-#include "kernels/problem.h"
+#include "kernels/packed.h"
 
 using namespace mempool::kernels;
 
 namespace {
 
-struct Packed {
-  explicit Packed(const Problem& problem_in)
-      : problem(problem_in),
-        offsets(Problem::size(panels_of(problem.outputs) + 1)),
-        masks(Problem::size(bitmap_masks(problem.outputs, problem.inputs))),
-        sums(problem.sums.size()) {
-    const std::int64_t bytes = measure_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data());
-    values.resize(Problem::size(bytes));
-    pack_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-  }
-  BitmapWeights weights() const {
-    return {masks.data(),          values.data(),   offsets.data(), sums.data(),
-            problem.scales.data(), problem.outputs, problem.inputs};
-  }
-  bool sound() const { return is_sound(weights(), static_cast<std::int64_t>(values.size())); }
-
-  const Problem& problem;
-  std::vector<std::int32_t> offsets;
-  std::vector<std::uint64_t> masks;
-  std::vector<std::int8_t> values;
-  std::vector<std::int32_t> sums;
-};
+using Packed = PackedBitmap;
 
 void check_exact(const Problem& problem) {
   const Packed packed(problem);

@@ -2,7 +2,7 @@
 #include <numeric>
 #include <utility>
 
-#include "kernels/problem.h"
+#include "kernels/packed.h"
 
 using namespace mempool::kernels;
 
@@ -24,29 +24,7 @@ Problem pruned(std::int64_t tokens, std::int64_t outputs, std::int64_t inputs, s
   return problem;
 }
 
-struct Packed {
-  explicit Packed(const Problem& problem_in)
-      : problem(problem_in),
-        offsets(Problem::size(problem.outputs + 1)),
-        masks(Problem::size(problem.outputs * block_words(problem.inputs))),
-        sums(problem.sums.size()) {
-    const std::int64_t blocks = measure_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data());
-    values.resize(Problem::size(blocks * kGroup));
-    pack_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-  }
-  BlockWeights weights() const {
-    return {masks.data(),          values.data(),   offsets.data(), sums.data(),
-            problem.scales.data(), problem.outputs, problem.inputs};
-  }
-  bool sound() const { return is_sound(weights(), static_cast<std::int64_t>(values.size())); }
-
-  const Problem& problem;
-  std::vector<std::int32_t> offsets;
-  std::vector<std::uint64_t> masks;
-  std::vector<std::int8_t> values;
-  std::vector<std::int32_t> sums;
-};
+using Packed = PackedBlocks;
 
 void check_exact(const Problem& problem) {
   const Packed packed(problem);

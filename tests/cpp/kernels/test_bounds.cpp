@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "kernels/problem.h"
+#include "kernels/packed.h"
 
 using namespace mempool::kernels;
 
@@ -74,25 +74,15 @@ TEST(dense_kernels_stay_within_their_buffers) {
 
 TEST(bitmap_kernels_stay_within_their_buffers) {
   for_each_problem([](const Problem& problem) {
-    std::vector<std::int32_t> offsets(Problem::size(panels_of(problem.outputs) + 1));
-    std::vector<std::uint64_t> masks(Problem::size(bitmap_masks(problem.outputs, problem.inputs)));
-    std::vector<std::int8_t> values(
-        Problem::size(measure_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
-    std::vector<std::int32_t> sums(problem.sums.size());
-    pack_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-    const Guarded far_masks = guarded(masks);
-    const Guarded far_values = guarded(values);
+    const PackedBitmap packed(problem);
+    const Guarded far_masks = guarded(packed.masks);
+    const Guarded far_values = guarded(packed.values);
     const Guarded tokens = guarded(problem.values);
     for_each_set([&](const KernelSet& set) {
       std::vector<std::int32_t> out(Problem::size(problem.count * problem.outputs));
-      const BitmapWeights weights = {far_masks.as<std::uint64_t>(),
-                                     far_values.as<std::int8_t>(),
-                                     offsets.data(),
-                                     sums.data(),
-                                     problem.scales.data(),
-                                     problem.outputs,
-                                     problem.inputs};
+      BitmapWeights weights = packed.weights();
+      weights.masks = far_masks.as<std::uint64_t>();
+      weights.values = far_values.as<std::int8_t>();
       set.bitmap(weights, {tokens.as<std::uint8_t>(), problem.token_scales.data(), problem.count},
                  {out.data(), nullptr, OutputType::accumulators}, 0, panels_of(problem.outputs));
       problem.check_sums(out);
@@ -102,27 +92,17 @@ TEST(bitmap_kernels_stay_within_their_buffers) {
 
 TEST(block_kernels_stay_within_their_buffers) {
   for_each_problem([](const Problem& problem) {
-    std::vector<std::uint64_t> masks(Problem::size(problem.outputs * block_words(problem.inputs)));
-    std::vector<std::int32_t> offsets(Problem::size(problem.outputs + 1));
-    std::vector<std::int8_t> values(Problem::size(
-        kGroup * measure_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
-    std::vector<std::int32_t> sums(problem.sums.size());
-    pack_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-    const Guarded far_masks = guarded(masks);
-    const Guarded far_values = guarded(values);
+    const PackedBlocks packed(problem);
+    const Guarded far_masks = guarded(packed.masks);
+    const Guarded far_values = guarded(packed.values);
     for_each_set([&](const KernelSet& set) {
       std::vector<std::uint8_t> interleaved(Problem::size(interleaved_bytes(problem.count, problem.inputs)));
       set.interleave(problem.tokens(), problem.inputs, 0, problem.count, interleaved.data());
       const Guarded tokens = guarded(interleaved);
       std::vector<std::int32_t> out(Problem::size(problem.count * problem.outputs));
-      const BlockWeights weights = {far_masks.as<std::uint64_t>(),
-                                    far_values.as<std::int8_t>(),
-                                    offsets.data(),
-                                    sums.data(),
-                                    problem.scales.data(),
-                                    problem.outputs,
-                                    problem.inputs};
+      BlockWeights weights = packed.weights();
+      weights.masks = far_masks.as<std::uint64_t>();
+      weights.values = far_values.as<std::int8_t>();
       set.block4(weights, {tokens.as<std::uint8_t>(), problem.token_scales.data(), problem.count},
                  {out.data(), nullptr, OutputType::accumulators}, 0, panels_of(problem.outputs));
       problem.check_sums(out);

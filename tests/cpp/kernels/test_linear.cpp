@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "kernels/linear.h"
-#include "kernels/problem.h"
+#include "kernels/packed.h"
 
 using namespace mempool::kernels;
 
@@ -34,35 +34,15 @@ void on_threads(std::int64_t count, std::int64_t grain, Task task, const void* c
 
 struct Layer {
   Layer(std::int64_t outputs, std::int64_t inputs, std::mt19937& random)
-      : problem(0, outputs, inputs, random, false, 0.4),
-        masks(Problem::size(bitmap_masks(outputs, inputs))),
-        offsets(Problem::size(panels_of(outputs) + 1)),
-        values(Problem::size(measure_bitmap(problem.weights.data(), outputs, inputs, offsets.data()))),
-        blocks(Problem::size(outputs * block_words(inputs))),
-        block_offsets(Problem::size(outputs + 1)),
-        block_values(
-            Problem::size(kGroup * measure_block4(problem.weights.data(), outputs, inputs, block_offsets.data()))) {
-    pack_bitmap(problem.weights.data(), outputs, inputs, offsets.data(), masks.data(), values.data(),
-                problem.sums.data());
-    pack_block4(problem.weights.data(), outputs, inputs, block_offsets.data(), blocks.data(), block_values.data(),
-                problem.sums.data());
-  }
-  BitmapWeights bitmap() const {
-    return {masks.data(),          values.data(),   offsets.data(), problem.sums.data(),
-            problem.scales.data(), problem.outputs, problem.inputs};
-  }
-  BlockWeights block4() const {
-    return {blocks.data(),         block_values.data(), block_offsets.data(), problem.sums.data(),
-            problem.scales.data(), problem.outputs,     problem.inputs};
-  }
+      : problem(0, outputs, inputs, random, false, 0.4), packed_bitmap(problem), packed_blocks(problem) {}
+  Layer(const Layer&) = delete;
+  Layer& operator=(const Layer&) = delete;
+  BitmapWeights bitmap() const { return packed_bitmap.weights(); }
+  BlockWeights block4() const { return packed_blocks.weights(); }
 
   Problem problem;
-  std::vector<std::uint64_t> masks;
-  std::vector<std::int32_t> offsets;
-  std::vector<std::int8_t> values;
-  std::vector<std::uint64_t> blocks;
-  std::vector<std::int32_t> block_offsets;
-  std::vector<std::int8_t> block_values;
+  PackedBitmap packed_bitmap;
+  PackedBlocks packed_blocks;
 };
 
 template <typename Weights>

@@ -4,6 +4,7 @@
 
 #include "gpu_problem.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/packed.h"
 #include "schedules.h"
 
 using namespace mempool::kernels;
@@ -51,32 +52,8 @@ struct Layer {
   }
 
   void check_dense(int processors) const { check(cuda::Format::dense, problem.dense(), processors); }
-  void check_bitmap(int processors) const {
-    std::vector<std::int32_t> offsets(Problem::size(panels_of(problem.outputs) + 1));
-    Device<std::uint64_t> masks(Problem::size(bitmap_masks(problem.outputs, problem.inputs)));
-    Device<std::int8_t> values(
-        Problem::size(measure_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
-    std::vector<std::int32_t> sums(problem.sums.size());
-    pack_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-    check(cuda::Format::bitmap,
-          BitmapWeights{masks.data(), values.data(), offsets.data(), sums.data(), problem.scales.data(),
-                        problem.outputs, problem.inputs},
-          processors);
-  }
-  void check_block4(int processors) const {
-    Device<std::uint64_t> masks(Problem::size(problem.outputs * block_words(problem.inputs)));
-    std::vector<std::int32_t> offsets(Problem::size(problem.outputs + 1));
-    Device<std::int8_t> values(Problem::size(
-        kGroup * measure_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
-    std::vector<std::int32_t> sums(problem.sums.size());
-    pack_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-    check(cuda::Format::block4,
-          BlockWeights{masks.data(), values.data(), offsets.data(), sums.data(), problem.scales.data(), problem.outputs,
-                       problem.inputs},
-          processors);
-  }
+  void check_bitmap(int processors) const { check(cuda::Format::bitmap, PackedBitmap(problem).weights(), processors); }
+  void check_block4(int processors) const { check(cuda::Format::block4, PackedBlocks(problem).weights(), processors); }
 
   std::int64_t count;
   Problem problem;

@@ -3,6 +3,7 @@
 #include "kernels/cuda/bitmap_decode.h"
 #include "kernels/cuda/block4_decode.h"
 #include "kernels/cuda/sparse24.h"
+#include "kernels/packed.h"
 #include "schedules.h"
 
 using namespace mempool::kernels;
@@ -14,34 +15,18 @@ void repack_dense(Problem& problem) {
 }
 
 void check_bitmap(const Problem& problem, int splits) {
-  Device<std::int32_t> offsets(Problem::size(panels_of(problem.outputs) + 1));
-  Device<std::uint64_t> masks(Problem::size(bitmap_masks(problem.outputs, problem.inputs)));
-  Device<std::int8_t> values(
-      Problem::size(measure_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
-  std::vector<std::int32_t> sums(problem.sums.size());
-  pack_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-              sums.data());
-  const BitmapWeights weights = {masks.data(),          values.data(),   offsets.data(), sums.data(),
-                                 problem.scales.data(), problem.outputs, problem.inputs};
+  const PackedBitmap packed(problem);
   Partials partials(problem);
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
-    cuda::bitmap_decode_linear(weights, tokens, output, partials.get(), splits, nullptr);
+    cuda::bitmap_decode_linear(packed.weights(), tokens, output, partials.get(), splits, nullptr);
   });
 }
 
 void check_block4(const Problem& problem, int splits) {
-  Device<std::uint64_t> masks(Problem::size(problem.outputs * block_words(problem.inputs)));
-  Device<std::int32_t> offsets(Problem::size(problem.outputs + 1));
-  Device<std::int8_t> values(
-      Problem::size(kGroup * measure_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
-  std::vector<std::int32_t> sums(problem.sums.size());
-  pack_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-              sums.data());
-  const BlockWeights weights = {masks.data(),          values.data(),   offsets.data(), sums.data(),
-                                problem.scales.data(), problem.outputs, problem.inputs};
+  const PackedBlocks packed(problem);
   Partials partials(problem);
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
-    cuda::block4_decode_linear(weights, tokens, output, partials.get(), splits, nullptr);
+    cuda::block4_decode_linear(packed.weights(), tokens, output, partials.get(), splits, nullptr);
   });
 }
 
