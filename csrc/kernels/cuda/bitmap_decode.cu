@@ -129,9 +129,10 @@ void bitmap_decode_linear(const BitmapWeights& weights, const DeviceTokens& inpu
   by_tokens(input.count, [&](auto tokens) {
     constexpr int kTokens = decltype(tokens)::value;
     constexpr int kSums = sum_bytes(kTokens);
-    constexpr int kShared = kSums > kDecodeBytes ? kSums : kDecodeBytes;
+    constexpr int kSharedBytes = kSums > kDecodeBytes ? kSums : kDecodeBytes;
+    static_assert(kSharedBytes <= 33 * 1024);
     MEMPOOL_LAUNCH(bitmap_decode<kTokens>, decode_grid(weights.outputs, input.count, kTokens, splits), kDecodeThreads,
-                   kShared, stream, weights, input, out, partial);
+                   kSharedBytes, stream, weights, input, out, partial);
   });
 }
 

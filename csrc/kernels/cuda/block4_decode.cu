@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int words = static_cast<int>(block_words(weights.inputs));
   const int stride = token_bytes(static_cast<int>(weights.inputs));
   const int first_token = static_cast<int>(blockIdx.z) * tokens;
-  const int of_panel = static_cast<int>(threadIdx.x) / kSharers;
-  const int part = static_cast<int>(threadIdx.x) % kSharers;
+  const int of_panel = static_cast<int>(threadIdx.x) % static_cast<int>(kPanel);
+  const int part = static_cast<int>(threadIdx.x) / static_cast<int>(kPanel);
   const std::int64_t output = static_cast<std::int64_t>(blockIdx.x) * kPanel + of_panel;
   const bool exists = output < weights.outputs;
   const auto* const masks = reinterpret_cast<const unsigned long long*>(weights.masks) + (exists ? output * words : 0);
@@ -57,9 +57,10 @@ void block4_decode_linear(const BlockWeights& weights, const DeviceTokens& input
   by_tokens(input.count, [&](auto tokens) {
     constexpr int kTokens = decltype(tokens)::value;
     constexpr int kSums = sum_bytes(kTokens);
-    constexpr int kShared = kSums > kChunkBytes ? kSums : kChunkBytes;
+    constexpr int kSharedBytes = kSums > kChunkBytes ? kSums : kChunkBytes;
+    static_assert(kSharedBytes <= 32 * 1024);
     MEMPOOL_LAUNCH(block4_decode<kTokens>, decode_grid(weights.outputs, input.count, kTokens, splits), kDecodeThreads,
-                   kShared, stream, weights, input, out, partial);
+                   kSharedBytes, stream, weights, input, out, partial);
   });
 }
 

@@ -64,8 +64,10 @@ void dense_decode_linear(const DenseWeights& weights, const DeviceTokens& input,
                          const Partial& partial, int splits, cudaStream_t stream) {
   by_tokens(input.count, [&](auto tokens) {
     constexpr int kTokens = decltype(tokens)::value;
+    constexpr int kSharedBytes = sum_bytes(kTokens);
+    static_assert(kSharedBytes <= 32 * 1024);
     MEMPOOL_LAUNCH(dense_decode<kTokens>, decode_grid(weights.outputs, input.count, kTokens, splits), kDecodeThreads,
-                   sum_bytes(kTokens), stream, weights, input, out, partial);
+                   kSharedBytes, stream, weights, input, out, partial);
   });
 }
 

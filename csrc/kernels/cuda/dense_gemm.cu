@@ -14,6 +14,7 @@ constexpr int kPanels = kTileOutputs / static_cast<int>(kPanel);
 constexpr int kGroupPitch = kTileOutputs + 8;
 constexpr int kStageBytes = kTokenTileBytes + kGroups * kGroupPitch * 4;
 constexpr int kSharedBytes = kStages * kStageBytes;
+static_assert(kSharedBytes <= 74 * 1024);
 constexpr int kWarpsAcross = 4;  // by 2 below each other
 constexpr int kRowTiles = 4;     // of 16 tokens, in a warp
 constexpr int kColumnTiles = 4;  // of 8 outputs

@@ -8,6 +8,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kSharedBytes = kWarps * static_cast<int>(sizeof(int));
+static_assert(kSharedBytes <= 1 * 1024);
 
 __device__ __forceinline__ float as_float(float value) { return value; }
 __device__ __forceinline__ float as_float(unsigned short bfloat16) {
@@ -90,8 +92,8 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Value>
 void launch(const Value* from, int count, int inputs, std::int8_t* values, float* scales, cudaStream_t stream) {
   const bool is_aligned = reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && inputs % Piece<Value>::kWidth == 0;
-  MEMPOOL_LAUNCH(quantize<Value>, dim3(static_cast<unsigned>(count)), kThreads, kWarps * sizeof(int), stream, from,
-                 inputs, is_aligned, values, scales);
+  MEMPOOL_LAUNCH(quantize<Value>, dim3(static_cast<unsigned>(count)), kThreads, kSharedBytes, stream, from, inputs,
+                 is_aligned, values, scales);
 }
 
 }  // namespace

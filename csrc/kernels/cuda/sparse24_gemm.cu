@@ -14,6 +14,7 @@ constexpr int kPlaceTiles = kTileOutputs / kRowsOfPlaces;
 constexpr int kPlaceBytes = kPlaceTiles * kWarp * 4;
 constexpr int kStageBytes = kTokenTileBytes + kValueBytes + kPlaceBytes;
 constexpr int kSharedBytes = kStages * kStageBytes;
+static_assert(kSharedBytes <= 68 * 1024);
 constexpr int kWarpsAcross = 4;  // by 2 below each other
 constexpr int kRowTiles = 4;     // of 16 outputs, in a warp
 constexpr int kColumnTiles = 4;  // of 8 tokens
