@@ -90,7 +90,6 @@ struct Machine {
   std::size_t scheduler_bytes = 0;
   std::string error;
   std::exception_ptr thrown;
-  std::size_t launched = 0;
 };
 Machine machine;
 
@@ -256,7 +255,6 @@ void launch(const char* kernel, const Index& grid, const Index& block, std::size
     throw Error("a block is of whole warps, 1024 threads at most");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) throw Error("no such grid");
   if (shared_bytes > 227 * 1024) throw Error("a block has at most 227 KiB of shared memory");
-  ++machine.launched;
   machine.kernel = kernel;
   machine.grid = grid;
   machine.block_size = block;
@@ -272,8 +270,6 @@ void launch(const char* kernel, const Index& grid, const Index& block, std::size
     run_resident();
   }
 }
-
-std::size_t launches() { return machine.launched; }
 
 const Index& thread_index() { return machine.current->index; }
 const Index& block_index() { return machine.current->block->index; }

@@ -36,8 +36,6 @@ struct Index {
 // All blocks of a kernel, one after the other. `body` calls the kernel. Throws Error.
 void launch(const char* kernel, const Index& grid, const Index& block, std::size_t shared_bytes,
             const std::function<void()>& body);
-// Launches since the process began.
-std::size_t launches();
 
 // The rest is for what stands in for CUDA's own, and is called by a running kernel.
 

@@ -1,6 +1,7 @@
 // A multiplication with its plain answer, and the sets of kernels that this machine can run.
 #pragma once
 
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -68,6 +69,22 @@ struct Problem {
   std::vector<std::uint8_t> values;
   std::vector<float> token_scales;
 };
+
+// [count][inputs] activations, at least 7 rows; rows 1 to 6 are hard to quantize: zero, with a NaN, with an infinite
+// value, next to nothing, halves, and the largest there are.
+inline std::vector<float> awkward_rows(std::int64_t count, std::int64_t inputs, std::mt19937& random) {
+  std::normal_distribution<float> any(0.0F, 3.0F);
+  std::vector<float> rows(Problem::size(count * inputs));
+  for (float& value : rows) value = any(random);
+  const auto row = [&](std::int64_t i) { return rows.data() + i * inputs; };
+  std::fill(row(1), row(2), 0.0F);
+  row(2)[inputs - 1] = std::numeric_limits<float>::quiet_NaN();
+  row(3)[0] = -std::numeric_limits<float>::infinity();
+  std::fill(row(4), row(5), 1e-42F);
+  for (std::int64_t i = 0; i < inputs; ++i) row(5)[i] = static_cast<float>(i % 255 - 127) / 2;
+  std::fill(row(6), row(7), std::numeric_limits<float>::max());
+  return rows;
+}
 
 template <typename Action>
 void for_each_set(Action action) {

@@ -92,17 +92,9 @@ TEST(all_sets_give_the_same_outputs) {
 
 TEST(tokens_are_quantized_alike_by_every_set) {
   std::mt19937 random(6);
-  std::normal_distribution<float> any(0.0F, 3.0F);
   for (const std::int64_t inputs : {1, 3, 16, 130}) {
-    std::vector<float> rows(Problem::size(8 * inputs));
-    for (float& value : rows) value = any(random);
+    const std::vector<float> rows = awkward_rows(8, inputs, random);
     const auto row = [&](std::int64_t i) { return rows.data() + i * inputs; };
-    std::fill(row(1), row(2), 0.0F);
-    row(2)[inputs - 1] = std::numeric_limits<float>::quiet_NaN();
-    row(3)[0] = -std::numeric_limits<float>::infinity();
-    std::fill(row(4), row(5), 1e-42F);
-    for (std::int64_t i = 0; i < inputs; ++i) row(5)[i] = static_cast<float>(i % 255 - 127) / 2;  // halves
-    std::fill(row(6), row(7), std::numeric_limits<float>::max());
     std::vector<std::uint8_t> first;
     std::vector<std::uint32_t> first_scales;
     for_each_set([&](const KernelSet& set) {

@@ -23,20 +23,10 @@
 #define __syncthreads() emulator::block_barrier(emulator::Site::here())
 
 using dim3 = emulator::Index;
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
 struct alignas(16) int4 {
   int x, y, z, w;
 };
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 
 using std::max;
 using std::min;

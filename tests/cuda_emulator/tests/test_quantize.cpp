@@ -41,19 +41,10 @@ void check_tokens(const std::vector<Value>& rows, std::int64_t inputs, std::int6
 
 TEST(quantize_is_exact) {
   std::mt19937 random(1);
-  std::normal_distribution<float> any(0.0F, 3.0F);
   const KernelSet& reference = *kernels_of(Isa::reference);
   emulator::for_each_schedule([&] {
     for (const std::int64_t inputs : {1, 3, 16, 130, 1024, 2100}) {
-      std::vector<float> rows(Problem::size(7 * inputs));
-      for (float& value : rows) value = any(random);
-      const auto row = [&](std::int64_t i) { return rows.data() + i * inputs; };
-      std::fill(row(1), row(2), 0.0F);
-      row(2)[inputs - 1] = std::numeric_limits<float>::quiet_NaN();
-      row(3)[0] = -std::numeric_limits<float>::infinity();
-      std::fill(row(4), row(5), 1e-42F);
-      for (std::int64_t i = 0; i < inputs; ++i) row(5)[i] = static_cast<float>(i % 255 - 127) / 2;  // halves
-      std::fill(row(6), row(7), std::numeric_limits<float>::max());
+      const std::vector<float> rows = awkward_rows(7, inputs, random);
       std::vector<std::uint16_t> halves(rows.size());
       for (std::size_t i = 0; i < rows.size(); ++i) {
         std::uint32_t bits = 0;
