@@ -3,8 +3,8 @@
 Weights are int8 with one float32 scale for each output; activations are quantized to int8 as they come, with one scale
 for each token (row); products are summed in int32. Sparse weights keep only what is not zero. The buffers are the same
 bytes on every machine and for every number of threads; a state dict of them loads anywhere. Layers are packed on the
-CPU and run there or, moved with ``.to("cuda")``, on a GPU of compute capability 8.0 or higher, with the same outputs.
-Inference only: nothing flows back through them.
+CPU and run there or, moved with ``.to("cuda")``, on a GPU of compute capability 8.0 or higher, with the same outputs;
+the pattern 2:4 is for GPUs alone. Inference only: nothing flows back through them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _PackedLinear(nn.Module):
 
     in_features: int
     out_features: int
-    pattern: str  # "dense", "unstructured" or "block4"
+    pattern: str  # "dense", "unstructured", "block4" or "2:4"
 
     def __init__(
         self, pattern: str, in_features: int, out_features: int, bias: bool, buffers: dict[str, Tensor]
@@ -56,7 +56,7 @@ class _PackedLinear(nn.Module):
     def _packed(cls, linear: nn.Linear, pattern: str, quantized: Tensor, buffers: dict[str, Tensor]) -> Self:
         """In the place of ``linear``, with its int8 weight packed and what else ``quantized_of`` returned."""
         layer = cls.__new__(cls)
-        names = ("panels", "sums") if pattern == "dense" else ("masks", "values", "offsets", "sums")
+        names = packing.packed_names(pattern)
         packed = getattr(torch.ops.mempool, f"pack_{packing.operator(pattern)}")(quantized)
         header = packing.header_of(pattern, linear.out_features, linear.in_features)
         buffers = {"format": header, **dict(zip(names, packed, strict=True)), **buffers}
@@ -240,13 +240,16 @@ class SparseInt8Linear(_PackedLinear):
     """``torch.nn.Linear`` with an int8 weight that keeps only what is not zero, for inference.
 
     ``pattern``: ``"unstructured"`` (a bit for each weight; less memory to read, so faster for up to some 12 tokens from
-    a density of a half down) or ``"block4"`` (a bit for each 4 inputs of an output; what is zero is not computed, so
-    faster for many tokens too, from 80% of zero blocks up). Inputs and outputs as for ``Int8Linear``.
+    a density of a half down), ``"block4"`` (a bit for each 4 inputs of an output; what is zero is not computed, so
+    faster for many tokens too, from 80% of zero blocks up) or ``"2:4"`` (two of each four inputs are kept at most, for
+    sparse tensor cores: runs on a GPU alone, and raises RuntimeError on the CPU). Inputs and outputs as for
+    ``Int8Linear``. Buffers: ``masks`` and ``offsets``, or ``places`` for 2:4.
     """
 
     masks: Tensor
-    values: Tensor
     offsets: Tensor
+    places: Tensor
+    values: Tensor
     sums: Tensor
     scales: Tensor
     bias: Tensor | None
@@ -269,30 +272,36 @@ class SparseInt8Linear(_PackedLinear):
     def from_linear(
         cls, linear: nn.Linear, pattern: str | None = None, input_scale: Tensor | None = None
     ) -> SparseInt8Linear:
-        """As ``Int8Linear.from_linear``; ``pattern=None`` takes the one that needs fewer bytes.
+        """As ``Int8Linear.from_linear``; ``pattern=None`` takes unstructured or block4, which needs fewer bytes.
 
-        Raises what that raises, and ValueError for another pattern.
+        Raises what that raises, and ValueError for another pattern or a weight that is not 2:4.
         """
         if pattern is not None:
             _require_sparse(pattern)
         quantized, buffers = packing.quantized_of(linear, input_scale)
         if pattern is None:
             pattern, _ = packing.smaller(quantized)
+        if pattern == "2:4" and not packing.is_two_of_four(quantized):
+            raise ValueError("four inputs of an output have more than two weights: prune it with pattern='2:4' first.")
         return cls._packed(linear, pattern, quantized, buffers)
 
     def _non_zero(self) -> int:
         if self.pattern == "block4":
             return self.values.numel()
+        if self.pattern == "2:4":
+            return int(torch.count_nonzero(self.values))
         return int(np.unpackbits(self.masks.cpu().numpy()).sum())
 
     def _unpacked(self) -> Tensor:
         unpack = getattr(torch.ops.mempool, f"unpack_{packing.operator(self.pattern)}")
-        buffers = (_off_gpu(buffer) for buffer in (self.masks, self.values, self.offsets, self.sums))
+        buffers = (_off_gpu(self.get_buffer(name)) for name in packing.packed_names(self.pattern))
         weight: Tensor = unpack(*buffers, self.out_features, self.in_features)
         return weight
 
     def _multiplied(self, input: Tensor) -> Tensor:
         buffers = self._buffers
+        if self.pattern == "2:4":
+            return self._multiplied_on_gpu(input)
         linear = torch.ops.mempool.block4_linear if self.pattern == "block4" else torch.ops.mempool.bitmap_linear
         output: Tensor = linear.default(
             input,
@@ -306,27 +315,49 @@ class SparseInt8Linear(_PackedLinear):
         )
         return output
 
+    def _multiplied_on_gpu(self, input: Tensor) -> Tensor:
+        buffers = self._buffers
+        output: Tensor = torch.ops.mempool.sparse24_linear.default(
+            input,
+            buffers["values"],
+            buffers["places"],
+            buffers["sums"],
+            buffers["scales"],
+            buffers["bias"],
+            self.in_features,
+        )
+        return output
+
 
 def _off_gpu(tensor: Tensor) -> Tensor:
     return tensor.cpu() if tensor.is_cuda else tensor
 
 
 def _require_sparse(pattern: str) -> None:
-    if pattern not in ("unstructured", "block4"):
-        raise ValueError(f"the pattern is 'unstructured' or 'block4', not {pattern!r}.")
+    if pattern not in ("unstructured", "block4", "2:4"):
+        raise ValueError(f"the pattern is 'unstructured', 'block4' or '2:4', not {pattern!r}.")
 
 
 # Of the bytes of the dense layer: where a sparse one needs more, little is saved, and many tokens take longer.
 _WORTH_SPARSE = 0.8
+_BYTES_24 = 0.625  # of a weight
 
 
-def pack_linear(linear: nn.Linear, input_scale: Tensor | None = None) -> Int8Linear | SparseInt8Linear:
+def pack_linear(
+    linear: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu"
+) -> Int8Linear | SparseInt8Linear:
     """The packed layer that the density of ``linear`` asks for: sparse where that takes a fifth less memory, or better.
 
-    Arguments and errors as for ``Int8Linear.from_linear``.
+    ``target="cuda"`` takes 2:4 where the weight allows it, unless another pattern takes a fifth less than that; such a
+    layer runs on a GPU alone. It is packed on the CPU and not moved. Other arguments and errors as for
+    ``Int8Linear.from_linear``; ValueError for another target.
     """
+    packing.require_target(target)
     quantized, buffers = packing.quantized_of(linear, input_scale)
     pattern, sparse_bytes = packing.smaller(quantized)
+    worth_24 = sparse_bytes > _WORTH_SPARSE * _BYTES_24 * quantized.numel()
+    if target == "cuda" and worth_24 and packing.is_two_of_four(quantized):
+        return SparseInt8Linear._packed(linear, "2:4", quantized, buffers)
     if sparse_bytes > _WORTH_SPARSE * quantized.numel():
         return Int8Linear._packed(linear, "dense", quantized, buffers)
     return SparseInt8Linear._packed(linear, pattern, quantized, buffers)

@@ -4,9 +4,9 @@
 values, offsets, sums, scales, bias, inputs)`` take rows of float32 or bfloat16, ``[..., inputs]``, and return
 ``[..., outputs]`` of that type. Each row is quantized to int8 with a scale of its own; products are summed in int32,
 exactly. The formats are described in ``csrc/kernels/weights.h``; all buffers are uint8, int32 and float32, contiguous,
-and on one device: the CPU or, where this build has kernels for it (``HAS_CUDA``), a GPU. There
-``sparse24_linear(input, values, places, scales, bias, inputs)`` also runs what ``pack_sparse24`` makes of an int8
-weight of which two of each four inputs are not zero at most.
+and on one device: the CPU or, where this build has kernels for it (``HAS_CUDA``), a GPU. ``sparse24_linear(input,
+values, places, sums, scales, bias, inputs)`` runs on a GPU alone; its weight has two of each four inputs that are not
+zero at most (``csrc/kernels/sparse24.h``).
 
 The shapes of buffers are checked at every call. That their contents fit each other is not (nor, on a GPU, that
 ``values`` is as long as ``offsets`` say): run ``check_…`` once on buffers that come from elsewhere, as the modules of
@@ -37,13 +37,17 @@ def _up(value: int, unit: int) -> int:
 def packed_sizes(pattern: str, outputs: int, inputs: int) -> dict[str, int]:
     """Elements of the buffers of a weight ``[outputs, inputs]`` that follow from its shape alone.
 
-    ``pattern``: ``"dense"``, ``"unstructured"`` or ``"block4"``. How many ``values`` a sparse weight has depends on it.
+    ``pattern``: ``"dense"``, ``"unstructured"``, ``"block4"`` or ``"2:4"``. How many ``values`` one of the middle two
+    has depends on the weight.
     """
     groups = _up(inputs, _GROUP) // _GROUP
     if pattern == "dense":
         return {"panels": _up(outputs, _PANEL) * groups * _GROUP}
     if pattern == "unstructured":
         return {"masks": _up(outputs, _PANEL) * groups * _GROUP // 8, "offsets": _up(outputs, _PANEL) // _PANEL + 1}
+    if pattern == "2:4":
+        tiles = (_up(outputs, 16) // 16) * (_up(inputs, 64) // 64)  # csrc/kernels/sparse24.h
+        return {"values": tiles * 512, "places": tiles * 32}
     return {"masks": outputs * _up(groups, 64) // 8, "offsets": outputs + 1}
 
 
@@ -65,7 +69,7 @@ def _no_kernels(*_: object) -> Tensor:
 if not HAS_CUDA:
     _library: Any = torch.library.Library
     _refusals = _library("mempool", "IMPL")  # kept: what it registers goes with it
-    for _name in ("int8_linear", "bitmap_linear", "block4_linear"):
+    for _name in ("int8_linear", "bitmap_linear", "block4_linear", "sparse24_linear"):
         _refusals.impl(_name, _no_kernels, "CUDA")
 
 # What each operator returns, by shape and type alone, for torch.compile and torch.export.
@@ -135,20 +139,32 @@ def _unpack_sparse(masks: Tensor, values: Tensor, offsets: Tensor, sums: Tensor,
 
 
 def _sparse24_linear(
-    input: Tensor, values: Tensor, places: Tensor, scales: Tensor, bias: Tensor | None, inputs: int
+    input: Tensor,
+    values: Tensor,
+    places: Tensor,
+    sums: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    inputs: int,
 ) -> Tensor:
     return _linear(input, scales, inputs)
 
 
-def _pack_sparse24(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _pack_sparse24(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     outputs, inputs = weight.shape
-    rows, steps = _up(outputs, 16), _up(inputs, 64) // 64
-    return weight.new_empty(rows * steps * 32, dtype=torch.uint8), weight.new_empty(rows * steps * 2, dtype=torch.int32)
+    sizes = packed_sizes("2:4", outputs, inputs)
+    return (
+        weight.new_empty(sizes["values"], dtype=torch.uint8),
+        weight.new_empty(sizes["places"], dtype=torch.int32),
+        weight.new_empty(outputs, dtype=torch.int32),
+    )
 
 
-_GPU_ONLY = (("sparse24_linear", _sparse24_linear), ("pack_sparse24", _pack_sparse24))
+def _unpack_sparse24(values: Tensor, places: Tensor, sums: Tensor, outputs: int, inputs: int) -> Tensor:
+    return values.new_empty((outputs, inputs), dtype=torch.int8)
+
+
 for _name, _shapes in (
-    *(_GPU_ONLY if HAS_CUDA else ()),
     ("int8_linear", _int8_linear),
     ("bitmap_linear", _sparse_linear),
     ("block4_linear", _sparse_linear),
@@ -160,5 +176,8 @@ for _name, _shapes in (
     ("unpack_int8", _unpack_int8),
     ("unpack_bitmap", _unpack_sparse),
     ("unpack_block4", _unpack_sparse),
+    ("sparse24_linear", _sparse24_linear),
+    ("pack_sparse24", _pack_sparse24),
+    ("unpack_sparse24", _unpack_sparse24),
 ):
     torch.library.register_fake(f"mempool::{_name}", _shapes)

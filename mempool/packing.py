@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from mempool import ops
 
 VERSION = 1
-PATTERNS = ("dense", "unstructured", "block4")
+PATTERNS = ("dense", "unstructured", "block4", "2:4")  # by their number in `format`: none may change
 DTYPES = {
     "format": torch.int32,
     "panels": torch.uint8,
     "masks": torch.uint8,
     "values": torch.uint8,
     "offsets": torch.int32,
+    "places": torch.int32,
     "sums": torch.int32,
     "scales": torch.float32,
     "bias": torch.float32,
@@ -25,8 +26,13 @@ DTYPES = {
 
 
 def buffer_names(pattern: str) -> tuple[str, ...]:
-    packed = ("panels",) if pattern == "dense" else ("masks", "values", "offsets")
-    return ("format", *packed, "sums", "scales")
+    return ("format", *packed_names(pattern), "scales")
+
+
+def packed_names(pattern: str) -> tuple[str, ...]:
+    """What packing makes of a weight, and unpacking and checking take, in their order."""
+    sparse = ("masks", "values", "offsets", "sums")
+    return {"dense": ("panels", "sums"), "2:4": ("values", "places", "sums")}.get(pattern, sparse)
 
 
 def check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -> None:
@@ -39,12 +45,12 @@ def check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -
             raise RuntimeError(f"`{name}` has a NaN or an infinite value.")
     if any(buffer.is_meta for buffer in buffers.values()):
         return
-    names = buffer_names(pattern)[1:-1]
-    getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*(buffers[name] for name in names), outputs, inputs)
+    packed = (buffers[name] for name in packed_names(pattern))
+    getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*packed, outputs, inputs)
 
 
 def operator(pattern: str) -> str:
-    return {"dense": "int8", "unstructured": "bitmap", "block4": "block4"}[pattern]
+    return {"dense": "int8", "unstructured": "bitmap", "block4": "block4", "2:4": "sparse24"}[pattern]
 
 
 def empty(pattern: str, in_features: int, out_features: int, bias: bool, device: Any) -> dict[str, Tensor]:
@@ -55,12 +61,14 @@ def empty(pattern: str, in_features: int, out_features: int, bias: bool, device:
             f"{out_features}."
         )
     sizes = ops.packed_sizes(pattern, out_features, in_features)
-    if pattern != "dense":
+    if pattern in ("unstructured", "block4"):
         sizes["values"] = 64 if pattern == "unstructured" else 0  # a vector may be read from the end of a bitmap's
     sizes |= {"sums": out_features, "scales": out_features}
     if bias:
         sizes["bias"] = out_features
     buffers = {name: torch.zeros(size, dtype=DTYPES[name], device=device) for name, size in sizes.items()}
+    if pattern == "2:4":
+        buffers["places"].fill_(0x44444444)  # 0 and 1, in each four bits
     return {"format": header_of(pattern, out_features, in_features, device), **buffers}
 
 
@@ -107,7 +115,18 @@ def _sparse_bytes(quantized: Tensor, pattern: str) -> float:
 
 
 def smaller(quantized: Tensor) -> tuple[str, float]:
-    """The sparse pattern with fewer bytes, and how many they are."""
-    sizes = {pattern: _sparse_bytes(quantized, pattern) for pattern in PATTERNS if pattern != "dense"}
+    """The sparse pattern with fewer bytes of those that every device runs, and how many they are."""
+    sizes = {pattern: _sparse_bytes(quantized, pattern) for pattern in ("unstructured", "block4")}
     pattern = min(sizes, key=lambda name: sizes[name])
     return pattern, sizes[pattern]
+
+
+def is_two_of_four(quantized: Tensor) -> bool:
+    """Whether two of each four inputs of an int8 weight [N, K] are not zero at most."""
+    fours = nn.functional.pad(quantized, (0, -quantized.shape[1] % 4)).view(quantized.shape[0], -1, 4)
+    return not bool((fours.count_nonzero(dim=2) > 2).any())
+
+
+def require_target(target: str) -> None:
+    if target not in ("cpu", "cuda"):
+        raise ValueError(f"the target is 'cpu' or 'cuda', not {target!r}.")

@@ -1,7 +1,8 @@
 # The operators on CUDA tensors: a library beside _ops, where there is nvcc. Machine code for sm_80 and sm_90, PTX for later
 # ones.
 set(cuda_kernel_sources "")
-foreach(kernel bitmap_decode block4_decode dense_decode dense_gemm quantize sparse24_gemm)
+foreach(kernel bitmap_decode block4_decode dense_decode dense_gemm quantize
+        sparse24_decode sparse24_gemm)
   list(APPEND cuda_kernel_sources ${PROJECT_SOURCE_DIR}/csrc/kernels/cuda/${kernel}.cu)
 endforeach()
 
@@ -27,7 +28,7 @@ endif()
 
 function(mempool_cuda_ops name)
   add_library(${name} MODULE ../torch/cuda_linear_ops.cpp ../kernels/cuda/choices.cpp ../kernels/cuda/linear.cpp
-    ../kernels/cuda/pack_sparse24.cpp ${ARGN})
+    ${ARGN})
   set_target_properties(${name} PROPERTIES PREFIX "" INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON
     INTERPROCEDURAL_OPTIMIZATION OFF)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)

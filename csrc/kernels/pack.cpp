@@ -23,7 +23,7 @@ std::uint32_t block(const std::int8_t* row, std::int64_t inputs, std::int64_t gr
 void pack_dense(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* panels,
                 std::int32_t* sums) noexcept {
   const std::int64_t groups = groups_of(inputs);
-  std::memset(panels, 0, static_cast<std::size_t>(dense_bytes(outputs, inputs)));
+  std::fill_n(panels, dense_bytes(outputs, inputs), std::int8_t{0});
   for (std::int64_t output = 0; output < outputs; ++output) {
     const std::int8_t* const row = weights + output * inputs;
     std::int32_t sum = 0;
@@ -82,7 +82,7 @@ void pack_bitmap(const std::int8_t* weights, std::int64_t outputs, std::int64_t 
 }
 
 void unpack_bitmap(const BitmapWeights& packed, std::int8_t* weights) noexcept {
-  std::memset(weights, 0, static_cast<std::size_t>(packed.outputs * packed.inputs));
+  std::fill_n(weights, packed.outputs * packed.inputs, std::int8_t{0});
   const std::uint64_t* masks = packed.masks;
   for (std::int64_t panel = 0; panel < panels_of(packed.outputs); ++panel) {
     const std::int8_t* from = packed.values + packed.offsets[panel] * kVector;
@@ -126,7 +126,7 @@ void pack_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t 
 }
 
 void unpack_block4(const BlockWeights& packed, std::int8_t* weights) noexcept {
-  std::memset(weights, 0, static_cast<std::size_t>(packed.outputs * packed.inputs));
+  std::fill_n(weights, packed.outputs * packed.inputs, std::int8_t{0});
   const std::int8_t* from = packed.values;
   for (std::int64_t output = 0; output < packed.outputs; ++output, weights += packed.inputs) {
     for (std::int64_t group = 0; group < groups_of(packed.inputs); ++group) {

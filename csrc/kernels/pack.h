@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/sparse24.h"
 #include "kernels/weights.h"
 
 namespace mempool::kernels {
@@ -30,11 +31,19 @@ void pack_block4(const std::int8_t* weights, std::int64_t outputs, std::int64_t 
 // Precondition: is_sound().
 void unpack_block4(const BlockWeights& packed, std::int8_t* weights) noexcept;
 
+// False where four inputs have more than two weights that are not zero: then what was written is not to be used.
+// `values`: sparse24_values(). `places`: sparse24_places().
+bool pack_sparse24(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* values,
+                   std::uint32_t* places, std::int32_t* sums) noexcept;
+// Precondition: is_sound().
+void unpack_sparse24(const Sparse24Weights& packed, std::int8_t* weights) noexcept;
+
 // Whether kernels may read it and get what was packed: masks fit offsets, offsets fit `value_bytes`, sums fit the
 // weights, and nothing is beyond N and K.
 bool is_sound(const DenseWeights& packed) noexcept;
 bool is_sound(const BitmapWeights& packed, std::int64_t value_bytes) noexcept;
 bool is_sound(const BlockWeights& packed, std::int64_t value_bytes) noexcept;
+bool is_sound(const Sparse24Weights& packed) noexcept;
 
 // One scale for each output, its largest magnitude over 127; -127..127, halves to even. Returns the first output that
 // has a NaN or an infinite weight, and leaves the rest undone; -1: none.

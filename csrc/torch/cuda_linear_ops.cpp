@@ -1,5 +1,4 @@
-// The same operators on CUDA tensors (linear_ops.cpp says what they are), and those of 2:4 weights, which only a GPU
-// runs.
+// The same operators on CUDA tensors: linear_ops.cpp says what they are.
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -11,7 +10,6 @@
 #include <optional>
 
 #include "kernels/cuda/linear.h"
-#include "torch/one_way.h"
 #include "torch/op_checks.h"
 
 namespace mempool {
@@ -129,52 +127,26 @@ Tensor block4_linear(const Tensor& input, const Tensor& masks, const Tensor& val
                                            gpu::Format::block4);
 }
 
-Tensor sparse24_linear(const Tensor& input, const Tensor& values, const Tensor& places, const Tensor& scales,
-                       const std::optional<Tensor>& bias, std::int64_t inputs) {
+Tensor sparse24_linear(const Tensor& input, const Tensor& values, const Tensor& places, const Tensor& sums,
+                       const Tensor& scales, const std::optional<Tensor>& bias, std::int64_t inputs) {
   require_cuda(input);
-  const Outputs outputs(Tensor(), scales, bias, input.device());
+  const Outputs outputs(sums, scales, bias, input.device());
   require_inputs(input, outputs, inputs);
   require_plain(values, "values", {ScalarType::Byte}, kVectorBytes, input.device());
-  require_elements(values, "values", gpu::sparse24_value_bytes(outputs.count, inputs));
+  require_elements(values, "values", kernels::sparse24_values(outputs.count, inputs));
   require_plain(places, "places", {ScalarType::Int}, kVectorBytes, input.device());
-  require_elements(places, "places", gpu::sparse24_place_words(outputs.count, inputs));
-  const gpu::Sparse24Weights weights = {static_cast<const std::int8_t*>(values.const_data_ptr()),
-                                        static_cast<const std::uint32_t*>(places.const_data_ptr()), outputs.scales,
-                                        outputs.count, inputs};
+  require_elements(places, "places", kernels::sparse24_places(outputs.count, inputs));
+  const kernels::Sparse24Weights weights = {static_cast<const std::int8_t*>(values.const_data_ptr()),
+                                            static_cast<const std::uint32_t*>(places.const_data_ptr()),
+                                            outputs.sums,
+                                            outputs.scales,
+                                            outputs.count,
+                                            inputs};
   return run(input, weights, gpu::Format::sparse24, outputs.bias);
-}
-
-Tensor sparse24_linear_one_way(const Tensor& input, const Tensor& values, const Tensor& places, const Tensor& scales,
-                               const std::optional<Tensor>& bias, std::int64_t inputs) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mempool::sparse24_linear", "").typed<decltype(sparse24_linear)>();
-  return one_way(op, input, values, places, scales, bias, inputs);
-}
-
-std::tuple<Tensor, Tensor> pack_sparse24(const Tensor& weight) {
-  if (weight.dim() != 2) refuse("`weight` has to have two dimensions, outputs and inputs.");
-  require_plain(weight, "weight", {ScalarType::Char});
-  const std::int64_t outputs = weight.size(0);
-  const std::int64_t inputs = weight.size(1);
-  require_shape(outputs, inputs);
-  Tensor values = at::empty({gpu::sparse24_value_bytes(outputs, inputs)}, weight.options().dtype(ScalarType::Byte));
-  Tensor places = at::empty({gpu::sparse24_place_words(outputs, inputs)}, weight.options().dtype(ScalarType::Int));
-  if (!gpu::pack_sparse24(static_cast<const std::int8_t*>(weight.const_data_ptr()), outputs, inputs,
-                          static_cast<std::int8_t*>(values.mutable_data_ptr()),
-                          static_cast<std::uint32_t*>(places.mutable_data_ptr()))) {
-    refuse("four inputs of an output have more than two weights that are not zero: prune it with pattern=\"2:4\".");
-  }
-  return {values, places};
 }
 
 }  // namespace
 }  // namespace mempool
-
-TORCH_LIBRARY_FRAGMENT(mempool, m) {
-  m.def(
-      "sparse24_linear(Tensor input, Tensor values, Tensor places, Tensor scales, Tensor? bias, int inputs) -> Tensor");
-  m.def("pack_sparse24(Tensor weight) -> (Tensor values, Tensor places)");
-}
 
 TORCH_LIBRARY_IMPL(mempool, CUDA, m) {
   m.impl("int8_linear", &mempool::int8_linear);
@@ -182,7 +154,3 @@ TORCH_LIBRARY_IMPL(mempool, CUDA, m) {
   m.impl("block4_linear", &mempool::block4_linear);
   m.impl("sparse24_linear", &mempool::sparse24_linear);
 }
-
-TORCH_LIBRARY_IMPL(mempool, Autograd, m) { m.impl("sparse24_linear", &mempool::sparse24_linear_one_way); }
-
-TORCH_LIBRARY_IMPL(mempool, CPU, m) { m.impl("pack_sparse24", &mempool::pack_sparse24); }

@@ -117,6 +117,15 @@ Tensor block4_linear(const Tensor& input, const Tensor& masks, const Tensor& val
                                            0);
 }
 
+// Sparse tensor cores alone take 2:4 weights.
+Tensor sparse24_linear(const Tensor& /*input*/, const Tensor& /*values*/, const Tensor& /*places*/,
+                       const Tensor& /*sums*/, const Tensor& /*scales*/, const std::optional<Tensor>& /*bias*/,
+                       std::int64_t /*inputs*/) {
+  refuse(
+      "2:4 weights run on a GPU alone: move the layer and its input with .to(\"cuda\"), or pack it with "
+      "pattern=\"unstructured\", which the CPU runs, too.");
+}
+
 // Nothing flows back through a packed weight. That is said when a backward pass runs, not when it is traced: whoever
 // compiles a model for inference without saying so has a backward pass traced.
 Tensor refuse_backward(const Tensor& /*gradient*/, const Tensor& /*input*/) {
@@ -130,6 +139,13 @@ Tensor int8_linear_one_way(const Tensor& input, const Tensor& panels, const Tens
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("mempool::int8_linear", "").typed<decltype(int8_linear)>();
   return one_way(op, input, panels, sums, scales, bias, inputs);
+}
+
+Tensor sparse24_linear_one_way(const Tensor& input, const Tensor& values, const Tensor& places, const Tensor& sums,
+                               const Tensor& scales, const std::optional<Tensor>& bias, std::int64_t inputs) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mempool::sparse24_linear", "").typed<decltype(sparse24_linear)>();
+  return one_way(op, input, values, places, sums, scales, bias, inputs);
 }
 
 template <const char* name>
@@ -154,6 +170,9 @@ TORCH_LIBRARY_FRAGMENT(mempool, m) {
   m.def(
       "block4_linear(Tensor input, Tensor masks, Tensor values, Tensor offsets, Tensor sums, Tensor scales, "
       "Tensor? bias, int inputs) -> Tensor");
+  m.def(
+      "sparse24_linear(Tensor input, Tensor values, Tensor places, Tensor sums, Tensor scales, Tensor? bias, "
+      "int inputs) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(mempool, CompositeExplicitAutograd, m) { m.impl("refuse_backward", &mempool::refuse_backward); }
@@ -162,10 +181,12 @@ TORCH_LIBRARY_IMPL(mempool, CPU, m) {
   m.impl("int8_linear", &mempool::int8_linear);
   m.impl("bitmap_linear", &mempool::bitmap_linear);
   m.impl("block4_linear", &mempool::block4_linear);
+  m.impl("sparse24_linear", &mempool::sparse24_linear);
 }
 
 TORCH_LIBRARY_IMPL(mempool, Autograd, m) {
   m.impl("int8_linear", &mempool::int8_linear_one_way);
   m.impl("bitmap_linear", &mempool::sparse_linear_one_way<mempool::kBitmapLinear>);
   m.impl("block4_linear", &mempool::sparse_linear_one_way<mempool::kBlock4Linear>);
+  m.impl("sparse24_linear", &mempool::sparse24_linear_one_way);
 }

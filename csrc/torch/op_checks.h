@@ -64,18 +64,15 @@ inline void require_shape(std::int64_t outputs, std::int64_t inputs) {
   }
 }
 
-// What formats share: one sum (if `sums_in` is defined) and one scale for each output, and as many biases if there are
-// any.
+// What formats share: one sum and one scale for each output, and as many biases if there are any.
 struct Outputs {
   Outputs(const Tensor& sums_in, const Tensor& scales_in, const std::optional<Tensor>& bias_in,
           c10::Device device = c10::kCPU) {
     require_plain(scales_in, "scales", {ScalarType::Float}, sizeof(float), device);
     count = scales_in.numel();
-    if (sums_in.defined()) {
-      require_plain(sums_in, "sums", {ScalarType::Int}, sizeof(std::int32_t), device);
-      require_elements(sums_in, "sums", count);
-      sums = static_cast<const std::int32_t*>(sums_in.const_data_ptr());
-    }
+    require_plain(sums_in, "sums", {ScalarType::Int}, sizeof(std::int32_t), device);
+    require_elements(sums_in, "sums", count);
+    sums = static_cast<const std::int32_t*>(sums_in.const_data_ptr());
     if (bias_in) {
       require_plain(*bias_in, "bias", {ScalarType::Float}, sizeof(float), device);
       require_elements(*bias_in, "bias", count);
@@ -84,7 +81,7 @@ struct Outputs {
     scales = static_cast<const float*>(scales_in.const_data_ptr());
   }
   std::int64_t count;
-  const std::int32_t* sums = nullptr;
+  const std::int32_t* sums;
   const float* scales;
   const float* bias = nullptr;
 };

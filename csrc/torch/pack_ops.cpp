@@ -14,6 +14,7 @@ namespace {
 
 using kernels::BitmapWeights;
 using kernels::BlockWeights;
+using kernels::Sparse24Weights;
 
 constexpr std::int64_t kWord = sizeof(std::uint64_t);
 
@@ -89,6 +90,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pack_block4(const Tensor& weight) {
   return {masks, values, offsets, sums};
 }
 
+std::tuple<Tensor, Tensor, Tensor> pack_sparse24(const Tensor& weight) {
+  const Weight shape(weight, ScalarType::Char);
+  Tensor values = bytes(kernels::sparse24_values(shape.outputs, shape.inputs));
+  Tensor places = ints(kernels::sparse24_places(shape.outputs, shape.inputs));
+  Tensor sums = ints(shape.outputs);
+  if (!kernels::pack_sparse24(read<std::int8_t>(weight), shape.outputs, shape.inputs, data<std::int8_t>(values),
+                              data<std::uint32_t>(places), data<std::int32_t>(sums))) {
+    refuse("four inputs of an output have more than two weights that are not zero: prune it with pattern=\"2:4\".");
+  }
+  return {values, places, sums};
+}
+
 Tensor unpack_int8(const Tensor& panels, std::int64_t outputs, std::int64_t inputs) {
   require_shape(outputs, inputs);
   require_plain(panels, "panels", {ScalarType::Byte});
@@ -149,6 +162,21 @@ BlockWeights sound_block4(const Tensor& masks, const Tensor& values, const Tenso
                              inputs);
 }
 
+Sparse24Weights sound_sparse24(const Tensor& values, const Tensor& places, const Tensor& sums, std::int64_t outputs,
+                               std::int64_t inputs) {
+  require_shape(outputs, inputs);
+  require_plain(values, "values", {ScalarType::Byte});
+  require_elements(values, "values", kernels::sparse24_values(outputs, inputs));
+  require_plain(places, "places", {ScalarType::Int}, sizeof(std::uint32_t));
+  require_elements(places, "places", kernels::sparse24_places(outputs, inputs));
+  require_plain(sums, "sums", {ScalarType::Int}, sizeof(std::int32_t));
+  require_elements(sums, "sums", outputs);
+  const Sparse24Weights weights = {
+      read<std::int8_t>(values), read<std::uint32_t>(places), read<std::int32_t>(sums), nullptr, outputs, inputs};
+  if (!kernels::is_sound(weights)) refuse_damaged(outputs, inputs);
+  return weights;
+}
+
 Tensor unpack_bitmap(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
                      std::int64_t outputs, std::int64_t inputs) {
   const BitmapWeights weights = sound_bitmap(masks, values, offsets, sums, outputs, inputs);
@@ -164,6 +192,14 @@ Tensor unpack_block4(const Tensor& masks, const Tensor& values, const Tensor& of
   return weight;
 }
 
+Tensor unpack_sparse24(const Tensor& values, const Tensor& places, const Tensor& sums, std::int64_t outputs,
+                       std::int64_t inputs) {
+  const Sparse24Weights weights = sound_sparse24(values, places, sums, outputs, inputs);
+  Tensor weight = weight_of(outputs, inputs);
+  kernels::unpack_sparse24(weights, data<std::int8_t>(weight));
+  return weight;
+}
+
 void check_bitmap(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
                   std::int64_t outputs, std::int64_t inputs) {
   sound_bitmap(masks, values, offsets, sums, outputs, inputs);
@@ -171,6 +207,11 @@ void check_bitmap(const Tensor& masks, const Tensor& values, const Tensor& offse
 void check_block4(const Tensor& masks, const Tensor& values, const Tensor& offsets, const Tensor& sums,
                   std::int64_t outputs, std::int64_t inputs) {
   sound_block4(masks, values, offsets, sums, outputs, inputs);
+}
+
+void check_sparse24(const Tensor& values, const Tensor& places, const Tensor& sums, std::int64_t outputs,
+                    std::int64_t inputs) {
+  sound_sparse24(values, places, sums, outputs, inputs);
 }
 
 }  // namespace
@@ -181,12 +222,15 @@ TORCH_LIBRARY_FRAGMENT(mempool, m) {
   m.def("pack_int8(Tensor weight) -> (Tensor, Tensor)");
   m.def("pack_bitmap(Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("pack_block4(Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("pack_sparse24(Tensor weight) -> (Tensor, Tensor, Tensor)");
   m.def("unpack_int8(Tensor panels, int outputs, int inputs) -> Tensor");
   m.def("unpack_bitmap(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> Tensor");
   m.def("unpack_block4(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> Tensor");
+  m.def("unpack_sparse24(Tensor values, Tensor places, Tensor sums, int outputs, int inputs) -> Tensor");
   m.def("check_int8(Tensor panels, Tensor sums, int outputs, int inputs) -> ()");
   m.def("check_bitmap(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> ()");
   m.def("check_block4(Tensor masks, Tensor values, Tensor offsets, Tensor sums, int outputs, int inputs) -> ()");
+  m.def("check_sparse24(Tensor values, Tensor places, Tensor sums, int outputs, int inputs) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(mempool, CPU, m) {
@@ -194,10 +238,13 @@ TORCH_LIBRARY_IMPL(mempool, CPU, m) {
   m.impl("pack_int8", &mempool::pack_int8);
   m.impl("pack_bitmap", &mempool::pack_bitmap);
   m.impl("pack_block4", &mempool::pack_block4);
+  m.impl("pack_sparse24", &mempool::pack_sparse24);
   m.impl("unpack_int8", &mempool::unpack_int8);
   m.impl("unpack_bitmap", &mempool::unpack_bitmap);
   m.impl("unpack_block4", &mempool::unpack_block4);
+  m.impl("unpack_sparse24", &mempool::unpack_sparse24);
   m.impl("check_int8", &mempool::check_int8);
   m.impl("check_bitmap", &mempool::check_bitmap);
   m.impl("check_block4", &mempool::check_block4);
+  m.impl("check_sparse24", &mempool::check_sparse24);
 }

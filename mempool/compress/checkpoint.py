@@ -15,6 +15,7 @@ from mempool.compress.converting import packed_layer
 from mempool.compress.layers import Batches, linear_layers, replace
 from mempool.compress.pruning import Pruning
 from mempool.nn import Int8Linear, SparseInt8Linear
+from mempool.packing import require_target
 
 
 @contextmanager
@@ -89,6 +90,7 @@ def load(
     calibration: Batches | None = None,
     skip: Sequence[str] = (),
     prefix: str = "",
+    target: str = "cpu",
 ) -> nn.Module:
     """Fills ``model`` from a safetensors file, and packs each Linear as it is read; returns the model.
 
@@ -96,13 +98,14 @@ def load(
     the packed model and one dense layer, all of it in the current pool. Layers that the file has packed already (see
     ``save``) come in as they are; others become what ``convert`` makes of them after ``prune_`` with these arguments.
     Methods that calibrate send the data through the int8 model, and read the file a second time. ``weights=None``
-    packs nothing. ``prefix``: what the file's names begin with and the model's do not.
+    packs nothing. ``prefix``: what the file's names begin with and the model's do not. ``target``: as for ``convert``.
 
     Raises ValueError where the file lacks a parameter, has one of another shape, or a weight cannot be packed; the
     model is half filled then. What the file has beyond the model is left alone.
     """
     if weights not in ("int8", None):
         raise ValueError(f"weights can be 'int8' or None, not {weights!r}.")
+    require_target(target)
     pruning = Pruning(sparsity, method, pattern, calibration) if sparsity else None
     if pruning and weights is None:
         raise ValueError("sparsity goes with weights='int8': prune_() prunes a model that is loaded.")
@@ -121,11 +124,11 @@ def load(
     needs_data = pruning is not None and pruning.method != "magnitude"
     if pruning is None or needs_data:
         for name, layer in layers.items():
-            replace(model, model.get_submodule(name), _packed(file, name, layer))
+            replace(model, model.get_submodule(name), _packed(file, name, layer, target))
     if pruning is not None:
         shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
         for name, weight, mask in pruning.run(model, shapes, lambda name: _weight(file, name, shapes[name])):
-            sparse = _packed(file, name, layers[name], weight.mul_(mask))
+            sparse = _packed(file, name, layers[name], target, weight.mul_(mask))
             replace(model, model.get_submodule(name), sparse)
     return model
 
@@ -158,14 +161,14 @@ def _weight(file: _File, name: str, shape: tuple[int, int]) -> Tensor:
     return weight
 
 
-def _packed(file: _File, name: str, layer: nn.Linear, weight: Tensor | None = None) -> nn.Module:
+def _packed(file: _File, name: str, layer: nn.Linear, target: str, weight: Tensor | None = None) -> nn.Module:
     """The packed layer in the place of ``layer``, from the file's weight or the given one."""
     shape = (layer.out_features, layer.in_features)
     dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     dense.weight = nn.Parameter(_weight(file, name, shape) if weight is None else weight, requires_grad=False)
     if layer.bias is not None:
         dense.bias = nn.Parameter(_read(file, f"{name}.bias", torch.Size(shape[:1])), requires_grad=False)
-    return packed_layer(name, dense.train(layer.training))
+    return packed_layer(name, dense.train(layer.training), target=target)
 
 
 def _read(file: _File, name: str, shape: torch.Size) -> Tensor:

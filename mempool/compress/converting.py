@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 
 from mempool.compress.layers import Batches, linear_layers, observe, replace, require_numbers
 from mempool.nn import pack_linear
+from mempool.packing import require_target
 
 # How much of the difficulty moves from activations to weights; 0.5 as in the paper.
 SMOOTH_STRENGTH = 0.5
@@ -21,6 +22,7 @@ def convert(
     calibration: Batches | None = None,
     smooth: bool = False,
     skip: Sequence[str] = (),
+    target: str = "cpu",
 ) -> nn.Module:
     """Replaces every ``torch.nn.Linear`` by an int8 layer, in place, one after the other; returns the model.
 
@@ -31,12 +33,15 @@ def convert(
 
     ``smooth=True`` moves outliers of the activations into the weights (Xiao et al., "SmoothQuant", 2023): needs
     ``calibration``, and costs one multiplication for each activation. ``skip``: names of layers, or patterns.
+    ``target="cuda"``: layers that were pruned to 2:4 take sparse tensor cores' format, which a GPU alone runs; the
+    model is to be on the CPU, and goes to the GPU afterwards.
 
     Raises ValueError, naming the layer, where a weight has a NaN or an infinite value, is not on the CPU, or has more
     than 65,536 inputs. Layers before it are converted then.
     """
     if weights != "int8":
         raise ValueError(f"weights can be 'int8', not {weights!r}.")
+    require_target(target)
     layers = linear_layers(model, skip)
     scales: dict[str, Tensor] = {}
     if smooth:
@@ -47,19 +52,19 @@ def convert(
         layer = layers.pop(name)
         if hasattr(layer, "weight_orig"):
             prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
-        packed = packed_layer(name, layer, scales.get(name))
+        packed = packed_layer(name, layer, scales.get(name), target)
         if layer is model:
             return packed
         replace(model, layer, packed)
     return model
 
 
-def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None) -> nn.Module:
+def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu") -> nn.Module:
     """``pack_linear``, with the layer's name in its errors."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         raise ValueError(f"layer {name!r} has forward hooks, which a packed one would lose: remove them, or skip it.")
     try:
-        return pack_linear(layer, input_scale)
+        return pack_linear(layer, input_scale, target)
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
 

@@ -95,7 +95,7 @@ def _linear(outputs: int, inputs: int, density: float = 1.0, group: int = 1) -> 
     return linear
 
 
-def _packed(layer: Int8Linear | SparseInt8Linear) -> _Subject:
+def _packed(layer: Int8Linear | SparseInt8Linear, reference: Call) -> _Subject:
     state = layer.state_dict()
 
     def copy() -> Call:
@@ -103,29 +103,33 @@ def _packed(layer: Int8Linear | SparseInt8Linear) -> _Subject:
         other.load_state_dict({name: value.to("cuda", copy=True) for name, value in state.items()}, assign=True)
         return other
 
-    return _Subject(copy, layer.packed_bytes, layer)
+    return _Subject(copy, layer.packed_bytes, reference)
 
 
 def _sparse24(outputs: int, inputs: int) -> _Subject:
     linear = _linear(outputs, inputs)
     fours = linear.weight.view(outputs, inputs // 4, 4).abs()
     linear.weight.mul_((fours.argsort(dim=-1).argsort(dim=-1) >= 2).view(outputs, inputs))
-    weight, scales = torch.ops.mempool.quantize_weight(linear.weight)
-    values, places = torch.ops.mempool.pack_sparse24(weight)
-
-    def copy() -> Call:
-        buffers = [buffer.to("cuda", copy=True) for buffer in (values, places, scales, linear.bias.detach())]
-        return lambda input: torch.ops.mempool.sparse24_linear(input, *buffers, inputs)
-
-    return _Subject(copy, values.nbytes + places.nbytes, Int8Linear.from_linear(linear))
+    return _packed(SparseInt8Linear.from_linear(linear, "2:4"), Int8Linear.from_linear(linear))
 
 
 def _ours() -> dict[str, Callable[[int, int], _Subject]]:
+    def dense(outputs: int, inputs: int) -> _Subject:
+        layer = Int8Linear.from_linear(_linear(outputs, inputs))
+        return _packed(layer, layer)
+
+    def sparse(pattern: str, density: float, group: int = 1) -> Callable[[int, int], _Subject]:
+        def make(outputs: int, inputs: int) -> _Subject:
+            layer = SparseInt8Linear.from_linear(_linear(outputs, inputs, density, group), pattern)
+            return _packed(layer, layer)
+
+        return make
+
     return {
-        "int8": lambda n, k: _packed(Int8Linear.from_linear(_linear(n, k))),
-        "bitmap 50%": lambda n, k: _packed(SparseInt8Linear.from_linear(_linear(n, k, 0.5), "unstructured")),
-        "bitmap 75%": lambda n, k: _packed(SparseInt8Linear.from_linear(_linear(n, k, 0.25), "unstructured")),
-        "block4 80%": lambda n, k: _packed(SparseInt8Linear.from_linear(_linear(n, k, 0.2, group=4), "block4")),
+        "int8": dense,
+        "bitmap 50%": sparse("unstructured", 0.5),
+        "bitmap 75%": sparse("unstructured", 0.25),
+        "block4 80%": sparse("block4", 0.2, group=4),
         "2:4": _sparse24,
     }
 

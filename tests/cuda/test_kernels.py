@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -60,25 +61,40 @@ def test_a_row_with_a_nan_gives_nan_in_that_row_alone() -> None:
     assert not got[::2].isnan().any()
 
 
-def test_sparse24_gives_what_the_dense_layer_gives() -> None:
+def _two_of_four(random: torch.Tensor) -> torch.Tensor:
+    outputs, inputs = random.shape
+    return (random.view(outputs, inputs // 4, 4).argsort(-1) < 2).view(outputs, inputs)
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "tokens"), [(70, 128, 9), (70, 2052, 3), (100, 200, 80)])
+def test_a_2_of_4_layer_gives_what_the_dense_one_gives(outputs: int, inputs: int, tokens: int) -> None:
     torch.manual_seed(0)
-    linear = _linear(70, 128, lambda r: (r.view(70, 32, 4).argsort(-1) < 2).view(70, 128))
+    linear = _linear(outputs, inputs, _two_of_four)
     dense = Int8Linear.from_linear(linear)
-    weight, scales = torch.ops.mempool.quantize_weight(linear.weight)
-    values, places = torch.ops.mempool.pack_sparse24(weight)
-    input = torch.randn(9, 128, device="cpu")
-    bias = linear.bias.detach()
-    got = torch.ops.mempool.sparse24_linear(
-        input.to("cuda"), values.to("cuda"), places.to("cuda"), scales.to("cuda"), bias.to("cuda"), 128
-    )
-    assert torch.equal(got.cpu(), dense(input))
-    buffers = (values.to("cuda"), places.to("cuda"), scales.to("cuda"), None, 128)
-    needs_gradient = input.to("cuda").requires_grad_()
+    layer = SparseInt8Linear.from_linear(linear, "2:4")
+    assert torch.equal(layer.dequantize(), dense.dequantize())
+    input = torch.randn(tokens, inputs, device="cpu")
+    with pytest.raises(RuntimeError, match="run on a GPU alone"):
+        layer(input)
+    layer.to("cuda")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(layer(input.to("cuda", dtype)).cpu(), dense(input.to(dtype)))
     with pytest.raises(RuntimeError, match="for inference"):
-        torch.ops.mempool.sparse24_linear(needs_gradient, *buffers).sum().backward()
-    weight[3, :3] = 1
-    with pytest.raises(RuntimeError, match="2:4"):
-        torch.ops.mempool.pack_sparse24(weight)
+        layer(input.to("cuda").requires_grad_()).sum().backward()
+
+
+def test_a_model_pruned_to_2_of_4_is_packed_for_a_gpu() -> None:
+    from mempool import compress
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32, device="cpu"), nn.Linear(32, 8, device="cpu"))
+    compress.prune_(model, 0.5, "magnitude", "2:4", skip=["1"])
+    input = torch.randn(3, 64, device="cpu")
+    expected = compress.convert(copy.deepcopy(model))(input)
+    packed = compress.convert(model, target="cuda")
+    assert packed[0].pattern == "2:4"
+    assert isinstance(packed[1], Int8Linear)
+    assert torch.equal(packed.to("cuda")(input.to("cuda")).cpu(), expected)
 
 
 def test_what_does_not_fit_is_refused_before_a_launch() -> None:
@@ -121,10 +137,8 @@ def test_a_wrong_output_fails_the_examination(monkeypatch: pytest.MonkeyPatch) -
 
     packed = gpu._packed
 
-    def wrong(layer: Int8Linear) -> object:
-        subject = packed(layer)
-        subject.reference = lambda input: layer(input) + 1
-        return subject
+    def wrong(layer: Int8Linear, reference: Callable[..., torch.Tensor]) -> object:
+        return packed(layer, lambda input: reference(input) + 1)
 
     monkeypatch.setattr(gpu, "_packed", wrong)
     assert not gpu.examine(shapes=[(64, 128)], tokens=[1], rounds=1, ring_bytes=1)["passed"]

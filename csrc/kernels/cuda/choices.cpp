@@ -25,6 +25,7 @@ constexpr Choice kChoices[] = {
     // Nothing makes these dense but for the multiplication itself.
     {Format::bitmap, kAny, Kernel::decode},
     {Format::block4, kAny, Kernel::decode},
+    {Format::sparse24, 64, Kernel::decode},
     {Format::sparse24, kAny, Kernel::gemm},
 };
 

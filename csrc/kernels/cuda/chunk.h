@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/arguments.h"
-#include "kernels/cuda/split.h"
+#include "kernels/cuda/columns.h"
 
 namespace mempool::kernels::cuda {
 

@@ -2,9 +2,9 @@
 // they do on the CPU: 16 neighbouring threads read the 64 outputs of a group of inputs, and a word of a token is what
 // __dp4a takes. Occupancy: 2 blocks of 256 threads on a multiprocessor at least (128 registers, 32 KiB of shared
 // memory).
+#include "kernels/cuda/columns.h"
 #include "kernels/cuda/dense_decode.h"
 #include "kernels/cuda/ptx.h"
-#include "kernels/cuda/split.h"
 
 namespace mempool::kernels::cuda {
 namespace {

@@ -9,6 +9,8 @@ namespace {
 
 constexpr int kGroups = kTileInputs / static_cast<int>(kGroup);
 constexpr int kPanels = kTileOutputs / static_cast<int>(kPanel);
+constexpr int kTokenPitch = kTileInputs + kChunk;  // eight rows of 16 bytes, as they are loaded, lie in different banks
+constexpr int kTokenTileBytes = kTileTokens * kTokenPitch;
 // Words from a group to the next in shared memory: those that a warp reads at once, 4 groups by 8 outputs, lie in
 // different banks.
 constexpr int kGroupPitch = kTileOutputs + 8;
@@ -72,7 +74,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) dense_gemm(DenseWeights weigh
   through_stages((groups + kGroups - 1) / kGroups,
                  [&](int stage, int place) {
                    unsigned char* const to = shared + place * kStageBytes;
-                   copy_tokens(tokens, stride, first_token, stage * kTileInputs, to);
+                   copy_tokens<kTokenPitch>(tokens, stride, first_token, stage * kTileInputs, to);
                    copy_panels(weights, groups, first_panel, stage * kGroups, to + kTokenTileBytes);
                  },
                  [&](int place) { multiply_stage(shared + place * kStageBytes, row, column, sums); });

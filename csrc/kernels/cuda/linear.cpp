@@ -6,6 +6,8 @@
 #include "kernels/cuda/dense_decode.h"
 #include "kernels/cuda/dense_gemm.h"
 #include "kernels/cuda/quantize.h"
+#include "kernels/cuda/sparse24_decode.h"
+#include "kernels/cuda/sparse24_gemm.h"
 
 namespace mempool::kernels::cuda {
 namespace {
@@ -97,9 +99,13 @@ int linear(const BlockWeights& weights, const Activations& activations, const Ou
 
 int linear(const Sparse24Weights& weights, const Activations& activations, const Output& output, void* workspace,
            int processors, cudaStream_t stream) {
-  return run(
-      Format::sparse24, weights.outputs, weights.inputs, activations, workspace, processors, stream,
-      [&](const DeviceTokens& tokens, const Partial&, int) { sparse24_gemm_linear(weights, tokens, output, stream); });
+  return run(Format::sparse24, weights.outputs, weights.inputs, activations, workspace, processors, stream,
+             [&](const DeviceTokens& tokens, const Partial& partial, int splits) {
+               if (kernel_for(Format::sparse24, tokens.count) == Kernel::gemm) {
+                 return sparse24_gemm_linear(weights, tokens, output, stream);
+               }
+               sparse24_decode_linear(weights, tokens, output, partial, splits, stream);
+             });
 }
 
 }  // namespace mempool::kernels::cuda

@@ -1,62 +1,65 @@
 // 2:4 sparse int8 on sparse tensor cores. The sparse side of the instruction is its rows, so those are outputs here,
 // and tokens are columns: a block makes 128 outputs by 128 tokens, a warp 64 by 32 of them. Occupancy: 2 blocks of 256
-// threads on a multiprocessor, 128 registers and 68 KiB of shared memory.
-#include "kernels/cuda/sparse24.h"
+// threads on a multiprocessor, 128 registers and 52 KiB of shared memory.
+#include "kernels/cuda/sparse24_gemm.h"
 #include "kernels/cuda/token_tile.h"
 
 namespace mempool::kernels::cuda {
 namespace {
 
-constexpr int kRowBytes = kTileInputs / 2;     // of a stage, as they are held
-constexpr int kRowPitch = kRowBytes + kChunk;  // eight rows of 16 bytes lie in different banks
-constexpr int kValueBytes = kTileOutputs * kRowPitch;
-constexpr int kPlaceTiles = kTileOutputs / kRowsOfPlaces;
-constexpr int kPlaceBytes = kPlaceTiles * kWarp * 4;
-constexpr int kStageBytes = kTokenTileBytes + kValueBytes + kPlaceBytes;
+constexpr int kTokenPitch = kTileInputs;  // eight lanes read two rows of 64 bytes
+constexpr int kTiles = kTileOutputs / static_cast<int>(kTileRows);
+constexpr int kValuesAt = kTileTokens * kTokenPitch;
+constexpr int kPlacesAt = kValuesAt + kTiles * static_cast<int>(kTileBytes);
+constexpr int kStageBytes = kPlacesAt + kTiles * kWarp * 4;
 constexpr int kSharedBytes = kStages * kStageBytes;
-static_assert(kSharedBytes <= 68 * 1024);
+static_assert(kSharedBytes <= 52 * 1024);
 constexpr int kWarpsAcross = 4;  // by 2 below each other
 constexpr int kRowTiles = 4;     // of 16 outputs, in a warp
 constexpr int kColumnTiles = 4;  // of 8 tokens
-static_assert(kTileInputs == kInputsOfPlaces);
+static_assert(kTileInputs == kStepInputs);
 
-// Asks for one step of the outputs from `first` on, values and places; zeros beyond the last.
-__device__ __forceinline__ void copy_weights(const Sparse24Weights& weights, int steps, int first, int step,
+// Asks for one step of kTiles tiles, values and places; zeros beyond the last.
+__device__ __forceinline__ void copy_weights(const Sparse24Weights& weights, int steps, int first_tile, int step,
                                              unsigned char* to) {
-  const int rows = static_cast<int>(sparse24_rows(weights.outputs));
-  constexpr int kChunks = kRowBytes / kChunk;
-#pragma unroll
-  for (int i = threadIdx.x; i < kTileOutputs * kChunks; i += kTileThreads) {
-    const int row = i / kChunks;
-    const bool exists = first + row < rows;
-    const std::int64_t at = (static_cast<std::int64_t>(first + row) * steps + step) * kRowBytes + i % kChunks * kChunk;
-    copy_async(to + row * kRowPitch + i % kChunks * kChunk, exists ? weights.values + at : weights.values, exists);
+  const int tiles = static_cast<int>(tiles_of(weights.outputs)) - first_tile;
+  const auto at = [&](int tile) { return (static_cast<std::int64_t>(first_tile + tile) * steps + step) * kTileLanes; };
+  for (int i = threadIdx.x; i < kTiles * kWarp; i += kTileThreads) {
+    const bool exists = i / kWarp < tiles;
+    const std::int8_t* const from = weights.values + (exists ? (at(i / kWarp) + i % kWarp) * kLaneBytes : 0);
+    copy_async(to + kValuesAt + i * kChunk, from, exists);
   }
   constexpr int kPlaceChunks = kWarp * 4 / kChunk;
-  for (int i = threadIdx.x; i < kPlaceTiles * kPlaceChunks; i += kTileThreads) {
-    const int tile = first / kRowsOfPlaces + i / kPlaceChunks;
-    const bool exists = tile < rows / kRowsOfPlaces;
-    const std::int64_t at = (static_cast<std::int64_t>(tile) * steps + step) * kWarp + i % kPlaceChunks * 4;
-    copy_async(to + kValueBytes + i * kChunk, exists ? weights.places + at : weights.places, exists);
+  for (int i = threadIdx.x; i < kTiles * kPlaceChunks; i += kTileThreads) {
+    const bool exists = i / kPlaceChunks < tiles;
+    const std::uint32_t* const from = weights.places + (exists ? at(i / kPlaceChunks) + i % kPlaceChunks * 4 : 0);
+    copy_async(to + kPlacesAt + i * kChunk, from, exists);
   }
 }
 
-__device__ __forceinline__ void multiply_stage(const unsigned char* stage, int row, int column, int rows,
+// 16 bytes of shared memory, as registers.
+template <typename Registers>
+__device__ __forceinline__ Registers registers_of(const unsigned char* at) {
+  const int4 loaded = *reinterpret_cast<const int4*>(at);
+  return {{static_cast<unsigned>(loaded.x), static_cast<unsigned>(loaded.y), static_cast<unsigned>(loaded.z),
+           static_cast<unsigned>(loaded.w)}};
+}
+
+__device__ __forceinline__ void multiply_stage(const unsigned char* stage, int first_tile, int column, int tiles,
                                                Sums (&sums)[kRowTiles][kColumnTiles]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   LongColumns columns[kColumnTiles];
 #pragma unroll
   for (int i = 0; i < kColumnTiles; ++i) {
-    const Rows loaded = load_matrices(stage + (column + i * 8 + lane % 8) * kTokenPitch + lane / 8 * kChunk);
-    columns[i] = {{loaded.of[0], loaded.of[1], loaded.of[2], loaded.of[3]}};
+    columns[i] = registers_of<LongColumns>(stage + (column + i * 8 + lane / 4) * kTokenPitch + lane % 4 * kChunk);
   }
-  const unsigned char* const values = stage + kTokenTileBytes;
-  const auto* const places = reinterpret_cast<const unsigned*>(values + kValueBytes);
+  const auto* const places = reinterpret_cast<const unsigned*>(stage + kPlacesAt);
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
-    if (row + i * 16 >= rows) break;  // there are no places of rows that do not exist
-    const Rows held = load_matrices(values + (row + i * 16 + lane % 16) * kRowPitch + lane / 16 * kChunk);
-    const unsigned of_lane = places[(row / 16 + i) * kWarp + lane];
+    const int tile = first_tile + i;
+    if (tile >= tiles) break;  // there are no places of rows that do not exist
+    const Rows held = registers_of<Rows>(stage + kValuesAt + (tile * kWarp + lane) * kChunk);
+    const unsigned of_lane = places[tile * kWarp + lane];
 #pragma unroll
     for (int j = 0; j < kColumnTiles; ++j) mma_sparse_s8(sums[i][j], held, columns[j], of_lane);
   }
@@ -66,11 +69,12 @@ __global__ void __launch_bounds__(kTileThreads, 2)
     sparse24_gemm(Sparse24Weights weights, DeviceTokens tokens, Output out) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int inputs = static_cast<int>(weights.inputs);
-  const int steps = static_cast<int>(sparse24_steps(inputs));
+  const int steps = static_cast<int>(tile_steps(inputs));
   const int stride = token_bytes(inputs);
   const int first_output = static_cast<int>(blockIdx.x) * kTileOutputs;
   const int first_token = static_cast<int>(blockIdx.y) * kTileTokens;
-  const int rows = static_cast<int>(sparse24_rows(weights.outputs)) - first_output;
+  const int first_tile = first_output / static_cast<int>(kTileRows);
+  const int tiles = static_cast<int>(tiles_of(weights.outputs)) - first_tile;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int row = warp / kWarpsAcross * kRowTiles * 16;
   const int column = warp % kWarpsAcross * kColumnTiles * 8;
@@ -79,10 +83,12 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       steps,
       [&](int step, int place) {
         unsigned char* const to = shared + place * kStageBytes;
-        copy_tokens(tokens, stride, first_token, step * kTileInputs, to);
-        copy_weights(weights, steps, first_output, step, to + kTokenTileBytes);
+        copy_tokens<kTokenPitch>(tokens, stride, first_token, step * kTileInputs, to);
+        copy_weights(weights, steps, first_tile, step, to);
       },
-      [&](int place) { multiply_stage(shared + place * kStageBytes, row, column, rows, sums); });
+      [&](int place) {
+        multiply_stage(shared + place * kStageBytes, row / static_cast<int>(kTileRows), column, tiles, sums);
+      });
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int output = first_output + row + lane / 4;
   OutputScale scales[2 * kRowTiles];

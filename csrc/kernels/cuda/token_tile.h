@@ -14,12 +14,9 @@ inline constexpr int kTileInputs = 64;  // of a stage
 inline constexpr int kStages = 4;       // in flight: three are copied while one is multiplied
 inline constexpr int kChunk = 16;       // bytes of a copy
 
-// Bytes from a token to the next in shared memory. Eight rows of 16 bytes, as they are loaded at once, lie in different
-// banks.
-inline constexpr int kTokenPitch = kTileInputs + kChunk;
-inline constexpr int kTokenTileBytes = kTileTokens * kTokenPitch;
-
-// Asks for inputs [first_input, + kTileInputs) of the tokens from `first` on; zeros beyond either end.
+// Asks for inputs [first_input, + kTileInputs) of the tokens from `first` on; zeros beyond either end. `pitch`: bytes
+// from a token to the next in shared memory.
+template <int pitch>
 __device__ __forceinline__ void copy_tokens(const DeviceTokens& tokens, int stride, int first, int first_input,
                                             unsigned char* to) {
   constexpr int kChunks = kTileInputs / kChunk;
@@ -30,7 +27,7 @@ __device__ __forceinline__ void copy_tokens(const DeviceTokens& tokens, int stri
     const bool exists = first + row < tokens.count && input < stride;
     const std::int8_t* const from =
         exists ? tokens.values + static_cast<std::int64_t>(first + row) * stride + input : tokens.values;
-    copy_async(to + row * kTokenPitch + i % kChunks * kChunk, from, exists);
+    copy_async(to + row * pitch + i % kChunks * kChunk, from, exists);
   }
 }
 

@@ -18,9 +18,12 @@ void on_one_thread(std::int64_t count, std::int64_t /*grain*/, Task task, const 
 // What a layer makes of `rows` on the CPU, and on the GPU in a workspace that was used before.
 struct Layer {
   Layer(std::int64_t count_in, std::int64_t outputs, std::int64_t inputs, double density, std::mt19937& random)
-      : count(count_in), problem(0, outputs, inputs, random, false, density), rows(Problem::size(count * inputs)) {
-    std::uniform_real_distribution<float> any(-1.0F, 1.0F);
-    for (float& value : rows) value = any(random);
+      : count(count_in),
+        any(random),
+        problem(0, outputs, inputs, random, false, density),
+        rows(Problem::size(count * inputs)) {
+    std::uniform_real_distribution<float> activation(-1.0F, 1.0F);
+    for (float& value : rows) value = activation(random);
     if (count > 1) rows[1] = std::numeric_limits<float>::quiet_NaN();
   }
 
@@ -55,7 +58,13 @@ struct Layer {
   void check_bitmap(int processors) const { check(cuda::Format::bitmap, PackedBitmap(problem).weights(), processors); }
   void check_block4(int processors) const { check(cuda::Format::block4, PackedBlocks(problem).weights(), processors); }
 
+  void check_sparse24(int processors) {
+    problem = two_of_four(0, problem.outputs, problem.inputs, any, 0.9);
+    check(cuda::Format::sparse24, PackedSparse24(problem).weights(), processors);
+  }
+
   std::int64_t count;
+  std::mt19937& any;
   Problem problem;
   std::vector<float> rows;
 };
@@ -70,6 +79,8 @@ TEST(layers_are_those_of_the_cpu) {
     Layer(65, 70, 140, 1.0, random).check_dense(108);  // a GEMM
     Layer(2, 70, 1540, 0.5, random).check_bitmap(4);
     Layer(18, 70, 1540, 0.2, random).check_block4(4);
+    Layer(5, 70, 1540, 1.0, random).check_sparse24(4);
+    Layer(65, 70, 140, 1.0, random).check_sparse24(4);
   });
 }
 
@@ -77,7 +88,7 @@ TEST(the_table_covers_every_format_and_number_of_tokens) {
   using cuda::Format;
   for (const Format format : {Format::dense, Format::bitmap, Format::block4, Format::sparse24}) {
     for (const std::int64_t tokens : {std::int64_t{1}, std::int64_t{64}, std::int64_t{65}, cuda::kMostTokens}) {
-      const bool is_gemm = format == Format::sparse24 || (format == Format::dense && tokens > 64);
+      const bool is_gemm = (format == Format::sparse24 || format == Format::dense) && tokens > 64;
       CHECK(cuda::kernel_for(format, tokens) == (is_gemm ? cuda::Kernel::gemm : cuda::Kernel::decode));
       const int splits = cuda::splits_for(format, 4096, 4096, tokens, 108);
       CHECK(splits >= 1 && splits <= 8);

@@ -2,17 +2,14 @@
 #include "gpu_problem.h"
 #include "kernels/cuda/bitmap_decode.h"
 #include "kernels/cuda/block4_decode.h"
-#include "kernels/cuda/sparse24.h"
+#include "kernels/cuda/sparse24_decode.h"
+#include "kernels/cuda/sparse24_gemm.h"
 #include "kernels/packed.h"
 #include "schedules.h"
 
 using namespace mempool::kernels;
 
 namespace {
-
-void repack_dense(Problem& problem) {
-  pack_dense(problem.weights.data(), problem.outputs, problem.inputs, problem.panels.data(), problem.sums.data());
-}
 
 void check_bitmap(const Problem& problem, int splits) {
   const PackedBitmap packed(problem);
@@ -30,33 +27,29 @@ void check_block4(const Problem& problem, int splits) {
   });
 }
 
-// Two of each four inputs at most.
-Problem sparse24(std::int64_t count, std::int64_t outputs, std::int64_t inputs, std::mt19937& random, double density) {
-  Problem problem(count, outputs, inputs, random, false, density);
-  for (std::int64_t output = 0; output < outputs; ++output) {
-    for (std::int64_t input = 0; input < inputs; input += 4) {
-      std::vector<std::int64_t> kept;
-      for (std::int64_t i = input; i < std::min(input + 4, inputs); ++i) {
-        if (problem.weights[Problem::size(output * inputs + i)] != 0) kept.push_back(output * inputs + i);
-      }
-      for (; kept.size() > 2; kept.pop_back()) {
-        std::swap(kept[random() % kept.size()], kept.back());
-        problem.weights[Problem::size(kept.back())] = 0;
-      }
-    }
+// As on a device: of just their size, and aligned.
+struct OnDevice {
+  explicit OnDevice(const PackedSparse24& from) : values(from.values), places(from.places), weights(from.weights()) {
+    weights.values = values.data();
+    weights.places = places.data();
   }
-  repack_dense(problem);
-  return problem;
+  Device<std::int8_t> values;
+  Device<std::uint32_t> places;
+  Sparse24Weights weights;
+};
+
+void check_sparse24_decode(const Problem& problem, int splits) {
+  const OnDevice packed{PackedSparse24(problem)};
+  Partials partials(problem);
+  check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
+    cuda::sparse24_decode_linear(packed.weights, tokens, output, partials.get(), splits, nullptr);
+  });
 }
 
-void check_sparse24(const Problem& problem) {
-  Device<std::int8_t> values(Problem::size(cuda::sparse24_value_bytes(problem.outputs, problem.inputs)));
-  Device<std::uint32_t> places(Problem::size(cuda::sparse24_place_words(problem.outputs, problem.inputs)));
-  CHECK(cuda::pack_sparse24(problem.weights.data(), problem.outputs, problem.inputs, values.data(), places.data()));
-  const cuda::Sparse24Weights weights = {values.data(), places.data(), problem.scales.data(), problem.outputs,
-                                         problem.inputs};
+void check_sparse24_gemm(const Problem& problem) {
+  const OnDevice packed{PackedSparse24(problem)};
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
-    cuda::sparse24_gemm_linear(weights, tokens, output, nullptr);
+    cuda::sparse24_gemm_linear(packed.weights, tokens, output, nullptr);
   });
 }
 
@@ -87,22 +80,24 @@ TEST(block4_decode_is_exact) {
   });
 }
 
-TEST(sparse24_gemm_is_exact) {
+TEST(sparse24_decode_is_exact) {
   std::mt19937 random(3);
   emulator::for_each_schedule([&] {
-    check_sparse24(sparse24(128, 128, 256, random, 1.0));
-    check_sparse24(sparse24(1, 1, 1, random, 1.0));
-    check_sparse24(sparse24(70, 150, 330, random, 0.3));
-    check_sparse24(sparse24(130, 17, 65, random, 0.6));
+    for (const std::int64_t count : {1, 2, 8, 9, 18, 37}) {
+      check_sparse24_decode(two_of_four(count, 1 + random() % 150, 1 + random() % 900, random, 0.7), 1 + count % 3);
+    }
+    check_sparse24_decode(two_of_four(3, 64, 640, random, 1.0, true), 2);
+    check_sparse24_decode(two_of_four(1, 1, 1, random, 1.0), 1);
+    check_sparse24_decode(two_of_four(2, 70, 200, random, 1.0), 9);  // more blocks than there is to divide
   });
 }
 
-TEST(more_than_two_of_four_are_refused) {
-  std::vector<std::int8_t> weights(2 * 8, 0);
-  weights[12] = weights[13] = weights[15] = 1;
-  std::vector<std::int8_t> values(Problem::size(cuda::sparse24_value_bytes(2, 8)));
-  std::vector<std::uint32_t> places(Problem::size(cuda::sparse24_place_words(2, 8)));
-  CHECK(!cuda::pack_sparse24(weights.data(), 2, 8, values.data(), places.data()));
-  weights[13] = 0;
-  CHECK(cuda::pack_sparse24(weights.data(), 2, 8, values.data(), places.data()));
+TEST(sparse24_gemm_is_exact) {
+  std::mt19937 random(4);
+  emulator::for_each_schedule([&] {
+    check_sparse24_gemm(two_of_four(128, 128, 256, random, 1.0));
+    check_sparse24_gemm(two_of_four(1, 1, 1, random, 1.0));
+    check_sparse24_gemm(two_of_four(70, 150, 330, random, 0.3, true));
+    check_sparse24_gemm(two_of_four(130, 17, 65, random, 0.6));
+  });
 }

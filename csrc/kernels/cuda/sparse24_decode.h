@@ -1,0 +1,13 @@
+// 2:4 sparse int8 for few tokens.
+#pragma once
+
+#include "kernels/cuda/arguments.h"
+#include "kernels/sparse24.h"
+
+namespace mempool::kernels::cuda {
+
+// `splits`: blocks that divide the inputs of a panel; for more than one, `partial` is all zero before, and not after.
+void sparse24_decode_linear(const Sparse24Weights& weights, const DeviceTokens& tokens, const Output& out,
+                            const Partial& partial, int splits, cudaStream_t stream);
+
+}  // namespace mempool::kernels::cuda

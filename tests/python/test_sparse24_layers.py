@@ -1,0 +1,118 @@
+"""Layers of 2:4 weights on the CPU, which packs, checks and stores them. tests/cuda/test_kernels.py runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mempool import compress
+from mempool.nn import Int8Linear, SparseInt8Linear, pack_linear
+
+
+def _linear(outputs: int = 40, inputs: int = 70) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs).requires_grad_(False)
+    fours = nn.functional.pad(torch.rand(outputs, inputs), (0, -inputs % 4)).unflatten(1, (-1, 4))
+    linear.weight.mul_((fours.argsort(-1).argsort(-1) < 2).flatten(1)[:, :inputs])
+    return linear
+
+
+def test_a_layer_holds_what_was_packed() -> None:
+    linear = _linear()
+    layer = SparseInt8Linear.from_linear(linear, "2:4")
+    assert torch.equal(layer.dequantize(), Int8Linear.from_linear(linear).dequantize())
+    assert layer.density == torch.count_nonzero(layer.dequantize()).item() / 2800
+    assert "pattern=2:4" in repr(layer)
+    large = SparseInt8Linear.from_linear(_linear(256, 1024), "2:4")
+    weights = 256 * 1024
+    assert large.packed_bytes == weights * 5 // 8 + 256 * 3 * 4 + 16  # and sums, scales, bias; the format
+
+
+def test_the_cpu_says_that_it_does_not_run_it() -> None:
+    layer = SparseInt8Linear.from_linear(_linear(), "2:4")
+    with pytest.raises(RuntimeError, match=r"on a GPU alone.*unstructured"):
+        layer(torch.randn(1, 70))
+    # Shapes alone are known without a GPU.
+    assert layer.to("meta")(torch.randn(2, 3, 70, device="meta")).shape == (2, 3, 40)
+
+
+def test_a_weight_that_is_not_2_of_4_is_refused() -> None:
+    linear = _linear()
+    linear.weight[3, 4:7] = 1.0
+    with pytest.raises(ValueError, match="more than two"):
+        SparseInt8Linear.from_linear(linear, "2:4")
+    with pytest.raises(RuntimeError, match="more than two"):
+        torch.ops.mempool.pack_sparse24((linear.weight * 9).to(torch.int8))
+
+
+def test_the_target_decides() -> None:
+    linear = _linear(64, 256)
+    assert pack_linear(linear).pattern == "unstructured"
+    assert pack_linear(linear, target="cuda").pattern == "2:4"
+    assert pack_linear(nn.Linear(256, 64), target="cuda").pattern == "dense"
+    linear.weight.mul_(torch.rand_like(linear.weight) < 0.3)  # 0.275 bytes a weight
+    assert pack_linear(linear, target="cuda").pattern == "unstructured"
+    with pytest.raises(ValueError, match="'cpu' or 'cuda'"):
+        pack_linear(linear, target="gpu")
+    with pytest.raises(ValueError, match="'cpu' or 'cuda'"):
+        compress.convert(nn.Sequential(), target="gpu")
+
+
+@pytest.mark.parametrize(("device", "assign"), [("cpu", False), ("cpu", True), ("meta", True)])
+def test_a_state_dict_loads(device: str, assign: bool) -> None:
+    layer = SparseInt8Linear.from_linear(_linear(), "2:4")
+    other = SparseInt8Linear(70, 40, pattern="unstructured", device=device)
+    other.load_state_dict(layer.state_dict(), assign=assign)
+    assert other.pattern == "2:4"
+    assert torch.equal(other.dequantize(), layer.dequantize())
+
+
+def test_a_new_layer_is_zero() -> None:
+    layer = SparseInt8Linear(70, 40, pattern="2:4")
+    assert not layer.dequantize().any()
+    layer.load_state_dict(layer.state_dict())  # and sound
+
+
+def test_a_checkpoint_is_packed_for_a_gpu_and_comes_back(tmp_path: Path) -> None:
+    model = nn.Sequential(_linear(64, 256))
+    compress.save(model, tmp_path / "dense.safetensors")
+    packed = compress.load(nn.Sequential(nn.Linear(256, 64)), tmp_path / "dense.safetensors", target="cuda")
+    assert packed[0].pattern == "2:4"
+    compress.save(packed, tmp_path / "packed.safetensors")
+    again = compress.load(nn.Sequential(nn.Linear(256, 64)), tmp_path / "packed.safetensors")
+    assert again[0].pattern == "2:4"
+    assert torch.equal(again[0].dequantize(), packed[0].dequantize())
+    assert "2:4" in str(compress.report(again))
+    with pytest.raises(ValueError, match="'cpu' or 'cuda'"):
+        compress.load(nn.Sequential(nn.Linear(256, 64)), tmp_path / "dense.safetensors", target="gpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("values", lambda t: t[1:]),
+        ("values", lambda t: t + 1),
+        ("places", lambda t: torch.zeros_like(t)),  # the same place twice
+        ("places", lambda t: t.float()),
+        ("sums", lambda t: t + 1),
+    ],
+)
+def test_damage_is_refused_and_changes_nothing(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    layer = SparseInt8Linear.from_linear(_linear(), "2:4")
+    before = layer.dequantize()
+    state = layer.state_dict()
+    with pytest.raises(RuntimeError):
+        layer.load_state_dict({**state, name: change(state[name])})
+    assert torch.equal(layer.dequantize(), before)
+
+
+def test_operators_pass_opcheck() -> None:
+    weight = (_linear().weight * 100).to(torch.int8)
+    packed = torch.ops.mempool.pack_sparse24(weight)
+    utilities = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.mempool.pack_sparse24.default, (weight,), test_utils=utilities)
+    torch.library.opcheck(torch.ops.mempool.unpack_sparse24.default, (*packed, 40, 70), test_utils=utilities)
+    assert torch.equal(torch.ops.mempool.unpack_sparse24(*packed, 40, 70), weight)
