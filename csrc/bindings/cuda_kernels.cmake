@@ -1,7 +1,7 @@
 # The operators on CUDA tensors: a library beside _ops, where there is nvcc. Machine code for sm_80 and sm_90, PTX for later
 # ones.
 set(cuda_kernel_sources "")
-foreach(kernel bitmap_decode block4_decode dense_decode dense_gemm quantize
+foreach(kernel bitmap_decode block4_decode dense_decode dense_gemm expand quantize
         sparse24_decode sparse24_gemm)
   list(APPEND cuda_kernel_sources ${PROJECT_SOURCE_DIR}/csrc/kernels/cuda/${kernel}.cu)
 endforeach()

@@ -21,6 +21,12 @@ struct DeviceTokens {
   int count = 0;
 };
 
+// Of a weight's panels.
+struct PanelRange {
+  int first = 0;
+  int count = 0;
+};
+
 // Where the inputs of a panel are divided among blocks: their sums. All zero before a kernel.
 struct Partial {
   std::int32_t* sums = nullptr;  // [tokens][panels * kPanel]

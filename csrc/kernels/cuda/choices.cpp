@@ -22,9 +22,11 @@ constexpr Choice kChoices[] = {
     // Up to 64 tokens a block of the GEMM would multiply more padding than tokens, on too few multiprocessors.
     {Format::dense, 64, Kernel::decode},
     {Format::dense, kAny, Kernel::gemm},
-    // Nothing makes these dense but for the multiplication itself.
-    {Format::bitmap, kAny, Kernel::decode},
-    {Format::block4, kAny, Kernel::decode},
+    // The GEMM multiplies dense panels, so these are expanded first, some at a time: once, and not for each 16 tokens.
+    {Format::bitmap, 64, Kernel::decode},
+    {Format::bitmap, kAny, Kernel::gemm},
+    {Format::block4, 64, Kernel::decode},
+    {Format::block4, kAny, Kernel::gemm},
     {Format::sparse24, 64, Kernel::decode},
     {Format::sparse24, kAny, Kernel::gemm},
 };
@@ -46,6 +48,18 @@ int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::in
   const std::int64_t blocks = panels_of(outputs) * ((tokens + 15) / 16);
   const std::int64_t wanted = (of_processor * processors + blocks - 1) / std::max<std::int64_t>(1, blocks);
   return static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, inputs / kLeastInputs), 1, most));
+}
+
+int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
+  // Blocks of the GEMM for every multiprocessor, two on each, as long as what is expanded stays in the second cache.
+  constexpr std::int64_t kMostBytes = 32 << 20;
+  constexpr std::int64_t kTile = 128;  // tokens, and outputs: two panels
+  const auto over = [](std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit; };
+  const std::int64_t pairs = over(panels_of(outputs), 2);
+  const std::int64_t most = kMostBytes / (2 * kPanel * padded_inputs(inputs));
+  const std::int64_t wanted = over(2 * processors, over(tokens, kTile));
+  const std::int64_t parts = over(pairs, std::clamp<std::int64_t>(wanted, 1, most));
+  return static_cast<int>(2 * over(pairs, parts));  // parts of about the same size
 }
 
 }  // namespace mempool::kernels::cuda

@@ -6,9 +6,6 @@
 
 namespace mempool::kernels::cuda {
 
-inline constexpr int kGroupsOfChunk = 64;
-inline constexpr int kChunkBytes = kGroupsOfChunk * static_cast<int>(kPanel * kGroup);
-
 // Adds the products of a chunk, `dense`: [kGroupsOfChunk][kPanel][kGroup], for all tokens.
 template <int tokens>
 __device__ __forceinline__ void add_chunk(const unsigned char* dense, const DeviceTokens& input, int first_token,

@@ -21,11 +21,10 @@ constexpr int kWarpsAcross = 4;  // by 2 below each other
 constexpr int kRowTiles = 4;     // of 16 tokens, in a warp
 constexpr int kColumnTiles = 4;  // of 8 outputs
 
-// Asks for groups [first, + kGroups) of two panels; zeros beyond either end.
-__device__ __forceinline__ void copy_panels(const DenseWeights& weights, int groups, int first_panel, int first,
-                                            unsigned char* to) {
+// Asks for groups [first, + kGroups) of two of the panels that are held; zeros beyond either end.
+__device__ __forceinline__ void copy_panels(const DenseWeights& weights, int panels, int groups, int first_panel,
+                                            int first, unsigned char* to) {
   constexpr int kChunks = static_cast<int>(kPanel * kGroup) / kChunk;  // of a group of a panel
-  const int panels = static_cast<int>(panels_of(weights.outputs));
 #pragma unroll
   for (int i = threadIdx.x; i < kGroups * kPanels * kChunks; i += kTileThreads) {
     const int chunk = i % kChunks;
@@ -60,7 +59,8 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int r
   }
 }
 
-__global__ void __launch_bounds__(kTileThreads, 2) dense_gemm(DenseWeights weights, DeviceTokens tokens, Output out) {
+__global__ void __launch_bounds__(kTileThreads, 2)
+    dense_gemm(DenseWeights weights, PanelRange held, DeviceTokens tokens, Output out) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int inputs = static_cast<int>(weights.inputs);
   const int groups = static_cast<int>(groups_of(inputs));
@@ -75,11 +75,11 @@ __global__ void __launch_bounds__(kTileThreads, 2) dense_gemm(DenseWeights weigh
                  [&](int stage, int place) {
                    unsigned char* const to = shared + place * kStageBytes;
                    copy_tokens<kTokenPitch>(tokens, stride, first_token, stage * kTileInputs, to);
-                   copy_panels(weights, groups, first_panel, stage * kGroups, to + kTokenTileBytes);
+                   copy_panels(weights, held.count, groups, first_panel, stage * kGroups, to + kTokenTileBytes);
                  },
                  [&](int place) { multiply_stage(shared + place * kStageBytes, row, column, sums); });
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int output = first_panel * static_cast<int>(kPanel) + column + lane % 4 * 2;
+  const int output = (held.first + first_panel) * static_cast<int>(kPanel) + column + lane % 4 * 2;
   OutputScale scales[kColumnTiles][2];
 #pragma unroll
   for (int i = 0; i < 2 * kColumnTiles; ++i)
@@ -101,11 +101,11 @@ __global__ void __launch_bounds__(kTileThreads, 2) dense_gemm(DenseWeights weigh
 
 }  // namespace
 
-void dense_gemm_linear(const DenseWeights& weights, const DeviceTokens& tokens, const Output& out,
-                       cudaStream_t stream) {
-  const dim3 grid = {static_cast<unsigned>((weights.outputs + kTileOutputs - 1) / kTileOutputs),
+void dense_gemm_linear(const DenseWeights& weights, const PanelRange& held, const DeviceTokens& tokens,
+                       const Output& out, cudaStream_t stream) {
+  const dim3 grid = {static_cast<unsigned>((held.count + kPanels - 1) / kPanels),
                      static_cast<unsigned>((tokens.count + kTileTokens - 1) / kTileTokens), 1};
-  MEMPOOL_LAUNCH(dense_gemm, grid, kTileThreads, kSharedBytes, stream, weights, tokens, out);
+  MEMPOOL_LAUNCH(dense_gemm, grid, kTileThreads, kSharedBytes, stream, weights, held, tokens, out);
 }
 
 }  // namespace mempool::kernels::cuda

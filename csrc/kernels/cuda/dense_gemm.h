@@ -5,6 +5,9 @@
 
 namespace mempool::kernels::cuda {
 
-void dense_gemm_linear(const DenseWeights& weights, const DeviceTokens& tokens, const Output& out, cudaStream_t stream);
+// `held`: the panels that `weights.panels` has; their outputs are written. A block makes two of them, so their number
+// is even, but for the last of a weight.
+void dense_gemm_linear(const DenseWeights& weights, const PanelRange& held, const DeviceTokens& tokens,
+                       const Output& out, cudaStream_t stream);
 
 }  // namespace mempool::kernels::cuda

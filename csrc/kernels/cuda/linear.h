@@ -20,6 +20,8 @@ enum class Kernel : std::uint8_t { decode, gemm };
 Kernel kernel_for(Format format, std::int64_t tokens) noexcept;
 // How many blocks divide the inputs of a panel, on a GPU with so many multiprocessors.
 int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
+// How many panels of a sparse weight are dense at a time where the GEMM runs: an even number.
+int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
 
 // What linear() needs beside its arguments, in bytes; aligned to 256.
 std::int64_t workspace_bytes(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens,

@@ -4,25 +4,13 @@
 #pragma once
 
 #include "kernels/cuda/finish.h"
+#include "kernels/cuda/share.h"
 
 namespace mempool::kernels::cuda {
-
-inline constexpr int kDecodeThreads = 256;
-inline constexpr int kDecodeWarps = kDecodeThreads / kWarp;
 
 inline dim3 decode_grid(std::int64_t outputs, int count, int tokens, int splits) {
   return {static_cast<unsigned>(panels_of(outputs)), static_cast<unsigned>(splits),
           static_cast<unsigned>((count + tokens - 1) / tokens)};
-}
-
-// Units [first, last) of `units` for the block: blockIdx.y of gridDim.y.
-struct Share {
-  int first;
-  int last;
-};
-__device__ __forceinline__ Share share_of(int units) {
-  const auto part = [units](unsigned i) { return static_cast<int>(static_cast<std::int64_t>(units) * i / gridDim.y); };
-  return {part(blockIdx.y), part(blockIdx.y + 1)};
 }
 
 // All threads call it. `sums`: [tokens][kPanel] of this block, of which each thread wrote those that it reads here.

@@ -18,12 +18,19 @@ void check_decode(const Problem& problem, int splits) {
   });
 }
 
-void check_gemm(const Problem& problem) {
-  const Device<std::int8_t> panels(problem.panels);
-  DenseWeights weights = problem.dense();
-  weights.panels = panels.data();
+// `at_once`: so many panels are there at a time.
+void check_gemm(const Problem& problem, int at_once = 1000) {
+  const int panels = static_cast<int>(panels_of(problem.outputs));
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
-    cuda::dense_gemm_linear(weights, tokens, output, nullptr);
+    for (int first = 0; first < panels; first += at_once) {
+      const int count = std::min(at_once, panels - first);
+      const std::int64_t bytes = kPanel * padded_inputs(problem.inputs);
+      const auto from = problem.panels.begin() + first * bytes;
+      const Device<std::int8_t> held(std::vector<std::int8_t>(from, from + count * bytes));
+      DenseWeights weights = problem.dense();
+      weights.panels = held.data();
+      cuda::dense_gemm_linear(weights, {first, count}, tokens, output, nullptr);
+    }
   });
 }
 
@@ -47,5 +54,6 @@ TEST(dense_gemm_is_exact) {
     check_gemm(Problem(1, 1, 1, random, false));
     check_gemm(Problem(130, 67, 129, random, false));
     check_gemm(Problem(17, 200, 530, random, true));
+    check_gemm(Problem(20, 300, 70, random, false), 2);
   });
 }

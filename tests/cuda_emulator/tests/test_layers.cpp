@@ -79,6 +79,8 @@ TEST(layers_are_those_of_the_cpu) {
     Layer(65, 70, 140, 1.0, random).check_dense(108);  // a GEMM
     Layer(2, 70, 1540, 0.5, random).check_bitmap(4);
     Layer(18, 70, 1540, 0.2, random).check_block4(4);
+    Layer(70, 300, 140, 0.5, random).check_bitmap(1);  // a GEMM of some panels after the others
+    Layer(70, 300, 140, 0.2, random).check_block4(1);
     Layer(5, 70, 1540, 1.0, random).check_sparse24(4);
     Layer(65, 70, 140, 1.0, random).check_sparse24(4);
   });
@@ -88,8 +90,7 @@ TEST(the_table_covers_every_format_and_number_of_tokens) {
   using cuda::Format;
   for (const Format format : {Format::dense, Format::bitmap, Format::block4, Format::sparse24}) {
     for (const std::int64_t tokens : {std::int64_t{1}, std::int64_t{64}, std::int64_t{65}, cuda::kMostTokens}) {
-      const bool is_gemm = (format == Format::sparse24 || format == Format::dense) && tokens > 64;
-      CHECK(cuda::kernel_for(format, tokens) == (is_gemm ? cuda::Kernel::gemm : cuda::Kernel::decode));
+      CHECK(cuda::kernel_for(format, tokens) == (tokens > 64 ? cuda::Kernel::gemm : cuda::Kernel::decode));
       const int splits = cuda::splits_for(format, 4096, 4096, tokens, 108);
       CHECK(splits >= 1 && splits <= 8);
     }
@@ -97,4 +98,17 @@ TEST(the_table_covers_every_format_and_number_of_tokens) {
   CHECK_EQ(cuda::splits_for(Format::dense, 64, 65536, 1, 132), 64);
   CHECK_EQ(cuda::splits_for(Format::dense, 64, 100, 1, 132), 1);
   CHECK_EQ(cuda::splits_for(Format::dense, 1 << 20, 4096, 1, 132), 1);
+}
+
+TEST(as_many_panels_are_dense_at_once_as_fill_a_gpu) {
+  const auto bytes = [](std::int64_t outputs, std::int64_t inputs, std::int64_t tokens) {
+    const int panels = cuda::panels_at_once(outputs, inputs, tokens, 108);
+    CHECK(panels >= 2 && panels % 2 == 0);
+    return panels * kPanel * inputs;
+  };
+  CHECK_EQ(bytes(4096, 4096, 128), 4096 * 4096);      // all of it
+  CHECK_EQ(bytes(4096, 4096, 2048), 22 * 64 * 4096);  // 11 times 16 blocks of the GEMM
+  CHECK(bytes(1 << 20, 4096, 65) <= 32 << 20);
+  CHECK(bytes(1 << 20, 65536, 65) <= 32 << 20);
+  CHECK_EQ(bytes(1, 1, cuda::kMostTokens), 128);
 }

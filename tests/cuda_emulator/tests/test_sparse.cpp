@@ -2,6 +2,7 @@
 #include "gpu_problem.h"
 #include "kernels/cuda/bitmap_decode.h"
 #include "kernels/cuda/block4_decode.h"
+#include "kernels/cuda/expand.h"
 #include "kernels/cuda/sparse24_decode.h"
 #include "kernels/cuda/sparse24_gemm.h"
 #include "kernels/packed.h"
@@ -25,6 +26,18 @@ void check_block4(const Problem& problem, int splits) {
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
     cuda::block4_decode_linear(packed.weights(), tokens, output, partials.get(), splits, nullptr);
   });
+}
+
+// Panels [first, + count) made dense, of both formats, are those of the problem.
+void check_expanded(const Problem& problem, const cuda::PanelRange& which) {
+  const std::int64_t bytes = kPanel * padded_inputs(problem.inputs);
+  const auto expected = problem.panels.begin() + which.first * bytes;
+  const Device<std::int8_t> got(Problem::size(which.count * bytes));
+  cuda::expand_bitmap(PackedBitmap(problem).weights(), which, got.data(), nullptr);
+  CHECK(std::equal(got.data(), got.data() + got.size(), expected));
+  std::fill_n(got.data(), got.size(), std::int8_t{99});
+  cuda::expand_block4(PackedBlocks(problem).weights(), which, got.data(), nullptr);
+  CHECK(std::equal(got.data(), got.data() + got.size(), expected));
 }
 
 // As on a device: of just their size, and aligned.
@@ -77,6 +90,17 @@ TEST(block4_decode_is_exact) {
     }
     check_block4(Problem(2, 64, 600, random, true, 1.0), 2);
     check_block4(Problem(3, 20, 300, random, false, 0.0), 1);
+  });
+}
+
+TEST(expand_is_exact) {
+  std::mt19937 random(5);
+  emulator::for_each_schedule([&] {
+    check_expanded(Problem(0, 200, 1100, random, false, 0.5), {0, 4});
+    check_expanded(Problem(0, 200, 1100, random, false, 0.3), {1, 2});
+    check_expanded(Problem(0, 70, 2049, random, true, 1.0), {1, 1});
+    check_expanded(Problem(0, 1, 1, random, false, 1.0), {0, 1});
+    check_expanded(Problem(0, 64, 257, random, false, 0.0), {0, 1});
   });
 }
 

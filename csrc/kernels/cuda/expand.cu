@@ -1,0 +1,56 @@
+// Panels of sparse weights made dense, for the GEMM of many tokens: once for all of them, where the kernels of few tokens
+// do it again for each 16. Blocks of threads divide a panel's inputs. Occupancy: 4 blocks of 256 threads on a
+// multiprocessor, 64 registers and 17 KiB of shared memory.
+#include "kernels/cuda/bitmap_chunk.h"
+#include "kernels/cuda/block4_chunk.h"
+#include "kernels/cuda/expand.h"
+
+namespace mempool::kernels::cuda {
+namespace {
+
+constexpr unsigned kSplits = 4;
+constexpr int kSharedBytes = kExpanderBytes;
+static_assert(kSharedBytes <= 17 * 1024);
+
+// Where a block's panel begins.
+template <typename PackedWeights>
+__device__ __forceinline__ std::int8_t* panel_of(const PackedWeights& weights, std::int8_t* to) {
+  return to + blockIdx.x * groups_of(weights.inputs) * kPanel * kGroup;
+}
+
+__global__ void __launch_bounds__(kDecodeThreads, 4)
+    bitmap_expand(BitmapWeights weights, int first_panel, std::int8_t* to) {
+  MEMPOOL_SHARED_MEMORY(shared);
+  const int groups = static_cast<int>(groups_of(weights.inputs));
+  const Share share = share_of((groups + kGroupsOfChunk - 1) / kGroupsOfChunk);
+  BitmapExpander expander(weights, first_panel + static_cast<int>(blockIdx.x), share.first, shared);
+  std::int8_t* const panel = panel_of(weights, to);
+  for (int chunk = share.first; chunk < share.last; ++chunk) {
+    expander.expand(chunk, reinterpret_cast<int4*>(panel + chunk * kChunkBytes) + threadIdx.x * 4);
+  }
+}
+
+__global__ void __launch_bounds__(kDecodeThreads, 4)
+    block4_expand(BlockWeights weights, int first_panel, std::int8_t* to) {
+  const int groups = static_cast<int>(groups_of(weights.inputs));
+  const Share share = share_of(static_cast<int>(block_words(weights.inputs)));
+  BlockExpander expander(weights, first_panel + static_cast<int>(blockIdx.x), share.first);
+  std::int8_t* const panel = panel_of(weights, to);
+  for (int word = share.first; word < share.last; ++word) {
+    expander.expand(word, reinterpret_cast<int*>(panel + word * kChunkBytes), groups - word * kGroupsOfChunk);
+  }
+}
+
+}  // namespace
+
+void expand_bitmap(const BitmapWeights& weights, const PanelRange& panels, std::int8_t* to, cudaStream_t stream) {
+  const dim3 grid = {static_cast<unsigned>(panels.count), kSplits, 1};
+  MEMPOOL_LAUNCH(bitmap_expand, grid, kDecodeThreads, kSharedBytes, stream, weights, panels.first, to);
+}
+
+void expand_block4(const BlockWeights& weights, const PanelRange& panels, std::int8_t* to, cudaStream_t stream) {
+  const dim3 grid = {static_cast<unsigned>(panels.count), kSplits, 1};
+  MEMPOOL_LAUNCH(block4_expand, grid, kDecodeThreads, 0, stream, weights, panels.first, to);
+}
+
+}  // namespace mempool::kernels::cuda

@@ -1,0 +1,25 @@
+// What blocks of threads do of a weight that is walked in panels: they divide its inputs, and take 64 groups at a time.
+#pragma once
+
+#include "kernels/cuda/arguments.h"
+#include "kernels/cuda/device.h"
+
+namespace mempool::kernels::cuda {
+
+inline constexpr int kDecodeThreads = 256;
+inline constexpr int kDecodeWarps = kDecodeThreads / kWarp;
+
+inline constexpr int kGroupsOfChunk = 64;
+inline constexpr int kChunkBytes = kGroupsOfChunk * static_cast<int>(kPanel * kGroup);
+
+// Units [first, last) of `units` for the block: blockIdx.y of gridDim.y.
+struct Share {
+  int first;
+  int last;
+};
+__device__ __forceinline__ Share share_of(int units) {
+  const auto part = [units](unsigned i) { return static_cast<int>(static_cast<std::int64_t>(units) * i / gridDim.y); };
+  return {part(blockIdx.y), part(blockIdx.y + 1)};
+}
+
+}  // namespace mempool::kernels::cuda
