@@ -1,9 +1,8 @@
 // Which kernel runs what. The table is reasoned, not measured: no GPU was at hand (README.md here has the model).
 // `mempool doctor --gpu` measures it, beside the vendor's libraries.
 //
-// Those are in no row. torch._int_mm and torch's semi-structured weights want the weight row by row; they would need a
-// second copy of every weight, or a pass over it at each call. Where the report of a GPU says that this is worth it for
-// large batches, it belongs here.
+// Those are in no row: by the model no shape is faster through torch's functions (README.md, "The vendor's libraries").
+// Where the report of a GPU says otherwise, it belongs here.
 #include <algorithm>
 
 #include "kernels/cuda/linear.h"
