@@ -53,7 +53,9 @@ class _PackedLinear(nn.Module):
             self.register_buffer("input_scale", None)
 
     @classmethod
-    def _packed(cls, linear: nn.Linear, pattern: str, quantized: Tensor, buffers: dict[str, Tensor]) -> Self:
+    def _packed(
+        cls, linear: nn.Linear | _PackedLinear, pattern: str, quantized: Tensor, buffers: dict[str, Tensor]
+    ) -> Self:
         """In the place of ``linear``, with its int8 weight packed and what else ``quantized_of`` returned."""
         layer = cls.__new__(cls)
         names = packing.packed_names(pattern)
@@ -281,9 +283,28 @@ class SparseInt8Linear(_PackedLinear):
         quantized, buffers = packing.quantized_of(linear, input_scale)
         if pattern is None:
             pattern, _ = packing.smaller(quantized)
-        if pattern == "2:4" and not packing.is_two_of_four(quantized):
-            raise ValueError("four inputs of an output have more than two weights: prune it with pattern='2:4' first.")
+        _require_fit(pattern, quantized)
         return cls._packed(linear, pattern, quantized, buffers)
+
+    def repacked(self, pattern: str) -> SparseInt8Linear:
+        """The same weight in another pattern, on the same device; its outputs are the same bits.
+
+        Scales and bias are shared with this layer. Raises ValueError for another pattern or a weight that is not 2:4.
+        """
+        _require_sparse(pattern)
+        quantized = self._unpacked()
+        _require_fit(pattern, quantized)
+        rest = {name: self._buffers[name] for name in _FLOATS}
+        kept = {name: buffer for name, buffer in rest.items() if buffer is not None}
+        return self._packed(self, pattern, quantized, kept).to(self.scales.device)
+
+    def _for_target(self, target: str) -> SparseInt8Linear:
+        """This layer if the target runs it as it is and best; else one in another pattern."""
+        if target == "cpu":
+            return self.repacked("unstructured") if self.pattern == "2:4" else self
+        if self.pattern == "2:4" or not _worth_24(self._unpacked()):
+            return self
+        return self.repacked("2:4")
 
     def _non_zero(self) -> int:
         if self.pattern == "block4":
@@ -338,9 +359,20 @@ def _require_sparse(pattern: str) -> None:
         raise ValueError(f"the pattern is 'unstructured', 'block4' or '2:4', not {pattern!r}.")
 
 
+def _require_fit(pattern: str, quantized: Tensor) -> None:
+    if pattern == "2:4" and not packing.is_two_of_four(quantized):
+        raise ValueError("four inputs of an output have more than two weights: prune it with pattern='2:4' first.")
+
+
 # Of the bytes of the dense layer: where a sparse one needs more, little is saved, and many tokens take longer.
 _WORTH_SPARSE = 0.8
 _BYTES_24 = 0.625  # of a weight
+
+
+def _worth_24(quantized: Tensor) -> bool:
+    """Whether a weight can be 2:4, and no other pattern takes a fifth less."""
+    smallest = packing.smaller(quantized)[1]
+    return smallest > _WORTH_SPARSE * _BYTES_24 * quantized.numel() and packing.is_two_of_four(quantized)
 
 
 def pack_linear(
@@ -354,10 +386,9 @@ def pack_linear(
     """
     packing.require_target(target)
     quantized, buffers = packing.quantized_of(linear, input_scale)
-    pattern, sparse_bytes = packing.smaller(quantized)
-    worth_24 = sparse_bytes > _WORTH_SPARSE * _BYTES_24 * quantized.numel()
-    if target == "cuda" and worth_24 and packing.is_two_of_four(quantized):
+    if target == "cuda" and _worth_24(quantized):
         return SparseInt8Linear._packed(linear, "2:4", quantized, buffers)
+    pattern, sparse_bytes = packing.smaller(quantized)
     if sparse_bytes > _WORTH_SPARSE * quantized.numel():
         return Int8Linear._packed(linear, "dense", quantized, buffers)
     return SparseInt8Linear._packed(linear, pattern, quantized, buffers)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from mempool.compress.layers import Batches, linear_layers, observe, replace, require_numbers
-from mempool.nn import pack_linear
+from mempool.compress.layers import Batches, layers_of, linear_layers, observe, replace, require_numbers
+from mempool.nn import SparseInt8Linear, pack_linear
 from mempool.packing import require_target
 
 # How much of the difficulty moves from activations to weights; 0.5 as in the paper.
@@ -33,8 +33,9 @@ def convert(
 
     ``smooth=True`` moves outliers of the activations into the weights (Xiao et al., "SmoothQuant", 2023): needs
     ``calibration``, and costs one multiplication for each activation. ``skip``: names of layers, or patterns.
-    ``target="cuda"``: layers that were pruned to 2:4 take sparse tensor cores' format, which a GPU alone runs; the
-    model is to be on the CPU, and goes to the GPU afterwards.
+    ``target="cuda"``: layers that were pruned to 2:4 take sparse tensor cores' format, which a GPU alone runs; what is
+    not packed has to be on the CPU, and goes to the GPU afterwards. Sparse layers that are packed already are packed
+    anew where the target asks for it, so that ``convert(model)`` makes a model of 2:4 layers run on the CPU again.
 
     Raises ValueError, naming the layer, where a weight has a NaN or an infinite value, is not on the CPU, or has more
     than 65,536 inputs. Layers before it are converted then.
@@ -56,6 +57,12 @@ def convert(
         if layer is model:
             return packed
         replace(model, layer, packed)
+    for sparse in layers_of(model, skip, SparseInt8Linear).values():
+        retargeted = sparse._for_target(target)
+        if sparse is model:
+            return retargeted
+        if retargeted is not sparse:
+            replace(model, sparse, retargeted)
     return model
 
 

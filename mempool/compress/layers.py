@@ -6,7 +6,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,19 @@ from torch import Tensor, nn
 Batches = Iterable[Any]
 
 
-def linear_layers(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
-    """The Linear layers by name, without those that match a pattern of ``skip`` (as in a shell) or lie in what does.
+Layer = TypeVar("Layer", bound=nn.Module)
 
-    A subclass of Linear is left alone: whoever wrote it may read its weight. So is a Linear whose weight another module
-    has, too, such as an embedding: it would be in memory twice. Raises ValueError for a pattern that nothing matches,
+
+def linear_layers(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
+    """The Linear layers by name, without those of ``skip``: see ``layers_of``."""
+    return layers_of(model, skip, nn.Linear)
+
+
+def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[str, Layer]:
+    """The layers of a kind, without those that match a pattern of ``skip`` (as in a shell) or lie in what does.
+
+    A subclass is left alone: whoever wrote it may read its weight. So is a layer whose weight another module has, too,
+    such as an embedding: it would be in memory twice. Raises ValueError for a pattern that nothing matches,
     so that a misspelt name is seen.
     """
     if isinstance(skip, str):
@@ -28,7 +36,7 @@ def linear_layers(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]
     found = {
         name: module
         for name, module in modules.items()
-        if type(module) is nn.Linear and holders[id(module._parameters.get("weight"))] <= 1
+        if type(module) is kind and holders[id(module._parameters.get("weight"))] <= 1
     }
     for pattern in skip:
         matched = [name for name in fnmatch.filter(modules, pattern) if name]

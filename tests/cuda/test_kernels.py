@@ -76,7 +76,8 @@ def test_a_2_of_4_layer_gives_what_the_dense_one_gives(outputs: int, inputs: int
     input = torch.randn(tokens, inputs, device="cpu")
     with pytest.raises(RuntimeError, match="run on a GPU alone"):
         layer(input)
-    layer.to("cuda")
+    layer = layer.repacked("unstructured").to("cuda").repacked("2:4")
+    assert layer.values.is_cuda
     for dtype in (torch.float32, torch.bfloat16):
         assert torch.equal(layer(input.to("cuda", dtype)).cpu(), dense(input.to(dtype)))
     with pytest.raises(RuntimeError, match="for inference"):

@@ -33,7 +33,7 @@ def test_a_layer_holds_what_was_packed() -> None:
 
 def test_the_cpu_says_that_it_does_not_run_it() -> None:
     layer = SparseInt8Linear.from_linear(_linear(), "2:4")
-    with pytest.raises(RuntimeError, match=r"on a GPU alone.*unstructured"):
+    with pytest.raises(RuntimeError, match=r"on a GPU alone.*repacked"):
         layer(torch.randn(1, 70))
     # Shapes alone are known without a GPU.
     assert layer.to("meta")(torch.randn(2, 3, 70, device="meta")).shape == (2, 3, 40)
@@ -59,6 +59,37 @@ def test_the_target_decides() -> None:
         pack_linear(linear, target="gpu")
     with pytest.raises(ValueError, match="'cpu' or 'cuda'"):
         compress.convert(nn.Sequential(), target="gpu")
+
+
+def test_a_packed_layer_is_packed_anew() -> None:
+    linear = _linear()
+    layer = SparseInt8Linear.from_linear(linear, "unstructured", input_scale=torch.rand(70) + 0.5)
+    input = torch.randn(3, 70)
+    there = layer.repacked("2:4")
+    assert there.pattern == "2:4"
+    assert there.scales is layer.scales
+    back = there.repacked("block4").repacked("unstructured")
+    assert torch.equal(back(input), layer(input))
+    with pytest.raises(ValueError, match="more than two"):
+        SparseInt8Linear.from_linear(nn.Linear(70, 40), "unstructured").repacked("2:4")
+    with pytest.raises(ValueError, match="the pattern is"):
+        layer.repacked("dense")
+
+
+def test_a_packed_model_changes_its_target() -> None:
+    model = nn.Sequential(_linear(64, 256), nn.Linear(64, 8), _linear(64, 256))
+    compress.convert(model)
+    input = torch.randn(2, 256)
+    expected = model[0](input)
+    patterns = lambda: [layer.pattern for layer in model]  # noqa: E731
+    assert patterns() == ["unstructured", "dense", "unstructured"]
+    compress.convert(model, target="cuda", skip=["2"])
+    assert patterns() == ["2:4", "dense", "unstructured"]
+    compress.convert(model)
+    assert patterns() == ["unstructured", "dense", "unstructured"]
+    assert torch.equal(model[0](input), expected)
+    alone = compress.convert(SparseInt8Linear.from_linear(_linear(64, 256), "2:4"))
+    assert alone.pattern == "unstructured"
 
 
 @pytest.mark.parametrize(("device", "assign"), [("cpu", False), ("cpu", True), ("meta", True)])

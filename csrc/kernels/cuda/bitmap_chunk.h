@@ -1,7 +1,7 @@
-// A bitmap's panel made dense, 64 groups at a time, by a block of threads. Each counts the bits of one mask, a scan over
-// the block says where its values begin, the values of all are copied as they lie, and each thread puts those of its
-// mask in their places. The masks before a block's share are counted first: where its values begin is not written down,
-// for the format is the CPU's.
+// A bitmap's panel made dense, 64 groups at a time, by a block of threads. Each counts the bits of one mask, a scan
+// over the block says where its values begin, the values of all are copied as they lie, and each thread puts those of
+// its mask in their places. The masks before a block's share are counted first: where its values begin is not written
+// down, for the format is the CPU's.
 #pragma once
 
 #include "kernels/cuda/ptx.h"
@@ -12,8 +12,8 @@ namespace mempool::kernels::cuda {
 inline constexpr int kVectors = static_cast<int>(kVectorsOfPanel);
 static_assert(kGroupsOfChunk * kVectors == kDecodeThreads);  // a mask for each thread
 
-// Shared memory, in bytes: packed weights of a chunk (and what lies before the first and behind the last within 16 bytes
-// and a word), counts of warps, and how to spread bytes by four bits.
+// Shared memory, in bytes: packed weights of a chunk (and what lies before the first and behind the last within 16
+// bytes and a word), counts of warps, and how to spread bytes by four bits.
 inline constexpr int kCountsAt = kChunkBytes + 32;
 inline constexpr int kSelectorsAt = kCountsAt + kDecodeWarps * 4;
 inline constexpr int kExpanderBytes = kSelectorsAt + 16 * 4;

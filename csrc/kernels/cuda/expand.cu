@@ -1,5 +1,5 @@
-// Panels of sparse weights made dense, for the GEMM of many tokens: once for all of them, where the kernels of few tokens
-// do it again for each 16. Blocks of threads divide a panel's inputs. Occupancy: 4 blocks of 256 threads on a
+// Panels of sparse weights made dense, for the GEMM of many tokens: once for all of them, where the kernels of few
+// tokens do it again for each 16. Blocks of threads divide a panel's inputs. Occupancy: 4 blocks of 256 threads on a
 // multiprocessor, 64 registers and 17 KiB of shared memory.
 #include "kernels/cuda/bitmap_chunk.h"
 #include "kernels/cuda/block4_chunk.h"
