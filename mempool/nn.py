@@ -286,25 +286,39 @@ class SparseInt8Linear(_PackedLinear):
         _require_fit(pattern, quantized)
         return cls._packed(linear, pattern, quantized, buffers)
 
-    def repacked(self, pattern: str) -> SparseInt8Linear:
+    def repacked(self, pattern: str | None = None) -> SparseInt8Linear:
         """The same weight in another pattern, on the same device; its outputs are the same bits.
 
-        Scales and bias are shared with this layer. Raises ValueError for another pattern or a weight that is not 2:4.
+        ``pattern=None`` takes unstructured or block4, which needs fewer bytes. Scales and bias are shared with this
+        layer. Raises ValueError for another pattern, a weight that is not 2:4, or a layer on the meta device.
         """
-        _require_sparse(pattern)
-        quantized = self._unpacked()
+        if pattern is not None:
+            _require_sparse(pattern)
+        if self.scales.is_meta:
+            raise ValueError("a layer on the meta device has no weight to pack: load it first.")
+        return self._repacked(self._unpacked(), pattern)
+
+    def _repacked(self, quantized: Tensor, pattern: str | None) -> SparseInt8Linear:
+        if pattern is None:
+            pattern, _ = packing.smaller(quantized)
         _require_fit(pattern, quantized)
         rest = {name: self._buffers[name] for name in _FLOATS}
         kept = {name: buffer for name, buffer in rest.items() if buffer is not None}
         return self._packed(self, pattern, quantized, kept).to(self.scales.device)
 
-    def _for_target(self, target: str) -> SparseInt8Linear:
-        """This layer if the target runs it as it is and best; else one in another pattern."""
-        if target == "cpu":
-            return self.repacked("unstructured") if self.pattern == "2:4" else self
-        if self.pattern == "2:4" or not _worth_24(self._unpacked()):
+    def for_target(self, target: str) -> SparseInt8Linear:
+        """This layer, or the same weight in the pattern that ``pack_linear`` takes for another target.
+
+        For ``"cpu"`` only a layer of 2:4 changes. A layer on the meta device stays as it is. Raises ValueError for
+        another target.
+        """
+        packing.require_target(target)
+        if self.scales.is_meta or (self.pattern == "2:4") == (target == "cuda"):
             return self
-        return self.repacked("2:4")
+        if target == "cpu":
+            return self.repacked()
+        quantized = self._unpacked()
+        return self._repacked(quantized, "2:4") if packing.pattern_for(quantized, target) == "2:4" else self
 
     def _non_zero(self) -> int:
         if self.pattern == "block4":
@@ -322,7 +336,7 @@ class SparseInt8Linear(_PackedLinear):
     def _multiplied(self, input: Tensor) -> Tensor:
         buffers = self._buffers
         if self.pattern == "2:4":
-            return self._multiplied_on_gpu(input)
+            return self._multiplied_24(input)
         linear = torch.ops.mempool.block4_linear if self.pattern == "block4" else torch.ops.mempool.bitmap_linear
         output: Tensor = linear.default(
             input,
@@ -336,7 +350,7 @@ class SparseInt8Linear(_PackedLinear):
         )
         return output
 
-    def _multiplied_on_gpu(self, input: Tensor) -> Tensor:
+    def _multiplied_24(self, input: Tensor) -> Tensor:
         buffers = self._buffers
         output: Tensor = torch.ops.mempool.sparse24_linear.default(
             input,
@@ -364,31 +378,18 @@ def _require_fit(pattern: str, quantized: Tensor) -> None:
         raise ValueError("four inputs of an output have more than two weights: prune it with pattern='2:4' first.")
 
 
-# Of the bytes of the dense layer: where a sparse one needs more, little is saved, and many tokens take longer.
-_WORTH_SPARSE = 0.8
-_BYTES_24 = 0.625  # of a weight
-
-
-def _worth_24(quantized: Tensor) -> bool:
-    """Whether a weight can be 2:4, and no other pattern takes a fifth less."""
-    smallest = packing.smaller(quantized)[1]
-    return smallest > _WORTH_SPARSE * _BYTES_24 * quantized.numel() and packing.is_two_of_four(quantized)
-
-
 def pack_linear(
     linear: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu"
 ) -> Int8Linear | SparseInt8Linear:
     """The packed layer that the density of ``linear`` asks for: sparse where that takes a fifth less memory, or better.
 
-    ``target="cuda"`` takes 2:4 where the weight allows it, unless another pattern takes a fifth less than that; such a
-    layer runs on a GPU alone. It is packed on the CPU and not moved. Other arguments and errors as for
-    ``Int8Linear.from_linear``; ValueError for another target.
+    ``target="cuda"`` takes 2:4 where the weight allows it and that saves as much, unless another pattern takes a fifth
+    less still; such a layer runs on a GPU alone. It is packed on the CPU and not moved. Other arguments and errors as
+    for ``Int8Linear.from_linear``; ValueError for another target.
     """
     packing.require_target(target)
     quantized, buffers = packing.quantized_of(linear, input_scale)
-    if target == "cuda" and _worth_24(quantized):
-        return SparseInt8Linear._packed(linear, "2:4", quantized, buffers)
-    pattern, sparse_bytes = packing.smaller(quantized)
-    if sparse_bytes > _WORTH_SPARSE * quantized.numel():
-        return Int8Linear._packed(linear, "dense", quantized, buffers)
+    pattern = packing.pattern_for(quantized, target)
+    if pattern == "dense":
+        return Int8Linear._packed(linear, pattern, quantized, buffers)
     return SparseInt8Linear._packed(linear, pattern, quantized, buffers)

@@ -23,8 +23,8 @@ bool choose(const std::int8_t (&weights)[kGroup], unsigned (&places)[2]) {
 // Calls visit(output, group, its place) for all that the format holds, beyond N and K too, until it returns false.
 template <typename Visit>
 bool all_groups(std::int64_t outputs, std::int64_t inputs, Visit visit) {
-  for (std::int64_t output = 0; output < tiles_of(outputs) * kTileRows; ++output) {
-    for (std::int64_t group = 0; group < tile_steps(inputs) * kStepInputs / kGroup; ++group) {
+  for (std::int64_t output = 0; output < tiles_of(outputs) * kSparse24Rows; ++output) {
+    for (std::int64_t group = 0; group < tile_steps(inputs) * kSparse24Inputs / kGroup; ++group) {
       if (!visit(output, group, place24(output, group, inputs))) return false;
     }
   }

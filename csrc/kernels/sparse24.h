@@ -1,6 +1,6 @@
 // Weights of which two of each four inputs are not zero at most ("2:4"), as registers of sparse tensor cores take them:
 // for GPUs alone. The other formats do not serve there: a bitmap's values lie at places that depend on all bits before
-// them. 0.625 bytes a weight.
+// them. 0.625 bytes a weight, where whole tiles are full.
 //
 // A tile is 16 outputs by 64 inputs, one instruction. Its inputs are 16 groups of four, of which two bytes each are
 // held, and their places in 4 bits, the lower one first; places are always two different ones in order, also where
@@ -20,11 +20,11 @@
 
 namespace mempool::kernels {
 
-inline constexpr std::int64_t kTileRows = 16;    // outputs
-inline constexpr std::int64_t kStepInputs = 64;  // before two of each four are left out
-inline constexpr std::int64_t kTileLanes = 32;
-inline constexpr std::int64_t kLaneBytes = 16;
-inline constexpr std::int64_t kTileBytes = kTileLanes * kLaneBytes;
+inline constexpr std::int64_t kSparse24Rows = 16;    // outputs
+inline constexpr std::int64_t kSparse24Inputs = 64;  // before two of each four are left out
+inline constexpr std::int64_t kSparse24Lanes = 32;
+inline constexpr std::int64_t kSparse24LaneBytes = 16;
+inline constexpr std::int64_t kSparse24Bytes = kSparse24Lanes * kSparse24LaneBytes;
 
 struct Sparse24Weights {
   const std::int8_t* values = nullptr;    // sparse24_values(outputs, inputs)
@@ -35,13 +35,15 @@ struct Sparse24Weights {
   std::int64_t inputs = 0;
 };
 
-static constexpr std::int64_t tiles_of(std::int64_t outputs) { return (outputs + kTileRows - 1) / kTileRows; }
-static constexpr std::int64_t tile_steps(std::int64_t inputs) { return (inputs + kStepInputs - 1) / kStepInputs; }
+static constexpr std::int64_t tiles_of(std::int64_t outputs) { return (outputs + kSparse24Rows - 1) / kSparse24Rows; }
+static constexpr std::int64_t tile_steps(std::int64_t inputs) {
+  return (inputs + kSparse24Inputs - 1) / kSparse24Inputs;
+}
 static constexpr std::int64_t sparse24_values(std::int64_t outputs, std::int64_t inputs) {
-  return tiles_of(outputs) * tile_steps(inputs) * kTileBytes;
+  return tiles_of(outputs) * tile_steps(inputs) * kSparse24Bytes;
 }
 static constexpr std::int64_t sparse24_places(std::int64_t outputs, std::int64_t inputs) {
-  return tiles_of(outputs) * tile_steps(inputs) * kTileLanes;
+  return tiles_of(outputs) * tile_steps(inputs) * kSparse24Lanes;
 }
 
 // Where a group of four inputs of an output is held, `group` of groups_of(inputs) or of what pads them.
@@ -51,14 +53,14 @@ struct Place24 {
   int shift;           // of its 4 bits there
 };
 static constexpr Place24 place24(std::int64_t output, std::int64_t group, std::int64_t inputs) {
-  constexpr std::int64_t kGroups = kStepInputs / kGroup;
-  const std::int64_t tile = output / kTileRows * tile_steps(inputs) + group / kGroups;
-  const std::int64_t row = output % kTileRows;
+  constexpr std::int64_t kGroups = kSparse24Inputs / kGroup;
+  const std::int64_t tile = output / kSparse24Rows * tile_steps(inputs) + group / kGroups;
+  const std::int64_t row = output % kSparse24Rows;
   const std::int64_t at = group % 4 * 4 + group % kGroups / 4;  // in the order that is held
   const std::int64_t lane = row % 8 * 4 + at % 8 / 2;
   const std::int64_t byte = at / 8 * 8 + row / 8 * 4 + at % 2 * 2;
-  return {tile * kTileBytes + lane * kLaneBytes + byte, tile * kTileLanes + row % 8 * 4 + at / 8 * 2 + row / 8,
-          static_cast<int>(at % 8 * 4)};
+  return {tile * kSparse24Bytes + lane * kSparse24LaneBytes + byte,
+          tile * kSparse24Lanes + row % 8 * 4 + at / 8 * 2 + row / 8, static_cast<int>(at % 8 * 4)};
 }
 
 }  // namespace mempool::kernels

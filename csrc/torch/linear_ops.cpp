@@ -123,8 +123,7 @@ Tensor sparse24_linear(const Tensor& /*input*/, const Tensor& /*values*/, const 
                        std::int64_t /*inputs*/) {
   refuse(
       "2:4 weights run on a GPU alone: move the layer and its input with .to(\"cuda\"), or make it one that the CPU "
-      "runs "
-      "with layer.repacked(\"unstructured\") or mempool.compress.convert(model).");
+      "runs with layer.repacked() or mempool.compress.convert(model).");
 }
 
 // Nothing flows back through a packed weight. That is said when a backward pass runs, not when it is traced: whoever

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mempool.compress.converting import packed_layer
+from mempool.compress.converting import packed_layer, retarget
 from mempool.compress.layers import Batches, linear_layers, replace
 from mempool.compress.pruning import Pruning
 from mempool.nn import Int8Linear, SparseInt8Linear
@@ -98,7 +98,8 @@ def load(
     the packed model and one dense layer, all of it in the current pool. Layers that the file has packed already (see
     ``save``) come in as they are; others become what ``convert`` makes of them after ``prune_`` with these arguments.
     Methods that calibrate send the data through the int8 model, and read the file a second time. ``weights=None``
-    packs nothing. ``prefix``: what the file's names begin with and the model's do not. ``target``: as for ``convert``.
+    packs nothing. ``prefix``: what the file's names begin with and the model's do not. ``target``: as for ``convert``,
+    but layers that the file has packed stay as they are.
 
     Raises ValueError where the file lacks a parameter, has one of another shape, or a weight cannot be packed; the
     model is half filled then. What the file has beyond the model is left alone.
@@ -106,6 +107,8 @@ def load(
     if weights not in ("int8", None):
         raise ValueError(f"weights can be 'int8' or None, not {weights!r}.")
     require_target(target)
+    if weights is None and target != "cpu":
+        raise ValueError(f"target={target!r} goes with weights='int8': convert() packs a model that is loaded.")
     pruning = Pruning(sparsity, method, pattern, calibration) if sparsity else None
     if pruning and weights is None:
         raise ValueError("sparsity goes with weights='int8': prune_() prunes a model that is loaded.")
@@ -124,12 +127,15 @@ def load(
     needs_data = pruning is not None and pruning.method != "magnitude"
     if pruning is None or needs_data:
         for name, layer in layers.items():
-            replace(model, model.get_submodule(name), _packed(file, name, layer, target))
+            replace(model, model.get_submodule(name), _packed(file, name, layer))
     if pruning is not None:
         shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
         for name, weight, mask in pruning.run(model, shapes, lambda name: _weight(file, name, shapes[name])):
-            sparse = _packed(file, name, layers[name], target, weight.mul_(mask))
+            sparse = _packed(file, name, layers[name], weight.mul_(mask))
             replace(model, model.get_submodule(name), sparse)
+    # Not before: calibration data goes through layers that are packed.
+    made = {name: model.get_submodule(name) for name in layers}
+    retarget(model, {name: layer for name, layer in made.items() if isinstance(layer, SparseInt8Linear)}, target)
     return model
 
 
@@ -161,14 +167,14 @@ def _weight(file: _File, name: str, shape: tuple[int, int]) -> Tensor:
     return weight
 
 
-def _packed(file: _File, name: str, layer: nn.Linear, target: str, weight: Tensor | None = None) -> nn.Module:
+def _packed(file: _File, name: str, layer: nn.Linear, weight: Tensor | None = None) -> nn.Module:
     """The packed layer in the place of ``layer``, from the file's weight or the given one."""
     shape = (layer.out_features, layer.in_features)
     dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     dense.weight = nn.Parameter(_weight(file, name, shape) if weight is None else weight, requires_grad=False)
     if layer.bias is not None:
         dense.bias = nn.Parameter(_read(file, f"{name}.bias", torch.Size(shape[:1])), requires_grad=False)
-    return packed_layer(name, dense.train(layer.training), target=target)
+    return packed_layer(name, dense.train(layer.training))
 
 
 def _read(file: _File, name: str, shape: torch.Size) -> Tensor:

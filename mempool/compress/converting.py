@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from mempool.compress.layers import Batches, layers_of, linear_layers, observe, replace, require_numbers
+from mempool.compress.layers import (
+    Batches,
+    layers_of,
+    linear_layers,
+    observe,
+    replace,
+    require_no_hooks,
+    require_numbers,
+)
 from mempool.nn import SparseInt8Linear, pack_linear
 from mempool.packing import require_target
 
@@ -44,6 +52,11 @@ def convert(
         raise ValueError(f"weights can be 'int8', not {weights!r}.")
     require_target(target)
     layers = linear_layers(model, skip)
+    packed_before = layers_of(model, skip, SparseInt8Linear)
+    if isinstance(model, SparseInt8Linear):
+        return model.for_target(target)
+    if target == "cpu":
+        retarget(model, packed_before, target)  # first: calibration data may go through them
     scales: dict[str, Tensor] = {}
     if smooth:
         if calibration is None:
@@ -57,19 +70,23 @@ def convert(
         if layer is model:
             return packed
         replace(model, layer, packed)
-    for sparse in layers_of(model, skip, SparseInt8Linear).values():
-        retargeted = sparse._for_target(target)
-        if sparse is model:
-            return retargeted
-        if retargeted is not sparse:
-            replace(model, sparse, retargeted)
+    if target != "cpu":
+        retarget(model, packed_before, target)
     return model
+
+
+def retarget(model: nn.Module, layers: Mapping[str, SparseInt8Linear], target: str) -> None:
+    """Puts in the place of each of these layers the one that the target asks for."""
+    for name, layer in layers.items():
+        new = layer.for_target(target)
+        if new is not layer:
+            require_no_hooks(name, layer)
+            replace(model, layer, new)
 
 
 def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu") -> nn.Module:
     """``pack_linear``, with the layer's name in its errors."""
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        raise ValueError(f"layer {name!r} has forward hooks, which a packed one would lose: remove them, or skip it.")
+    require_no_hooks(name, layer)
     try:
         return pack_linear(layer, input_scale, target)
     except ValueError as error:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mempool.nn import SparseInt8Linear
+
 Batches = Iterable[Any]
 
 
@@ -60,8 +62,14 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
     """Sends every batch through the model (not compiled), and what goes into the named layers to their observers.
 
     A batch is what the model takes: a tensor, a tuple or list of arguments, or a mapping of named ones. Raises
-    ValueError where there is no batch, or a layer that none of them reached.
+    ValueError where there is no batch, a layer that none of them reached, or one of 2:4 weights on the CPU.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, SparseInt8Linear) and module.pattern == "2:4" and not module.scales.is_cuda:
+            raise ValueError(
+                f"layer {name!r} is 2:4, which the CPU does not run, and calibration data goes through it: put "
+                "layer.repacked() in its place."
+            )
     reached: set[str] = set()
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -133,6 +141,12 @@ def _leave_fused_paths(parent: nn.Module) -> None:
     """torch's encoder layer has fused code that reads the weights of its Linears: with this it stays away from it."""
     if isinstance(parent, nn.TransformerEncoderLayer):
         parent.activation_relu_or_gelu = 0
+
+
+def require_no_hooks(name: str, layer: nn.Module) -> None:
+    """Raises ValueError if something would be lost with the layer."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise ValueError(f"layer {name!r} has forward hooks, which a packed one would lose: remove them, or skip it.")
 
 
 def require_numbers(name: str, values: Tensor) -> None:

@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_before_a_launch() -> None:
     with pytest.raises(RuntimeError, match="last dimension"):
         call(input[:, :100], buffers["panels"], *rest)
     with pytest.raises(RuntimeError, match="split the batch"):
-        call(torch.empty(1, device="cuda").expand(1_048_561, 200), buffers["panels"], *rest)
+        call(torch.empty(1, device="cuda").expand(8_388_481, 200), buffers["panels"], *rest)
 
 
 def test_the_doctor_examines_the_kernels() -> None:

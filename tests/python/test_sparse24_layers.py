@@ -53,6 +53,8 @@ def test_the_target_decides() -> None:
     assert pack_linear(linear).pattern == "unstructured"
     assert pack_linear(linear, target="cuda").pattern == "2:4"
     assert pack_linear(nn.Linear(256, 64), target="cuda").pattern == "dense"
+    # Tiles are of 64 inputs: these would be four times the dense layer.
+    assert pack_linear(_linear(64, 16), target="cuda").pattern == "unstructured"
     linear.weight.mul_(torch.rand_like(linear.weight) < 0.3)  # 0.275 bytes a weight
     assert pack_linear(linear, target="cuda").pattern == "unstructured"
     with pytest.raises(ValueError, match="'cpu' or 'cuda'"):
@@ -74,6 +76,10 @@ def test_a_packed_layer_is_packed_anew() -> None:
         SparseInt8Linear.from_linear(nn.Linear(70, 40), "unstructured").repacked("2:4")
     with pytest.raises(ValueError, match="the pattern is"):
         layer.repacked("dense")
+    assert there.repacked().pattern == "unstructured"
+    with pytest.raises(ValueError, match="on the meta device"):
+        SparseInt8Linear(70, 40, device="meta").repacked("block4")
+    assert SparseInt8Linear(64, 0).repacked("2:4").repacked().out_features == 0
 
 
 def test_a_packed_model_changes_its_target() -> None:
@@ -90,6 +96,44 @@ def test_a_packed_model_changes_its_target() -> None:
     assert torch.equal(model[0](input), expected)
     alone = compress.convert(SparseInt8Linear.from_linear(_linear(64, 256), "2:4"))
     assert alone.pattern == "unstructured"
+    never_loaded = nn.Sequential(SparseInt8Linear(256, 64, device="meta"))
+    compress.convert(never_loaded, target="cuda")
+    assert never_loaded[0].pattern == "unstructured"
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="'0' has forward hooks"):
+        compress.convert(model, target="cuda")
+
+
+def _written(folder: Path, *layers: nn.Linear) -> Path:
+    compress.save(nn.Sequential(*layers), folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+def test_a_checkpoint_is_pruned_and_packed_for_a_gpu(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibration data goes through what was pruned before, on the CPU."""
+    monkeypatch.setattr("mempool.compress.pruning.HESSIAN_BYTES", 4 * 256**2)
+    shape = [nn.Linear(256, 256) for _ in range(3)]
+    checkpoint = _written(tmp_path, *shape)
+    model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(3)))
+    batches = [torch.randn(300, 256)]
+    compress.load(model, checkpoint, sparsity=0.5, method=method, pattern="2:4", calibration=batches, target="cuda")
+    assert [layer.pattern for layer in model] == ["2:4"] * 3
+
+
+def test_calibration_data_does_not_go_through_2_of_4(tmp_path: Path) -> None:
+    model = nn.Sequential(SparseInt8Linear.from_linear(_linear(256, 256), "2:4"), nn.Linear(256, 8))
+    batches = [torch.randn(300, 256)]
+    with pytest.raises(ValueError, match="'0' is 2:4"):
+        compress.prune_(model, 0.5, "wanda", calibration=batches)
+    with pytest.raises(ValueError, match="'0' is 2:4"):
+        compress.convert(model, smooth=True, calibration=batches, target="cuda")
+    compress.convert(model, smooth=True, calibration=batches)  # packed anew first
+    assert model(batches[0]).shape == (300, 8)
+    with pytest.raises(ValueError, match="goes with weights='int8'"):
+        compress.load(nn.Sequential(nn.Linear(70, 40)), _written(tmp_path, _linear()), weights=None, target="cuda")
 
 
 @pytest.mark.parametrize(("device", "assign"), [("cpu", False), ("cpu", True), ("meta", True)])

@@ -4,6 +4,7 @@
 // Those are in no row: by the model no shape is faster through torch's functions (README.md, "The vendor's libraries").
 // Where the report of a GPU says otherwise, it belongs here.
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/cuda/linear.h"
 
@@ -30,6 +31,26 @@ constexpr Choice kChoices[] = {
     {Format::sparse24, kAny, Kernel::gemm},
 };
 
+// Of the kernels of few tokens: blocks that are on a multiprocessor at once, and tokens that a block takes at most.
+struct Decode {
+  int of_processor;
+  std::int64_t most_tokens;
+};
+Decode decode_of(Format format) {
+  switch (format) {
+    case Format::bitmap:
+      return {2, 16};
+    case Format::sparse24:
+      return {3, 32};
+    case Format::dense:
+    case Format::block4:
+      break;
+  }
+  return {4, 16};
+}
+
+std::int64_t over(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit; }
+
 }  // namespace
 
 Kernel kernel_for(Format format, std::int64_t tokens) noexcept {
@@ -40,21 +61,31 @@ Kernel kernel_for(Format format, std::int64_t tokens) noexcept {
 }
 
 int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
-  // Enough loads under way for memory's full rate. A block of a bitmap counts all masks before its own, so fewer there.
-  const std::int64_t of_processor = format == Format::bitmap ? 2 : 4;
-  const std::int64_t most = format == Format::bitmap ? 8 : 64;
-  constexpr std::int64_t kLeastInputs = 512;  // of a block: less is not worth the sums that it adds
-  const std::int64_t blocks = panels_of(outputs) * ((tokens + 15) / 16);
-  const std::int64_t wanted = (of_processor * processors + blocks - 1) / std::max<std::int64_t>(1, blocks);
-  return static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, inputs / kLeastInputs), 1, most));
+  // Of blocks that divide a panel: fewer inputs than these are not worth the sums that a block adds, and a block of a
+  // bitmap counts all masks before its own.
+  constexpr std::int64_t kLeastInputs = 512;
+  const std::int64_t most = std::min<std::int64_t>(inputs / kLeastInputs, format == Format::bitmap ? 8 : 64);
+  // Whole rounds of blocks on all multiprocessors: what is left of the last one, they wait.
+  constexpr double kFull = 0.85;
+  const Decode decode = decode_of(format);
+  const std::int64_t blocks = panels_of(outputs) * over(tokens, decode.most_tokens);
+  const double places = static_cast<double>(decode.of_processor) * processors;
+  double best = 0;
+  std::int64_t splits = 1;
+  for (std::int64_t i = 1; i <= most; ++i) {
+    const double rounds = static_cast<double>(blocks * i) / places;
+    const double full = rounds / std::ceil(rounds);
+    if (full > best) best = full, splits = i;
+    if (best >= kFull) break;
+  }
+  return static_cast<int>(splits);
 }
 
 int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
   // Blocks of the GEMM for every multiprocessor, two on each, as long as what is expanded stays in the second cache.
   constexpr std::int64_t kMostBytes = 32 << 20;
   constexpr std::int64_t kTile = 128;  // tokens, and outputs: two panels
-  const auto over = [](std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit; };
-  const std::int64_t pairs = over(panels_of(outputs), 2);
+  const std::int64_t pairs = std::max<std::int64_t>(1, over(panels_of(outputs), 2));
   const std::int64_t most = kMostBytes / (2 * kPanel * padded_inputs(inputs));
   const std::int64_t wanted = over(2 * processors, over(tokens, kTile));
   const std::int64_t parts = over(pairs, std::clamp<std::int64_t>(wanted, 1, most));

@@ -1,6 +1,8 @@
 // Panels of sparse weights made dense, for the GEMM of many tokens: once for all of them, where the kernels of few
 // tokens do it again for each 16. Blocks of threads divide a panel's inputs. Occupancy: 4 blocks of 256 threads on a
 // multiprocessor, 64 registers and 17 KiB of shared memory.
+#include <algorithm>
+
 #include "kernels/cuda/bitmap_chunk.h"
 #include "kernels/cuda/block4_chunk.h"
 #include "kernels/cuda/expand.h"
@@ -8,7 +10,6 @@
 namespace mempool::kernels::cuda {
 namespace {
 
-constexpr unsigned kSplits = 4;
 constexpr int kSharedBytes = kExpanderBytes;
 static_assert(kSharedBytes <= 17 * 1024);
 
@@ -41,16 +42,24 @@ __global__ void __launch_bounds__(kDecodeThreads, 4)
   }
 }
 
+// Enough blocks for a large GPU, also of few panels.
+template <typename PackedWeights>
+dim3 grid_of(const PackedWeights& weights, const PanelRange& panels) {
+  constexpr std::int64_t kBlocks = 512;
+  const std::int64_t chunks = (groups_of(weights.inputs) + kGroupsOfChunk - 1) / kGroupsOfChunk;
+  const std::int64_t splits = std::min((kBlocks + panels.count - 1) / panels.count, chunks);
+  return {static_cast<unsigned>(panels.count), static_cast<unsigned>(splits), 1};
+}
+
 }  // namespace
 
 void expand_bitmap(const BitmapWeights& weights, const PanelRange& panels, std::int8_t* to, cudaStream_t stream) {
-  const dim3 grid = {static_cast<unsigned>(panels.count), kSplits, 1};
-  MEMPOOL_LAUNCH(bitmap_expand, grid, kDecodeThreads, kSharedBytes, stream, weights, panels.first, to);
+  MEMPOOL_LAUNCH(bitmap_expand, grid_of(weights, panels), kDecodeThreads, kSharedBytes, stream, weights, panels.first,
+                 to);
 }
 
 void expand_block4(const BlockWeights& weights, const PanelRange& panels, std::int8_t* to, cudaStream_t stream) {
-  const dim3 grid = {static_cast<unsigned>(panels.count), kSplits, 1};
-  MEMPOOL_LAUNCH(block4_expand, grid, kDecodeThreads, 0, stream, weights, panels.first, to);
+  MEMPOOL_LAUNCH(block4_expand, grid_of(weights, panels), kDecodeThreads, 0, stream, weights, panels.first, to);
 }
 
 }  // namespace mempool::kernels::cuda

@@ -11,7 +11,7 @@
 namespace mempool::kernels::cuda {
 
 // Of one call: beyond it a grid has too many blocks.
-inline constexpr std::int64_t kMostTokens = 65535 * 16;
+inline constexpr std::int64_t kMostTokens = 65535 * 128;
 
 enum class Format : std::uint8_t { dense, bitmap, block4, sparse24 };
 enum class Kernel : std::uint8_t { decode, gemm };
@@ -20,7 +20,7 @@ enum class Kernel : std::uint8_t { decode, gemm };
 Kernel kernel_for(Format format, std::int64_t tokens) noexcept;
 // How many blocks divide the inputs of a panel, on a GPU with so many multiprocessors.
 int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
-// How many panels of a sparse weight are dense at a time where the GEMM runs: an even number.
+// How many panels of a sparse weight are dense at a time where the GEMM runs: an even number, 2 at least.
 int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
 
 // What linear() needs beside its arguments, in bytes; aligned to 256.

@@ -1,7 +1,7 @@
 // 2:4 sparse int8 for few tokens, on sparse tensor cores: they are far from busy, but take weights as they lie, and
-// nothing is expanded. A block has 64 outputs, four tiles; two warps share a tile's inputs. Each loads what its lanes
-// need straight into registers, tokens too. Occupancy: 3 blocks of 256 threads on a multiprocessor, 80 registers and
-// 16 KiB of shared memory.
+// nothing is expanded. A block has 64 outputs, four tiles; two warps share a tile's inputs. Each warp copies ahead into
+// a ring of its own in shared memory, and loads tokens from the first cache as it goes. Occupancy: 3 blocks of 256
+// threads on a multiprocessor, 80 registers and 25 KiB of shared memory.
 #include <type_traits>
 
 #include "kernels/cuda/ptx.h"
@@ -12,20 +12,75 @@ namespace mempool::kernels::cuda {
 namespace {
 
 constexpr int kColumn = 8;  // tokens of an instruction
-constexpr int kTiles = static_cast<int>(kPanel / kTileRows);
+constexpr int kTiles = static_cast<int>(kPanel / kSparse24Rows);
 constexpr int kParts = kDecodeWarps / kTiles;
+constexpr int kAhead = 4;  // steps whose weights are under way
+constexpr int kSlots = kAhead + 1;
+constexpr int kSlotBytes = static_cast<int>(kSparse24Bytes) + kWarp * 4;  // values, places
+constexpr int kRingBytes = kSlots * kSlotBytes;
 
 // What a lane needs of 64 inputs of eight tokens; zeros beyond either end.
 __device__ __forceinline__ LongColumns columns_of(const DeviceTokens& tokens, int stride, int first, int step) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int token = first + lane / 4;
-  const int input = step * static_cast<int>(kStepInputs) + lane % 4 * static_cast<int>(kLaneBytes);
+  const int input = step * static_cast<int>(kSparse24Inputs) + lane % 4 * static_cast<int>(kSparse24LaneBytes);
   if (token >= tokens.count || input >= stride) return {};
   const int4 loaded =
       __ldg(reinterpret_cast<const int4*>(tokens.values + static_cast<std::int64_t>(token) * stride + input));
   return {{static_cast<unsigned>(loaded.x), static_cast<unsigned>(loaded.y), static_cast<unsigned>(loaded.z),
            static_cast<unsigned>(loaded.w)}};
 }
+
+// The steps of a warp on their way through its ring.
+class Steps {
+ public:
+  // The lanes of a warp call everything together. Steps first, first + kParts, ... before `end` of a tile.
+  __device__ __forceinline__ Steps(const Sparse24Weights& weights, std::int64_t tile, int first, int end,
+                                   unsigned char* ring)
+      : weights_(weights), at_(tile * tile_steps(weights.inputs)), next_(first), end_(end), ring_(ring) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) ask();
+  }
+
+  // Waits for the next step, and asks for the one that comes kAhead later.
+  __device__ __forceinline__ void take(Rows& rows, unsigned& places) {
+    const unsigned char* const slot = ring_ + taken_ * kSlotBytes;
+    taken_ = taken_ + 1 == kSlots ? 0 : taken_ + 1;
+    wait_for_copies<kAhead - 1>();
+    __syncwarp();  // all lanes have their copies, and nobody reads any more what is written next
+    ask();
+    const int4 held = reinterpret_cast<const int4*>(slot)[lane()];
+    rows = {{static_cast<unsigned>(held.x), static_cast<unsigned>(held.y), static_cast<unsigned>(held.z),
+             static_cast<unsigned>(held.w)}};
+    places = reinterpret_cast<const unsigned*>(slot + kSparse24Bytes)[lane()];
+  }
+
+ private:
+  static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+  __device__ __forceinline__ void ask() {
+    constexpr int kPlaceCopies = kWarp * 4 / 16;
+    if (next_ < end_) {
+      unsigned char* const slot = ring_ + asked_ * kSlotBytes;
+      const std::int64_t from = (at_ + next_) * kSparse24Lanes;
+      copy_async(slot + lane() * 16, weights_.values + (from + lane()) * kSparse24LaneBytes, true);
+      if (lane() < kPlaceCopies) {
+        copy_async(slot + kSparse24Bytes + lane() * 16, weights_.places + from + lane() * 4, true);
+      }
+    }
+    commit_copies();
+    next_ += kParts;
+    asked_ = asked_ + 1 == kSlots ? 0 : asked_ + 1;
+  }
+
+  const Sparse24Weights& weights_;
+  std::int64_t at_;  // of the tile's steps
+  int next_;
+  int end_;
+  unsigned char* ring_;
+  int asked_ = 0;  // slots
+  int taken_ = 0;
+};
 
 // Sums of all parts, from lanes to `totals`: shared, [parts][tokens][kPanel]; the first of them become the whole sums,
 // each written by the thread that finish_panel has read it.
@@ -36,7 +91,7 @@ __device__ __forceinline__ void sum_over_parts(const Sums (&sums)[columns], int 
 #pragma unroll
   for (int i = 0; i < columns * 4; ++i) {
     const int token = i / 4 * kColumn + lane % 4 * 2 + i % 2;
-    const int output = tile * static_cast<int>(kTileRows) + lane / 4 + i % 4 / 2 * 8;
+    const int output = tile * static_cast<int>(kSparse24Rows) + lane / 4 + i % 4 / 2 * 8;
     totals[part * kSums + token * static_cast<int>(kPanel) + output] = sums[i / 4].of[i % 4];
   }
   __syncthreads();
@@ -50,31 +105,28 @@ __global__ void __launch_bounds__(kDecodeThreads, 3)
     sparse24_decode(Sparse24Weights weights, DeviceTokens input, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   constexpr int kTokens = columns * kColumn;
-  // Steps whose loads are under way: more do not fit the registers.
-  [[maybe_unused]] constexpr int kAhead = columns < 4 ? 4 : 2;
   const int steps = static_cast<int>(tile_steps(weights.inputs));
   const int stride = token_bytes(static_cast<int>(weights.inputs));
   const int first_token = static_cast<int>(blockIdx.z) * kTokens;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int of_panel = warp % kTiles;
   const int part = warp / kTiles;
   const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x) * kTiles + of_panel;
   const Share share = share_of(steps);
   const int end = tile < tiles_of(weights.outputs) ? share.last : share.first;  // there are not always four
+  Steps weights_of(weights, tile, share.first + part, end, shared + warp * kRingBytes);
   Sums sums[columns] = {};
-#pragma unroll kAhead
   for (int step = share.first + part; step < end; step += kParts) {
-    const std::int64_t at = (tile * steps + step) * kTileLanes + lane;
-    const int4 held = load_once(weights.values + at * kLaneBytes);
-    const unsigned places = __ldg(weights.places + at);
-    const Rows rows = {{static_cast<unsigned>(held.x), static_cast<unsigned>(held.y), static_cast<unsigned>(held.z),
-                        static_cast<unsigned>(held.w)}};
+    LongColumns taken[columns];
 #pragma unroll
-    for (int i = 0; i < columns; ++i) {
-      mma_sparse_s8(sums[i], rows, columns_of(input, stride, first_token + i * kColumn, step), places);
-    }
+    for (int i = 0; i < columns; ++i) taken[i] = columns_of(input, stride, first_token + i * kColumn, step);
+    Rows rows;
+    unsigned places;
+    weights_of.take(rows, places);
+#pragma unroll
+    for (int i = 0; i < columns; ++i) mma_sparse_s8(sums[i], rows, taken[i], places);
   }
+  __syncthreads();  // nobody has a ring any more
   int* const totals = reinterpret_cast<int*>(shared);
   sum_over_parts(sums, of_panel, part, totals);
   finish_panel<kTokens>(weights, input, out, partial, first_token, totals, totals + kTokens * kPanel);
@@ -87,8 +139,10 @@ void sparse24_decode_linear(const Sparse24Weights& weights, const DeviceTokens& 
   const auto launch = [&](auto columns) {
     constexpr int kColumns = decltype(columns)::value;
     constexpr int kTokens = kColumns * kColumn;
-    constexpr int kSharedBytes = kParts * kTokens * static_cast<int>(kPanel * sizeof(int));
-    static_assert(kSharedBytes <= 16 * 1024);
+    constexpr int kTotals = kParts * kTokens * static_cast<int>(kPanel * sizeof(int));
+    constexpr int kRings = kDecodeWarps * kRingBytes;
+    constexpr int kSharedBytes = kTotals > kRings ? kTotals : kRings;
+    static_assert(kSharedBytes <= 25 * 1024);
     MEMPOOL_LAUNCH(sparse24_decode<kColumns>, decode_grid(weights.outputs, input.count, kTokens, splits),
                    kDecodeThreads, kSharedBytes, stream, weights, input, out, partial);
   };

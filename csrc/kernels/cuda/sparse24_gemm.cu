@@ -8,25 +8,27 @@ namespace mempool::kernels::cuda {
 namespace {
 
 constexpr int kTokenPitch = kTileInputs;  // eight lanes read two rows of 64 bytes
-constexpr int kTiles = kTileOutputs / static_cast<int>(kTileRows);
+constexpr int kTiles = kTileOutputs / static_cast<int>(kSparse24Rows);
 constexpr int kValuesAt = kTileTokens * kTokenPitch;
-constexpr int kPlacesAt = kValuesAt + kTiles * static_cast<int>(kTileBytes);
+constexpr int kPlacesAt = kValuesAt + kTiles * static_cast<int>(kSparse24Bytes);
 constexpr int kStageBytes = kPlacesAt + kTiles * kWarp * 4;
 constexpr int kSharedBytes = kStages * kStageBytes;
 static_assert(kSharedBytes <= 52 * 1024);
 constexpr int kWarpsAcross = 4;  // by 2 below each other
 constexpr int kRowTiles = 4;     // of 16 outputs, in a warp
 constexpr int kColumnTiles = 4;  // of 8 tokens
-static_assert(kTileInputs == kStepInputs);
+static_assert(kTileInputs == kSparse24Inputs);
 
 // Asks for one step of kTiles tiles, values and places; zeros beyond the last.
 __device__ __forceinline__ void copy_weights(const Sparse24Weights& weights, int steps, int first_tile, int step,
                                              unsigned char* to) {
   const int tiles = static_cast<int>(tiles_of(weights.outputs)) - first_tile;
-  const auto at = [&](int tile) { return (static_cast<std::int64_t>(first_tile + tile) * steps + step) * kTileLanes; };
+  const auto at = [&](int tile) {
+    return (static_cast<std::int64_t>(first_tile + tile) * steps + step) * kSparse24Lanes;
+  };
   for (int i = threadIdx.x; i < kTiles * kWarp; i += kTileThreads) {
     const bool exists = i / kWarp < tiles;
-    const std::int8_t* const from = weights.values + (exists ? (at(i / kWarp) + i % kWarp) * kLaneBytes : 0);
+    const std::int8_t* const from = weights.values + (exists ? (at(i / kWarp) + i % kWarp) * kSparse24LaneBytes : 0);
     copy_async(to + kValuesAt + i * kChunk, from, exists);
   }
   constexpr int kPlaceChunks = kWarp * 4 / kChunk;
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int stride = token_bytes(inputs);
   const int first_output = static_cast<int>(blockIdx.x) * kTileOutputs;
   const int first_token = static_cast<int>(blockIdx.y) * kTileTokens;
-  const int first_tile = first_output / static_cast<int>(kTileRows);
+  const int first_tile = first_output / static_cast<int>(kSparse24Rows);
   const int tiles = static_cast<int>(tiles_of(weights.outputs)) - first_tile;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int row = warp / kWarpsAcross * kRowTiles * 16;
@@ -87,7 +89,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         copy_weights(weights, steps, first_tile, step, to);
       },
       [&](int place) {
-        multiply_stage(shared + place * kStageBytes, row / static_cast<int>(kTileRows), column, tiles, sums);
+        multiply_stage(shared + place * kStageBytes, row / static_cast<int>(kSparse24Rows), column, tiles, sums);
       });
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int output = first_output + row + lane / 4;

@@ -31,7 +31,7 @@ CLAIMS = {
     "dense_gemm": (2, ["IMMA.16832.S8.S8", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4"]),
     "expand": (4, ["LDGSTS.E.BYPASS.128", "STG.E.128"]),
     "quantize": (8, ["LDG.E.128"]),
-    "sparse24_decode": (3, ["IMMA.SP.16864.S8.S8", "LDG.E.NA.128"]),
+    "sparse24_decode": (3, ["IMMA.SP.16864.S8.S8", "LDGSTS.E.BYPASS.128"]),
     "sparse24_gemm": (2, ["IMMA.SP.16864.S8.S8", "LDGSTS.E.BYPASS.128", "LDS.128"]),
 }
 

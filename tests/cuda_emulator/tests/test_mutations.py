@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 EMULATOR = ROOT / "tests" / "cuda_emulator"
 CUDA = ROOT / "csrc" / "kernels" / "cuda"
 KERNELS = sorted(CUDA.glob("*.cu"))
-WAITS = re.compile(r"(?<!void )(__syncthreads\(\)|wait_for_copies<[^>]*>\(\));")
+WAITS = re.compile(r"(?<!void )(__syncthreads\(\)|__syncwarp\(\)|wait_for_copies<[^>]*>\(\));")
 COMPILER = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-ffp-contract=off", "-w"]
 
 
