@@ -209,6 +209,13 @@ def demo(out: Path, requests: int, threads: int) -> None:
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the sparse model there (safetensors)."
 )
+@click.option(
+    "--target",
+    default="cpu",
+    show_default=True,
+    type=click.Choice(["cpu", "cuda"]),
+    help="What to write it for: 2:4 layers have a format for GPUs alone.",
+)
 def compress(model: Path | None, **settings: Any) -> None:
     """Compress a sentence-embedding MODEL (a folder) to int8 and to sparse int8, and compare.
 

@@ -39,6 +39,7 @@ class Settings:
     pattern: str = "unstructured"
     epochs: int = 0  # of distillation after pruning
     out: Path | None = None  # where the sparse model is written
+    target: str = "cpu"  # what it is written for
 
 
 @dataclass
@@ -73,7 +74,7 @@ def run(settings: Settings) -> int:
         f"machine: {torch.get_num_threads()} threads, kernels {_core.kernel_isa()}, torch {torch.__version__}"
     )
     if settings.out is not None:
-        compress.save(variants[-1].model, settings.out)
+        compress.save(compress.convert(variants[-1].model, target=settings.target), settings.out)
         console.print(f"{variants[-1].name}: {settings.out}", soft_wrap=True)
     held = _show_limit(console, settings, variants)
     return 0 if held else 1

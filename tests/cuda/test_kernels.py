@@ -124,10 +124,10 @@ def test_what_does_not_fit_is_refused_before_a_launch() -> None:
 def test_the_doctor_examines_the_kernels() -> None:
     from mempool.doctor.gpu import examine
 
-    result = examine(shapes=[(64, 128)], tokens=[1, 20], rounds=1, ring_bytes=1)
+    result = examine(shapes=[(64, 128)], tokens=[1, 20], rounds=1, ring_bytes=1, ragged=[(5, 12)])
     assert result["problem"] is None
     ours = [row for row in result["rows"] if row["exact"] is not None]
-    assert len(ours) == 10
+    assert len(ours) == 5 * (2 + 5)
     assert all(row["exact"] and row["problem"] is None for row in ours), ours
     assert result["passed"]
     assert {row["name"] for row in result["rows"]} > {"bfloat16, torch", "2:4 int8, cuSPARSELt"}
@@ -142,7 +142,16 @@ def test_a_wrong_output_fails_the_examination(monkeypatch: pytest.MonkeyPatch) -
         return packed(layer, lambda input: reference(input) + 1)
 
     monkeypatch.setattr(gpu, "_packed", wrong)
-    assert not gpu.examine(shapes=[(64, 128)], tokens=[1], rounds=1, ring_bytes=1)["passed"]
+    assert not gpu.examine(shapes=[(64, 128)], tokens=[1], rounds=1, ring_bytes=1, ragged=[])["passed"]
+
+
+def test_a_gpu_without_kernels_has_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mempool.doctor import gpu
+
+    monkeypatch.setattr(ops, "HAS_CUDA", False)
+    result = gpu.examine()
+    assert "no CUDA kernels" in result["problem"]
+    assert not result["passed"]
 
 
 def test_a_gpu_that_is_too_old_is_refused(run_on_device: Callable[..., str]) -> None:
