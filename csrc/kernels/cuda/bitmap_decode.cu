@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int groups = static_cast<int>(groups_of(weights.inputs));
   const int stride = token_bytes(static_cast<int>(weights.inputs));
   const int first_token = static_cast<int>(blockIdx.z) * tokens;
-  const Share share = share_of((groups + kGroupsOfChunk - 1) / kGroupsOfChunk);
+  const Share share = share_of((groups + kGroupsOfChunk - 1) / kGroupsOfChunk, blockIdx.y, gridDim.y);
   BitmapExpander expander(weights, static_cast<int>(blockIdx.x), share.first, shared + kChunkBytes);
   int sums[tokens][4] = {};
   for (int chunk = share.first; chunk < share.last; ++chunk) {

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int words = static_cast<int>(block_words(weights.inputs));
   const int stride = token_bytes(static_cast<int>(weights.inputs));
   const int first_token = static_cast<int>(blockIdx.z) * tokens;
-  const Share share = share_of(words);
+  const Share share = share_of(words, blockIdx.y, gridDim.y);
   BlockExpander expander(weights, static_cast<int>(blockIdx.x), share.first);
   int sums[tokens][4] = {};
   for (int word = share.first; word < share.last; ++word) {

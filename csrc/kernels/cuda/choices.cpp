@@ -19,14 +19,15 @@ struct Choice {
 
 constexpr std::int64_t kAny = INT64_MAX;
 constexpr Choice kChoices[] = {
-    // Up to 64 tokens a block of the GEMM would multiply more padding than tokens, on too few multiprocessors.
-    {Format::dense, 64, Kernel::decode},
+    // __dp4a takes as long as memory from 16 tokens on, and then again for each 16; tensor cores do not notice.
+    {Format::dense, 16, Kernel::decode},
     {Format::dense, kAny, Kernel::gemm},
     // The GEMM multiplies dense panels, so these are expanded first, some at a time: once, and not for each 16 tokens.
-    {Format::bitmap, 64, Kernel::decode},
+    {Format::bitmap, 32, Kernel::decode},
     {Format::bitmap, kAny, Kernel::gemm},
-    {Format::block4, 64, Kernel::decode},
+    {Format::block4, 32, Kernel::decode},
     {Format::block4, kAny, Kernel::gemm},
+    // Tensor cores both: the first reads a weight once for 32 tokens, and multiplies no more padding than that.
     {Format::sparse24, 64, Kernel::decode},
     {Format::sparse24, kAny, Kernel::gemm},
 };
@@ -48,6 +49,10 @@ Decode decode_of(Format format) {
   }
   return {4, 16};
 }
+
+// Of the GEMMs: tokens of a block, and outputs, which are two panels; and blocks on a multiprocessor at once.
+constexpr std::int64_t kTile = 128;
+constexpr std::int64_t kGemmsOfProcessor = 2;
 
 std::int64_t over(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit; }
 
@@ -81,13 +86,20 @@ int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::in
   return static_cast<int>(splits);
 }
 
+int gemm_splits_for(std::int64_t panels, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
+  constexpr std::int64_t kLeastInputs = 512;  // as above
+  constexpr std::int64_t kMost = 8;
+  const std::int64_t tiles = std::max<std::int64_t>(1, over(panels, 2) * over(tokens, kTile));
+  const std::int64_t room = kGemmsOfProcessor * processors / tiles;  // no second round of blocks
+  return static_cast<int>(std::clamp<std::int64_t>(std::min(room, inputs / kLeastInputs), 1, kMost));
+}
+
 int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
   // Blocks of the GEMM for every multiprocessor, two on each, as long as what is expanded stays in the second cache.
   constexpr std::int64_t kMostBytes = 32 << 20;
-  constexpr std::int64_t kTile = 128;  // tokens, and outputs: two panels
   const std::int64_t pairs = std::max<std::int64_t>(1, over(panels_of(outputs), 2));
   const std::int64_t most = kMostBytes / (2 * kPanel * padded_inputs(inputs));
-  const std::int64_t wanted = over(2 * processors, over(tokens, kTile));
+  const std::int64_t wanted = over(kGemmsOfProcessor * processors, over(tokens, kTile));
   const std::int64_t parts = over(pairs, std::clamp<std::int64_t>(wanted, 1, most));
   return static_cast<int>(2 * over(pairs, parts));  // parts of about the same size
 }

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
   const int first_token = static_cast<int>(blockIdx.z) * tokens;
   const auto* const panel = reinterpret_cast<const int4*>(weights.panels) +
                             static_cast<std::int64_t>(blockIdx.x) * groups * kDecodeColumns + column;
-  const Share share = share_of((groups + kGroupsOfStep - 1) / kGroupsOfStep);
+  const Share share = share_of((groups + kGroupsOfStep - 1) / kGroupsOfStep, blockIdx.y, gridDim.y);
   int sums[tokens][4] = {};
   for (int step = share.first + static_cast<int>(threadIdx.x) / kDecodeColumns; step < share.last;
        step += kDecodeRows) {

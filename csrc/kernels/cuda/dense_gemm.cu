@@ -2,6 +2,7 @@
 // lie as they do on the CPU: four inputs of an output are a word, and a word is what mma wants of its columns.
 // Occupancy: 2 blocks of 256 threads on a multiprocessor, 128 registers and 74 KiB of shared memory.
 #include "kernels/cuda/dense_gemm.h"
+#include "kernels/cuda/tile_split.h"
 #include "kernels/cuda/token_tile.h"
 
 namespace mempool::kernels::cuda {
@@ -60,7 +61,7 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int r
 }
 
 __global__ void __launch_bounds__(kTileThreads, 2)
-    dense_gemm(DenseWeights weights, PanelRange held, DeviceTokens tokens, Output out) {
+    dense_gemm(DenseWeights weights, PanelRange held, DeviceTokens tokens, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int inputs = static_cast<int>(weights.inputs);
   const int groups = static_cast<int>(groups_of(inputs));
@@ -71,15 +72,29 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int row = warp / kWarpsAcross * kRowTiles * 16;
   const int column = warp % kWarpsAcross * kColumnTiles * 8;
   Sums sums[kRowTiles][kColumnTiles] = {};
-  through_stages((groups + kGroups - 1) / kGroups,
-                 [&](int stage, int place) {
-                   unsigned char* const to = shared + place * kStageBytes;
-                   copy_tokens<kTokenPitch>(tokens, stride, first_token, stage * kTileInputs, to);
-                   copy_panels(weights, held.count, groups, first_panel, stage * kGroups, to + kTokenTileBytes);
-                 },
-                 [&](int place) { multiply_stage(shared + place * kStageBytes, row, column, sums); });
+  const Share share = share_of((groups + kGroups - 1) / kGroups, blockIdx.z, gridDim.z);
+  through_stages(
+      share.last - share.first,
+      [&](int stage, int place) {
+        unsigned char* const to = shared + place * kStageBytes;
+        copy_tokens<kTokenPitch>(tokens, stride, first_token, (share.first + stage) * kTileInputs, to);
+        copy_panels(weights, held.count, groups, first_panel, (share.first + stage) * kGroups, to + kTokenTileBytes);
+      },
+      [&](int place) { multiply_stage(shared + place * kStageBytes, row, column, sums); });
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int output = (held.first + first_panel) * static_cast<int>(kPanel) + column + lane % 4 * 2;
+  if (gridDim.z > 1) {
+    const int panels = static_cast<int>(panels_of(weights.outputs));
+    const auto place = [&](int i, int j, int k) -> std::int32_t* {
+      const int token = first_token + row + i * 16 + lane / 4 + k / 2 * 8;
+      const int of_tile = output + j * 8 + k % 2;
+      if (token >= tokens.count || of_tile >= weights.outputs) return nullptr;
+      return partial.sums + token * (panels * kPanel) + of_tile;
+    };
+    const int across = (panels + kPanels - 1) / kPanels;
+    const int tile = static_cast<int>(blockIdx.y) * across + (held.first + first_panel) / kPanels;
+    if (!add_up(sums, partial, tile, place, shared)) return;
+  }
   OutputScale scales[kColumnTiles][2];
 #pragma unroll
   for (int i = 0; i < 2 * kColumnTiles; ++i)
@@ -102,10 +117,11 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 }  // namespace
 
 void dense_gemm_linear(const DenseWeights& weights, const PanelRange& held, const DeviceTokens& tokens,
-                       const Output& out, cudaStream_t stream) {
+                       const Output& out, const Partial& partial, int splits, cudaStream_t stream) {
   const dim3 grid = {static_cast<unsigned>((held.count + kPanels - 1) / kPanels),
-                     static_cast<unsigned>((tokens.count + kTileTokens - 1) / kTileTokens), 1};
-  MEMPOOL_LAUNCH(dense_gemm, grid, kTileThreads, kSharedBytes, stream, weights, held, tokens, out);
+                     static_cast<unsigned>((tokens.count + kTileTokens - 1) / kTileTokens),
+                     static_cast<unsigned>(splits)};
+  MEMPOOL_LAUNCH(dense_gemm, grid, kTileThreads, kSharedBytes, stream, weights, held, tokens, out, partial);
 }
 
 }  // namespace mempool::kernels::cuda

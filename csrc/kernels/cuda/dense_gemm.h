@@ -8,6 +8,6 @@ namespace mempool::kernels::cuda {
 // `held`: the panels that `weights.panels` has; their outputs are written. A block makes two of them, so their number
 // is even, but for the last of a weight.
 void dense_gemm_linear(const DenseWeights& weights, const PanelRange& held, const DeviceTokens& tokens,
-                       const Output& out, cudaStream_t stream);
+                       const Output& out, const Partial& partial, int splits, cudaStream_t stream);
 
 }  // namespace mempool::kernels::cuda

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 4)
     bitmap_expand(BitmapWeights weights, int first_panel, std::int8_t* to) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int groups = static_cast<int>(groups_of(weights.inputs));
-  const Share share = share_of((groups + kGroupsOfChunk - 1) / kGroupsOfChunk);
+  const Share share = share_of((groups + kGroupsOfChunk - 1) / kGroupsOfChunk, blockIdx.y, gridDim.y);
   BitmapExpander expander(weights, first_panel + static_cast<int>(blockIdx.x), share.first, shared);
   std::int8_t* const panel = panel_of(weights, to);
   for (int chunk = share.first; chunk < share.last; ++chunk) {
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 4)
 __global__ void __launch_bounds__(kDecodeThreads, 4)
     block4_expand(BlockWeights weights, int first_panel, std::int8_t* to) {
   const int groups = static_cast<int>(groups_of(weights.inputs));
-  const Share share = share_of(static_cast<int>(block_words(weights.inputs)));
+  const Share share = share_of(static_cast<int>(block_words(weights.inputs)), blockIdx.y, gridDim.y);
   BlockExpander expander(weights, first_panel + static_cast<int>(blockIdx.x), share.first);
   std::int8_t* const panel = panel_of(weights, to);
   for (int word = share.first; word < share.last; ++word) {

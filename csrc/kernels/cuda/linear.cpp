@@ -17,22 +17,29 @@ namespace {
 
 constexpr std::size_t kAlignment = 256;
 
-// A call's kernel, and where the parts of its workspace are: tokens, their scales, sums that blocks share or panels
-// that are made dense.
+// A call's kernel, and where the parts of its workspace are: tokens, their scales, panels that are made dense, sums
+// that blocks share.
 struct Plan {
   Plan(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors)
       : kernel(kernel_for(format, tokens)) {
     const auto up = [](std::int64_t bytes) { return align_up(static_cast<std::size_t>(bytes), kAlignment); };
     scales = up(tokens * token_bytes(static_cast<int>(inputs)));
-    end = dense = sums = scales + up(tokens * std::int64_t{sizeof(float)});
-    if (kernel == Kernel::decode) splits = splits_for(format, outputs, inputs, tokens, processors);
+    sums = dense = scales + up(tokens * std::int64_t{sizeof(float)});
+    if (kernel == Kernel::decode) {
+      splits = splits_for(format, outputs, inputs, tokens, processors);
+    } else {
+      std::int64_t multiplied = panels_of(outputs);
+      if (format == Format::bitmap || format == Format::block4) {
+        multiplied = panels = panels_at_once(outputs, inputs, tokens, processors);
+        sums = dense + up(panels * kPanel * padded_inputs(inputs));
+      }
+      splits = gemm_splits_for(multiplied, inputs, tokens, processors);
+    }
+    end = arrived = sums;
     if (splits > 1) {
       arrived = sums + up(tokens * panels_of(outputs) * kPanel * std::int64_t{sizeof(std::int32_t)});
+      // At most one for each panel and 16 tokens.
       end = arrived + up(panels_of(outputs) * ((tokens + 15) / 16) * std::int64_t{sizeof(unsigned)});
-    }
-    if (kernel == Kernel::gemm && (format == Format::bitmap || format == Format::block4)) {
-      panels = panels_at_once(outputs, inputs, tokens, processors);
-      end = dense + up(panels * kPanel * padded_inputs(inputs));
     }
   }
 
@@ -40,16 +47,26 @@ struct Plan {
   int splits = 1;
   int panels = 0;  // that are made dense at a time
   std::size_t scales;
-  std::size_t sums;
-  std::size_t arrived = 0;
   std::size_t dense;
+  std::size_t sums;
+  std::size_t arrived;
   std::size_t end;
 };
 
-// Quantizes, then calls decode(tokens, partial, splits) or gemm(tokens, memory for dense panels, how many).
-template <typename Weights, typename Decode, typename Gemm>
+// What multiplies the tokens of a call.
+struct Multiplication {
+  DeviceTokens tokens;
+  Kernel kernel;
+  Partial partial;
+  int splits;
+  std::int8_t* dense;  // room for panels, and for how many
+  int panels;
+};
+
+// Quantizes, then calls multiply(Multiplication).
+template <typename Weights, typename Multiply>
 int run(Format format, const Weights& weights, const Activations& activations, void* workspace, int processors,
-        cudaStream_t stream, Decode decode, Gemm gemm) {
+        cudaStream_t stream, Multiply multiply) {
   const std::int64_t count = activations.count;
   const Plan plan(format, weights.outputs, weights.inputs, count, processors);
   auto* const start = static_cast<char*>(workspace);
@@ -62,30 +79,30 @@ int run(Format format, const Weights& weights, const Activations& activations, v
   } else {
     quantize_float32(static_cast<const float*>(activations.values), tokens, inputs, values, scales, stream);
   }
-  const DeviceTokens quantized = {values, scales, tokens};
-  if (plan.kernel == Kernel::gemm) {
-    gemm(quantized, reinterpret_cast<std::int8_t*>(start + plan.dense), plan.panels);
-    return static_cast<int>(cudaGetLastError());
-  }
   Partial partial;
   if (plan.splits > 1) {
     partial = {reinterpret_cast<std::int32_t*>(start + plan.sums), reinterpret_cast<unsigned*>(start + plan.arrived)};
     static_cast<void>(cudaMemsetAsync(partial.sums, 0, plan.end - plan.sums, stream));
   }
-  decode(quantized, partial, plan.splits);
+  multiply(Multiplication{{values, scales, tokens},
+                          plan.kernel,
+                          partial,
+                          plan.splits,
+                          reinterpret_cast<std::int8_t*>(start + plan.dense),
+                          plan.panels});
   return static_cast<int>(cudaGetLastError());
 }
 
 // Some panels after the others: expand(which, to), and multiplied.
 template <typename Weights, typename Expand>
-void expanded_gemm(const Weights& weights, const DeviceTokens& tokens, const Output& output, std::int8_t* dense,
-                   int at_once, cudaStream_t stream, Expand expand) {
+void expanded_gemm(const Weights& weights, const Multiplication& call, const Output& output, cudaStream_t stream,
+                   Expand expand) {
   const int panels = static_cast<int>(panels_of(weights.outputs));
-  const DenseWeights made = {dense, weights.sums, weights.scales, weights.outputs, weights.inputs};
-  for (int first = 0; first < panels; first += at_once) {
-    const PanelRange which = {first, std::min(at_once, panels - first)};
-    expand(which, dense);
-    dense_gemm_linear(made, which, tokens, output, stream);
+  const DenseWeights made = {call.dense, weights.sums, weights.scales, weights.outputs, weights.inputs};
+  for (int first = 0; first < panels; first += call.panels) {
+    const PanelRange which = {first, std::min(call.panels, panels - first)};
+    expand(which, call.dense);
+    dense_gemm_linear(made, which, call.tokens, output, call.partial, call.splits, stream);
   }
 }
 
@@ -98,50 +115,47 @@ std::int64_t workspace_bytes(Format format, std::int64_t outputs, std::int64_t i
 
 int linear(const DenseWeights& weights, const Activations& activations, const Output& output, void* workspace,
            int processors, cudaStream_t stream) {
-  return run(
-      Format::dense, weights, activations, workspace, processors, stream,
-      [&](const DeviceTokens& tokens, const Partial& partial, int splits) {
-        dense_decode_linear(weights, tokens, output, partial, splits, stream);
-      },
-      [&](const DeviceTokens& tokens, std::int8_t*, int) {
-        dense_gemm_linear(weights, {0, static_cast<int>(panels_of(weights.outputs))}, tokens, output, stream);
-      });
+  return run(Format::dense, weights, activations, workspace, processors, stream, [&](const Multiplication& call) {
+    if (call.kernel == Kernel::gemm) {
+      const PanelRange all = {0, static_cast<int>(panels_of(weights.outputs))};
+      return dense_gemm_linear(weights, all, call.tokens, output, call.partial, call.splits, stream);
+    }
+    dense_decode_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+  });
 }
 
 int linear(const BitmapWeights& weights, const Activations& activations, const Output& output, void* workspace,
            int processors, cudaStream_t stream) {
-  return run(
-      Format::bitmap, weights, activations, workspace, processors, stream,
-      [&](const DeviceTokens& tokens, const Partial& partial, int splits) {
-        bitmap_decode_linear(weights, tokens, output, partial, splits, stream);
-      },
-      [&](const DeviceTokens& tokens, std::int8_t* dense, int at_once) {
-        expanded_gemm(weights, tokens, output, dense, at_once, stream,
-                      [&](const PanelRange& which, std::int8_t* to) { expand_bitmap(weights, which, to, stream); });
+  return run(Format::bitmap, weights, activations, workspace, processors, stream, [&](const Multiplication& call) {
+    if (call.kernel == Kernel::gemm) {
+      return expanded_gemm(weights, call, output, stream, [&](const PanelRange& which, std::int8_t* to) {
+        expand_bitmap(weights, which, to, stream);
       });
+    }
+    bitmap_decode_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+  });
 }
 
 int linear(const BlockWeights& weights, const Activations& activations, const Output& output, void* workspace,
            int processors, cudaStream_t stream) {
-  return run(
-      Format::block4, weights, activations, workspace, processors, stream,
-      [&](const DeviceTokens& tokens, const Partial& partial, int splits) {
-        block4_decode_linear(weights, tokens, output, partial, splits, stream);
-      },
-      [&](const DeviceTokens& tokens, std::int8_t* dense, int at_once) {
-        expanded_gemm(weights, tokens, output, dense, at_once, stream,
-                      [&](const PanelRange& which, std::int8_t* to) { expand_block4(weights, which, to, stream); });
+  return run(Format::block4, weights, activations, workspace, processors, stream, [&](const Multiplication& call) {
+    if (call.kernel == Kernel::gemm) {
+      return expanded_gemm(weights, call, output, stream, [&](const PanelRange& which, std::int8_t* to) {
+        expand_block4(weights, which, to, stream);
       });
+    }
+    block4_decode_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+  });
 }
 
 int linear(const Sparse24Weights& weights, const Activations& activations, const Output& output, void* workspace,
            int processors, cudaStream_t stream) {
-  return run(
-      Format::sparse24, weights, activations, workspace, processors, stream,
-      [&](const DeviceTokens& tokens, const Partial& partial, int splits) {
-        sparse24_decode_linear(weights, tokens, output, partial, splits, stream);
-      },
-      [&](const DeviceTokens& tokens, std::int8_t*, int) { sparse24_gemm_linear(weights, tokens, output, stream); });
+  return run(Format::sparse24, weights, activations, workspace, processors, stream, [&](const Multiplication& call) {
+    if (call.kernel == Kernel::gemm) {
+      return sparse24_gemm_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+    }
+    sparse24_decode_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+  });
 }
 
 }  // namespace mempool::kernels::cuda

@@ -18,8 +18,10 @@ enum class Kernel : std::uint8_t { decode, gemm };
 
 // Which kernel runs so many tokens (choices.cpp).
 Kernel kernel_for(Format format, std::int64_t tokens) noexcept;
-// How many blocks divide the inputs of a panel, on a GPU with so many multiprocessors.
+// How many blocks divide the inputs of a panel, on a GPU with so many multiprocessors: of the kernels of few tokens,
 int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
+// and of a GEMM of so many panels.
+int gemm_splits_for(std::int64_t panels, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
 // How many panels of a sparse weight are dense at a time where the GEMM runs: an even number, 2 at least.
 int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
 

@@ -12,14 +12,14 @@ inline constexpr int kDecodeWarps = kDecodeThreads / kWarp;
 inline constexpr int kGroupsOfChunk = 64;
 inline constexpr int kChunkBytes = kGroupsOfChunk * static_cast<int>(kPanel * kGroup);
 
-// Units [first, last) of `units` for the block: blockIdx.y of gridDim.y.
+// Units [first, last) of `units`: part `index` of `count`.
 struct Share {
   int first;
   int last;
 };
-__device__ __forceinline__ Share share_of(int units) {
-  const auto part = [units](unsigned i) { return static_cast<int>(static_cast<std::int64_t>(units) * i / gridDim.y); };
-  return {part(blockIdx.y), part(blockIdx.y + 1)};
+__device__ __forceinline__ Share share_of(int units, unsigned index, unsigned count) {
+  const auto begin = [&](unsigned i) { return static_cast<int>(static_cast<std::int64_t>(units) * i / count); };
+  return {begin(index), begin(index + 1)};
 }
 
 }  // namespace mempool::kernels::cuda

@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 3)
   const int of_panel = warp % kTiles;
   const int part = warp / kTiles;
   const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x) * kTiles + of_panel;
-  const Share share = share_of(steps);
+  const Share share = share_of(steps, blockIdx.y, gridDim.y);
   const int end = tile < tiles_of(weights.outputs) ? share.last : share.first;  // there are not always four
   Steps weights_of(weights, tile, share.first + part, end, shared + warp * kRingBytes);
   Sums sums[columns] = {};

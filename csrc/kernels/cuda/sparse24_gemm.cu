@@ -2,6 +2,7 @@
 // and tokens are columns: a block makes 128 outputs by 128 tokens, a warp 64 by 32 of them. Occupancy: 2 blocks of 256
 // threads on a multiprocessor, 128 registers and 52 KiB of shared memory.
 #include "kernels/cuda/sparse24_gemm.h"
+#include "kernels/cuda/tile_split.h"
 #include "kernels/cuda/token_tile.h"
 
 namespace mempool::kernels::cuda {
@@ -68,7 +69,7 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int f
 }
 
 __global__ void __launch_bounds__(kTileThreads, 2)
-    sparse24_gemm(Sparse24Weights weights, DeviceTokens tokens, Output out) {
+    sparse24_gemm(Sparse24Weights weights, DeviceTokens tokens, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int inputs = static_cast<int>(weights.inputs);
   const int steps = static_cast<int>(tile_steps(inputs));
@@ -81,18 +82,29 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int row = warp / kWarpsAcross * kRowTiles * 16;
   const int column = warp % kWarpsAcross * kColumnTiles * 8;
   Sums sums[kRowTiles][kColumnTiles] = {};
+  const Share share = share_of(steps, blockIdx.z, gridDim.z);
   through_stages(
-      steps,
-      [&](int step, int place) {
+      share.last - share.first,
+      [&](int stage, int place) {
         unsigned char* const to = shared + place * kStageBytes;
-        copy_tokens<kTokenPitch>(tokens, stride, first_token, step * kTileInputs, to);
-        copy_weights(weights, steps, first_tile, step, to);
+        copy_tokens<kTokenPitch>(tokens, stride, first_token, (share.first + stage) * kTileInputs, to);
+        copy_weights(weights, steps, first_tile, share.first + stage, to);
       },
       [&](int place) {
         multiply_stage(shared + place * kStageBytes, row / static_cast<int>(kSparse24Rows), column, tiles, sums);
       });
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int output = first_output + row + lane / 4;
+  if (gridDim.z > 1) {
+    const std::int64_t pitch = panels_of(weights.outputs) * kPanel;
+    const auto place = [&](int i, int j, int k) -> std::int32_t* {
+      const int token = first_token + column + j * 8 + lane % 4 * 2 + k % 2;
+      const int of_tile = output + i * 16 + k / 2 * 8;
+      if (token >= tokens.count || of_tile >= weights.outputs) return nullptr;
+      return partial.sums + token * pitch + of_tile;
+    };
+    if (!add_up(sums, partial, static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x), place, shared)) return;
+  }
   OutputScale scales[2 * kRowTiles];
 #pragma unroll
   for (int i = 0; i < 2 * kRowTiles; ++i) scales[i] = scale_of_output(weights, out, output + i * 8);
@@ -113,10 +125,11 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 }  // namespace
 
 void sparse24_gemm_linear(const Sparse24Weights& weights, const DeviceTokens& tokens, const Output& out,
-                          cudaStream_t stream) {
+                          const Partial& partial, int splits, cudaStream_t stream) {
   const dim3 grid = {static_cast<unsigned>((weights.outputs + kTileOutputs - 1) / kTileOutputs),
-                     static_cast<unsigned>((tokens.count + kTileTokens - 1) / kTileTokens), 1};
-  MEMPOOL_LAUNCH(sparse24_gemm, grid, kTileThreads, kSharedBytes, stream, weights, tokens, out);
+                     static_cast<unsigned>((tokens.count + kTileTokens - 1) / kTileTokens),
+                     static_cast<unsigned>(splits)};
+  MEMPOOL_LAUNCH(sparse24_gemm, grid, kTileThreads, kSharedBytes, stream, weights, tokens, out, partial);
 }
 
 }  // namespace mempool::kernels::cuda

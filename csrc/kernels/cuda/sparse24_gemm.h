@@ -6,7 +6,8 @@
 
 namespace mempool::kernels::cuda {
 
+// `splits` blocks divide the inputs of a tile; with more than one `partial` is used.
 void sparse24_gemm_linear(const Sparse24Weights& weights, const DeviceTokens& tokens, const Output& out,
-                          cudaStream_t stream);
+                          const Partial& partial, int splits, cudaStream_t stream);
 
 }  // namespace mempool::kernels::cuda

@@ -1,6 +1,5 @@
-// A panel's inputs divided among blocks, for kernels of few tokens: a weight has fewer panels than a GPU has
-// multiprocessors. Sums are integers, so the order in which blocks add theirs does not matter. The last block to arrive
-// finishes the panel.
+// Inputs divided among blocks, where a weight has fewer panels, or tiles, than a GPU has room for. Sums are integers,
+// so the order in which blocks add theirs does not matter. The last block to arrive finishes what they share.
 #pragma once
 
 #include "kernels/cuda/finish.h"
@@ -13,11 +12,23 @@ inline dim3 decode_grid(std::int64_t outputs, int count, int tokens, int splits)
           static_cast<unsigned>((count + tokens - 1) / tokens)};
 }
 
+// Whether this block is the last of `blocks` that have added their sums: then it may read them. All threads call it.
+// `shared`: a word that nobody reads any more.
+__device__ __forceinline__ bool is_last(unsigned* arrived, unsigned blocks, unsigned* shared) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *shared = blocks - 1 - atomicAdd(arrived, 1U);  // that are still to come
+  __syncthreads();
+  if (*shared != 0) return false;
+  __threadfence();
+  return true;
+}
+
 // All threads call it. `sums`: [tokens][kPanel] of this block, of which each thread wrote those that it reads here.
-// `last`: a shared word that nobody reads any more.
+// `shared`: a word that nobody reads any more.
 template <int tokens, typename PackedWeights>
 __device__ __forceinline__ void finish_panel(const PackedWeights& weights, const DeviceTokens& input, const Output& out,
-                                             const Partial& partial, int first_token, const int* sums, int* last) {
+                                             const Partial& partial, int first_token, const int* sums, int* shared) {
   const int panel = static_cast<int>(blockIdx.x);
   const int outputs = static_cast<int>(gridDim.x) * kPanel;  // of all panels
   constexpr int kSums = tokens * kPanel;
@@ -33,13 +44,8 @@ __device__ __forceinline__ void finish_panel(const PackedWeights& weights, const
   for (int i = threadIdx.x; i < kSums; i += kDecodeThreads) {
     if (first_token + i / kPanel < input.count) atomicAdd(place(i), sums[i]);
   }
-  __threadfence();
-  __syncthreads();
-  unsigned* const arrived = partial.arrived + blockIdx.z * gridDim.x + panel;
-  if (threadIdx.x == 0) *last = atomicAdd(arrived, 1U) == gridDim.y - 1 ? 1 : 0;
-  __syncthreads();
-  if (*last == 0) return;
-  __threadfence();
+  if (!is_last(partial.arrived + blockIdx.z * gridDim.x + panel, gridDim.y, reinterpret_cast<unsigned*>(shared)))
+    return;
   for (int i = threadIdx.x; i < kSums; i += kDecodeThreads) {
     if (first_token + i / kPanel >= input.count) break;
     finish(weights, input, out, first_token + i / kPanel, panel * kPanel + i % kPanel, __ldcg(place(i)));

@@ -19,9 +19,11 @@ void check_decode(const Problem& problem, int splits) {
 }
 
 // `at_once`: so many panels are there at a time.
-void check_gemm(const Problem& problem, int at_once = 1000) {
+void check_gemm(const Problem& problem, int splits = 1, int at_once = 1000) {
   const int panels = static_cast<int>(panels_of(problem.outputs));
+  Partials partials(problem);
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
+    const cuda::Partial partial = partials.get();
     for (int first = 0; first < panels; first += at_once) {
       const int count = std::min(at_once, panels - first);
       const std::int64_t bytes = kPanel * padded_inputs(problem.inputs);
@@ -29,7 +31,7 @@ void check_gemm(const Problem& problem, int at_once = 1000) {
       const Device<std::int8_t> held(std::vector<std::int8_t>(from, from + count * bytes));
       DenseWeights weights = problem.dense();
       weights.panels = held.data();
-      cuda::dense_gemm_linear(weights, {first, count}, tokens, output, nullptr);
+      cuda::dense_gemm_linear(weights, {first, count}, tokens, output, partial, splits, nullptr);
     }
   });
 }
@@ -53,7 +55,9 @@ TEST(dense_gemm_is_exact) {
     check_gemm(Problem(128, 128, 256, random, false));
     check_gemm(Problem(1, 1, 1, random, false));
     check_gemm(Problem(130, 67, 129, random, false));
-    check_gemm(Problem(17, 200, 530, random, true));
-    check_gemm(Problem(20, 300, 70, random, false), 2);
+    check_gemm(Problem(17, 130, 400, random, true));
+    check_gemm(Problem(20, 100, 330, random, true), 3);
+    check_gemm(Problem(20, 140, 130, random, false), 2, 2);  // panels two by two
+    check_gemm(Problem(3, 5, 70, random, false), 5);         // more blocks than there is to divide
   });
 }

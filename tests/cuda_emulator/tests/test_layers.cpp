@@ -76,28 +76,42 @@ TEST(layers_are_those_of_the_cpu) {
   emulator::for_each_schedule([&] {
     Layer(1, 130, 2050, 1.0, random).check_dense(4);  // inputs are divided
     Layer(3, 64, 100, 1.0, random).check_dense(1);
-    Layer(65, 70, 140, 1.0, random).check_dense(108);  // a GEMM
+    Layer(17, 70, 140, 1.0, random).check_dense(108);  // a GEMM
+    Layer(20, 70, 1030, 1.0, random).check_dense(1);   // and with inputs divided
     Layer(2, 70, 1540, 0.5, random).check_bitmap(4);
     Layer(18, 70, 1540, 0.2, random).check_block4(4);
-    Layer(70, 300, 140, 0.5, random).check_bitmap(1);  // a GEMM of some panels after the others
-    Layer(70, 300, 140, 0.2, random).check_block4(1);
+    Layer(33, 270, 70, 0.5, random).check_bitmap(1);  // a GEMM of some panels after the others
+    Layer(33, 270, 70, 0.2, random).check_block4(1);
+    Layer(33, 70, 1030, 0.5, random).check_bitmap(1);  // of all at once, inputs divided
     Layer(5, 70, 1540, 1.0, random).check_sparse24(4);
-    Layer(65, 70, 140, 1.0, random).check_sparse24(4);
+    Layer(65, 70, 1030, 1.0, random).check_sparse24(1);
   });
 }
 
 TEST(the_table_covers_every_format_and_number_of_tokens) {
   using cuda::Format;
-  for (const Format format : {Format::dense, Format::bitmap, Format::block4, Format::sparse24}) {
-    for (const std::int64_t tokens : {std::int64_t{1}, std::int64_t{64}, std::int64_t{65}, cuda::kMostTokens}) {
-      CHECK(cuda::kernel_for(format, tokens) == (tokens > 64 ? cuda::Kernel::gemm : cuda::Kernel::decode));
+  const auto check = [](Format format, std::int64_t few) {
+    CHECK(cuda::kernel_for(format, 1) == cuda::Kernel::decode);
+    CHECK(cuda::kernel_for(format, few) == cuda::Kernel::decode);
+    CHECK(cuda::kernel_for(format, few + 1) == cuda::Kernel::gemm);
+    CHECK(cuda::kernel_for(format, cuda::kMostTokens) == cuda::Kernel::gemm);
+    for (const std::int64_t tokens : {std::int64_t{1}, few}) {
       const int splits = cuda::splits_for(format, 4096, 4096, tokens, 108);
       CHECK(splits >= 1 && splits <= 8);
     }
-  }
+  };
+  check(Format::dense, 16);
+  check(Format::bitmap, 32);
+  check(Format::block4, 32);
+  check(Format::sparse24, 64);
   CHECK_EQ(cuda::splits_for(Format::dense, 64, 65536, 1, 132), 64);
   CHECK_EQ(cuda::splits_for(Format::dense, 64, 100, 1, 132), 1);
   CHECK_EQ(cuda::splits_for(Format::dense, 1 << 20, 4096, 1, 132), 1);
+  CHECK_EQ(cuda::gemm_splits_for(64, 4096, 128, 108), 6);  // 32 tiles, and room for 216
+  CHECK_EQ(cuda::gemm_splits_for(64, 1024, 128, 108), 2);
+  CHECK_EQ(cuda::gemm_splits_for(64, 4096, 2048, 108), 1);
+  CHECK_EQ(cuda::gemm_splits_for(1, 65536, 1, 108), 8);
+  CHECK_EQ(cuda::gemm_splits_for(0, 1, 1, 108), 1);
 }
 
 TEST(as_many_panels_are_dense_at_once_as_fill_a_gpu) {

@@ -59,10 +59,11 @@ void check_sparse24_decode(const Problem& problem, int splits) {
   });
 }
 
-void check_sparse24_gemm(const Problem& problem) {
+void check_sparse24_gemm(const Problem& problem, int splits = 1) {
   const OnDevice packed{PackedSparse24(problem)};
+  Partials partials(problem);
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
-    cuda::sparse24_gemm_linear(packed.weights, tokens, output, nullptr);
+    cuda::sparse24_gemm_linear(packed.weights, tokens, output, partials.get(), splits, nullptr);
   });
 }
 
@@ -123,5 +124,8 @@ TEST(sparse24_gemm_is_exact) {
     check_sparse24_gemm(two_of_four(1, 1, 1, random, 1.0));
     check_sparse24_gemm(two_of_four(70, 150, 330, random, 0.3, true));
     check_sparse24_gemm(two_of_four(130, 17, 65, random, 0.6));
+    check_sparse24_gemm(two_of_four(130, 20, 150, random, 1.0), 2);
+    for (int i = 0; i < 3; ++i) check_sparse24_gemm(two_of_four(10, 128, 192, random, 1.0), 3);  // one tile's together
+    check_sparse24_gemm(two_of_four(2, 17, 65, random, 0.6), 4);  // more blocks than there is to divide
   });
 }
