@@ -226,6 +226,8 @@ def compress(model: Path | None, **settings: Any) -> None:
     from mempool.demo.compress import run as run_compress
     from mempool.demo.model import find_weights
 
+    if settings["target"] != "cpu" and settings["out"] is None:
+        raise click.UsageError("--target says what the sparse model is written for: name a file with --out.")
     try:
         folder = find_weights() if model is None else model
         status = run_compress(Settings(folder, **settings))

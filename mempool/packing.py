@@ -128,7 +128,7 @@ def is_two_of_four(quantized: Tensor) -> bool:
     return not bool((fours.count_nonzero(dim=2) > 2).any())
 
 
-# Of the bytes of the larger pattern: where less is saved, the one that multiplies faster is taken.
+# Of the bytes of a pattern that multiplies faster, for many tokens: a smaller one has to save more than the rest.
 _WORTH = 0.8
 
 

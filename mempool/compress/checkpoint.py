@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mempool.compress.converting import packed_layer, retarget
-from mempool.compress.layers import Batches, linear_layers, replace
+from mempool.compress.layers import Batches, linear_layers, replace, require_no_hooks
 from mempool.compress.pruning import Pruning
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packing import require_target
@@ -125,18 +125,30 @@ def load(
     _load_rest(model, file, {f"{name}.{part}" for name in [*layers, *packed] for part in ("weight", "bias")})
 
     needs_data = pruning is not None and pruning.method != "magnitude"
+    # Calibration data goes through what is packed, on the CPU.
+    while_packing = "cpu" if needs_data else target
+    loaded_24 = [name for name in packed if needs_data and _pattern(model, name) == "2:4"]
+    retarget(model, loaded_24, "cpu")
     if pruning is None or needs_data:
         for name, layer in layers.items():
-            replace(model, model.get_submodule(name), _packed(file, name, layer))
+            replace(model, model.get_submodule(name), _packed(file, name, layer, while_packing))
     if pruning is not None:
         shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
         for name, weight, mask in pruning.run(model, shapes, lambda name: _weight(file, name, shapes[name])):
-            sparse = _packed(file, name, layers[name], weight.mul_(mask))
+            sparse = _packed(file, name, layers[name], while_packing, weight.mul_(mask))
             replace(model, model.get_submodule(name), sparse)
-    # Not before: calibration data goes through layers that are packed.
-    made = {name: model.get_submodule(name) for name in layers}
-    retarget(model, {name: layer for name, layer in made.items() if isinstance(layer, SparseInt8Linear)}, target)
+    if needs_data:
+        retarget(model, [name for name in layers if _pattern(model, name) not in (None, "dense")], target)
+    for name in loaded_24:
+        layer_24 = model.get_submodule(name)
+        assert isinstance(layer_24, SparseInt8Linear)
+        replace(model, layer_24, layer_24.repacked("2:4"))
     return model
+
+
+def _pattern(model: nn.Module, name: str) -> str | None:
+    layer = model.get_submodule(name)
+    return layer.pattern if isinstance(layer, (Int8Linear, SparseInt8Linear)) else None
 
 
 def save(model: nn.Module, checkpoint: str | Path) -> None:
@@ -167,14 +179,15 @@ def _weight(file: _File, name: str, shape: tuple[int, int]) -> Tensor:
     return weight
 
 
-def _packed(file: _File, name: str, layer: nn.Linear, weight: Tensor | None = None) -> nn.Module:
+def _packed(file: _File, name: str, layer: nn.Linear, target: str, weight: Tensor | None = None) -> nn.Module:
     """The packed layer in the place of ``layer``, from the file's weight or the given one."""
+    require_no_hooks(name, layer)
     shape = (layer.out_features, layer.in_features)
     dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     dense.weight = nn.Parameter(_weight(file, name, shape) if weight is None else weight, requires_grad=False)
     if layer.bias is not None:
         dense.bias = nn.Parameter(_read(file, f"{name}.bias", torch.Size(shape[:1])), requires_grad=False)
-    return packed_layer(name, dense.train(layer.training))
+    return packed_layer(name, dense.train(layer.training), target=target)
 
 
 def _read(file: _File, name: str, shape: torch.Size) -> Tensor:

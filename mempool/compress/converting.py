@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,16 +51,16 @@ def convert(
     if weights != "int8":
         raise ValueError(f"weights can be 'int8', not {weights!r}.")
     require_target(target)
+    if smooth and calibration is None:
+        raise ValueError("smooth=True needs calibration data: calibration=batches.")
     layers = linear_layers(model, skip)
-    packed_before = layers_of(model, skip, SparseInt8Linear)
-    if isinstance(model, SparseInt8Linear):
-        return model.for_target(target)
+    packed_before = list(layers_of(model, skip, SparseInt8Linear))
+    if type(model) is SparseInt8Linear:
+        return _retargeted("", model, target)
     if target == "cpu":
         retarget(model, packed_before, target)  # first: calibration data may go through them
     scales: dict[str, Tensor] = {}
-    if smooth:
-        if calibration is None:
-            raise ValueError("smooth=True needs calibration data: calibration=batches.")
+    if calibration is not None and smooth:
         scales = _smoothing(model, layers, calibration)
     for name in list(layers):
         layer = layers.pop(name)
@@ -75,13 +75,21 @@ def convert(
     return model
 
 
-def retarget(model: nn.Module, layers: Mapping[str, SparseInt8Linear], target: str) -> None:
-    """Puts in the place of each of these layers the one that the target asks for."""
-    for name, layer in layers.items():
-        new = layer.for_target(target)
+def retarget(model: nn.Module, names: Iterable[str], target: str) -> None:
+    """Puts in the place of each of these sparse layers the one that the target asks for, one after the other."""
+    for name in names:
+        layer = model.get_submodule(name)
+        new = _retargeted(name, layer, target)
         if new is not layer:
-            require_no_hooks(name, layer)
             replace(model, layer, new)
+
+
+def _retargeted(name: str, layer: nn.Module, target: str) -> nn.Module:
+    assert isinstance(layer, SparseInt8Linear)
+    new = layer.for_target(target)
+    if new is not layer:
+        require_no_hooks(name, layer)
+    return new
 
 
 def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu") -> nn.Module:

@@ -62,14 +62,8 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
     """Sends every batch through the model (not compiled), and what goes into the named layers to their observers.
 
     A batch is what the model takes: a tensor, a tuple or list of arguments, or a mapping of named ones. Raises
-    ValueError where there is no batch, a layer that none of them reached, or one of 2:4 weights on the CPU.
+    ValueError where there is no batch, a layer that none of them reached, or a 2:4 layer on the CPU that one reaches.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, SparseInt8Linear) and module.pattern == "2:4" and not module.scales.is_cuda:
-            raise ValueError(
-                f"layer {name!r} is 2:4, which the CPU does not run, and calibration data goes through it: put "
-                "layer.repacked() in its place."
-            )
     reached: set[str] = set()
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -85,6 +79,11 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
     handles = [
         model.get_submodule(name).register_forward_pre_hook(hook_of(name), with_kwargs=True) for name in observers
     ]
+    handles += [
+        module.register_forward_pre_hook(_refuse_of(name))
+        for name, module in model.named_modules()
+        if isinstance(module, SparseInt8Linear) and module.pattern == "2:4" and not module.scales.is_cuda
+    ]
     try:
         # Compiled code has no hooks.
         with evaluating(model), torch.no_grad(), torch._dynamo.config.patch(disable=True):
@@ -99,6 +98,16 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
         raise ValueError("calibration has no batch.")
     if missed := [name for name in observers if name not in reached]:
         raise ValueError(f"no calibration batch reached {_some(missed)}: give others, or skip these layers.")
+
+
+def _refuse_of(name: str) -> Callable[..., None]:
+    def refuse(*_: Any) -> None:
+        raise ValueError(
+            f"layer {name!r} is 2:4, which the CPU does not run, and calibration data goes through it: put "
+            "layer.repacked() in its place."
+        )
+
+    return refuse
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:

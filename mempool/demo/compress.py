@@ -74,7 +74,8 @@ def run(settings: Settings) -> int:
         f"machine: {torch.get_num_threads()} threads, kernels {_core.kernel_isa()}, torch {torch.__version__}"
     )
     if settings.out is not None:
-        compress.save(compress.convert(variants[-1].model, target=settings.target), settings.out)
+        with mempool.use_pool(variants[-1].pool):
+            compress.save(compress.convert(variants[-1].model, target=settings.target), settings.out)
         console.print(f"{variants[-1].name}: {settings.out}", soft_wrap=True)
     held = _show_limit(console, settings, variants)
     return 0 if held else 1

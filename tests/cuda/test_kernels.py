@@ -124,10 +124,10 @@ def test_what_does_not_fit_is_refused_before_a_launch() -> None:
 def test_the_doctor_examines_the_kernels() -> None:
     from mempool.doctor.gpu import examine
 
-    result = examine(shapes=[(64, 128)], tokens=[1, 20], rounds=1, ring_bytes=1, ragged=[(5, 12)])
+    result = examine(shapes=[(64, 128)], tokens=[1, 20], rounds=1, ring_bytes=1, ragged=[(5, 13)])
     assert result["problem"] is None
     ours = [row for row in result["rows"] if row["exact"] is not None]
-    assert len(ours) == 5 * (2 + 5)
+    assert len(ours) == 5 * (2 + 2 * 5)
     assert all(row["exact"] and row["problem"] is None for row in ours), ours
     assert result["passed"]
     assert {row["name"] for row in result["rows"]} > {"bfloat16, torch", "2:4 int8, cuSPARSELt"}
@@ -164,11 +164,12 @@ try:
     layer(torch.zeros(1, 64).to("cuda"))
 except RuntimeError as error:
     print(error)
-print(gpu.problem())
+print(gpu.problem(), "passed:", gpu.examine()["passed"])
 """
     said = run_on_device(script, CUDA_STANDIN_CAPABILITY="7.5")
     assert "need compute capability 8.0 on a GPU, and device 0 has 7.5" in said
     assert "below 8.0" in said
+    assert "passed: False" in said
 
 
 def test_a_layer_is_loaded_and_checked_on_the_gpu() -> None:

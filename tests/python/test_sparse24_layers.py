@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import mempool
 from mempool import compress
 from mempool.nn import Int8Linear, SparseInt8Linear, pack_linear
 
@@ -102,6 +103,8 @@ def test_a_packed_model_changes_its_target() -> None:
     model[0].register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="'0' has forward hooks"):
         compress.convert(model, target="cuda")
+    with pytest.raises(ValueError, match="has forward hooks"):
+        compress.convert(model[0], target="cuda")
 
 
 def _written(folder: Path, *layers: nn.Linear) -> Path:
@@ -123,11 +126,37 @@ def test_a_checkpoint_is_pruned_and_packed_for_a_gpu(
     assert [layer.pattern for layer in model] == ["2:4"] * 3
 
 
+def test_layers_that_a_checkpoint_has_as_2_of_4_stay_so(tmp_path: Path) -> None:
+    """Also where calibration data goes through them."""
+    packed = SparseInt8Linear.from_linear(_linear(256, 256), "2:4")
+    checkpoint = tmp_path / "half.safetensors"
+    compress.save(nn.Sequential(packed, nn.Linear(256, 8)), checkpoint)
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 8))
+    compress.load(model, checkpoint, sparsity=0.5, method="wanda", calibration=[torch.randn(20, 256)])
+    assert [layer.pattern for layer in model] == ["2:4", "unstructured"]
+    assert torch.equal(model[0].dequantize(), packed.dequantize())
+
+
+def test_layers_change_their_target_one_after_the_other(enabled: None) -> None:
+    pool = mempool.MemoryPool("converting", device="cpu")
+    linears = [_linear(512, 512) for _ in range(8)]
+    with mempool.use_pool(pool):
+        model = nn.Sequential(*(SparseInt8Linear.from_linear(linear, "2:4") for linear in linears))
+        once = pool.used_bytes()
+        pool.reset_peak()
+        compress.convert(model)
+    assert once > 0
+    assert pool.peak_bytes() < 2 * once
+
+
 def test_calibration_data_does_not_go_through_2_of_4(tmp_path: Path) -> None:
     model = nn.Sequential(SparseInt8Linear.from_linear(_linear(256, 256), "2:4"), nn.Linear(256, 8))
     batches = [torch.randn(300, 256)]
     with pytest.raises(ValueError, match="'0' is 2:4"):
         compress.prune_(model, 0.5, "wanda", calibration=batches)
+    with pytest.raises(ValueError, match="smooth=True needs"):
+        compress.convert(model, smooth=True)
+    assert model[0].pattern == "2:4"
     with pytest.raises(ValueError, match="'0' is 2:4"):
         compress.convert(model, smooth=True, calibration=batches, target="cuda")
     compress.convert(model, smooth=True, calibration=batches)  # packed anew first

@@ -27,10 +27,10 @@ struct PanelRange {
   int count = 0;
 };
 
-// Where the inputs of a panel are divided among blocks: their sums. All zero before a kernel.
+// Where inputs are divided among blocks: their sums. All zero before a kernel.
 struct Partial {
-  std::int32_t* sums = nullptr;  // [tokens][panels * kPanel]
-  unsigned* arrived = nullptr;   // [panels][blocks of tokens]
+  std::int32_t* sums = nullptr;  // [tokens][panels * kPanel], of the panels that the kernel has
+  unsigned* arrived = nullptr;   // [blocks of tokens][panels], or of tiles
 };
 
 }  // namespace mempool::kernels::cuda

@@ -12,7 +12,7 @@ namespace {
 constexpr int kDecodeBytes = kChunkBytes + kExpanderBytes;
 
 template <int tokens>
-__global__ void __launch_bounds__(kDecodeThreads, 2)
+__global__ void __launch_bounds__(kDecodeThreads, dot_product_blocks(tokens))
     bitmap_decode(BitmapWeights weights, DeviceTokens input, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int groups = static_cast<int>(groups_of(weights.inputs));

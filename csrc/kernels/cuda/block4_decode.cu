@@ -9,7 +9,7 @@ namespace mempool::kernels::cuda {
 namespace {
 
 template <int tokens>
-__global__ void __launch_bounds__(kDecodeThreads, 2)
+__global__ void __launch_bounds__(kDecodeThreads, dot_product_blocks(tokens))
     block4_decode(BlockWeights weights, DeviceTokens input, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int groups = static_cast<int>(groups_of(weights.inputs));

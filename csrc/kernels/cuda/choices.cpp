@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/occupancy.h"
 
 namespace mempool::kernels::cuda {
 namespace {
@@ -19,7 +20,7 @@ struct Choice {
 
 constexpr std::int64_t kAny = INT64_MAX;
 constexpr Choice kChoices[] = {
-    // __dp4a takes as long as memory from 16 tokens on, and then again for each 16; tensor cores do not notice.
+    // At 16 tokens __dp4a takes nearly as long as memory, and then again for each 16; tensor cores do not notice.
     {Format::dense, 16, Kernel::decode},
     {Format::dense, kAny, Kernel::gemm},
     // The GEMM multiplies dense panels, so these are expanded first, some at a time: once, and not for each 16 tokens.
@@ -32,27 +33,21 @@ constexpr Choice kChoices[] = {
     {Format::sparse24, kAny, Kernel::gemm},
 };
 
-// Of the kernels of few tokens: blocks that are on a multiprocessor at once, and tokens that a block takes at most.
+// Of the kernels of few tokens: blocks that are on a multiprocessor at once, and tokens that a block takes.
 struct Decode {
   int of_processor;
-  std::int64_t most_tokens;
+  std::int64_t tokens;
 };
-Decode decode_of(Format format) {
-  switch (format) {
-    case Format::bitmap:
-      return {2, 16};
-    case Format::sparse24:
-      return {3, 32};
-    case Format::dense:
-    case Format::block4:
-      break;
+Decode decode_of(Format format, std::int64_t tokens) {
+  if (format == Format::sparse24) {
+    const int taken = static_cast<int>(std::min<std::int64_t>(tokens, 32));
+    return {sparse24_blocks(taken), taken};
   }
-  return {4, 16};
+  const int taken = static_cast<int>(std::min<std::int64_t>(tokens, 16));
+  return {dot_product_blocks(taken), taken};
 }
 
-// Of the GEMMs: tokens of a block, and outputs, which are two panels; and blocks on a multiprocessor at once.
-constexpr std::int64_t kTile = 128;
-constexpr std::int64_t kGemmsOfProcessor = 2;
+constexpr std::int64_t kTile = 128;  // of a GEMM: tokens of a block, and outputs, which are two panels
 
 std::int64_t over(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit; }
 
@@ -72,8 +67,8 @@ int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::in
   const std::int64_t most = std::min<std::int64_t>(inputs / kLeastInputs, format == Format::bitmap ? 8 : 64);
   // Whole rounds of blocks on all multiprocessors: what is left of the last one, they wait.
   constexpr double kFull = 0.85;
-  const Decode decode = decode_of(format);
-  const std::int64_t blocks = panels_of(outputs) * over(tokens, decode.most_tokens);
+  const Decode decode = decode_of(format, tokens);
+  const std::int64_t blocks = panels_of(outputs) * over(tokens, decode.tokens);
   const double places = static_cast<double>(decode.of_processor) * processors;
   double best = 0;
   std::int64_t splits = 1;
@@ -88,9 +83,9 @@ int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::in
 
 int gemm_splits_for(std::int64_t panels, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
   constexpr std::int64_t kLeastInputs = 512;  // as above
-  constexpr std::int64_t kMost = 8;
+  constexpr std::int64_t kMost = 32;
   const std::int64_t tiles = std::max<std::int64_t>(1, over(panels, 2) * over(tokens, kTile));
-  const std::int64_t room = kGemmsOfProcessor * processors / tiles;  // no second round of blocks
+  const std::int64_t room = kGemmBlocks * processors / tiles;  // no second round of blocks
   return static_cast<int>(std::clamp<std::int64_t>(std::min(room, inputs / kLeastInputs), 1, kMost));
 }
 
@@ -99,7 +94,7 @@ int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t token
   constexpr std::int64_t kMostBytes = 32 << 20;
   const std::int64_t pairs = std::max<std::int64_t>(1, over(panels_of(outputs), 2));
   const std::int64_t most = kMostBytes / (2 * kPanel * padded_inputs(inputs));
-  const std::int64_t wanted = over(kGemmsOfProcessor * processors, over(tokens, kTile));
+  const std::int64_t wanted = over(kGemmBlocks * processors, over(tokens, kTile));
   const std::int64_t parts = over(pairs, std::clamp<std::int64_t>(wanted, 1, most));
   return static_cast<int>(2 * over(pairs, parts));  // parts of about the same size
 }

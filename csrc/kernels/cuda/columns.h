@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/occupancy.h"
 #include "kernels/cuda/split.h"
 
 namespace mempool::kernels::cuda {

@@ -32,7 +32,7 @@ __device__ __forceinline__ void add_step(const int4 (&weight)[kGroupsOfStep], co
 }
 
 template <int tokens>
-__global__ void __launch_bounds__(kDecodeThreads, 2)
+__global__ void __launch_bounds__(kDecodeThreads, dot_product_blocks(tokens))
     dense_decode(DenseWeights weights, DeviceTokens input, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   int* const totals = reinterpret_cast<int*>(shared);

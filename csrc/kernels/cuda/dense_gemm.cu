@@ -60,7 +60,7 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int r
   }
 }
 
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, kGemmBlocks)
     dense_gemm(DenseWeights weights, PanelRange held, DeviceTokens tokens, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int inputs = static_cast<int>(weights.inputs);
@@ -84,15 +84,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int output = (held.first + first_panel) * static_cast<int>(kPanel) + column + lane % 4 * 2;
   if (gridDim.z > 1) {
-    const int panels = static_cast<int>(panels_of(weights.outputs));
+    const std::int64_t pitch = held.count * kPanel;
     const auto place = [&](int i, int j, int k) -> std::int32_t* {
       const int token = first_token + row + i * 16 + lane / 4 + k / 2 * 8;
       const int of_tile = output + j * 8 + k % 2;
       if (token >= tokens.count || of_tile >= weights.outputs) return nullptr;
-      return partial.sums + token * (panels * kPanel) + of_tile;
+      return partial.sums + token * pitch + of_tile - held.first * kPanel;
     };
-    const int across = (panels + kPanels - 1) / kPanels;
-    const int tile = static_cast<int>(blockIdx.y) * across + (held.first + first_panel) / kPanels;
+    const int tile = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x);
     if (!add_up(sums, partial, tile, place, shared)) return;
   }
   OutputScale scales[kColumnTiles][2];

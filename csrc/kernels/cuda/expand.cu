@@ -42,12 +42,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 4)
   }
 }
 
-// Enough blocks for a large GPU, also of few panels.
+// Enough blocks for a large GPU, also of few panels; but each counts what comes before its share.
 template <typename PackedWeights>
 dim3 grid_of(const PackedWeights& weights, const PanelRange& panels) {
   constexpr std::int64_t kBlocks = 512;
+  constexpr std::int64_t kMostSplits = 8;
   const std::int64_t chunks = (groups_of(weights.inputs) + kGroupsOfChunk - 1) / kGroupsOfChunk;
-  const std::int64_t splits = std::min((kBlocks + panels.count - 1) / panels.count, chunks);
+  const std::int64_t splits = std::min({(kBlocks + panels.count - 1) / panels.count, kMostSplits, chunks});
   return {static_cast<unsigned>(panels.count), static_cast<unsigned>(splits), 1};
 }
 

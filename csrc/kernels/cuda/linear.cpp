@@ -24,22 +24,24 @@ struct Plan {
       : kernel(kernel_for(format, tokens)) {
     const auto up = [](std::int64_t bytes) { return align_up(static_cast<std::size_t>(bytes), kAlignment); };
     scales = up(tokens * token_bytes(static_cast<int>(inputs)));
-    sums = dense = scales + up(tokens * std::int64_t{sizeof(float)});
+    dense = scales + up(tokens * std::int64_t{sizeof(float)});
+    sums = dense;
+    std::int64_t multiplied = panels_of(outputs);  // at a time
     if (kernel == Kernel::decode) {
       splits = splits_for(format, outputs, inputs, tokens, processors);
     } else {
-      std::int64_t multiplied = panels_of(outputs);
       if (format == Format::bitmap || format == Format::block4) {
         multiplied = panels = panels_at_once(outputs, inputs, tokens, processors);
         sums = dense + up(panels * kPanel * padded_inputs(inputs));
       }
       splits = gemm_splits_for(multiplied, inputs, tokens, processors);
     }
-    end = arrived = sums;
+    arrived = sums;
+    end = sums;
     if (splits > 1) {
-      arrived = sums + up(tokens * panels_of(outputs) * kPanel * std::int64_t{sizeof(std::int32_t)});
+      arrived = sums + up(tokens * multiplied * kPanel * std::int64_t{sizeof(std::int32_t)});
       // At most one for each panel and 16 tokens.
-      end = arrived + up(panels_of(outputs) * ((tokens + 15) / 16) * std::int64_t{sizeof(unsigned)});
+      end = arrived + up(multiplied * ((tokens + 15) / 16) * std::int64_t{sizeof(unsigned)});
     }
   }
 
@@ -55,10 +57,17 @@ struct Plan {
 
 // What multiplies the tokens of a call.
 struct Multiplication {
+  // Sums that blocks share, all zero.
+  Partial cleared(cudaStream_t stream) const {
+    if (splits > 1) static_cast<void>(cudaMemsetAsync(partial.sums, 0, partial_bytes, stream));
+    return partial;
+  }
+
   DeviceTokens tokens;
   Kernel kernel;
-  Partial partial;
   int splits;
+  Partial partial;  // `sums` first
+  std::size_t partial_bytes;
   std::int8_t* dense;  // room for panels, and for how many
   int panels;
 };
@@ -79,15 +88,13 @@ int run(Format format, const Weights& weights, const Activations& activations, v
   } else {
     quantize_float32(static_cast<const float*>(activations.values), tokens, inputs, values, scales, stream);
   }
-  Partial partial;
-  if (plan.splits > 1) {
-    partial = {reinterpret_cast<std::int32_t*>(start + plan.sums), reinterpret_cast<unsigned*>(start + plan.arrived)};
-    static_cast<void>(cudaMemsetAsync(partial.sums, 0, plan.end - plan.sums, stream));
-  }
+  const Partial partial = {reinterpret_cast<std::int32_t*>(start + plan.sums),
+                           reinterpret_cast<unsigned*>(start + plan.arrived)};
   multiply(Multiplication{{values, scales, tokens},
                           plan.kernel,
-                          partial,
                           plan.splits,
+                          partial,
+                          plan.end - plan.sums,
                           reinterpret_cast<std::int8_t*>(start + plan.dense),
                           plan.panels});
   return static_cast<int>(cudaGetLastError());
@@ -102,7 +109,7 @@ void expanded_gemm(const Weights& weights, const Multiplication& call, const Out
   for (int first = 0; first < panels; first += call.panels) {
     const PanelRange which = {first, std::min(call.panels, panels - first)};
     expand(which, call.dense);
-    dense_gemm_linear(made, which, call.tokens, output, call.partial, call.splits, stream);
+    dense_gemm_linear(made, which, call.tokens, output, call.cleared(stream), call.splits, stream);
   }
 }
 
@@ -118,9 +125,9 @@ int linear(const DenseWeights& weights, const Activations& activations, const Ou
   return run(Format::dense, weights, activations, workspace, processors, stream, [&](const Multiplication& call) {
     if (call.kernel == Kernel::gemm) {
       const PanelRange all = {0, static_cast<int>(panels_of(weights.outputs))};
-      return dense_gemm_linear(weights, all, call.tokens, output, call.partial, call.splits, stream);
+      return dense_gemm_linear(weights, all, call.tokens, output, call.cleared(stream), call.splits, stream);
     }
-    dense_decode_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+    dense_decode_linear(weights, call.tokens, output, call.cleared(stream), call.splits, stream);
   });
 }
 
@@ -132,7 +139,7 @@ int linear(const BitmapWeights& weights, const Activations& activations, const O
         expand_bitmap(weights, which, to, stream);
       });
     }
-    bitmap_decode_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+    bitmap_decode_linear(weights, call.tokens, output, call.cleared(stream), call.splits, stream);
   });
 }
 
@@ -144,7 +151,7 @@ int linear(const BlockWeights& weights, const Activations& activations, const Ou
         expand_block4(weights, which, to, stream);
       });
     }
-    block4_decode_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+    block4_decode_linear(weights, call.tokens, output, call.cleared(stream), call.splits, stream);
   });
 }
 
@@ -152,9 +159,9 @@ int linear(const Sparse24Weights& weights, const Activations& activations, const
            int processors, cudaStream_t stream) {
   return run(Format::sparse24, weights, activations, workspace, processors, stream, [&](const Multiplication& call) {
     if (call.kernel == Kernel::gemm) {
-      return sparse24_gemm_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+      return sparse24_gemm_linear(weights, call.tokens, output, call.cleared(stream), call.splits, stream);
     }
-    sparse24_decode_linear(weights, call.tokens, output, call.partial, call.splits, stream);
+    sparse24_decode_linear(weights, call.tokens, output, call.cleared(stream), call.splits, stream);
   });
 }
 

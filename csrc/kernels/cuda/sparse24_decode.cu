@@ -1,9 +1,10 @@
 // 2:4 sparse int8 for few tokens, on sparse tensor cores: they are far from busy, but take weights as they lie, and
 // nothing is expanded. A block has 64 outputs, four tiles; two warps share a tile's inputs. Each warp copies ahead into
 // a ring of its own in shared memory, and loads tokens from the first cache as it goes. Occupancy: 3 blocks of 256
-// threads on a multiprocessor, 80 registers and 25 KiB of shared memory.
+// threads on a multiprocessor at least (80 registers, 25 KiB of shared memory).
 #include <type_traits>
 
+#include "kernels/cuda/occupancy.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/sparse24_decode.h"
 #include "kernels/cuda/split.h"
@@ -101,7 +102,7 @@ __device__ __forceinline__ void sum_over_parts(const Sums (&sums)[columns], int 
 }
 
 template <int columns>
-__global__ void __launch_bounds__(kDecodeThreads, 3)
+__global__ void __launch_bounds__(kDecodeThreads, sparse24_blocks(columns* kColumn))
     sparse24_decode(Sparse24Weights weights, DeviceTokens input, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   constexpr int kTokens = columns * kColumn;
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 3)
   const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x) * kTiles + of_panel;
   const Share share = share_of(steps, blockIdx.y, gridDim.y);
   const int end = tile < tiles_of(weights.outputs) ? share.last : share.first;  // there are not always four
-  Steps weights_of(weights, tile, share.first + part, end, shared + warp * kRingBytes);
+  Steps ring(weights, tile, share.first + part, end, shared + warp * kRingBytes);
   Sums sums[columns] = {};
   for (int step = share.first + part; step < end; step += kParts) {
     LongColumns taken[columns];
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 3)
     for (int i = 0; i < columns; ++i) taken[i] = columns_of(input, stride, first_token + i * kColumn, step);
     Rows rows;
     unsigned places;
-    weights_of.take(rows, places);
+    ring.take(rows, places);
 #pragma unroll
     for (int i = 0; i < columns; ++i) mma_sparse_s8(sums[i], rows, taken[i], places);
   }

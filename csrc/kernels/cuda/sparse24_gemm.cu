@@ -68,7 +68,7 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int f
   }
 }
 
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, kGemmBlocks)
     sparse24_gemm(Sparse24Weights weights, DeviceTokens tokens, Output out, Partial partial) {
   MEMPOOL_SHARED_MEMORY(shared);
   const int inputs = static_cast<int>(weights.inputs);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/finish.h"
+#include "kernels/cuda/occupancy.h"
 #include "kernels/cuda/ptx.h"
 
 namespace mempool::kernels::cuda {

@@ -23,7 +23,6 @@ void check_gemm(const Problem& problem, int splits = 1, int at_once = 1000) {
   const int panels = static_cast<int>(panels_of(problem.outputs));
   Partials partials(problem);
   check_outputs(problem, [&](const cuda::DeviceTokens& tokens, const Output& output) {
-    const cuda::Partial partial = partials.get();
     for (int first = 0; first < panels; first += at_once) {
       const int count = std::min(at_once, panels - first);
       const std::int64_t bytes = kPanel * padded_inputs(problem.inputs);
@@ -31,7 +30,7 @@ void check_gemm(const Problem& problem, int splits = 1, int at_once = 1000) {
       const Device<std::int8_t> held(std::vector<std::int8_t>(from, from + count * bytes));
       DenseWeights weights = problem.dense();
       weights.panels = held.data();
-      cuda::dense_gemm_linear(weights, {first, count}, tokens, output, partial, splits, nullptr);
+      cuda::dense_gemm_linear(weights, {first, count}, tokens, output, partials.get(), splits, nullptr);
     }
   });
 }

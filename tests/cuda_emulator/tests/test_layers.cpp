@@ -110,7 +110,7 @@ TEST(the_table_covers_every_format_and_number_of_tokens) {
   CHECK_EQ(cuda::gemm_splits_for(64, 4096, 128, 108), 6);  // 32 tiles, and room for 216
   CHECK_EQ(cuda::gemm_splits_for(64, 1024, 128, 108), 2);
   CHECK_EQ(cuda::gemm_splits_for(64, 4096, 2048, 108), 1);
-  CHECK_EQ(cuda::gemm_splits_for(1, 65536, 1, 108), 8);
+  CHECK_EQ(cuda::gemm_splits_for(1, 65536, 1, 108), 32);
   CHECK_EQ(cuda::gemm_splits_for(0, 1, 1, 108), 1);
 }
 
