@@ -109,6 +109,14 @@ def test_the_instructions_are_there(kernel: str, architecture: str, compiled: di
         assert instruction in compiled[kernel, architecture].code, instruction
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blocks_that_share_sums_have_fences(architecture: str, compiled: dict[tuple[str, str], Compiled]) -> None:
+    """Before a block says that its sums are there, and before the last one reads those of others (split.h)."""
+    for kernel in set(KERNELS) - {"quantize", "expand"}:
+        code = compiled[kernel, architecture].code
+        assert code.count("MEMBAR.SC.GPU") == 2 * code.count("Function :"), kernel
+
+
 def test_kernels_hold_no_assembly() -> None:
     for source in [*CUDA.glob("*.cu"), *CUDA.glob("*.h")]:
         assert source.name == "ptx.h" or not re.search(r"\basm\b", source.read_text()), source.name
