@@ -296,12 +296,13 @@ class SparseInt8Linear(_PackedLinear):
             _require_sparse(pattern)
         if self.scales.is_meta:
             raise ValueError("a layer on the meta device has no weight to pack: load it first.")
-        return self._repacked(self._unpacked(), pattern)
-
-    def _repacked(self, quantized: Tensor, pattern: str | None) -> SparseInt8Linear:
+        quantized = self._unpacked()
         if pattern is None:
             pattern, _ = packing.smaller(quantized)
         _require_fit(pattern, quantized)
+        return self._repacked(quantized, pattern)
+
+    def _repacked(self, quantized: Tensor, pattern: str) -> SparseInt8Linear:
         rest = {name: self._buffers[name] for name in _FLOATS}
         kept = {name: buffer for name, buffer in rest.items() if buffer is not None}
         return self._packed(self, pattern, quantized, kept).to(self.scales.device)

@@ -134,29 +134,10 @@ Tensor refuse_backward(const Tensor& /*gradient*/, const Tensor& /*input*/) {
       "(prune_(..., keep_masks=True) keeps its zeros), or run this part under torch.no_grad().");
 }
 
-Tensor int8_linear_one_way(const Tensor& input, const Tensor& panels, const Tensor& sums, const Tensor& scales,
-                           const std::optional<Tensor>& bias, std::int64_t inputs) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mempool::int8_linear", "").typed<decltype(int8_linear)>();
-  return one_way(op, input, panels, sums, scales, bias, inputs);
-}
-
-Tensor sparse24_linear_one_way(const Tensor& input, const Tensor& values, const Tensor& places, const Tensor& sums,
-                               const Tensor& scales, const std::optional<Tensor>& bias, std::int64_t inputs) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mempool::sparse24_linear", "").typed<decltype(sparse24_linear)>();
-  return one_way(op, input, values, places, sums, scales, bias, inputs);
-}
-
-template <const char* name>
-Tensor sparse_linear_one_way(const Tensor& input, const Tensor& masks, const Tensor& values, const Tensor& offsets,
-                             const Tensor& sums, const Tensor& scales, const std::optional<Tensor>& bias,
-                             std::int64_t inputs) {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<decltype(bitmap_linear)>();
-  return one_way(op, input, masks, values, offsets, sums, scales, bias, inputs);
-}
+constexpr char kInt8Linear[] = "mempool::int8_linear";
 constexpr char kBitmapLinear[] = "mempool::bitmap_linear";
 constexpr char kBlock4Linear[] = "mempool::block4_linear";
+constexpr char kSparse24Linear[] = "mempool::sparse24_linear";
 
 }  // namespace
 }  // namespace mempool
@@ -185,8 +166,9 @@ TORCH_LIBRARY_IMPL(mempool, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(mempool, Autograd, m) {
-  m.impl("int8_linear", &mempool::int8_linear_one_way);
-  m.impl("bitmap_linear", &mempool::sparse_linear_one_way<mempool::kBitmapLinear>);
-  m.impl("block4_linear", &mempool::sparse_linear_one_way<mempool::kBlock4Linear>);
-  m.impl("sparse24_linear", &mempool::sparse24_linear_one_way);
+  using mempool::OneWayOf;
+  m.impl("int8_linear", &OneWayOf<mempool::kInt8Linear, decltype(mempool::int8_linear)>::call);
+  m.impl("bitmap_linear", &OneWayOf<mempool::kBitmapLinear, decltype(mempool::bitmap_linear)>::call);
+  m.impl("block4_linear", &OneWayOf<mempool::kBlock4Linear, decltype(mempool::block4_linear)>::call);
+  m.impl("sparse24_linear", &OneWayOf<mempool::kSparse24Linear, decltype(mempool::sparse24_linear)>::call);
 }

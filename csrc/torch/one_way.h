@@ -26,14 +26,20 @@ class OneWay : public torch::autograd::Function<OneWay> {
   }
 };
 
-// The kernel of an operator, of whose arguments `input` may need a gradient.
-template <typename Operator, typename... Arguments>
-inline Tensor one_way(const Operator& op, const Tensor& input, const Arguments&... arguments) {
-  const auto compute = [&] {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(input, arguments...);
-  };
-  return at::GradMode::is_enabled() && input.requires_grad() ? OneWay::apply(input, compute) : compute();
-}
+// call() is the kernel of the operator of that name, of whose arguments the first may need a gradient.
+template <const char* name, typename Signature>
+struct OneWayOf;
+template <const char* name, typename... Arguments>
+struct OneWayOf<name, Tensor(const Tensor&, Arguments...)> {
+  static Tensor call(const Tensor& input, Arguments... arguments) {
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Tensor(const Tensor&, Arguments...)>();
+    const auto compute = [&] {
+      const at::AutoDispatchBelowADInplaceOrView guard;
+      return op.call(input, arguments...);
+    };
+    return at::GradMode::is_enabled() && input.requires_grad() ? OneWay::apply(input, compute) : compute();
+  }
+};
 
 }  // namespace mempool

@@ -47,6 +47,8 @@ Decode decode_of(Format format, std::int64_t tokens) {
   return {dot_product_blocks(taken), taken};
 }
 
+// Of a block: fewer are not worth the sums that it adds.
+constexpr std::int64_t kLeastInputs = 512;
 constexpr std::int64_t kTile = 128;  // of a GEMM: tokens of a block, and outputs, which are two panels
 
 std::int64_t over(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit; }
@@ -61,9 +63,7 @@ Kernel kernel_for(Format format, std::int64_t tokens) noexcept {
 }
 
 int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
-  // Of blocks that divide a panel: fewer inputs than these are not worth the sums that a block adds, and a block of a
-  // bitmap counts all masks before its own.
-  constexpr std::int64_t kLeastInputs = 512;
+  // A block of a bitmap counts all masks before its own.
   const std::int64_t most = std::min<std::int64_t>(inputs / kLeastInputs, format == Format::bitmap ? 8 : 64);
   // Whole rounds of blocks on all multiprocessors: what is left of the last one, they wait.
   constexpr double kFull = 0.85;
@@ -82,7 +82,6 @@ int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::in
 }
 
 int gemm_splits_for(std::int64_t panels, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
-  constexpr std::int64_t kLeastInputs = 512;  // as above
   constexpr std::int64_t kMost = 32;
   const std::int64_t tiles = std::max<std::int64_t>(1, over(panels, 2) * over(tokens, kTile));
   const std::int64_t room = kGemmBlocks * processors / tiles;  // no second round of blocks

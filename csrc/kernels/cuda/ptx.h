@@ -25,6 +25,13 @@ struct LongColumns {
   unsigned of[4];
 };
 
+// 16 bytes as a lane loads them at once.
+template <typename Registers>
+__device__ __forceinline__ Registers registers_of(const int4& loaded) {
+  return {{static_cast<unsigned>(loaded.x), static_cast<unsigned>(loaded.y), static_cast<unsigned>(loaded.z),
+           static_cast<unsigned>(loaded.w)}};
+}
+
 }  // namespace mempool::kernels::cuda
 
 #if defined(__CUDACC__)

@@ -26,10 +26,8 @@ __device__ __forceinline__ LongColumns columns_of(const DeviceTokens& tokens, in
   const int token = first + lane / 4;
   const int input = step * static_cast<int>(kSparse24Inputs) + lane % 4 * static_cast<int>(kSparse24LaneBytes);
   if (token >= tokens.count || input >= stride) return {};
-  const int4 loaded =
-      __ldg(reinterpret_cast<const int4*>(tokens.values + static_cast<std::int64_t>(token) * stride + input));
-  return {{static_cast<unsigned>(loaded.x), static_cast<unsigned>(loaded.y), static_cast<unsigned>(loaded.z),
-           static_cast<unsigned>(loaded.w)}};
+  return registers_of<LongColumns>(
+      __ldg(reinterpret_cast<const int4*>(tokens.values + static_cast<std::int64_t>(token) * stride + input)));
 }
 
 // The steps of a warp on their way through its ring.
@@ -50,9 +48,7 @@ class Steps {
     wait_for_copies<kAhead - 1>();
     __syncwarp();  // all lanes have their copies, and nobody reads any more what is written next
     ask();
-    const int4 held = reinterpret_cast<const int4*>(slot)[lane()];
-    rows = {{static_cast<unsigned>(held.x), static_cast<unsigned>(held.y), static_cast<unsigned>(held.z),
-             static_cast<unsigned>(held.w)}};
+    rows = registers_of<Rows>(reinterpret_cast<const int4*>(slot)[lane()]);
     places = reinterpret_cast<const unsigned*>(slot + kSparse24Bytes)[lane()];
   }
 

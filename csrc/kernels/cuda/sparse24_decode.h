@@ -6,7 +6,7 @@
 
 namespace mempool::kernels::cuda {
 
-// `splits`: blocks that divide the inputs of a panel; for more than one, `partial` is all zero before, and not after.
+// `splits` blocks divide the inputs of a panel; with more than one `partial` is used.
 void sparse24_decode_linear(const Sparse24Weights& weights, const DeviceTokens& tokens, const Output& out,
                             const Partial& partial, int splits, cudaStream_t stream);
 

@@ -40,28 +40,21 @@ __device__ __forceinline__ void copy_weights(const Sparse24Weights& weights, int
   }
 }
 
-// 16 bytes of shared memory, as registers.
-template <typename Registers>
-__device__ __forceinline__ Registers registers_of(const unsigned char* at) {
-  const int4 loaded = *reinterpret_cast<const int4*>(at);
-  return {{static_cast<unsigned>(loaded.x), static_cast<unsigned>(loaded.y), static_cast<unsigned>(loaded.z),
-           static_cast<unsigned>(loaded.w)}};
-}
-
 __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int first_tile, int column, int tiles,
                                                Sums (&sums)[kRowTiles][kColumnTiles]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   LongColumns columns[kColumnTiles];
 #pragma unroll
   for (int i = 0; i < kColumnTiles; ++i) {
-    columns[i] = registers_of<LongColumns>(stage + (column + i * 8 + lane / 4) * kTokenPitch + lane % 4 * kChunk);
+    const unsigned char* const at = stage + (column + i * 8 + lane / 4) * kTokenPitch + lane % 4 * kChunk;
+    columns[i] = registers_of<LongColumns>(*reinterpret_cast<const int4*>(at));
   }
   const auto* const places = reinterpret_cast<const unsigned*>(stage + kPlacesAt);
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
     const int tile = first_tile + i;
     if (tile >= tiles) break;  // there are no places of rows that do not exist
-    const Rows held = registers_of<Rows>(stage + kValuesAt + (tile * kWarp + lane) * kChunk);
+    const Rows held = registers_of<Rows>(reinterpret_cast<const int4*>(stage + kValuesAt)[tile * kWarp + lane]);
     const unsigned of_lane = places[tile * kWarp + lane];
 #pragma unroll
     for (int j = 0; j < kColumnTiles; ++j) mma_sparse_s8(sums[i][j], held, columns[j], of_lane);

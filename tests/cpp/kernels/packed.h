@@ -7,18 +7,14 @@
 
 namespace mempool::kernels {
 
-struct PackedBitmap {
-  explicit PackedBitmap(const Problem& problem_in)
+template <typename Weights>
+struct PackedSparse {
+  PackedSparse(const Problem& problem_in, std::int64_t offset_count, std::int64_t mask_count)
       : problem(problem_in),
-        offsets(Problem::size(panels_of(problem.outputs) + 1)),
-        masks(Problem::size(bitmap_masks(problem.outputs, problem.inputs))),
-        sums(problem.sums.size()) {
-    values.resize(
-        Problem::size(measure_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
-    pack_bitmap(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-  }
-  BitmapWeights weights() const {
+        offsets(Problem::size(offset_count)),
+        masks(Problem::size(mask_count)),
+        sums(problem.sums.size()) {}
+  Weights weights() const {
     return {masks.data(),          values.data(),   offsets.data(), sums.data(),
             problem.scales.data(), problem.outputs, problem.inputs};
   }
@@ -31,28 +27,23 @@ struct PackedBitmap {
   std::vector<std::int32_t> sums;
 };
 
-struct PackedBlocks {
-  explicit PackedBlocks(const Problem& problem_in)
-      : problem(problem_in),
-        offsets(Problem::size(problem.outputs + 1)),
-        masks(Problem::size(problem.outputs * block_words(problem.inputs))),
-        sums(problem.sums.size()) {
-    values.resize(Problem::size(
-        kGroup * measure_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data())));
-    pack_block4(problem.weights.data(), problem.outputs, problem.inputs, offsets.data(), masks.data(), values.data(),
+struct PackedBitmap : PackedSparse<BitmapWeights> {
+  explicit PackedBitmap(const Problem& from)
+      : PackedSparse(from, panels_of(from.outputs) + 1, bitmap_masks(from.outputs, from.inputs)) {
+    values.resize(Problem::size(measure_bitmap(from.weights.data(), from.outputs, from.inputs, offsets.data())));
+    pack_bitmap(from.weights.data(), from.outputs, from.inputs, offsets.data(), masks.data(), values.data(),
                 sums.data());
   }
-  BlockWeights weights() const {
-    return {masks.data(),          values.data(),   offsets.data(), sums.data(),
-            problem.scales.data(), problem.outputs, problem.inputs};
-  }
-  bool sound() const { return is_sound(weights(), static_cast<std::int64_t>(values.size())); }
+};
 
-  const Problem& problem;
-  std::vector<std::int32_t> offsets;
-  std::vector<std::uint64_t> masks;
-  std::vector<std::int8_t> values;
-  std::vector<std::int32_t> sums;
+struct PackedBlocks : PackedSparse<BlockWeights> {
+  explicit PackedBlocks(const Problem& from)
+      : PackedSparse(from, from.outputs + 1, from.outputs * block_words(from.inputs)) {
+    values.resize(
+        Problem::size(kGroup * measure_block4(from.weights.data(), from.outputs, from.inputs, offsets.data())));
+    pack_block4(from.weights.data(), from.outputs, from.inputs, offsets.data(), masks.data(), values.data(),
+                sums.data());
+  }
 };
 
 // A problem of which two of each four inputs are not zero at most.
