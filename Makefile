@@ -2,7 +2,7 @@
 # make test    everything that CI runs, but for lint: make test-cpu, make test-cuda and make test-kernels
 # make demo    the sentence-embedding service: torch's allocator beside mempool
 # make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
-# make bench   the benchmarks;  make lint  the checks of style and types
+# make bench   the benchmarks;  make instructions  those of the hot path, counted;  make lint  the checks of style and types
 # Each can be run again at any time and does only what has changed.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python fuzz soak demo bench lint format clean
+.PHONY: setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python fuzz soak demo bench instructions lint format clean
 
 setup: $(STAMPS)/built
 
@@ -142,6 +142,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.fragmentation.traces
 	$(BIN)/python -m benchmarks.fragmentation.sleep
 	$(BIN)/python -m benchmarks.gemm.run
+
+# Instructions of a cached allocation and free (needs valgrind); fails where it is 3% above the commit it is compared with.
+instructions: setup
+	$(BIN)/python -m benchmarks.alloc.instructions
 
 CPP_FILES := $(shell git ls-files '*.h' '*.cpp' '*.cu')
 lint: setup

@@ -113,23 +113,47 @@ def compile_loops(source: Path, folder: Path, libraries: Sequence[str], headers:
     `libraries`: of torch's, as linker options; they are found already loaded at run time. `headers`: one more folder.
     The compiler is `$CXX`, or `c++`.
     """
+    torch = _torch_folder()
+    out = folder / "loops.so"
+    more = ["-isystem", headers] if headers else []
+    _compile(["-O2", "-shared", "-fPIC", *more, str(source), "-o", str(out), f"-L{torch}/lib", *libraries])
+    return out
+
+
+def compile_program(sources: Sequence[Path], out: Path, folders: Sequence[Path], libraries: Sequence[str]) -> Path:
+    """Compiles a program of this project's C++ and torch's libraries, which it finds again when it runs.
+
+    `folders`: where `libraries` (linker options) lie beside torch's own.
+    """
+    places = [*map(str, folders), f"{_torch_folder()}/lib"]
+    found = [option for place in places for option in (f"-L{place}", f"-Wl,-rpath,{place}")]
+    root = Path(__file__).resolve().parents[1]
+    _compile(["-O3", "-DNDEBUG", f"-I{root}/csrc", *map(str, sources), "-o", str(out), *found, *libraries])
+    return out
+
+
+def package_folder() -> Path:
+    """Where libmempool.so lies: beside the compiled modules, which an editable installation keeps apart."""
+    from mempool import _core
+
+    return Path(_core.__file__).parent
+
+
+def _torch_folder() -> Path:
     found = find_spec("torch")
     if found is None or found.origin is None:
         raise BenchmarkError("torch is not installed in this environment")
-    torch = Path(found.origin).parent
-    out = folder / "loops.so"
-    command = [
-        *(os.environ.get("CXX", "c++"), "-std=c++20", "-O2", "-shared", "-fPIC"),
-        *("-isystem", f"{torch}/include", *(("-isystem", headers) if headers else ())),
-        *(str(source), "-o", str(out), f"-L{torch}/lib", *libraries),
-    ]
+    return Path(found.origin).parent
+
+
+def _compile(arguments: Sequence[str]) -> None:
+    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-isystem", f"{_torch_folder()}/include", *arguments]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except OSError as error:
         raise BenchmarkError(f"no C++ compiler: {error}") from error
     except subprocess.CalledProcessError as error:
         raise BenchmarkError(f"{' '.join(command)} failed:\n{error.stderr[-4000:]}") from error
-    return out
 
 
 def in_turn(
