@@ -30,7 +30,8 @@ $(STAMPS)/venv:
 $(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/venv
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)"
 	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \
-	  "pytest>=8" "pytest-timeout>=2.3" "matplotlib>=3.8" "safetensors>=0.4" "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8"
+	  "pytest>=8" "pytest-timeout>=2.3" "matplotlib>=3.8" "safetensors>=0.4" "anyio>=4" "accelerate>=1" \
+	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8"
 	touch $@
 
 $(STAMPS)/built: $(SOURCES) $(STAMPS)/dependencies

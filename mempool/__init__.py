@@ -18,6 +18,7 @@ _build.check_torch()  # before the module that links torch is loaded
 from mempool import compress, nn, ops  # noqa: E402
 from mempool._build import __version__  # noqa: E402
 from mempool._device import cuda_library_path  # noqa: E402
+from mempool.adoption import AdoptReport, adopt  # noqa: E402
 from mempool.control import (  # noqa: E402
     DefragmentReport,
     defragment,
@@ -32,6 +33,7 @@ from mempool.control import (  # noqa: E402
 from mempool.errors import (  # noqa: E402
     ConfigError,
     DeviceError,
+    NotEnabledError,
     OutOfMemoryError,
     PoolAsleepError,
     PoolClosedError,
@@ -39,9 +41,11 @@ from mempool.errors import (  # noqa: E402
     SnapshotError,
     TraceError,
 )
-from mempool.pools import MemoryPool, bind, current_pool, in_pool, use_pool  # noqa: E402
+from mempool.following import FollowHandle, follow_context  # noqa: E402
+from mempool.pools import MemoryPool, PoolInfo, list_pools  # noqa: E402
 from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
 from mempool.recording import TraceRecording, record_trace  # noqa: E402
+from mempool.scopes import bind, current_pool, in_pool, leave_pools, to_thread, use_pool  # noqa: E402
 from mempool.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history  # noqa: E402
 from mempool.stats import (  # noqa: E402
     max_memory_allocated,
@@ -81,7 +85,15 @@ __all__ = [
     "use_pool",
     "in_pool",
     "bind",
+    "to_thread",
+    "follow_context",
+    "FollowHandle",
     "current_pool",
+    "leave_pools",
+    "adopt",
+    "AdoptReport",
+    "list_pools",
+    "PoolInfo",
     # limits and pressure
     "set_limit",
     "get_limit",
@@ -104,6 +116,7 @@ __all__ = [
     # errors
     "ConfigError",
     "DeviceError",
+    "NotEnabledError",
     "OutOfMemoryError",
     "PoolAsleepError",
     "PoolClosedError",

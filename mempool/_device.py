@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from mempool import _core, _torch_cpu
-from mempool.errors import ConfigError, DeviceError
+from mempool.errors import ConfigError, DeviceError, NotEnabledError
 
 _torch_cuda: ModuleType | None
 try:
@@ -18,14 +18,14 @@ try:
 except ImportError:  # built for a torch without CUDA
     _torch_cuda = None
 
-Device: TypeAlias = str | torch.device | None
+Device: TypeAlias = str | int | torch.device | None
 Size: TypeAlias = int | str
 
 
-def parse_device(device: str | torch.device) -> torch.device:
-    """A CPU or CUDA device. Raises ConfigError for anything else."""
+def parse_device(device: str | int | torch.device) -> torch.device:
+    """A CPU or CUDA device; a number is a CUDA device, as in torch.cuda. Raises ConfigError for anything else."""
     try:
-        found = torch.device(device)
+        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"unknown device {device!r}: mempool knows 'cpu' and 'cuda'.") from error
     if found.type not in ("cpu", "cuda"):
@@ -66,6 +66,17 @@ def allocator(device: Device = None) -> _core.Device:
     raise DeviceError("no device is enabled: call mempool.enable() first, or name the device.")
 
 
+def require_enabled(device: str, what: str) -> None:
+    """Raises NotEnabledError where new tensors of the device do not come from mempool; `what` begins its message."""
+    kind = device.partition(":")[0]
+    if is_cpu_enabled() if kind == "cpu" else is_cuda_enabled():
+        return
+    raise NotEnabledError(
+        f"{what}: mempool is not enabled for {kind} in this process, so no block would be charged and no limit kept. "
+        f'Call mempool.enable("{kind}") first, in each process that is spawned too, or run the script by `mempool run`.'
+    )
+
+
 _cpu: _core.Device | None = None
 
 
@@ -91,6 +102,11 @@ def cuda(index: int | None) -> _core.Device:
     if not 0 <= index < torch.cuda.device_count():
         raise DeviceError(f"cuda:{index}: there is no such device, torch sees {torch.cuda.device_count()}.")
     return _core.cuda_device(index, cuda_configuration())
+
+
+def cuda_if_made(index: int) -> _core.Device | None:
+    """The allocator of a CUDA device, if there is one already."""
+    return _core.cuda_device_if_made(index)
 
 
 def install_cuda(conf: str) -> None:
@@ -134,10 +150,14 @@ def cuda_library_path() -> str:
     return _torch_cuda.__file__
 
 
-def size(value: Size, what: str, whole_bytes: int | None = None) -> int:
-    """Bytes of ``4096``, ``"1.5GiB"`` or ``"50%"`` (of `whole_bytes`, else of usable memory). Raises ConfigError."""
+def size(value: Size, what: str, of: _core.Device | None = None) -> int:
+    """Bytes of ``4096``, ``"1.5GiB"`` or ``"50%"`` (of what the device has, else of usable memory).
+
+    Raises ConfigError.
+    """
     if isinstance(value, str):
-        return _core.parse_bytes(value, _core.usable_memory_bytes() if whole_bytes is None else whole_bytes)
+        # What a percentage is of takes reading several files, and a pool is made for each request.
+        return _core.parse_bytes(value, whole_bytes(of) if "%" in value else 0)
     if isinstance(value, bool):
         raise ConfigError(f"{what} must be bytes or text such as '512MiB', not {value!r}.")
     try:
@@ -145,15 +165,19 @@ def size(value: Size, what: str, whole_bytes: int | None = None) -> int:
     except TypeError:
         raise ConfigError(f"{what} must be whole bytes or text such as '512MiB', not {value!r}.") from None
     if not 0 < number < 2**63:
-        raise ConfigError(f"{what} must be at least one byte and fit 63 bits, not {number}. Use None for no limit.")
+        raise ConfigError(f"{what} must be at least one byte and fit 63 bits, not {number}.{_none_for(what)}")
     return number
 
 
-def whole_bytes(handle: _core.Device) -> int:
-    """What a percentage is of, on that device."""
-    kind, _, index = handle.name.partition(":")
+def _none_for(what: str) -> str:
+    return " Use None for no limit." if "limit" in what else ""
+
+
+def whole_bytes(handle: _core.Device | None) -> int:
+    """What a percentage is of, on that device; None: of the machine's memory that this process may use."""
+    kind, _, index = handle.name.partition(":") if handle is not None else ("cpu", "", "")
     return _core.cuda_device_bytes(int(index)) if kind == "cuda" else _core.usable_memory_bytes()
 
 
-def optional_size(value: Size | None, what: str, whole_bytes: int | None = None) -> int | None:
-    return None if value is None else size(value, what, whole_bytes)
+def optional_size(value: Size | None, what: str, of: _core.Device | None = None) -> int | None:
+    return None if value is None else size(value, what, of)

@@ -23,7 +23,6 @@ from mempool._device import (
     optional_size,
     parse_device,
     size,
-    whole_bytes,
 )
 from mempool.errors import DeviceError
 
@@ -86,7 +85,7 @@ def _enable_cuda(limit: Size | None, soft_limit: Size | None) -> None:
     conf = []
     for key, value in (("limit", limit), ("soft_limit", soft_limit)):
         if value is not None:
-            size(value, key, 1 << 40)  # refused here if it does not parse
+            size(value, key)  # refused here if it does not parse
             conf.append(f"{key}:{value}")
     was_enabled = is_cuda_enabled()
     install_cuda(",".join(conf))
@@ -94,9 +93,9 @@ def _enable_cuda(limit: Size | None, soft_limit: Size | None) -> None:
         for index in range(torch.cuda.device_count()):
             handle = cuda(index)
             if limit is not None:
-                handle.limit = size(limit, "limit", whole_bytes(handle))
+                handle.limit = size(limit, "limit", handle)
             if soft_limit is not None:
-                handle.soft_limit = size(soft_limit, "soft_limit", whole_bytes(handle))
+                handle.soft_limit = size(soft_limit, "soft_limit", handle)
 
 
 def disable(device: Device = None) -> None:
@@ -140,7 +139,7 @@ def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) 
         ConfigError: the size does not parse, or more is in use than the limit allows; the limit is then unchanged.
     """
     handle = allocator(device)
-    bytes_or_none = optional_size(limit, "limit", whole_bytes(handle))
+    bytes_or_none = optional_size(limit, "limit", handle)
     if soft:
         handle.soft_limit = bytes_or_none
     else:
@@ -161,8 +160,9 @@ def trim(device: Device = None, target_bytes: Size | int = 0) -> int:
     Returns:
         The bytes given back.
     """
-    target = 0 if target_bytes == 0 and not isinstance(target_bytes, bool) else size(target_bytes, "target_bytes")
-    return allocator(device).trim(target)
+    is_zero = target_bytes == 0 and not isinstance(target_bytes, bool)
+    handle = allocator(device)
+    return handle.trim(0 if is_zero else size(target_bytes, "target_bytes", handle))
 
 
 def empty_cache(device: Device = None) -> None:

@@ -9,6 +9,7 @@ from mempool._core import ConfigError, PoolAsleepError, PoolClosedError, PoolSta
 __all__ = [
     "ConfigError",
     "DeviceError",
+    "NotEnabledError",
     "OutOfMemoryError",
     "PoolAsleepError",
     "PoolClosedError",
@@ -22,6 +23,10 @@ OutOfMemoryError = torch.OutOfMemoryError
 
 class DeviceError(RuntimeError):
     """A device that was named cannot be used; the message says why."""
+
+
+class NotEnabledError(DeviceError):
+    """What was asked needs mempool under the device's tensors, and ``enable()`` was not called in this process."""
 
 
 class TraceError(ValueError):

@@ -1,24 +1,16 @@
-"""Pools: accounts with a limit and statistics, and the ways to charge new blocks to one."""
+"""Pools: accounts with a limit and statistics over the memory of a device."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import functools
-import inspect
-import threading
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
 
 from mempool import _core
-from mempool._device import Device, Size, allocator, optional_size, whole_bytes
-from mempool.errors import ConfigError, OutOfMemoryError, PoolClosedError
-from mempool.pressure import chain_callback_error
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from mempool._device import Device, Size, allocator, cpu, cuda_if_made, optional_size, require_enabled
+from mempool.errors import ConfigError, OutOfMemoryError
 
 
 class MemoryPool:
@@ -36,10 +28,15 @@ class MemoryPool:
         parent: a pool whose limit and statistics include this one's.
         isolated: take memory that no other pool shares.
 
+    It may be made before ``enable()``; entering it may not. A copy of a pool, also one that ``copy.deepcopy`` of a
+    module makes, is the pool itself, and it cannot be pickled: it belongs to its process.
+
     Raises:
         ConfigError: a size that does not parse, a name that is not text, a parent of another device.
         PoolClosedError: the parent is closed.
     """
+
+    __slots__ = ("__weakref__", "_device", "_handle", "_parent")
 
     def __init__(
         self,
@@ -54,6 +51,8 @@ class MemoryPool:
             raise ConfigError(f"a pool's name must be printable text that is not empty, not {name!r}.")
         if parent is not None and not isinstance(parent, MemoryPool):
             raise ConfigError(f"parent must be a MemoryPool, not {parent!r}.")
+        if not isinstance(isolated, bool):
+            raise ConfigError(f"isolated is True or False, not {isolated!r}.")
         self._device = allocator(device)
         if parent is not None and parent.device != self.device:
             raise ConfigError(f"a pool of {self.device} cannot have a parent of {parent.device}.")
@@ -62,8 +61,8 @@ class MemoryPool:
             name,
             parent._handle if parent is not None else None,
             isolated,
-            optional_size(limit, "limit", whole_bytes(self._device)),
-            optional_size(soft_limit, "soft_limit", whole_bytes(self._device)),
+            optional_size(limit, "limit", self._device),
+            optional_size(soft_limit, "soft_limit", self._device),
         )
 
     @property
@@ -109,7 +108,7 @@ class MemoryPool:
 
     def set_limit(self, limit: Size | None, *, soft: bool = False) -> None:
         """Changes the limit; None removes it. Raises ConfigError, changing nothing, when more than that is in use."""
-        value = optional_size(limit, "limit", whole_bytes(self._device))
+        value = optional_size(limit, "limit", self._device)
         if soft:
             self._handle.soft_limit = value
         else:
@@ -118,6 +117,24 @@ class MemoryPool:
     def get_limit(self, *, soft: bool = False) -> int | None:
         """The limit in bytes, None when there is none."""
         return self._handle.soft_limit if soft else self._handle.limit
+
+    @property
+    def limit(self) -> int | None:
+        """:meth:`get_limit`, and assigned :meth:`set_limit`."""
+        return self.get_limit()
+
+    @limit.setter
+    def limit(self, limit: Size | None) -> None:
+        self.set_limit(limit)
+
+    @property
+    def soft_limit(self) -> int | None:
+        """:meth:`get_limit` and :meth:`set_limit` with ``soft=True``."""
+        return self.get_limit(soft=True)
+
+    @soft_limit.setter
+    def soft_limit(self, limit: Size | None) -> None:
+        self.set_limit(limit, soft=True)
 
     def trim(self) -> int:
         """Gives free memory of the arena that this pool uses back to the system. Returns the bytes given back."""
@@ -140,9 +157,13 @@ class MemoryPool:
 
         Raises:
             ConfigError: the pool is not isolated.
+            NotEnabledError: mempool is not enabled for its device, so that its tensors may lie elsewhere.
             PoolStateError: the contents could not be saved, or the system kept the memory; the pool is awake. With
                 ``keep=False`` some contents may be gone even so.
         """
+        if not isinstance(keep, bool):
+            raise ConfigError(f"keep is True or False, not {keep!r}.")
+        require_enabled(self.device, f"pool '{self.name}' cannot sleep")
         self._handle.sleep(keep)
 
     def wake(self) -> None:
@@ -165,6 +186,18 @@ class MemoryPool:
         """
         self._handle.close()
 
+    def __copy__(self) -> MemoryPool:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryPool:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"pool {self.name!r} cannot be pickled: it is an account of this process. Make one in each process, of the "
+            "same name and limit, and leave it out of what is sent."
+        )
+
     def __repr__(self) -> str:
         limit = self.get_limit()
         states = {"isolated": self.isolated, "asleep": self.asleep, "closed": self.closed}
@@ -175,227 +208,50 @@ class MemoryPool:
         )
 
 
-class _Entry:
-    """One ``with use_pool`` that is open on a thread."""
+@dataclass(frozen=True)
+class PoolInfo:
+    """What :func:`list_pools` says of a pool, in bytes."""
 
-    __slots__ = ("pool", "suspended", "watch")
-
-    def __init__(self, pool: MemoryPool) -> None:
-        self.pool = pool
-        self.suspended = False  # other code of this thread ran in between: the entry was taken off the stack
-        self.watch: asyncio.Handle | None = None
-
-
-class _Stack(threading.local):
-    def __init__(self) -> None:
-        self.entries: list[_Entry] = []
-
-
-_stack = _Stack()
+    name: str
+    device: str
+    parent: str | None  # the parent's name
+    used_bytes: int  # of live blocks, its children's included
+    peak_bytes: int
+    limit: int | None
+    soft_limit: int | None
+    isolated: bool
+    closed: bool  # it takes no new blocks: closed or forgotten, and some are alive
 
 
-def _push(entry: _Entry) -> None:
-    if entry.pool.closed:
-        raise PoolClosedError(f"pool '{entry.pool.name}' is closed: it takes no new blocks.")
-    _stack.entries.append(entry)
-    try:
-        entry.pool._device.set_current_pool(entry.pool._handle)
-    except BaseException:  # an interrupt, say: nothing may stay half entered
-        _drop(entry)
-        raise
+def list_pools(device: Device = None) -> list[PoolInfo]:
+    """The pools that exist, also those whose MemoryPool is gone while blocks of theirs are alive.
 
+    Parents come before their children. Cheap: a microsecond or so for each pool, and each pool's figures are exact; two
+    pools are not read at the same moment.
 
-def _drop(entry: _Entry) -> None:
-    """Takes the entry off this thread's stack; without an effect when it is not there."""
-    entries = _stack.entries
-    if entry in entries:
-        entries.remove(entry)
-    _apply_top(entry.pool._device)
-
-
-def _apply_top(device: _core.Device) -> None:
-    # Also when the outer pool was closed meanwhile: then new blocks are refused, not charged to somebody else.
-    name = device.name
-    entries = [entry for entry in _stack.entries if entry.pool.device == name]
-    device.set_current_pool(entries[-1].pool._handle if entries else None)
-
-
-class use_pool:
-    """``with use_pool(pool):`` charges the new blocks of this thread to ``pool``. Nests; workers do not inherit it.
-
-    A ``with`` that stays open while a coroutine is suspended would charge other tasks' blocks to the pool. On asyncio
-    that is found out, ended as soon as the loop runs, and raised as RuntimeError at the end of the block (or noted on
-    the exception that ends it): use :func:`in_pool` there. A generator that yields inside the block leaves the pool set
-    for whoever consumes it, as with ``torch.no_grad()``.
-
-    Raises:
-        PoolClosedError: on entry, when the pool is closed.
-        RuntimeError: on exit, when the block was open across an ``await``.
+    Args:
+        device: None for all devices.
     """
-
-    def __init__(self, pool: MemoryPool) -> None:
-        if not isinstance(pool, MemoryPool):
-            raise ConfigError(f"use_pool wants a MemoryPool, not {pool!r}.")
-        self._pool = pool
-        self._open: dict[int, list[_Entry]] = {}  # by thread: one object may be entered by several, and nested
-
-    def __enter__(self) -> MemoryPool:
-        entry = _Entry(self._pool)
-        opened = self._open.setdefault(threading.get_ident(), [])
-        _push(entry)
-        opened.append(entry)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return self._pool
-        # Runs only if control returns to the loop, and then before the suspended task goes on.
-        entry.watch = loop.call_soon(_end_suspended, entry)
-        return self._pool
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        thread = threading.get_ident()
-        opened = self._open.get(thread)
-        if not opened:
-            raise RuntimeError(
-                f"`with use_pool({self._pool.name!r})` was entered on another thread: a suspended generator or "
-                "coroutine went on elsewhere. Use mempool.in_pool for coroutines."
-            )
-        entry = opened.pop()
-        try:
-            if not opened:
-                del self._open[thread]
-            if entry.watch is not None:
-                entry.watch.cancel()
-            chain_callback_error(exc)
-        finally:
-            _drop(entry)
-        if entry.suspended:
-            _report_suspended(entry, exc)
+    if device is not None:
+        devices = [allocator(device)]
+    else:
+        made = (cuda_if_made(index) for index in range(torch.cuda.device_count()))
+        devices = [cpu(), *(each for each in made if each is not None)]
+    return [info for each in devices for info in _pools_of(each)]
 
 
-def _report_suspended(entry: _Entry, exc: BaseException | None) -> None:
-    message = (
-        f"a plain `with use_pool({entry.pool.name!r})` was open across an await: other tasks ran in between. "
-        "Use `await mempool.in_pool(pool, coroutine)` instead."
-    )
-    if exc is None:
-        raise RuntimeError(message)
-    # What ends the block (a cancellation, say) is worth more than this; it carries the message along.
-    if hasattr(exc, "add_note"):  # Python 3.11
-        exc.add_note(message)
-
-
-def _end_suspended(entry: _Entry) -> None:
-    entry.suspended = True
-    if entry in _stack.entries:
-        _stack.entries.remove(entry)
-        _apply_top(entry.pool._device)
-
-
-def current_pool(device: Device = None) -> MemoryPool | None:
-    """The pool that this thread's new blocks of a device are charged to; None for the device itself.
-
-    With ``device=None`` the pool that was entered last, whichever device it is of.
-    """
-    name = None if device is None else allocator(device).name
-    entries = [entry for entry in _stack.entries if name is None or entry.pool.device == name]
-    return entries[-1].pool if entries else None
-
-
-class _Step:
-    """One resume of a coroutine: a use_pool that need not watch the event loop."""
-
-    __slots__ = ("_entry",)
-
-    def __init__(self, pool: MemoryPool) -> None:
-        self._entry = _Entry(pool)
-
-    def __enter__(self) -> None:
-        _push(self._entry)
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        chain_callback_error(exc)
-        # What the coroutine opened and not closed is suspended with it.
-        entries = _stack.entries
-        if self._entry in entries:
-            for above in entries[entries.index(self._entry) + 1 :]:
-                above.suspended = True
-                entries.remove(above)
-        _drop(self._entry)
-
-
-@types.coroutine
-def _drive(pool: MemoryPool, inner: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Resumes ``inner`` with the pool set around each step and nothing set in between."""
-    value: Any = None
-    error: BaseException | None = None
-    told = False
-    while True:
-        if pool.closed and not told:
-            # The coroutine learns of it where it waits and may clean up, in no pool. What else was to be thrown into it
-            # (a cancellation) comes first.
-            told = True
-            if error is None:
-                error = PoolClosedError(f"pool '{pool.name}' was closed: it takes no new blocks.")
-        with contextlib.nullcontext() if told else _Step(pool):
-            try:
-                yielded = inner.send(value) if error is None else inner.throw(error)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-        value, error = None, None
-        try:
-            value = yield yielded
-        except BaseException as thrown:
-            error = thrown
-
-
-async def in_pool(pool: MemoryPool, awaitable: Awaitable[T]) -> T:
-    """Awaits ``awaitable`` with the blocks that it makes charged to ``pool``, in whatever order tasks run.
-
-    The pool is set around every resume of the coroutine, and unset while it is suspended, so tasks under
-    ``asyncio.gather`` each keep to their own. A task that the coroutine *starts* does not inherit the pool.
-
-    Raises:
-        PoolClosedError: the pool is closed at the start, or was closed meanwhile; it is raised inside the coroutine,
-            where it waits.
-    """
-    if not isinstance(pool, MemoryPool):
-        raise ConfigError(f"in_pool wants a MemoryPool, not {pool!r}.")
-    return await _drive(pool, awaitable if isinstance(awaitable, Coroutine) else _wait_for(awaitable))
-
-
-async def _wait_for(awaitable: Awaitable[T]) -> T:
-    return await awaitable
-
-
-def bind(pool: MemoryPool, function: Callable[P, T]) -> Callable[P, T]:
-    """``function`` with its blocks charged to ``pool``, for executors and callbacks that run on other threads.
-
-    Of a coroutine function the coroutines run :func:`in_pool`.
-
-    Raises:
-        ConfigError: a generator function: its body would run outside of the call.
-    """
-    if not isinstance(pool, MemoryPool):
-        raise ConfigError(f"bind wants a MemoryPool, not {pool!r}.")
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in (function, call)):
-        raise ConfigError(f"bind cannot charge the blocks of a generator: {function!r}. Bind what consumes it.")
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
-
-        @functools.wraps(function)
-        async def bound_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
-            coroutine: Any = function(*args, **kwargs)
-            return await in_pool(pool, coroutine)
-
-        return bound_coroutine  # type: ignore[return-value]
-
-    @functools.wraps(function)
-    def bound(*args: P.args, **kwargs: P.kwargs) -> T:
-        with use_pool(pool):
-            return function(*args, **kwargs)
-
-    return bound
+def _pools_of(device: _core.Device) -> list[PoolInfo]:
+    rows = {row[0]: row for row in device.pools()}
+    children: dict[int, list[int]] = {}
+    for account, row in rows.items():
+        # Between two rows a parent may have gone.
+        children.setdefault(row[1] if row[1] in rows else 0, []).append(account)
+    infos = []
+    waiting = deque(children.get(0, []))
+    while waiting:
+        account = waiting.popleft()
+        waiting.extend(children.get(account, []))
+        _, parent, name, isolated, closed, used, peak, limit, soft = rows[account]
+        above = rows[parent][2] if parent in rows else None
+        infos.append(PoolInfo(name, device.name, above, used, peak, limit, soft, isolated, closed))
+    return infos

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import re
+import sys
 import threading
 import traceback
 from collections import OrderedDict
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from mempool import _core
-from mempool.errors import OutOfMemoryError
+from mempool.errors import ConfigError, OutOfMemoryError
 
 Callback: TypeAlias = Callable[[str, int], object]
 
@@ -31,8 +32,14 @@ _MOST_ERRORS = 64
 class PressureHandle:
     """What :func:`on_pressure` returns: ``remove()`` takes the callback away."""
 
+    __slots__ = ("_callback",)
+
     def __init__(self, callback: Callback) -> None:
-        self.callback = callback
+        self._callback = callback
+
+    @property
+    def callback(self) -> Callback:
+        return self._callback
 
     def remove(self) -> None:
         """Takes the callback away. Without an effect the second time."""
@@ -52,6 +59,8 @@ def on_pressure(callback: Callback) -> PressureHandle:
     allocation then fails, the error is named in the message, is ``oom_info(exc)["callback_error"]``, and becomes the
     cause of the out-of-memory error where that leaves a ``use_pool``, ``in_pool`` or ``bind``.
     """
+    if not callable(callback):
+        raise ConfigError(f"on_pressure wants a function of a pool's name and a number of bytes, not {callback!r}.")
     handle = PressureHandle(callback)
     with _lock:
         _callbacks.append(handle)
@@ -62,6 +71,7 @@ def on_pressure(callback: Callback) -> PressureHandle:
 def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, str, int]:
     with _lock:
         handles = list(_callbacks)
+    handled = sys.exc_info()[1]  # what the program was just dealing with: no part of a callback's error
     first_error = ""
     first_id = 0
     for handle in handles:
@@ -72,19 +82,41 @@ def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, st
                 raise  # meant for the program: the compiled side has it come again once the allocation is over
             _log.warning("a pressure callback raised %r", error, exc_info=not failing)
             if first_id == 0:
-                first_error, first_id = repr(error), _keep(error)
+                first_error, first_id = repr(error), _keep(error, handled)
     return len(handles), first_error, first_id
 
 
-def _keep(error: BaseException) -> int:
-    """An id for the error that no other process gives out; the error itself is kept, without its frames' tensors."""
-    traceback.clear_frames(error.__traceback__)
+def _keep(error: BaseException, handled: BaseException | None) -> int:
+    """An id for the error that no other process gives out; the error itself is kept, and no frame with it.
+
+    A frame refers to those that called it, and so to the tensors of the request that was refused. `handled`: what was
+    being handled when the callbacks were called, which Python has put behind what they raise.
+    """
+    if hasattr(error, "add_note"):  # Python 3.11
+        error.add_note("".join(traceback.format_exception(error)).rstrip())
+    _drop_frames(error, handled, set())
     with _lock:
         error_id = (os.getpid() << 32) | (next(_error_ids) & 0xFFFFFFFF)
         _errors[error_id] = error
         while len(_errors) > _MOST_ERRORS:
             _errors.popitem(last=False)
     return error_id
+
+
+def _drop_frames(error: BaseException | None, handled: BaseException | None, seen: set[int]) -> None:
+    """Takes the frames from an error and from those that it came of or holds, as far as callbacks raised them."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    error.__traceback__ = None
+    if isinstance(error, (AttributeError, NameError)):
+        error.obj = None  # type: ignore[union-attr]
+    if error.__context__ is handled:
+        error.__context__ = None
+    if error.__cause__ is handled:
+        error.__cause__ = None
+    for other in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
+        _drop_frames(other, handled, seen)
 
 
 def _after_fork_in_child() -> None:

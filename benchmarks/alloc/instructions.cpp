@@ -25,10 +25,12 @@ int main(int count, char** words) {
   options.decay_ms = mempool::kNeverDecays;  // no thread beside this one
   mempool::CachingAllocator& device = mempool::cpu_device(options);
   mempool::torch_cpu::enable(device);
+  mempool::PoolEntry entry;
   if (count > 3 && std::strcmp(words[3], "pool") == 0) {
-    device.set_current_pool(device.open_pool("pool", nullptr, false, std::size_t{1} << 30, mempool::kNoLimit));
+    device.enter_pool(entry, device.open_pool("pool", nullptr, false, std::size_t{1} << 30, mempool::kNoLimit));
   }
   c10::Allocator& allocator = *c10::GetAllocator(c10::DeviceType::CPU);
   for (long i = 0; i < pairs; ++i) use(allocator.allocate(bytes));
+  device.leave_pool(entry);
   return 0;
 }

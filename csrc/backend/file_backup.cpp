@@ -7,7 +7,11 @@
 #include <cstdlib>
 #include <new>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
+
+#include "common/bytes.h"
 
 namespace mempool {
 namespace {
@@ -28,19 +32,35 @@ bool transfer_all(char* address, std::size_t bytes, off_t offset, Transfer trans
 
 class FileBackup final : public Backup {
  public:
-  explicit FileBackup(int file) : file_(file) {}
-  ~FileBackup() override { close(file_); }
+  // `file`: -1 where none could be made, as `error` (of errno) says.
+  FileBackup(std::string directory, int file, int error)
+      : directory_(std::move(directory)), file_(file), error_(error) {}
+  ~FileBackup() override {
+    if (file_ >= 0) close(file_);
+  }
 
   bool save(const void* address, std::size_t bytes) noexcept override {
+    if (file_ < 0) return false;
     try {
       ranges_.push_back({static_cast<char*>(const_cast<void*>(address)), bytes, end_});
     } catch (const std::bad_alloc&) {
+      error_ = ENOMEM;
       return false;
     }
     const Range& range = ranges_.back();
     end_ += static_cast<off_t>(bytes);
-    return transfer_all(range.address, bytes, range.offset,
-                        [this](char* at, std::size_t n, off_t offset) { return pwrite(file_, at, n, offset); });
+    const bool is_saved =
+        transfer_all(range.address, bytes, range.offset,
+                     [this](char* at, std::size_t n, off_t offset) { return pwrite(file_, at, n, offset); });
+    if (!is_saved) error_ = errno;
+    return is_saved;
+  }
+  std::string problem() const override {
+    const std::string what = file_ < 0
+                                 ? "no file can be made"
+                                 : format_bytes(static_cast<std::size_t>(end_)) + " of its contents cannot be written";
+    return what + " in '" + directory_ + "': " + std::system_category().message(error_) +
+           ". Name another folder in TMPDIR, or drop the contents with keep=False";
   }
   bool restore() noexcept override {
     for (const Range& range : ranges_) {
@@ -59,8 +79,10 @@ class FileBackup final : public Backup {
     off_t offset;
   };
 
+  const std::string directory_;
   const int file_;
-  off_t end_ = 0;
+  int error_;      // of errno; 0: none
+  off_t end_ = 0;  // bytes that were to be saved so far
   std::vector<Range> ranges_;
 };
 
@@ -79,9 +101,9 @@ int open_unnamed(const std::string& directory) {
 std::unique_ptr<Backup> make_file_backup() noexcept {
   try {
     const char* const directory = std::getenv("TMPDIR");
-    const int file = open_unnamed(directory != nullptr && *directory != '\0' ? directory : "/tmp");
-    if (file < 0) return nullptr;
-    return std::make_unique<FileBackup>(file);
+    std::string folder = directory != nullptr && *directory != '\0' ? directory : "/tmp";
+    const int file = open_unnamed(folder);
+    return std::make_unique<FileBackup>(std::move(folder), file, file < 0 ? errno : 0);
   } catch (const std::bad_alloc&) {
     return nullptr;
   }

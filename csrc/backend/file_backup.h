@@ -7,7 +7,8 @@
 
 namespace mempool {
 
-// In the directory that TMPDIR names, else in /tmp. nullptr when no file can be made there.
+// In the directory that TMPDIR names, else in /tmp. Where no file can be made there, saving fails and says why. nullptr
+// without memory.
 std::unique_ptr<Backup> make_file_backup() noexcept;
 
 }  // namespace mempool

@@ -11,7 +11,7 @@
 #include "backend/cpu_device.h"
 #include "backend/cuda_device.h"
 #include "backend/host_info.h"
-#include "core/caching_allocator.h"
+#include "pool_scope.h"
 
 namespace py = pybind11;
 
@@ -22,25 +22,6 @@ using Limit = std::optional<std::size_t>;
 
 std::size_t from_limit(Limit limit) { return limit.value_or(kNoLimit); }
 Limit to_limit(std::size_t limit) { return limit == kNoLimit ? Limit{} : Limit{limit}; }
-
-// Keeps the account alive for Python; the record itself goes with the last block.
-class Pool {
- public:
-  Pool(CachingAllocator& device, Account* account, std::shared_ptr<Pool> parent)
-      : device_(device), account_(account), parent_(std::move(parent)) {}
-  Pool(const Pool&) = delete;
-  Pool& operator=(const Pool&) = delete;
-  ~Pool() { device_.drop_pool(*account_); }
-
-  Account read() const { return device_.ledger().read(*account_); }
-  CachingAllocator& device() const { return device_; }
-  Account& account() const { return *account_; }
-
- private:
-  CachingAllocator& device_;
-  Account* const account_;
-  const std::shared_ptr<Pool> parent_;
-};
 
 void put(py::dict& out, const std::string& key, const Stat& stat) {
   out[py::str(key + ".current")] = stat.current;
@@ -103,6 +84,17 @@ py::dict pool_stats(const Pool& pool) {
   return out;
 }
 
+// Lets other threads of Python run now and then during a long loop.
+class Turns {
+ public:
+  void pass() {
+    if (++steps_ % 1024 == 0) const py::gil_scoped_release release;
+  }
+
+ private:
+  std::size_t steps_ = 0;
+};
+
 // ([(address, bytes, arena, arena number, stream, [(address, bytes, requested, account, live, waiting), ...]), ...],
 // {account: name}), with one entry for each contiguous backed range.
 py::tuple snapshot(CachingAllocator& device) {
@@ -112,9 +104,11 @@ py::tuple snapshot(CachingAllocator& device) {
     taken = device.snapshot();
   }
   py::list segments;
+  Turns turns;
   for (const SnapshotSegment& segment : taken.segments) {
     py::list blocks;
-    for (const SnapshotBlock& block : segment.blocks) {
+    for (const SnapshotBlock& block : taken.blocks_of(segment)) {
+      turns.pass();
       blocks.append(
           py::make_tuple(block.address, block.bytes, block.requested, block.account, block.live, block.waiting));
     }
@@ -139,9 +133,16 @@ py::tuple history_view(CachingAllocator& device) {
     view = device.history().view();
   }
   py::dict live;
-  for (const auto& [address, event] : view.live) live[py::int_(address)] = to_tuple(event);
+  Turns turns;
+  for (const auto& [address, event] : view.live) {
+    turns.pass();
+    live[py::int_(address)] = to_tuple(event);
+  }
   py::list events;
-  for (const HistoryEvent& event : view.events) events.append(to_tuple(event));
+  for (const HistoryEvent& event : view.events) {
+    turns.pass();
+    events.append(to_tuple(event));
+  }
   return py::make_tuple(live, events, view.dropped);
 }
 
@@ -195,6 +196,22 @@ py::tuple stop_recording(CachingAllocator& device) {
   return py::make_tuple(result.events, result.error);
 }
 
+// (id, parent's id or 0, name, isolated, closed, used bytes, peak bytes, limit, soft limit) of each pool that exists.
+py::list pools(CachingAllocator& device) {
+  std::vector<Ledger::Listed> accounts;
+  {
+    const py::gil_scoped_release release;
+    accounts = device.ledger().accounts();
+  }
+  py::list out;
+  for (const auto& [account, parent] : accounts) {
+    out.append(py::make_tuple(account.id, parent, account.name, account.isolated, account.closed,
+                              account.blocks.bytes.current, account.blocks.bytes.peak, to_limit(account.limit),
+                              to_limit(account.soft_limit)));
+  }
+  return out;
+}
+
 void add_pool(py::module_& m) {
   using namespace pybind11::literals;
   py::class_<Pool, std::shared_ptr<Pool>>(m, "Pool", "An account: limit and statistics over an arena.")
@@ -233,6 +250,7 @@ void add_pool(py::module_& m) {
 void add_device_classes(py::module_& m) {
   using namespace pybind11::literals;
   add_pool(m);
+  add_pool_scope(m);
   using Release = py::call_guard<py::gil_scoped_release>;
   py::class_<CachingAllocator, std::unique_ptr<CachingAllocator, py::nodelete>>(m, "Device",
                                                                                 "The allocator of one device.")
@@ -257,12 +275,7 @@ void add_device_classes(py::module_& m) {
       .def(
           "trim", [](CachingAllocator& d, std::size_t target) { return d.trim(target); }, "target_bytes"_a, Release())
       .def("open_pool", &open_pool, "name"_a, "parent"_a.none(true), "isolated"_a, "limit"_a, "soft_limit"_a)
-      .def(
-          "set_current_pool",
-          [](CachingAllocator& d, const std::shared_ptr<Pool>& pool) {
-            d.set_current_pool(pool != nullptr ? &pool->account() : nullptr);
-          },
-          "pool"_a.none(true))
+      .def("pools", &pools)
       .def("snapshot", &snapshot)
       .def(
           "history_start", [](CachingAllocator& d, std::size_t most) { d.start_history(most); }, "most_events"_a)
@@ -292,6 +305,8 @@ void add_device_classes(py::module_& m) {
       },
       "ordinal"_a, "conf"_a, py::return_value_policy::reference,
       "The allocator of a CUDA device. Made at the first call, as the CPU's.");
+  m.def("cuda_device_if_made", &cuda_device_if_made, "ordinal"_a, py::return_value_policy::reference,
+        "The same if it was made already, else None.");
   m.def("cuda_device_bytes", &cuda_device_bytes, "ordinal"_a, "Bytes that the device has in all.");
   m.def(
       "cuda_problem",

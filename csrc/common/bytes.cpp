@@ -18,19 +18,23 @@ struct Unit {
 };
 
 constexpr double kKi = 1024.0;
-constexpr std::array<Unit, 14> kUnits{{
+constexpr std::array<Unit, 18> kUnits{{
     {"", 1},
     {"b", 1},
     {"k", kKi},
+    {"ki", kKi},  // as Kubernetes writes it
     {"kib", kKi},
     {"kb", 1e3},
     {"m", kKi* kKi},
+    {"mi", kKi* kKi},
     {"mib", kKi* kKi},
     {"mb", 1e6},
     {"g", kKi* kKi* kKi},
+    {"gi", kKi* kKi* kKi},
     {"gib", kKi* kKi* kKi},
     {"gb", 1e9},
     {"t", kKi* kKi* kKi* kKi},
+    {"ti", kKi* kKi* kKi* kKi},
     {"tib", kKi* kKi* kKi* kKi},
     {"tb", 1e12},
 }};

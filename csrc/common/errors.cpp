@@ -57,6 +57,8 @@ std::string describe(const OomInfo& info) {
   }
   out += "; the device holds " + format_bytes(info.held) + ", largest free range " + format_bytes(info.largest_free) +
          ". " + advice(info.reason);
+  // Who looks for a batch size that fits (accelerate, lightning) knows an error of the CPU's by these words of torch's.
+  if (info.device == "cpu") out += " (DefaultCPUAllocator: can't allocate memory)";
   if (!info.callback_error.empty()) out += " A pressure callback raised " + info.callback_error + ".";
   return out + "\n" + fields(info);
 }

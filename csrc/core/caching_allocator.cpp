@@ -24,7 +24,7 @@ constexpr std::size_t kLargestRequest = std::size_t{1} << 47;
 
 void* CachingAllocator::allocate(std::size_t bytes, StreamId stream) {
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (mine == nullptr || mine->current != nullptr || mine->stream() != stream ||
+  if (mine == nullptr || mine->pools.current() != nullptr || mine->stream() != stream ||
       observed_.load(std::memory_order_relaxed)) [[unlikely]]
     return allocate_slow(bytes, stream, nullptr);
   if (bytes - 1 >= kSmallMax) return allocate_span(*mine, bytes, stream);  // 0 too
@@ -74,21 +74,48 @@ void* CachingAllocator::allocate_from(ArenaFamily& family, std::size_t bytes, St
   return allocate_slow(bytes, stream, &family);
 }
 
+class CachingAllocator::Keep {
+ public:
+  explicit Keep(CachingAllocator& allocator) : allocator_(allocator) {}
+  Keep(const Keep&) = delete;
+  Keep& operator=(const Keep&) = delete;
+  ~Keep() {
+    if (account_ == nullptr) [[likely]]
+      return;
+    if (Account* const done = allocator_.ledger_.switch_user(account_, nullptr)) allocator_.retire(done);
+  }
+  // Precondition: something else keeps it at this moment.
+  void take(Account* account) {
+    if (account_ != nullptr || account == nullptr) return;
+    allocator_.ledger_.switch_user(nullptr, account);
+    account_ = account;
+  }
+
+ private:
+  CachingAllocator& allocator_;
+  Account* account_ = nullptr;
+};
+
 void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaFamily* family) {
   if (bytes == 0) return nullptr;
   ThreadCache* const mine = cache();
-  Account* const account = mine != nullptr ? mine->current : nullptr;
-  Request request{bytes, 0, account, mine, false, stream, family != nullptr ? family : &family_of(account)};
+  Keep keep(*this);
   PressureOutcome outcome;
-  if (bytes > kLargestRequest) refuse(request, {.reason = OomReason::size_overflow}, nullptr, outcome);
-  request.rounded = round_block(bytes);
+  Request request{bytes, bytes <= kLargestRequest ? round_block(bytes) : 0, nullptr, mine, false, stream, family};
   request.is_small = request.rounded <= kMediumMax;
+  Ledger::Charge charge = reserve_current(request, keep);
+  if (family == nullptr) request.family = &family_of(request.account);
+  if (request.rounded == 0) refuse(request, {.reason = OomReason::size_overflow}, nullptr, outcome);
   request.arena = arena_of(*request.family, stream);
-  if (request.arena == nullptr) refuse(request, {.reason = OomReason::metadata_refused}, nullptr, outcome);
+  if (request.arena == nullptr) {
+    let_go(request, charge, keep);
+    refuse(request, {.reason = OomReason::metadata_refused}, nullptr, outcome);
+  }
   if (mine != nullptr) serve_stream(*mine, request);
   Effort effort = Effort::none;
   while (true) {
-    reserve(request);
+    if (charge.outcome != Ledger::Charge::Outcome::charged) [[unlikely]]
+      insist(request, charge);
     Refusal why = Refusal::none;
     void* const address = obtain(request, why);
     if (address != nullptr) {
@@ -101,13 +128,21 @@ void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaF
       return address;
     }
     // While more room is sought, callbacks included, this request stands in nobody's way.
-    if (request.account != nullptr) ledger_.cancel(request.account, request.rounded);
+    let_go(request, {}, keep);
     if (why == Refusal::asleep) {
       throw PoolAsleepError("mempool: pool '" + ledger_.name_of(request.account_id()) +
                             "' is asleep: wake() it before it takes new blocks.");
     }
     make_room(request, why, effort, outcome);
+    charge = ledger_.reserve(request.account, request.rounded);
   }
+}
+
+// The opposite of a reservation: its pool stays alive for this request.
+void CachingAllocator::let_go(const Request& request, const Ledger::Charge& charge, Keep& keep) {
+  if (request.account == nullptr || charge.outcome != Ledger::Charge::Outcome::charged) return;
+  keep.take(request.account);
+  ledger_.cancel(request.account, request.rounded);
 }
 
 // A thread that goes over to another stream takes its cache along.
@@ -123,31 +158,42 @@ void CachingAllocator::serve_stream(ThreadCache& mine, const Request& request) n
   }
 }
 
-// Holds a place under the limits of the request's pools, after pressure callbacks if one refuses at first. Throws when
-// it is refused for good.
-void CachingAllocator::reserve(const Request& request) {
-  if (request.account == nullptr) return;
+// Finds out which pool the thread is in and holds a place there, in one step: another thread may end the stay at any
+// moment, and the pool with it. The reserved bytes keep the pool, or else `keep` does.
+Ledger::Charge CachingAllocator::reserve_current(Request& request, Keep& keep) {
+  Ledger::Charge result;
+  if (request.cache == nullptr) return result;
+  const CacheGuard guard(request.cache->lock);
+  request.account = request.cache->pools.current();
+  if (request.account == nullptr) return result;
+  if (request.rounded == 0) {
+    keep.take(request.account);
+    return result;
+  }
+  result = ledger_.reserve(request.account, request.rounded);
+  if (result.outcome != Ledger::Charge::Outcome::charged) keep.take(request.account);
+  return result;
+}
+
+// A limit has refused, or a pool is closed: holds a place after the pressure callbacks, or throws.
+void CachingAllocator::insist(const Request& request, Ledger::Charge result) {
   PressureOutcome outcome;
-  for (bool pressed = false;; pressed = true) {
-    const Ledger::Charge result = ledger_.reserve(request.account, request.rounded);
-    if (result.outcome == Ledger::Charge::Outcome::charged) {
-      if (pressed) ledger_.count_retry();
-      return;
-    }
+  for (bool pressed = false; result.outcome != Ledger::Charge::Outcome::charged; pressed = true) {
     if (result.outcome == Ledger::Charge::Outcome::closed) {
       throw PoolClosedError("mempool: pool '" + result.pool->name + "' is closed: it takes no new blocks.");
     }
-    if (!pressed) {
-      press(request, result.pool, request.rounded - (result.limit - result.allocated), true, outcome);
-      if (outcome.calls > 0) continue;
+    if (!pressed) press(request, result.pool, request.rounded - (result.limit - result.allocated), true, outcome);
+    if (pressed || outcome.calls == 0) {
+      refuse(request,
+             {.reason = OomReason::pool_limit,
+              .pool = result.pool->name,
+              .allocated = result.allocated,
+              .limit = result.limit},
+             result.pool, outcome);
     }
-    refuse(request,
-           {.reason = OomReason::pool_limit,
-            .pool = result.pool->name,
-            .allocated = result.allocated,
-            .limit = result.limit},
-           result.pool, outcome);
+    result = ledger_.reserve(request.account, request.rounded);
   }
+  if (outcome.calls > 0) ledger_.count_retry();
 }
 
 // Counts the block that was found. Soft limits speak up here: the allocation has succeeded whatever their callbacks do.

@@ -79,9 +79,22 @@ class CachingAllocator {
   void close_pool(Account& pool) noexcept;
   // The last handle is gone. Closes the pool; its record goes with its last block.
   void drop_pool(Account& pool) noexcept;
-  // The calling thread's pool for new blocks (nullptr: root). Returns the one before. A closed pool is let in: the
-  // allocations that it then refuses say why.
-  Account* set_current_pool(Account* pool);
+  // The calling thread's new blocks are charged to `pool` (nullptr: the root) until the entry is left. Nests. A closed
+  // pool is let in: the allocations that it then refuses say why. Throws std::bad_alloc.
+  void enter_pool(PoolEntry& entry, Account* pool);
+  // From any thread: once this returns no new block is charged because of the entry. False: it was left before, or its
+  // thread has ended.
+  bool leave_pool(PoolEntry& entry) noexcept;
+  // The calling thread's entries, the innermost first. `visit` may leave the entry that it is given, no other.
+  template <typename Visit>
+  void for_each_entry(Visit visit) {
+    ThreadCache* const mine = ThreadRegistry::find(slot_);
+    PoolEntry* next = mine != nullptr ? mine->pools.top() : nullptr;
+    while (PoolEntry* const entry = next) {
+      next = PoolStack::below(*entry);
+      visit(*entry);
+    }
+  }
   // Physical bytes of the pool's own arena; of a pool that is not isolated, what it is charged with.
   std::size_t pool_held_bytes(const Account& pool);
   std::size_t trim_pool(Account& pool) noexcept;
@@ -147,7 +160,7 @@ class CachingAllocator {
   DeviceStats stats();
   void reset_peaks() { reset(Stat::reset_peak); }
   void reset_sums() { reset(Stat::reset_sum); }
-  Snapshot snapshot();
+  Snapshot snapshot();  // of one moment; whoever allocates waits for it
   // The first broken invariant, or an empty string. check_invariants() also compares sums and wants every other thread
   // at rest.
   std::string check_structure();
@@ -217,9 +230,14 @@ class CachingAllocator {
   [[gnu::noinline]] bool fold_and_unlock(ThreadCache& mine) noexcept;
   static std::uint32_t capture_stack();
   void reset(void (*action)(Stat&));
+  void make_room_for_snapshot(Snapshot& out);
   // Preconditions: observers_mutex_ is held, or there is no other thread.
   void update_observed() noexcept { observed_.store(history_.enabled() || recorder_.enabled()); }
-  void reserve(const Request& request);
+  // What keeps a request's pool alive while none of its bytes are reserved.
+  class Keep;
+  Ledger::Charge reserve_current(Request& request, Keep& keep);
+  void insist(const Request& request, Ledger::Charge result);
+  void let_go(const Request& request, const Ledger::Charge& charge, Keep& keep);
   void confirm(const Request& request);
   Ledger::Charge charge(const Request& request) noexcept;
   void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,

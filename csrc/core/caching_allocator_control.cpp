@@ -163,24 +163,53 @@ void CachingAllocator::forget_retired() noexcept {
   has_more_arenas_.store(arenas_.size() > 1, std::memory_order_relaxed);
 }
 
-Account* CachingAllocator::set_current_pool(Account* pool) {
+void CachingAllocator::enter_pool(PoolEntry& entry, Account* pool) {
   ThreadCache* const mine = cache();
   if (mine == nullptr) throw std::bad_alloc();
-  Account* const before = std::exchange(mine->current, pool);
-  if (before != pool) {
-    if (Account* const done = ledger_.switch_user(before, pool)) retire(done);
+  ledger_.switch_user(nullptr, pool);
+  const std::lock_guard guard(mine->lock);
+  mine->pools.push(entry, pool, *mine);
+}
+
+bool CachingAllocator::leave_pool(PoolEntry& entry) noexcept {
+  Account* left = nullptr;
+  bool is_done = false;
+  if (ThreadCache* const mine = ThreadRegistry::find(slot_); mine != nullptr && entry.home() == mine) {
+    const std::lock_guard guard(mine->lock);
+    is_done = entry.home() == mine;  // still: another thread may have been faster
+    if (is_done) left = mine->pools.pop(entry);
+  } else {
+    ThreadRegistry& registry = ThreadRegistry::instance();
+    const std::lock_guard guard(registry.mutex);  // its thread does not end meanwhile
+    if (ThreadCache* const home = entry.home()) {
+      const ForeignGuard home_guard(home->lock);
+      is_done = entry.home() == home;
+      if (is_done) left = home->pools.pop(entry);
+    }
   }
-  return before;
+  if (Account* const done = ledger_.switch_user(left, nullptr)) retire(done);
+  return is_done;
 }
 
 // A thread has ended, or is not in this forked child: its blocks, its counts and its hold on a pool return.
 void CachingAllocator::take_back(ThreadCache& ended) noexcept {
-  {
-    const ForeignGuard guard(ended.lock);
-    ended.flush();
-    ledger_.fold(ended.shards);
+  while (true) {
+    Account* left = nullptr;
+    bool is_last = false;
+    {
+      const ForeignGuard guard(ended.lock);
+      PoolEntry* const entry = ended.pools.top();
+      is_last = entry == nullptr;
+      if (is_last) {
+        ended.flush();
+        ledger_.fold(ended.shards);
+      } else {
+        left = ended.pools.pop(*entry);
+      }
+    }
+    if (is_last) return;
+    if (Account* const done = ledger_.switch_user(left, nullptr)) retire(done);
   }
-  if (Account* const done = ledger_.switch_user(std::exchange(ended.current, nullptr), nullptr)) retire(done);
 }
 
 std::size_t CachingAllocator::pool_held_bytes(const Account& pool) {

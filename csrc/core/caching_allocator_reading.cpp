@@ -34,19 +34,22 @@ void append_span(const Span& span, std::vector<SnapshotBlock>& out) {
   out.push_back(picture(span.start, span.bytes, tag, span.requested));
 }
 
-void append_arena(const Arena& arena, std::size_t number, std::vector<SnapshotSegment>& out) {
+void append_arena(const Arena& arena, std::size_t number, Snapshot& out) {
   for (const Segment* segment = arena.pages.first_segment(); segment != nullptr; segment = segment->next) {
     bool open = false;
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
       const bool backed = span->is_backed();
       if (backed && !open) {
         const ArenaFamily& family = arena.family;
-        out.push_back({span->start, 0, family.name, number, arena.stream(), &family, arena.pages.asleep(), {}});
+        out.segments.push_back(
+            {span->start, 0, family.name, number, arena.stream(), &family, arena.pages.asleep(), out.blocks.size(), 0});
       }
       open = backed;
       if (!backed) continue;
-      out.back().bytes += span->bytes;
-      append_span(*span, out.back().blocks);
+      SnapshotSegment& current = out.segments.back();
+      current.bytes += span->bytes;
+      append_span(*span, out.blocks);
+      current.block_count = out.blocks.size() - current.first_block;
     }
   }
 }
@@ -101,30 +104,41 @@ TraceRecorder::Result CachingAllocator::stop_recording() {
   return result;
 }
 
+// Every thread that allocates waits while a snapshot is taken. So what takes longest, fresh memory for so many records,
+// is had before: for the blocks that are live now, as many free ones in slabs, and some that come meanwhile.
+void CachingAllocator::make_room_for_snapshot(Snapshot& out) {
+  const DeviceStats now = stats();
+  const auto blocks = static_cast<std::size_t>(now.blocks.all.count.current + now.free_ranges.count.all.current);
+  out.blocks.resize(2 * blocks + 4096);  // touches it, too
+  out.blocks.clear();
+  out.segments.reserve(static_cast<std::size_t>(now.segments.all.current) + 64);
+}
+
 Snapshot CachingAllocator::snapshot() {
   Snapshot out;
+  make_room_for_snapshot(out);
+  std::vector<bool> is_named;  // by account
   const AllCaches caches(slot_);
   for_each_arena([&](Arena& arena) {
     const auto family = std::find_if(families_.begin(), families_.end(),
                                      [&](const std::unique_ptr<ArenaFamily>& f) { return f.get() == &arena.family; });
-    append_arena(arena, static_cast<std::size_t>(family - families_.begin()), out.segments);
+    append_arena(arena, static_cast<std::size_t>(family - families_.begin()), out);
   });
   // A block that was live above may be gone by now, but then its free has not been charged off yet or its pool's name
   // is not needed: names are read while the caches, through which every free goes, are still held.
-  for (const SnapshotSegment& segment : out.segments) {
-    for (const SnapshotBlock& block : segment.blocks) {
-      if (!block.live || out.pools.contains(block.account)) continue;
-      out.pools.emplace(block.account, ledger_.name_of(block.account));
-    }
+  for (const SnapshotBlock& block : out.blocks) {
+    if (!block.live) continue;
+    if (block.account >= is_named.size()) is_named.resize(block.account + 1);
+    if (is_named[block.account]) continue;
+    is_named[block.account] = true;
+    out.pools.emplace(block.account, ledger_.name_of(block.account));
   }
   return out;
 }
 
 std::string CachingAllocator::check_invariants() {
   std::size_t live = 0;
-  for (const SnapshotSegment& segment : snapshot().segments) {
-    for (const SnapshotBlock& block : segment.blocks) live += block.live ? block.bytes : 0;
-  }
+  for (const SnapshotBlock& block : snapshot().blocks) live += block.live ? block.bytes : 0;
   if (live != static_cast<std::size_t>(stats().blocks.all.bytes.current)) return "allocated bytes against live blocks";
   std::size_t held = 0;
   for_each_arena([&held](Arena& arena) { held += arena.pages.held_bytes(); });

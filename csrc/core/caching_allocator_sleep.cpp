@@ -50,11 +50,47 @@ bool wake_all(const std::vector<Arena*>& arenas, Refusal& why) {
   return is_done;
 }
 
+// Arenas that were told to fall asleep, with what is in use in them. Those that do not sleep in the end stay awake,
+// whatever ends the attempt.
+class Falling {
+ public:
+  using Used = std::vector<PageHeap::UsedRange>;
+  // Precondition: no more arenas fall asleep than this. So a step that was taken cannot fail to be noted.
+  explicit Falling(std::size_t most) { arenas_.reserve(most); }
+  Falling(const Falling&) = delete;
+  Falling& operator=(const Falling&) = delete;
+  ~Falling() { stay_awake(0); }
+
+  // False: it cannot now.
+  bool add(Arena& arena) {
+    Used used;
+    const ArenaGuard guard(arena.mutex);
+    if (!arena.pages.fall_asleep(used)) return false;
+    arenas_.emplace_back(&arena, std::move(used));
+    return true;
+  }
+  std::size_t size() const { return arenas_.size(); }
+  Arena& arena(std::size_t i) const { return *arenas_[i].first; }
+  const Used& used(std::size_t i) const { return arenas_[i].second; }
+  // All but the first `asleep`.
+  void stay_awake(std::size_t asleep) noexcept {
+    for (std::size_t i = asleep; i < arenas_.size(); ++i) {
+      const ArenaGuard guard(arena(i).mutex);
+      arena(i).pages.stay_awake();
+    }
+    arenas_.clear();
+  }
+  void done() noexcept { arenas_.clear(); }
+
+ private:
+  std::vector<std::pair<Arena*, Used>> arenas_;
+};
+
 }  // namespace
 
 void CachingAllocator::sleep_pool(Account& pool, bool keep) {
   const std::string name = ledger_.read(pool).name;
-  const auto refuse_to_sleep = [&name](const char* reason) {
+  const auto refuse_to_sleep = [&name](const std::string& reason) {
     throw PoolStateError("mempool: pool '" + name + "' stays awake: " + reason);
   };
   if (!pool.isolated) {
@@ -71,47 +107,29 @@ void CachingAllocator::sleep_pool(Account& pool, bool keep) {
   while (await_other_streams(0)) continue;
   if (!clocks_.wait_for_all()) refuse_to_sleep("a stream of its device is being captured into a graph.");
 
-  std::vector<std::pair<Arena*, std::vector<PageHeap::UsedRange>>> falling;
-  falling.reserve(arenas.size());
-  const auto stay_awake = [&falling] {
-    for (auto& [arena, used] : falling) {
-      const ArenaGuard guard(arena->mutex);
-      arena->pages.stay_awake();
-    }
-  };
+  Falling falling(arenas.size());
   for (Arena* const arena : arenas) {
-    std::vector<PageHeap::UsedRange> used;
-    {
-      const ArenaGuard guard(arena->mutex);
-      if (arena->pages.fall_asleep(used)) {
-        falling.emplace_back(arena, std::move(used));
-        continue;
-      }
-    }
-    stay_awake();
-    refuse_to_sleep("another thread is just putting it to sleep or waking it.");
+    if (!falling.add(*arena)) refuse_to_sleep("another thread is just putting it to sleep or waking it.");
   }
   std::vector<std::unique_ptr<Backup>> backups(falling.size());
   for (std::size_t i = 0; keep && i < falling.size(); ++i) {
     backups[i] = memory_->make_backup();
-    if (backups[i] != nullptr && save_all(*backups[i], falling[i].second)) continue;
-    stay_awake();
-    refuse_to_sleep("no place for its contents (on CPU see TMPDIR).");
+    if (backups[i] == nullptr) throw std::bad_alloc();
+    if (!save_all(*backups[i], falling.used(i))) refuse_to_sleep(backups[i]->problem() + ".");
   }
   pool.family->asleep.store(true);
   for (std::size_t i = 0; i < falling.size(); ++i) {
-    Arena& arena = *falling[i].first;
     {
-      const ArenaGuard guard(arena.mutex);
-      if (arena.pages.sleep(std::move(backups[i]))) continue;
+      const ArenaGuard guard(falling.arena(i).mutex);
+      if (falling.arena(i).pages.sleep(std::move(backups[i]))) continue;
     }
-    falling.erase(falling.begin(), falling.begin() + static_cast<std::ptrdiff_t>(i) + 1);
-    stay_awake();
+    falling.stay_awake(i + 1);
     Refusal why = Refusal::none;
     pool.family->asleep.store(!wake_all(arenas, why));
     refuse_to_sleep(keep ? "the system did not take its memory back."
                          : "the system did not take its memory back. Some contents may be lost.");
   }
+  falling.done();
 }
 
 void CachingAllocator::wake_pool(Account& pool) {

@@ -207,11 +207,12 @@ void CachingAllocator::press(const Request& request, const Account* refuser, std
   const std::string pool = named != nullptr ? named->name : "default";
   const std::size_t before = outcome.calls;
   ledger_.switch_user(nullptr, request.account);  // keeps it alive meanwhile
-  if (request.cache != nullptr) set_current_pool(nullptr);
+  PoolEntry root;
+  if (request.cache != nullptr) enter_pool(root, nullptr);
   t_pressing = true;
   hooks->pressure(pool.c_str(), needed, failing, outcome);
   t_pressing = false;
-  if (request.cache != nullptr) set_current_pool(request.account);
+  leave_pool(root);
   ledger_.switch_user(request.account, nullptr);
   if (outcome.calls > before) ledger_.count_pressure_call(request.account, refuser);
 }

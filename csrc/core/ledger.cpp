@@ -370,6 +370,30 @@ Account Ledger::read(const Account& account) const {
   return out;
 }
 
+std::vector<Ledger::Listed> Ledger::accounts() const {
+  std::vector<Listed> out;
+  Listed next;
+  std::size_t name_bytes = 0;
+  for (std::size_t id = 1;;) {
+    next.account.name.reserve(name_bytes);  // as above
+    bool is_taken = false;
+    {
+      const Guard guard(lock_);
+      if (id >= accounts_.size()) return out;
+      const Account* const account = accounts_[id].get();
+      name_bytes = account != nullptr ? account->name.size() : 0;
+      if (name_bytes > next.account.name.capacity()) continue;
+      is_taken = account != nullptr;
+      if (is_taken) {
+        next.account = *account;
+        next.parent_id = account->parent != nullptr ? account->parent->id : 0;
+      }
+    }
+    ++id;
+    if (is_taken) out.push_back(next);
+  }
+}
+
 std::string Ledger::name_of(std::uint32_t account_id) const {
   const Guard guard(lock_);
   if (account_id >= accounts_.size() || accounts_[account_id] == nullptr) return "default";

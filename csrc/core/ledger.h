@@ -205,6 +205,12 @@ class Ledger {
   bool set_limit(Account& account, std::size_t limit);
   void set_soft_limit(Account& account, std::size_t limit);
   Account read(const Account& account) const;  // a copy, taken at one moment
+  struct Listed {
+    Account account;              // its `parent` may be gone
+    std::uint32_t parent_id = 0;  // 0: the root
+  };
+  // Every account, each as it is at one moment, by id. No lock is held for longer than one takes.
+  std::vector<Listed> accounts() const;
   std::string name_of(std::uint32_t account_id) const;
 
   DeviceStats read_stats();

@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "core/stream_events.h"
 
@@ -37,8 +38,10 @@ class Backup {
   Backup(const Backup&) = delete;
   Backup& operator=(const Backup&) = delete;
   virtual ~Backup() = default;
-  // Copies the range away. False: it could not.
+  // Copies the range away. False: it could not; problem() says why.
   virtual bool save(const void* address, std::size_t bytes) noexcept = 0;
+  // Where it copies to and what went wrong there, for people. May throw std::bad_alloc.
+  virtual std::string problem() const { return "no place for its contents"; }
   // Copies all that was saved back to where it was. May be tried again after a failure.
   virtual bool restore() noexcept = 0;
 };

@@ -21,6 +21,7 @@
 #include "common/owner_lock.h"
 #include "core/arena.h"
 #include "core/ledger.h"
+#include "core/pool_stack.h"
 
 namespace mempool {
 
@@ -126,9 +127,8 @@ class ThreadCache {
   OwnerLock lock;
   CachingAllocator& owner;
   Ledger::Shards shards;
-  // Its own thread alone uses these two.
-  Account* current = nullptr;  // the pool of this thread's new blocks; nullptr is the root
-  int strange_requests = 0;    // in a row, for other streams than the one that is served
+  PoolStack pools;
+  int strange_requests = 0;  // in a row, for other streams than the one that is served; its own thread alone uses it
 
  private:
   struct Bin {

@@ -110,7 +110,8 @@ std::vector<cca::StreamSegmentSize> CudaAllocator::getExpandableSegmentSizes(c10
 cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
   cca::SnapshotInfo out;
   for_each_device([&](int i, Device& device) {
-    for (const SnapshotSegment& segment : device.core.snapshot().segments) {
+    const Snapshot taken = device.core.snapshot();
+    for (const SnapshotSegment& segment : taken.segments) {
       const c10::MempoolId_t pool = device.pools.id_of(segment.family);
       if (wanted != c10::MempoolId_t{0, 0} && pool != wanted) continue;
       SegmentInfo info;
@@ -120,7 +121,7 @@ cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
       info.stream = stream_of(segment.stream);
       info.is_expandable = cuda_manages_virtual_memory(i);
       info.owner_private_pool_id = pool;
-      for (const SnapshotBlock& block : segment.blocks) {
+      for (const SnapshotBlock& block : taken.blocks_of(segment)) {
         BlockInfo each;
         each.size = block.bytes;
         each.requested_size = block.requested;

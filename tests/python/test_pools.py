@@ -173,7 +173,7 @@ def test_only_pools_are_used() -> None:
         mempool.MemoryPool("p", device="cuda")
 
 
-def test_bind_keeps_the_kind_of_a_function_and_refuses_generators() -> None:
+def test_bind_keeps_the_kind_of_a_function_and_refuses_generators(enabled: None) -> None:
     pool = mempool.MemoryPool("p")
 
     async def coroutine() -> None: ...
@@ -181,21 +181,25 @@ def test_bind_keeps_the_kind_of_a_function_and_refuses_generators() -> None:
     def generator() -> Iterator[int]:
         yield 1
 
-    async def async_generator() -> AsyncIterator[int]:
-        yield 1
+    async def async_generator() -> AsyncIterator[object]:
+        yield mempool.current_pool()
 
     class AsyncCallable:
         async def __call__(self) -> object:
             return mempool.current_pool()
 
+    async def consume() -> list[object]:
+        return [item async for item in mempool.bind(pool, async_generator)()]
+
     assert inspect.iscoroutinefunction(mempool.bind(pool, coroutine))
+    assert inspect.isasyncgenfunction(mempool.bind(pool, async_generator))
     assert not inspect.iscoroutinefunction(mempool.bind(pool, bytes_of))
-    for function in (generator, async_generator):
-        with pytest.raises(mempool.ConfigError, match="generator"):
-            mempool.bind(pool, function)
-    mempool.enable("cpu")
+    with pytest.raises(mempool.ConfigError, match="generator"):
+        mempool.bind(pool, generator)
+    with pytest.raises(mempool.ConfigError, match="wants a function"):
+        mempool.bind(pool, 3)  # type: ignore[arg-type]
     assert asyncio.run(mempool.bind(pool, AsyncCallable())()) is pool
-    mempool.disable()
+    assert asyncio.run(consume()) == [pool]
 
 
 def test_leaving_an_outer_pool_first_keeps_the_inner_one(enabled: None) -> None:
@@ -215,65 +219,13 @@ def test_leaving_an_outer_pool_first_keeps_the_inner_one(enabled: None) -> None:
     del kept
 
 
-def test_a_generator_that_goes_on_elsewhere_is_found(enabled: None) -> None:
-    pool = mempool.MemoryPool("p")
-
-    def generator() -> Iterator[int]:
-        with mempool.use_pool(pool):
-            yield 1
-
-    iterator = generator()
-    next(iterator)
-    errors: list[BaseException] = []
-
-    def finish() -> None:
-        try:
-            next(iterator, None)
-        except RuntimeError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=finish)
-    thread.start()
-    thread.join()
-    assert "another thread" in str(errors[0])
-    # The thread that entered is left in the pool by its own generator; leave it by hand.
-    from mempool import pools
-
-    pools._drop(pools._stack.entries[-1])
-
-
-def test_an_interrupt_while_entering_leaves_nothing_half_entered(
-    enabled: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mempool import pools
-
-    pool = mempool.MemoryPool("p")
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    real = pools._apply_top
-    with monkeypatch.context() as patch:
-        patch.setattr(type(pool._device), "set_current_pool", interrupted)
-        patch.setattr(pools, "_apply_top", lambda device: None)
-        with pytest.raises(KeyboardInterrupt):
-            mempool.use_pool(pool).__enter__()
-    real(pool._device)
-    assert mempool.current_pool() is None
-    kept = bytes_of(1000)
-    assert pool.used_bytes() == 0
-    del kept
-
-
-def test_a_pool_dropped_while_a_thread_still_has_it_is_not_reused(enabled: None) -> None:
-    from mempool._device import cpu
-
-    pool = mempool.MemoryPool("left")
-    cpu().set_current_pool(pool._handle)  # as if an interrupt had struck behind mempool's back
-    del pool
+def test_a_pool_that_a_thread_is_in_lives_until_it_is_left(enabled: None) -> None:
+    before = {info.name for info in mempool.list_pools("cpu")}
+    with mempool.use_pool(mempool.MemoryPool("left")):
+        gc.collect()
+        kept = bytes_of(1000)
+        assert not next(info for info in mempool.list_pools("cpu") if info.name == "left").closed
     gc.collect()
-    strangers = [mempool.MemoryPool(f"stranger {i}") for i in range(4)]
-    with pytest.raises(RuntimeError, match="'left' is closed"):
-        bytes_of(1000)
-    cpu().set_current_pool(None)
-    assert all(stranger.used_bytes() == 0 for stranger in strangers)
+    assert next(info for info in mempool.list_pools("cpu") if info.name == "left").closed
+    del kept
+    assert {info.name for info in mempool.list_pools("cpu")} == before

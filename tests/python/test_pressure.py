@@ -176,3 +176,71 @@ def test_the_soft_limit_of_the_device_trims_first(enabled: None) -> None:
     finally:
         handle.remove()
     del kept, more
+
+
+def test_a_failing_callback_pins_nothing_of_the_request(live_bytes: Callable[[], int]) -> None:
+    pool = mempool.MemoryPool("request", limit="64MiB")
+
+    def busy(name: str, needed: int) -> None:
+        try:
+            {}["entry"]
+        except KeyError as error:
+            raise RuntimeError("the cache is busy") from error
+
+    def request() -> torch.Tensor:
+        activations = bytes_of(10 * MIB)
+        try:
+            raise LookupError(activations.shape)
+        except LookupError:  # while the program handles this, the allocation fails
+            return bytes_of(100 * MIB)
+
+    handle = mempool.on_pressure(busy)
+    seen: list[dict[str, object] | None] = []
+    try:
+        for _ in range(6):
+            with contextlib.suppress(mempool.OutOfMemoryError), mempool.use_pool(pool):
+                try:
+                    request()
+                except mempool.OutOfMemoryError as error:
+                    seen.append(mempool.oom_info(error))
+                    raise
+            gc.collect()
+            assert pool.used_bytes() == 0
+    finally:
+        handle.remove()
+    assert live_bytes() == 0
+    for info in seen:
+        assert info is not None
+        kept = info["callback_error"]
+        assert isinstance(kept, RuntimeError)
+        assert isinstance(kept.__cause__, KeyError)
+        assert kept.__traceback__ is None
+        assert kept.__cause__.__traceback__ is None
+        assert kept.__cause__.__context__ is None  # the program's own LookupError is no part of it
+        if hasattr(kept, "__notes__"):
+            assert any("in busy" in note for note in kept.__notes__)
+
+
+def test_finders_of_a_batch_size_know_the_error(enabled: None) -> None:
+    find_executable_batch_size = pytest.importorskip("accelerate.utils").find_executable_batch_size
+    pool = mempool.MemoryPool("training", limit="100MiB")
+
+    @find_executable_batch_size(starting_batch_size=128)
+    def train(batch_size: int) -> int:
+        with mempool.use_pool(pool):
+            return len(bytes_of(batch_size * MIB)) // MIB
+
+    assert 50 <= train() <= 100  # how far it steps down is its own affair
+
+
+@pytest.mark.parametrize("reason", ["pool", "device"])
+def test_the_message_has_the_words_that_others_look_for(enabled: None, reason: str) -> None:
+    pool = mempool.MemoryPool("p", limit="1MiB" if reason == "pool" else None)
+    if reason == "device":
+        mempool.empty_cache()
+        mempool.set_limit(mempool.memory_reserved() + 4 * MIB)
+    with pytest.raises(RuntimeError) as caught, mempool.use_pool(pool):
+        bytes_of(64 * MIB)
+    assert len(caught.value.args) == 1
+    assert "DefaultCPUAllocator: can't allocate memory" in caught.value.args[0]
+    assert mempool.oom_info(caught.value) is not None

@@ -140,3 +140,23 @@ def test_defragment_reports_what_it_did(enabled: None) -> None:
     assert report.seconds > 0
     assert report.largest_free_bytes >= 32 * MIB
     assert mempool.defragment().moved_handles == 0
+
+
+def test_a_pool_stays_awake_where_its_contents_have_no_place_and_says_which(
+    pool: mempool.MemoryPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with mempool.use_pool(pool):
+        kept = torch.full((3 * MIB,), 7.0)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    with pytest.raises(mempool.errors.PoolStateError) as caught:
+        pool.sleep()
+    assert str(tmp_path / "missing") in str(caught.value)
+    assert "No such file or directory" in str(caught.value)
+    assert "keep=False" in str(caught.value)
+    assert not pool.asleep
+    assert float(kept[-1]) == 7.0
+    del caught
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    pool.sleep()
+    pool.wake()
+    assert float(kept[-1]) == 7.0

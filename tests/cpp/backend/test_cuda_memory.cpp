@@ -12,6 +12,7 @@
 #include "backend/cuda_plain_memory.h"
 #include "check.h"
 #include "core/caching_allocator.h"
+#include "core/current_pool.h"
 
 using namespace mempool;
 
@@ -185,9 +186,9 @@ TEST(contents_survive_sleep_on_a_device) {
   if (!has_standin()) return;
   CachingAllocator device("cuda:0", make(), {});
   Account* const pool = device.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
-  device.set_current_pool(pool);
+  fixtures::set_current_pool(device, pool);
   auto* const block = static_cast<char*>(device.allocate(50 * kMiB));
-  device.set_current_pool(nullptr);
+  fixtures::set_current_pool(device, nullptr);
   std::memset(block, 9, 50 * kMiB);
   for (int cycle = 0; cycle < 20; ++cycle) {
     device.sleep_pool(*pool, true);

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "core/caching_allocator.h"
+#include "core/current_pool.h"
 #include "core/size_classes.h"
 #include "fixtures.h"
 
@@ -151,7 +152,7 @@ TEST(what_waits_in_a_cache_is_recalled_before_a_refusal) {
 TEST(the_message_and_the_fields_of_a_refusal) {
   const FakeDevice device({.limit = 64 * kMiB});
   Account* const pool = device.allocator->open_pool("requests \"a\"", nullptr, false, 4096, kNoLimit);
-  device.allocator->set_current_pool(pool);
+  fixtures::set_current_pool(*device.allocator, pool);
   void* const block = device.allocator->allocate(4000);
   try {
     device.allocator->allocate(100);
@@ -170,7 +171,7 @@ TEST(the_message_and_the_fields_of_a_refusal) {
     CHECK(what.find("pool=\"requests \\\"a\\\"\"]") != std::string::npos);
     CHECK(what.find("requested=100 allocated=4096 limit=4096") != std::string::npos);
   }
-  device.allocator->set_current_pool(nullptr);
+  fixtures::set_current_pool(*device.allocator, nullptr);
   try {
     device.allocator->allocate(100 * kMiB);
     CHECK(false);
@@ -194,9 +195,9 @@ TEST(what_waits_in_a_thread_cache_serves_an_isolated_pool_before_new_memory) {
   for (void* const block : blocks) device.allocator->deallocate(block);
   const std::size_t held = device.allocator->ledger().held();
   Account* const pool = device.allocator->open_pool("pool", nullptr, true, kNoLimit, kNoLimit);
-  device.allocator->set_current_pool(pool);
+  fixtures::set_current_pool(*device.allocator, pool);
   void* const large = device.allocator->allocate(64 * kMiB);
-  device.allocator->set_current_pool(nullptr);
+  fixtures::set_current_pool(*device.allocator, nullptr);
   CHECK_EQ(device.allocator->ledger().held(), held);
   device.allocator->deallocate(large);
   device.allocator->drop_pool(*pool);
@@ -217,10 +218,10 @@ TEST(above_the_soft_limit_no_cache_keeps_medium_blocks) {
 TEST(an_isolated_pool_has_memory_of_its_own_and_takes_it_along) {
   const FakeDevice device;
   Account* const pool = device.allocator->open_pool("own", nullptr, true, kNoLimit, kNoLimit);
-  device.allocator->set_current_pool(pool);
+  fixtures::set_current_pool(*device.allocator, pool);
   void* const small = device.allocator->allocate(100);
   void* const large = device.allocator->allocate(5 * kMiB);
-  device.allocator->set_current_pool(nullptr);
+  fixtures::set_current_pool(*device.allocator, nullptr);
   void* const outside = device.allocator->allocate(100);
   CHECK_EQ(device.allocator->pool_held_bytes(*pool), 8 * kMiB);
   CHECK_EQ(device.allocator->ledger().held(), 10 * kMiB);
@@ -240,11 +241,11 @@ TEST(an_isolated_pool_has_memory_of_its_own_and_takes_it_along) {
 TEST(a_closed_pool_refuses_new_blocks) {
   const FakeDevice device;
   Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
-  device.allocator->set_current_pool(pool);
+  fixtures::set_current_pool(*device.allocator, pool);
   device.allocator->close_pool(*pool);
   CHECK_THROWS(PoolClosedError, device.allocator->allocate(1));
   CHECK_EQ(device.allocated(), 0);
-  device.allocator->set_current_pool(nullptr);
+  fixtures::set_current_pool(*device.allocator, nullptr);
   device.allocator->drop_pool(*pool);
   device.check_empty();
 }
@@ -252,14 +253,14 @@ TEST(a_closed_pool_refuses_new_blocks) {
 TEST(limits_below_what_is_in_use_are_refused) {
   const FakeDevice device;
   Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
-  device.allocator->set_current_pool(pool);
+  fixtures::set_current_pool(*device.allocator, pool);
   void* const block = device.allocator->allocate(3 * kMiB);
   CHECK_THROWS(ConfigError, device.allocator->set_pool_limit(*pool, kMiB));
   CHECK_THROWS(ConfigError, device.allocator->set_limit(kMiB));
   device.allocator->set_pool_limit(*pool, 3 * kMiB);
   device.allocator->set_limit(4 * kMiB);
   CHECK_THROWS(OutOfMemory, device.allocator->allocate(1));
-  device.allocator->set_current_pool(nullptr);
+  fixtures::set_current_pool(*device.allocator, nullptr);
   device.allocator->deallocate(block);
   device.allocator->set_limit(kNoLimit);
   device.allocator->drop_pool(*pool);
@@ -292,17 +293,18 @@ TEST(a_snapshot_covers_every_held_byte) {
   std::vector<void*> blocks;
   for (const std::size_t bytes : {100u, 3000u, 50000u, 3000000u}) {
     for (Account* where : {static_cast<Account*>(nullptr), pool}) {
-      device.allocator->set_current_pool(where);
+      fixtures::set_current_pool(*device.allocator, where);
       blocks.push_back(device.allocator->allocate(bytes));
     }
   }
-  device.allocator->set_current_pool(nullptr);
+  fixtures::set_current_pool(*device.allocator, nullptr);
   std::size_t total = 0;
   std::size_t live = 0;
   std::size_t requested = 0;
-  for (const SnapshotSegment& segment : device.allocator->snapshot().segments) {
+  const Snapshot taken = device.allocator->snapshot();
+  for (const SnapshotSegment& segment : taken.segments) {
     std::uintptr_t end = segment.address;
-    for (const SnapshotBlock& block : segment.blocks) {
+    for (const SnapshotBlock& block : taken.blocks_of(segment)) {
       CHECK_EQ(block.address, end);
       end += block.bytes;
       live += block.live;
@@ -360,10 +362,10 @@ TEST(a_refused_allocation_leaves_no_trace_in_any_figure) {
   const FakeDevice device({.limit = 8 * kMiB});
   Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
   for (Account* where : {static_cast<Account*>(nullptr), pool}) {
-    device.allocator->set_current_pool(where);
+    fixtures::set_current_pool(*device.allocator, where);
     CHECK_THROWS(OutOfMemory, device.allocator->allocate(100 * kMiB));
   }
-  device.allocator->set_current_pool(nullptr);
+  fixtures::set_current_pool(*device.allocator, nullptr);
   const DeviceStats stats = device.allocator->stats();
   CHECK_EQ(stats.blocks.all.bytes.peak, 0);
   CHECK_EQ(stats.blocks.all.count.allocated, 0);
@@ -400,7 +402,7 @@ TEST(a_pool_left_current_is_kept_alive_by_its_thread) {
   const FakeDevice device;
   std::thread([&] {
     Account* const pool = device.allocator->open_pool("left", nullptr, true, kNoLimit, kNoLimit);
-    device.allocator->set_current_pool(pool);
+    fixtures::set_current_pool(*device.allocator, pool);
     device.allocator->drop_pool(*pool);
     CHECK_THROWS(PoolClosedError, device.allocator->allocate(100));
   }).join();
@@ -415,7 +417,7 @@ TEST(sizes_around_four_gibibytes_are_live_in_a_snapshot) {
   for (const std::size_t bytes : {(std::size_t{1} << 32) - 1, std::size_t{1} << 32, (std::size_t{1} << 32) + 5}) {
     void* const block = device.allocator->allocate(bytes);
     CHECK_EQ(device.allocator->check_invariants(), "");
-    CHECK_EQ(device.allocator->snapshot().segments[0].blocks[0].requested, bytes);
+    CHECK_EQ(device.allocator->snapshot().blocks[0].requested, bytes);
     device.allocator->deallocate(block);
   }
   device.check_empty();

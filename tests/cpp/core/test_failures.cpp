@@ -1,6 +1,7 @@
 // Every backend call in turn is made to fail: what was asked for fails or succeeds as a whole, and nothing is lost.
 #include <random>
 
+#include "core/current_pool.h"
 #include "fixtures.h"
 
 using namespace mempool;
@@ -56,7 +57,7 @@ int run_sequence(const FakeDevice& device) {
   int refused = 0;
   Account* const pool = allocator.open_pool("own", nullptr, true, kNoLimit, kNoLimit);
   for (int step = 0; step < 120; ++step) {
-    allocator.set_current_pool(step % 3 == 0 ? pool : nullptr);
+    fixtures::set_current_pool(allocator, step % 3 == 0 ? pool : nullptr);
     const std::size_t bytes = std::size_t{1} << (6 + random() % 18);
     try {
       blocks.push_back(allocator.allocate(bytes + random() % bytes));
@@ -73,7 +74,7 @@ int run_sequence(const FakeDevice& device) {
     if (step == 70) sleep_and_wake(allocator, *pool);
     CHECK_EQ(allocator.check_invariants(), "");
   }
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   refused += make_scattered_range(allocator, blocks);
   CHECK_EQ(allocator.check_invariants(), "");
   for (void* block : blocks) allocator.deallocate(block);

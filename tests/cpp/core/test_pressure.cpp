@@ -1,5 +1,6 @@
 // Soft limits, and callbacks before an allocation fails.
 #include "core/caching_allocator.h"
+#include "core/current_pool.h"
 #include "fixtures.h"
 
 using namespace mempool;
@@ -54,13 +55,13 @@ TEST(a_pool_at_its_limit_presses_with_what_is_missing) {
   const FakeDevice device;
   const Installed installed(*device.allocator);
   Account* const pool = device.allocator->open_pool("p", nullptr, false, 4 * kMiB, kNoLimit);
-  device.allocator->set_current_pool(pool);
+  fixtures::set_current_pool(*device.allocator, pool);
   g_droppable = {device.allocator->allocate(3 * kMiB)};
   void* const block = device.allocator->allocate(2 * kMiB);
   CHECK_EQ(g_pool, "p");
   CHECK_EQ(g_needed, kMiB);
   CHECK_EQ(device.allocator->ledger().read(*pool).pressure_calls, 1);
-  device.allocator->set_current_pool(nullptr);
+  fixtures::set_current_pool(*device.allocator, nullptr);
   device.allocator->deallocate(block);
   device.allocator->drop_pool(*pool);
   device.check_empty();

@@ -4,6 +4,7 @@
 #include <map>
 #include <random>
 
+#include "core/current_pool.h"
 #include "core/size_classes.h"
 #include "fixtures.h"
 
@@ -121,7 +122,7 @@ void walk(CachingAllocator& allocator, unsigned seed, int steps) {
     const unsigned roll = random() % 100;
     if (roll < 54 || model.count() == 0) {
       const std::size_t pool = random() % pools.size();
-      allocator.set_current_pool(pools[pool]);
+      fixtures::set_current_pool(allocator, pools[pool]);
       const std::size_t bytes = random_size(random);
       try {
         model.add(allocator.allocate(bytes), bytes, pool);
@@ -140,7 +141,7 @@ void walk(CachingAllocator& allocator, unsigned seed, int steps) {
     if (step % 64 == 0) check_against(allocator, model, pools);
   }
   model.check_all();
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   while (model.count() > 0) allocator.deallocate(model.remove(0));
   check_against(allocator, model, pools);
   for (Account* pool : {child, parent, isolated}) allocator.drop_pool(*pool);

@@ -1,6 +1,8 @@
 // Pools that sleep: no memory, every address kept, contents saved or dropped, all or nothing.
 #include <cstring>
 
+#include "core/current_pool.h"
+#include "core/failing_new.h"
 #include "fixtures.h"
 
 using namespace mempool;
@@ -15,12 +17,12 @@ struct SleepingPool {
     allocate();
   }
   void allocate() {
-    device.allocator->set_current_pool(pool);
+    fixtures::set_current_pool(*device.allocator, pool);
     for (const std::size_t bytes : {std::size_t{100}, std::size_t{40000}, 5 * kMiB, 3 * kMiB, 9 * kMiB}) {
       blocks.push_back({static_cast<unsigned char*>(device.allocator->allocate(bytes)), bytes});
       std::memset(blocks.back().first, static_cast<int>(blocks.size()), bytes);
     }
-    device.allocator->set_current_pool(nullptr);
+    fixtures::set_current_pool(*device.allocator, nullptr);
   }
   bool contents_are_whole() const {
     for (std::size_t i = 0; i < blocks.size(); ++i) {
@@ -80,10 +82,10 @@ TEST(a_pool_that_sleeps_refuses_blocks_and_takes_frees) {
     SleepingPool pool(settings);
     CachingAllocator& allocator = *pool.device.allocator;
     allocator.sleep_pool(*pool.pool, false);
-    allocator.set_current_pool(pool.pool);
+    fixtures::set_current_pool(allocator, pool.pool);
     CHECK_THROWS(PoolAsleepError, allocator.allocate(100));
     CHECK_THROWS(PoolAsleepError, allocator.allocate(10 * kMiB));
-    allocator.set_current_pool(nullptr);
+    fixtures::set_current_pool(allocator, nullptr);
     CHECK(allocator.deallocate(pool.blocks[2].first));
     CHECK(allocator.deallocate(pool.blocks[0].first));
     CHECK_EQ(allocator.trim_pool(*pool.pool), 0u);
@@ -158,9 +160,9 @@ TEST(sleep_and_wake_are_all_or_nothing) {
 TEST(the_host_keeps_addresses_and_contents) {
   CachingAllocator allocator("host", std::make_unique<HostMemory>(true), {});
   Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
-  allocator.set_current_pool(pool);
+  fixtures::set_current_pool(allocator, pool);
   auto* const block = static_cast<unsigned char*>(allocator.allocate(20 * kMiB));
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   for (std::size_t i = 0; i < 20 * kMiB; ++i) block[i] = static_cast<unsigned char>(i * 7);
   for (int cycle = 0; cycle < 3; ++cycle) {
     allocator.sleep_pool(*pool, true);
@@ -173,4 +175,40 @@ TEST(the_host_keeps_addresses_and_contents) {
   allocator.deallocate(block);
   allocator.drop_pool(*pool);
   CHECK_EQ(allocator.ledger().held(), 0u);
+}
+
+TEST(a_pool_stays_awake_when_its_records_find_no_memory) {
+  for (long n = 1; n < 200; ++n) {
+    const FakeDevice device({}, {.personality = FakeMemory::Personality::device});
+    CachingAllocator& allocator = *device.allocator;
+    Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+    fixtures::set_current_pool(allocator, pool);
+    void* const blocks[] = {allocator.allocate(5 * kMiB, 0), allocator.allocate(3 * kMiB, 1),
+                            allocator.allocate(100, 2)};
+    fixtures::set_current_pool(allocator, nullptr);
+    std::memset(blocks[1], 7, 3 * kMiB);
+    fixtures::fail_new(n);
+    bool has_failed = false;
+    try {
+      allocator.sleep_pool(*pool, true);
+    } catch (const std::bad_alloc&) {
+      has_failed = true;
+    } catch (const PoolStateError&) {
+      has_failed = true;
+    }
+    const bool was_told = fixtures::fail_new(0) == 0;
+    if (has_failed) {
+      CHECK(!allocator.pool_asleep(*pool));
+      CHECK_EQ(allocator.check_structure(), "");
+      allocator.sleep_pool(*pool, true);
+    }
+    CHECK(allocator.pool_asleep(*pool));
+    allocator.wake_pool(*pool);
+    CHECK(static_cast<unsigned char*>(blocks[1])[3 * kMiB - 1] == 7);
+    for (void* block : blocks) allocator.deallocate(block);
+    allocator.drop_pool(*pool);
+    device.check_empty();
+    if (!was_told) return;  // it allocates no more often than that
+  }
+  CHECK(false);
 }

@@ -1,5 +1,6 @@
 // Free memory that moves under a range which is too short.
 #include "core/caching_allocator.h"
+#include "core/current_pool.h"
 #include "fixtures.h"
 
 using namespace mempool;
@@ -73,11 +74,11 @@ TEST(idle_granules_of_other_arenas_serve_whoever_needs_them) {
     const FakeDevice device({}, settings);
     CachingAllocator& allocator = *device.allocator;
     Account* const pool = allocator.open_pool("own", nullptr, true, kNoLimit, kNoLimit);
-    allocator.set_current_pool(pool);
+    fixtures::set_current_pool(allocator, pool);
     std::vector<void*> blocks;
     for (int i = 0; i < 8; ++i) blocks.push_back(allocator.allocate(4 * kMiB));
     for (std::size_t i = 0; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);
-    allocator.set_current_pool(nullptr);
+    fixtures::set_current_pool(allocator, nullptr);
     const std::size_t held = allocator.ledger().held();
     void* const wide = allocator.allocate(16 * kMiB);  // from the pool's four gaps
     std::memset(wide, 1, 16 * kMiB);
@@ -86,9 +87,9 @@ TEST(idle_granules_of_other_arenas_serve_whoever_needs_them) {
     CHECK_EQ(allocator.check_invariants(), "");
     allocator.deallocate(wide);
     allocator.trim(kNoLimit);  // out of this thread's cache
-    allocator.set_current_pool(pool);
+    fixtures::set_current_pool(allocator, pool);
     void* const back = allocator.allocate(16 * kMiB);  // and the other way
-    allocator.set_current_pool(nullptr);
+    fixtures::set_current_pool(allocator, nullptr);
     CHECK_EQ(allocator.ledger().held(), held);
     allocator.deallocate(back);
     for (std::size_t i = 1; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);

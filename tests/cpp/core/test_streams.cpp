@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/caching_allocator.h"
+#include "core/current_pool.h"
 #include "fixtures.h"
 
 using namespace mempool;
@@ -229,9 +230,9 @@ TEST(a_pool_lives_as_long_as_a_block_of_it_waits) {
   const FakeDevice device = make_device();
   CachingAllocator& allocator = *device.allocator;
   Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
-  allocator.set_current_pool(pool);
+  fixtures::set_current_pool(allocator, pool);
   void* const block = allocator.allocate(4 * kMiB);
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   allocator.add_use(block, 7);
   allocator.sleep_pool(*pool, true);
   device.memory->work(7);
@@ -339,7 +340,7 @@ TEST(sleep_waits_for_all_streams) {
   const FakeDevice device = make_device();
   CachingAllocator& allocator = *device.allocator;
   Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
-  allocator.set_current_pool(pool);
+  fixtures::set_current_pool(allocator, pool);
   std::vector<char*> blocks;
   for (const StreamId stream : {0u, 1u, 2u}) {
     blocks.push_back(static_cast<char*>(allocator.allocate(4 * kMiB, stream)));
@@ -355,7 +356,7 @@ TEST(sleep_waits_for_all_streams) {
   allocator.wake_pool(*pool);
   for (const int stream : {1, 2}) CHECK_EQ(blocks[static_cast<std::size_t>(stream)][kMiB], stream + 1);
   for (const int stream : {1, 2}) allocator.deallocate(blocks[static_cast<std::size_t>(stream)]);
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   allocator.drop_pool(*pool);
   device.check_empty();
 }

@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "core/current_pool.h"
 #include "fixtures.h"
 
 using namespace mempool;
@@ -57,13 +58,13 @@ class Worker {
   Block allocate() {
     const unsigned order = random_() % 100 < 90 ? random_() % 15 : 15 + random_() % 8;
     const std::size_t bytes = (std::size_t{1} << order) + random_() % (std::size_t{1} << order);
-    allocator_.set_current_pool(random_() % 4 == 0 ? pool_ : nullptr);
+    fixtures::set_current_pool(allocator_, random_() % 4 == 0 ? pool_ : nullptr);
     Block block;
     try {
       block = {static_cast<unsigned char*>(allocator_.allocate(bytes)), bytes, static_cast<unsigned char>(random_())};
     } catch (const OutOfMemory&) {
     }
-    allocator_.set_current_pool(nullptr);
+    fixtures::set_current_pool(allocator_, nullptr);
     if (block.address != nullptr) block.address[0] = block.address[block.bytes - 1] = block.fill;
     return block;
   }
@@ -124,9 +125,9 @@ TEST(eight_threads_do_everything_at_once) {
   Account* const shared = allocator.open_pool("shared", nullptr, false, 64 * kMiB, kNoLimit);
   Account* const isolated = allocator.open_pool("isolated", nullptr, true, 64 * kMiB, kNoLimit);
   Account* const sleeper = allocator.open_pool("sleeper", nullptr, true, kNoLimit, kNoLimit);
-  allocator.set_current_pool(sleeper);
+  fixtures::set_current_pool(allocator, sleeper);
   auto* const kept = static_cast<unsigned char*>(allocator.allocate(5 * kMiB));
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   std::memset(kept, 42, 5 * kMiB);
   Exchange exchange;
   std::atomic<bool> done{false};

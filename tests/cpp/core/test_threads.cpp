@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "backend/cpu_device.h"
+#include "core/current_pool.h"
 #include "core/size_classes.h"
 #include "fixtures.h"
 
@@ -40,7 +41,7 @@ TEST(a_pool_limit_is_exact_with_sixteen_threads_racing_at_it) {
   }
   std::vector<std::vector<void*>> blocks(16);
   in_threads(16, [&](int i) {
-    device.allocator->set_current_pool(pools[static_cast<std::size_t>(i)]);
+    fixtures::set_current_pool(*device.allocator, pools[static_cast<std::size_t>(i)]);
     try {
       while (true) blocks[static_cast<std::size_t>(i)].push_back(device.allocator->allocate(64));
     } catch (const OutOfMemory& error) {
@@ -118,7 +119,7 @@ TEST(mixed_work_of_many_threads_loses_nothing) {
     std::mt19937 random(static_cast<unsigned>(i));
     for (int step = 0; step < 4000; ++step) {
       const unsigned roll = random() % 100;
-      device.allocator->set_current_pool(roll < 20 ? pool : roll < 30 ? isolated : nullptr);
+      fixtures::set_current_pool(*device.allocator, roll < 20 ? pool : roll < 30 ? isolated : nullptr);
       void* fresh = nullptr;
       try {
         const std::size_t low = std::size_t{1} << (random() % 21);
@@ -131,11 +132,93 @@ TEST(mixed_work_of_many_threads_loses_nothing) {
       if (step % 500 == 0) device.allocator->trim(0);
       if (step % 300 == 0) CHECK(device.allocator->stats().blocks.all.bytes.current >= 0);
     }
-    device.allocator->set_current_pool(nullptr);
+    fixtures::set_current_pool(*device.allocator, nullptr);
   });
   for (auto& block : shared) device.allocator->deallocate(block.exchange(nullptr));
   device.allocator->drop_pool(*pool);
   device.allocator->drop_pool(*isolated);
+  device.check_empty();
+}
+
+TEST(a_stay_ends_at_once_whoever_leaves_it) {
+  const FakeDevice device;
+  CachingAllocator& allocator = *device.allocator;
+  Account* const outer = allocator.open_pool("outer", nullptr, false, kNoLimit, kNoLimit);
+  Account* const inner = allocator.open_pool("inner", nullptr, false, kNoLimit, kNoLimit);
+  PoolEntry entries[3];
+  std::atomic<int> turn{0};
+  const auto await = [&turn](int wanted) {
+    while (turn.load() != wanted) std::this_thread::yield();
+  };
+  const auto charged = [&](Account* pool) { return allocator.ledger().read(*pool).blocks.bytes.current; };
+  std::thread other([&] {
+    allocator.enter_pool(entries[0], outer);
+    allocator.enter_pool(entries[1], inner);
+    allocator.enter_pool(entries[2], inner);
+    turn = 1;
+    await(2);
+    void* const to_inner = allocator.allocate(100);  // the one in the middle is gone, the innermost is not
+    turn = 3;
+    await(4);
+    void* const to_outer = allocator.allocate(100);
+    turn = 5;
+    await(6);
+    void* const to_root = allocator.allocate(100);
+    for (void* block : {to_inner, to_outer, to_root}) allocator.deallocate(block);
+    allocator.enter_pool(entries[1], inner);  // its thread ends in it
+  });
+  await(1);
+  CHECK(allocator.leave_pool(entries[1]));
+  CHECK(!allocator.leave_pool(entries[1]));
+  turn = 2;
+  await(3);
+  CHECK_EQ(charged(inner), 128);
+  CHECK(allocator.leave_pool(entries[2]));
+  turn = 4;
+  await(5);
+  CHECK_EQ(charged(outer), 128);
+  CHECK(allocator.leave_pool(entries[0]));
+  allocator.close_pool(*outer);  // would refuse the next block
+  turn = 6;
+  other.join();
+  CHECK(!allocator.leave_pool(entries[1]));
+  CHECK_EQ(charged(inner), 0);
+  allocator.drop_pool(*outer);
+  allocator.drop_pool(*inner);
+  CHECK(allocator.ledger().accounts().empty());
+  device.check_empty();
+}
+
+TEST(pools_end_under_threads_that_allocate_in_them) {
+  const FakeDevice device;
+  CachingAllocator& allocator = *device.allocator;
+  constexpr int kThreads = 3;
+  PoolEntry entries[kThreads];
+  std::atomic<bool> is_over{false};
+  std::thread leaver([&] {
+    std::minstd_rand random(7);
+    while (!is_over.load()) {
+      allocator.leave_pool(entries[random() % kThreads]);
+    }
+  });
+  in_threads(kThreads, [&](int i) {
+    PoolEntry& entry = entries[i];
+    for (int round = 0; round < 400; ++round) {
+      Account* const pool = allocator.open_pool("request", nullptr, round % 5 == 0, std::size_t{64} << 10, kNoLimit);
+      allocator.enter_pool(entry, pool);
+      allocator.drop_pool(*pool);  // the stay alone keeps it
+      for (int block = 0; block < 8; ++block) {
+        try {
+          allocator.deallocate(allocator.allocate(500));
+        } catch (const PoolClosedError&) {  // as long as nobody has left it
+        }
+      }
+      allocator.leave_pool(entry);
+    }
+  });
+  is_over = true;
+  leaver.join();
+  CHECK(allocator.ledger().accounts().empty());
   device.check_empty();
 }
 
@@ -144,10 +227,10 @@ TEST(pools_come_and_go_while_others_allocate) {
   in_threads(4, [&](int i) {
     for (int round = 0; round < 300; ++round) {
       Account* const pool = device.allocator->open_pool("request", nullptr, (i + round) % 4 == 0, kNoLimit, kNoLimit);
-      device.allocator->set_current_pool(pool);
+      fixtures::set_current_pool(*device.allocator, pool);
       void* const small = device.allocator->allocate(500);
       void* const large = device.allocator->allocate(2 * kMiB);
-      device.allocator->set_current_pool(nullptr);
+      fixtures::set_current_pool(*device.allocator, nullptr);
       device.allocator->deallocate(small);
       device.allocator->drop_pool(*pool);
       device.allocator->deallocate(large);  // the last block takes the pool with it

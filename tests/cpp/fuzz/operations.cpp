@@ -11,6 +11,7 @@
 
 #include "backend/fake_memory.h"
 #include "core/caching_allocator.h"
+#include "core/current_pool.h"
 
 namespace mempool::fuzz {
 namespace {
@@ -110,14 +111,14 @@ class Machine {
     const std::size_t code = input_.two();
     const std::size_t bytes = (code & 0xfff) << (code >> 12);  // up to 4095 << 15: 128 MiB
     if (live_ + bytes > kMostLive) return;
-    allocator_->set_current_pool(pools_[pool]);
+    fixtures::set_current_pool(*allocator_, pools_[pool]);
     void* address = nullptr;
     try {
       address = allocator_->allocate(bytes);
     } catch (const OutOfMemory&) {
     } catch (const PoolStateError&) {
     }
-    allocator_->set_current_pool(nullptr);
+    fixtures::set_current_pool(*allocator_, nullptr);
     if (address == nullptr) return;
     const auto fill = static_cast<unsigned char>(++stamp_ | 1);
     std::memset(address, fill, bytes);

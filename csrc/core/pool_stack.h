@@ -1,0 +1,82 @@
+// The pools that one thread has entered, of one device. The innermost is charged with the thread's new blocks.
+//
+// A stack belongs to its thread's cache, whose lock guards it: so an entry can be taken off by any thread, at once,
+// also from the middle. Each entry keeps its account alive (Ledger::switch_user).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace mempool {
+
+class ThreadCache;
+struct Account;
+
+// A place on such a stack. Whoever enters a pool makes one and keeps it until it is left; `user` is for that one's own
+// use. Precondition of its end: it was left, by whomever, or its thread has ended.
+class PoolEntry {
+ public:
+  explicit PoolEntry(void* user_in = nullptr) : user(user_in) {}
+  PoolEntry(const PoolEntry&) = delete;
+  PoolEntry& operator=(const PoolEntry&) = delete;
+
+  // The cache of the thread whose stack this is on; nullptr: on none.
+  ThreadCache* home() const noexcept { return home_.load(std::memory_order_acquire); }
+  // Entries count up in the order in which they were made current, over all threads and devices.
+  std::uint64_t order() const noexcept { return order_; }
+
+  void* const user;
+
+ private:
+  friend class PoolStack;
+  std::atomic<ThreadCache*> home_{nullptr};
+  Account* account_ = nullptr;  // nullptr: the root pool
+  PoolEntry* below_ = nullptr;
+  PoolEntry* above_ = nullptr;
+  std::uint64_t order_ = 0;
+};
+
+class PoolStack {
+ public:
+  PoolStack() = default;
+  PoolStack(const PoolStack&) = delete;
+  PoolStack& operator=(const PoolStack&) = delete;
+  // Entries outlive a cache in tests alone, where no thread is left to use them.
+  ~PoolStack() {
+    while (top_ != nullptr) pop(*top_);
+  }
+
+  // The account of the innermost entry; nullptr is the root pool. Without the lock it says only whether there is one.
+  Account* current() const noexcept { return current_.load(std::memory_order_relaxed); }
+  PoolEntry* top() const noexcept { return top_; }
+  // What is entered from now on, by this thread, has a higher order().
+  static std::uint64_t mark() noexcept { return last_.load(std::memory_order_relaxed); }
+  static PoolEntry* below(const PoolEntry& entry) noexcept { return entry.below_; }
+
+  void push(PoolEntry& entry, Account* account, ThreadCache& home) noexcept {
+    entry.order_ = last_.fetch_add(1, std::memory_order_relaxed) + 1;
+    entry.account_ = account;
+    entry.below_ = top_;
+    entry.above_ = nullptr;
+    if (top_ != nullptr) top_->above_ = &entry;
+    top_ = &entry;
+    current_.store(account, std::memory_order_relaxed);
+    entry.home_.store(&home, std::memory_order_release);
+  }
+  // Precondition: the entry is on this stack. Returns its account.
+  Account* pop(PoolEntry& entry) noexcept {
+    (entry.above_ != nullptr ? entry.above_->below_ : top_) = entry.below_;
+    if (entry.below_ != nullptr) entry.below_->above_ = entry.above_;
+    current_.store(top_ != nullptr ? top_->account_ : nullptr, std::memory_order_relaxed);
+    Account* const account = entry.account_;
+    entry.home_.store(nullptr, std::memory_order_release);  // last: its maker may end it from now on
+    return account;
+  }
+
+ private:
+  static inline constinit std::atomic<std::uint64_t> last_{0};
+  PoolEntry* top_ = nullptr;
+  std::atomic<Account*> current_{nullptr};
+};
+
+}  // namespace mempool

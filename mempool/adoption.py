@@ -1,0 +1,130 @@
+"""``adopt``: tensors that were made elsewhere move into a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from mempool._device import allocator, parse_device
+from mempool.errors import ConfigError
+from mempool.pools import MemoryPool
+from mempool.scopes import use_pool
+
+
+@dataclass(frozen=True)
+class AdoptReport:
+    """What :func:`adopt` did."""
+
+    tensors: int  # that lie in the pool now
+    moved_bytes: int  # copied into new storages
+    kept_elsewhere_bytes: int  # of old storages that something else refers to still, a view or a numpy array
+
+
+def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], pool: MemoryPool) -> AdoptReport:
+    """Moves tensors into a pool, by a copy: the parameters and buffers of a module, a tensor, or several.
+
+    For what was not made in ``with use_pool(pool):`` although it stood there: transformers loads weights on threads of
+    its own, safetensors maps files. Tensors and parameters stay the same objects; what shares memory among them (tied
+    parameters, views) shares it afterwards. One storage at a time is in memory twice. A storage is never exchanged
+    under its other users: a view or an array that is not among what is given keeps the old memory, which the report
+    counts.
+
+    Raises:
+        ConfigError: `pool` is no pool, `source` is none of these, or one of its tensors is on another device than the
+            pool, is sparse, quantized or another kind without a plain storage; nothing has moved then.
+        OutOfMemoryError: the pool's limit or the device's refuses a storage; those before it have moved, and all values
+            are what they were.
+        NotEnabledError: mempool is not enabled for the pool's device.
+        PoolClosedError: the pool is closed.
+    """
+    if not isinstance(pool, MemoryPool):
+        raise ConfigError(f"adopt wants a MemoryPool, not {pool!r}.")
+    groups: dict[int, list[Tensor]] = {}
+    for name, tensor in _tensors_of(source).items():
+        _require_plain(name, tensor, pool)
+        if tensor.device.type != "meta":
+            groups.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+    moved = kept = 0
+    with use_pool(pool):
+        for group in groups.values():
+            size, is_shared = _move(group)
+            moved += size
+            kept += size if is_shared else 0
+    return AdoptReport(sum(map(len, groups.values())), moved, kept)
+
+
+def _tensors_of(source: Any) -> dict[str, Tensor]:
+    """Each tensor once, by a name for messages."""
+    if isinstance(source, nn.Module):
+        named = [*source.named_parameters(), *source.named_buffers()]
+    elif isinstance(source, Tensor):
+        named = [("the tensor", source)]
+    elif isinstance(source, Mapping):
+        named = [(str(name), tensor) for name, tensor in source.items()]
+    elif isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
+        named = [(f"tensor {i}", tensor) for i, tensor in enumerate(source)]
+    else:
+        raise ConfigError(f"adopt wants a module, a tensor or several tensors, not {source!r}.")
+    seen: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in named:
+        if not isinstance(tensor, Tensor):
+            raise ConfigError(f"adopt: {name} is a {type(tensor).__name__}, not a tensor.")
+        seen.setdefault(id(tensor), (name, tensor))
+    return dict(seen.values())
+
+
+def _require_plain(name: str, tensor: Tensor, pool: MemoryPool) -> None:
+    if tensor.device.type == "meta":
+        return  # it has no memory to move
+    kind = None
+    if tensor.layout != torch.strided:
+        kind = str(tensor.layout)
+    elif tensor.is_quantized:
+        kind = "quantized"
+    elif is_traceable_wrapper_subclass(tensor):
+        kind = f"a {type(tensor).__name__}"
+    elif tensor.is_conj() or tensor.is_neg():
+        kind = "a conjugate or negative view"
+    if kind is not None:
+        raise ConfigError(
+            f"adopt: {name} is {kind}, which has no storage that holds its values. Make it a dense tensor."
+        )
+    where = allocator(parse_device(tensor.device)).name if tensor.device.type in ("cpu", "cuda") else str(tensor.device)
+    if where != pool.device:
+        raise ConfigError(f"adopt: {name} is on {tensor.device}, and pool {pool.name!r} is of {pool.device}.")
+
+
+_ALIGNMENT = 64  # of a block: a multiple of every element's size
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The bytes of its storage that a tensor covers, from the first to behind the last."""
+    first = int(tensor.storage_offset()) * tensor.element_size()
+    if tensor.numel() == 0:
+        return first, first
+    span = 1 + sum((length - 1) * int(stride) for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return first, first + span * tensor.element_size()
+
+
+def _move(group: list[Tensor]) -> tuple[int, bool]:
+    """Puts the tensors of one storage into a new one of the current pool. Its bytes; whether others keep the old."""
+    storage = group[0].untyped_storage()
+    extents = [_extent(tensor) for tensor in group if tensor.numel() > 0]
+    # Views of a large storage take along what they cover; each is aligned as it was.
+    first = min((extent[0] for extent in extents), default=0) // _ALIGNMENT * _ALIGNMENT
+    last = max((extent[1] for extent in extents), default=0)
+    new = torch.empty(last - first, dtype=torch.uint8, device=group[0].device).untyped_storage()
+    old = torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(storage, first, (last - first,), (1,))
+    torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(new, 0, (last - first,), (1,)).copy_(old)
+    del old
+    for tensor in group:
+        offset = max(0, tensor.storage_offset() - first // tensor.element_size()) if tensor.numel() else 0
+        shape, stride = tensor.shape, tensor.stride()
+        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(new, offset, shape, stride)
+    # One reference is the variable above.
+    return last - first, torch._C._storage_Use_Count(storage._cdata) > 1

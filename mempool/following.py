@@ -1,0 +1,196 @@
+"""Pools that follow a context: into the tasks and threads that a task starts, and over its every ``await``.
+
+A context (``contextvars``) knows the pools that it is in; this puts them on the stack of whatever thread runs a step of
+it. Python has no hook for a switch of context, so it is done where contexts are switched: in tasks, by a task factory;
+in threads, where work is handed to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import threading
+import types
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from mempool.errors import ConfigError
+from mempool.scopes import Entry, Step, context
+
+T = TypeVar("T")
+
+
+def _entries_of(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """New entries for the innermost pool of each device among those whose blocks have not ended."""
+    innermost = {entry.pool.device: entry.pool for entry in entries if not entry.is_over}
+    return tuple(Entry(pool) for pool in innermost.values() if not pool.closed)
+
+
+def _call_in(entries: tuple[Entry, ...], function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    with Step(_entries_of(entries), follows=True):
+        return function(*args, **kwargs)
+
+
+def _call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    return _call_in(context.get(), function, *args, **kwargs)
+
+
+@types.coroutine
+def _drive(inner: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Resumes ``inner`` with the pools of its context set around each step."""
+    value: Any = None
+    error: BaseException | None = None
+    while True:
+        with Step(_entries_of(context.get()), follows=True):
+            try:
+                yielded = inner.send(value) if error is None else inner.throw(error)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+        value, error = None, None
+        try:
+            value = yield yielded
+        except BaseException as thrown:
+            error = thrown
+
+
+async def _followed(inner: Coroutine[Any, Any, T]) -> T:
+    return await _drive(inner)
+
+
+class _FollowingExecutor(ThreadPoolExecutor):
+    """The loop's default executor: what it is given runs in the pools of whoever gave it."""
+
+    def __init__(self, inner: Executor | None) -> None:
+        super().__init__(thread_name_prefix="asyncio")  # starts no thread before it is used
+        self._inner = inner
+        self.is_following = True
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        submit = super().submit if self._inner is None else self._inner.submit
+        if not self.is_following:
+            return submit(fn, *args, **kwargs)
+        return submit(_call_in, context.get(), fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        if self._inner is not None:
+            self._inner.shutdown(wait, cancel_futures=cancel_futures)
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+
+class _AnyioThreads:
+    """``anyio.to_thread.run_sync``, which Starlette's thread pool goes through, wrapped while anybody follows."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._original: Callable[..., Any] | None = None
+        self._wrapped: Callable[..., Any] | None = None
+
+    def begin(self) -> None:
+        try:
+            to_thread: Any = importlib.import_module("anyio.to_thread")
+        except ImportError:  # nothing goes through it then
+            return
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            original = self._original = to_thread.run_sync
+
+            @functools.wraps(original)
+            async def run_sync(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                return await original(functools.partial(_call, func), *args, **kwargs)
+
+            to_thread.run_sync = self._wrapped = run_sync
+
+    def end(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                return
+            self._users -= 1
+            if self._users == 0:
+                to_thread: Any = importlib.import_module("anyio.to_thread")
+                if to_thread.run_sync is self._wrapped:  # else somebody wrapped it again: that one goes through ours
+                    to_thread.run_sync = self._original
+                self._original = self._wrapped = None
+
+
+_anyio = _AnyioThreads()
+
+
+class FollowHandle:
+    """What :func:`follow_context` returns: ``remove()`` undoes it. Usable in a ``with``, too."""
+
+    __slots__ = ("_executor", "_factory", "_loop", "_previous")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = loop
+        previous: Any = loop.get_task_factory()
+        self._previous = previous
+
+        def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> Any:
+            name = getattr(coroutine, "__qualname__", None)
+            followed: Any = _followed(coroutine)
+            if name is not None:
+                followed.__name__, followed.__qualname__ = getattr(coroutine, "__name__", name), name
+            if previous is not None:
+                return previous(loop, followed, **kwargs)
+            return asyncio.Task(followed, loop=loop, **kwargs)
+
+        self._factory = factory
+        loop.set_task_factory(factory)
+        # There is no public way to ask for it; a loop that hides it (uvloop) gets one that is new.
+        self._executor = _FollowingExecutor(getattr(loop, "_default_executor", None))
+        loop.set_default_executor(self._executor)
+        _anyio.begin()
+
+    def remove(self) -> None:
+        """Tasks that are made from now on follow no more; those that run go on. Without an effect the second time."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        if loop.get_task_factory() is self._factory:
+            loop.set_task_factory(self._previous)
+        self._executor.is_following = False
+        inner = self._executor._inner
+        if getattr(loop, "_default_executor", None) is self._executor and isinstance(inner, ThreadPoolExecutor):
+            loop.set_default_executor(inner)
+        _anyio.end()
+
+    def __enter__(self) -> FollowHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def follow_context(loop: asyncio.AbstractEventLoop | None = None) -> FollowHandle:
+    """Has pools follow their context on an event loop: the running one, or the given one before it runs.
+
+    In the tasks that are made from then on ``with use_pool(pool):`` may stay open across an ``await``, and the pool
+    holds in the tasks that are started inside it (``gather``, ``TaskGroup``, ``create_task``), and in the threads that
+    work for
+    them: those of ``asyncio.to_thread``, of the loop's default executor and of ``anyio.to_thread.run_sync``, which
+    Starlette and FastAPI use. A task that outlives the block is charged to what is around the block, from then on. A
+    block that a function opens in such a thread and does not close (a generator dependency of FastAPI) ends with the
+    step.
+
+    Tasks that run already do not follow: call it before, with ``asyncio.Runner().get_loop()``, say, or where a server
+    starts. Threads of your own are charged to the device: use :func:`bind`. Calling it again on the same loop wraps the
+    first; remove them in reverse order. A step of a task costs some microseconds more.
+
+    Raises:
+        RuntimeError: no loop is given, and none runs.
+        ConfigError: `loop` is no event loop.
+    """
+    if loop is None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise RuntimeError("follow_context: no event loop runs here, so name one: follow_context(loop).") from error
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        raise ConfigError(f"follow_context wants an event loop, not {loop!r}.")
+    return FollowHandle(loop)

@@ -1,0 +1,20 @@
+// The calling thread's pool for new blocks, exchanged as a whole: what tests want of the stack of pools.
+#pragma once
+
+#include <map>
+#include <memory>
+
+#include "core/caching_allocator.h"
+
+namespace fixtures {
+
+// nullptr: the root.
+inline void set_current_pool(mempool::CachingAllocator& allocator, mempool::Account* pool) {
+  static thread_local std::map<mempool::CachingAllocator*, std::unique_ptr<mempool::PoolEntry>> entries;
+  std::unique_ptr<mempool::PoolEntry>& entry = entries[&allocator];
+  if (entry != nullptr) allocator.leave_pool(*entry);
+  entry = std::make_unique<mempool::PoolEntry>();
+  if (pool != nullptr) allocator.enter_pool(*entry, pool);
+}
+
+}  // namespace fixtures

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mempool
+
+MIB = 1 << 20
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(1000, 64)
+        self.head = nn.Linear(64, 1000, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("table", torch.arange(1000.0))
+        self.register_buffer("row", self.table[10:20])
+        self.register_buffer("empty", torch.empty(0))
+
+
+def test_a_module_made_elsewhere_moves_and_keeps_its_ties(enabled: None) -> None:
+    pool = mempool.MemoryPool("model", limit="2MiB")
+    model = Tied()
+    with torch.no_grad():
+        values = copy.deepcopy(model.state_dict())
+    parameter = model.head.weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    report = mempool.adopt(model, pool)
+    size = 4 * 64 * 1000 + 4 * 1000
+    assert (report.tensors, report.moved_bytes, report.kept_elsewhere_bytes) == (4, size, 0)
+    assert pool.stats()["requested_bytes.current"] == size
+    assert model.head.weight is model.embedding.weight is parameter is optimizer.param_groups[0]["params"][0]
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    model.table[10] = -1
+    assert model.row[0] == -1
+    assert mempool.adopt(model, pool).moved_bytes == size  # again: to other storages of the pool
+    del model, parameter, optimizer
+    assert pool.used_bytes() == 0
+
+
+def test_what_else_refers_to_the_memory_keeps_it(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    source = np.arange(1000, dtype=np.float32)
+    mapped = torch.from_numpy(source)
+    view = mapped[5:10]
+    report = mempool.adopt([mapped], pool)
+    assert (report.moved_bytes, report.kept_elsewhere_bytes) == (4000, 4000)
+    source[5] = -7
+    assert (float(view[0]), float(mapped[5])) == (-7.0, 5.0)
+
+
+def test_a_view_takes_along_what_it_covers(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    whole = torch.arange(1 << 20, dtype=torch.int64)
+    views = {"a": whole[1000:1100:3], "b": whole.view(torch.int32)[2050:2060]}
+    wanted = {name: view.clone() for name, view in views.items()}
+    report = mempool.adopt(views, pool)
+    assert report.moved_bytes < 1000
+    assert all(torch.equal(view, wanted[name]) for name, view in views.items())
+    assert views["a"].stride() == (3,)
+    views["b"][0] = 7  # still one memory: element 1025 of the first
+    assert int(views["b"][0]) == 7
+
+
+def test_what_cannot_move_is_refused_by_name_and_nothing_has_moved(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    good = torch.ones(10)
+    address = good.data_ptr()
+    for name, bad in (
+        ("sparse", torch.eye(3).to_sparse()),
+        ("conjugate", torch.ones(3, dtype=torch.complex64).conj()),
+        ("quantized", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)),
+        ("number", 3),
+    ):
+        with pytest.raises(mempool.ConfigError, match=name):
+            mempool.adopt({"good": good, name: bad}, pool)  # type: ignore[dict-item]
+    for wrong in (3, "model", None):
+        with pytest.raises(mempool.ConfigError, match="wants a module"):
+            mempool.adopt(wrong, pool)  # type: ignore[arg-type]
+    with pytest.raises(mempool.ConfigError, match="MemoryPool"):
+        mempool.adopt(good, "pool")  # type: ignore[arg-type]
+    assert good.data_ptr() == address
+    assert pool.used_bytes() == 0
+    assert mempool.adopt(torch.empty(5, device="meta"), pool).tensors == 0
+
+
+def test_a_limit_stands_and_the_values_stay(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", limit="1MiB")
+    tensors = [torch.full((MIB // 8,), float(i)) for i in range(4)]
+    with pytest.raises(mempool.OutOfMemoryError):
+        mempool.adopt(tensors, pool)
+    assert [float(tensor[3]) for tensor in tensors] == [0, 1, 2, 3]
+    assert pool.used_bytes() == MIB

@@ -1,0 +1,197 @@
+"""Pools that follow a context into tasks and threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+import mempool
+
+T = TypeVar("T")
+MIB = 1 << 20
+
+
+def bytes_of(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.uint8)
+
+
+async def pool_after(steps: int = 1) -> mempool.MemoryPool | None:
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    return mempool.current_pool()
+
+
+def followed(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Runs it in a task that follows, and finds the loop as it was afterwards."""
+    loop = asyncio.new_event_loop()
+    try:
+        with mempool.follow_context(loop) as handle:
+            result = loop.run_until_complete(main())
+        assert loop.get_task_factory() is None
+        handle.remove()
+        assert mempool.current_pool() is None
+        loop.run_until_complete(loop.shutdown_default_executor())
+        return result
+    finally:
+        loop.close()
+
+
+def test_a_with_across_an_await_is_right_and_its_tasks_are_charged(enabled: None) -> None:
+    pool, other = mempool.MemoryPool("p", limit="16MiB"), mempool.MemoryPool("other")
+
+    async def innocent() -> list[object]:
+        return [await pool_after(1) for _ in range(10)]
+
+    async def main() -> None:
+        stranger = asyncio.create_task(innocent())
+        with mempool.use_pool(pool):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                assert mempool.current_pool() is pool
+            assert await asyncio.gather(pool_after(), asyncio.create_task(pool_after(3))) == [pool, pool]
+            with mempool.use_pool(other):
+                late = asyncio.create_task(pool_after(5))
+                assert await pool_after() is other
+            assert await late is pool  # it has outlived the inner block
+            with pytest.raises(mempool.OutOfMemoryError):
+                await asyncio.create_task(grow(32 * MIB))
+            assert await mempool.in_pool(other, asyncio.wait_for(pool_after(), 5)) is other
+        assert await pool_after() is None
+        assert await stranger == [None] * 10
+
+    followed(main)
+
+
+async def grow(size: int) -> torch.Tensor:
+    await asyncio.sleep(0)
+    return bytes_of(size)
+
+
+def test_threads_that_work_for_a_task_are_charged(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with mempool.use_pool(pool):
+            assert await asyncio.to_thread(mempool.current_pool) is pool
+            assert await loop.run_in_executor(None, mempool.current_pool) is pool
+            with ThreadPoolExecutor(1) as own:  # a thread of the user's own is charged to the device
+                assert await loop.run_in_executor(own, mempool.current_pool) is None
+        assert await asyncio.to_thread(mempool.current_pool) is None
+        assert await mempool.in_pool(pool, asyncio.to_thread(mempool.current_pool)) is pool
+
+    followed(main)
+
+
+def test_the_default_executor_of_before_does_the_work_and_comes_back(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def main() -> tuple[object, str]:
+        import threading
+
+        with mempool.use_pool(pool):
+            name = await asyncio.to_thread(lambda: threading.current_thread().name)
+            return await asyncio.to_thread(mempool.current_pool), name
+
+    loop = asyncio.new_event_loop()
+    before = ThreadPoolExecutor(1, thread_name_prefix="mine")
+    loop.set_default_executor(before)
+    with mempool.follow_context(loop):
+        where, name = loop.run_until_complete(main())
+    assert where is pool
+    assert name.startswith("mine")
+    assert loop._default_executor is before  # type: ignore[attr-defined]
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def test_anyio_threads_and_generators_whose_steps_run_there(enabled: None) -> None:
+    to_thread = pytest.importorskip("anyio.to_thread")
+    before = to_thread.run_sync
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+
+    def dependency() -> Iterator[object]:
+        with mempool.use_pool(inner):
+            yield mempool.current_pool()
+
+    async def main() -> None:
+        with mempool.use_pool(outer):
+            assert await to_thread.run_sync(mempool.current_pool) is outer
+            steps = dependency()
+            assert await to_thread.run_sync(next, steps) is inner
+            assert await to_thread.run_sync(mempool.current_pool) is outer  # it has not outlived its step
+            assert await to_thread.run_sync(next, steps, None) is None
+        assert await to_thread.run_sync(mempool.current_pool) is None
+
+    followed(main)
+    assert to_thread.run_sync is before
+
+
+def test_a_task_factory_of_before_is_used_and_comes_back(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    made: list[str] = []
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> Any:
+        made.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **kwargs)
+
+    async def main() -> object:
+        with mempool.use_pool(pool):
+            return await asyncio.create_task(pool_after(), name="child")
+
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(factory)
+    handle = mempool.follow_context(loop)
+    assert loop.run_until_complete(main()) is pool
+    handle.remove()
+    assert loop.get_task_factory() is factory
+    assert made[-1] == "pool_after"
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def test_errors_and_cancellation_pass_through(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    ended: list[object] = []
+
+    async def waits() -> None:
+        with mempool.use_pool(pool):
+            try:
+                await asyncio.sleep(10)
+            finally:
+                ended.append(mempool.current_pool())
+
+    async def main() -> None:
+        task = asyncio.create_task(waits())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.create_task(fails())
+
+    async def fails() -> None:
+        with mempool.use_pool(pool):
+            await asyncio.sleep(0)
+            _ = 1 // 0
+
+    followed(main)
+    assert ended == [pool]
+
+
+def test_without_it_a_child_is_charged_to_the_device_and_a_wrong_loop_is_refused(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def child() -> object:
+        return await asyncio.create_task(pool_after())
+
+    assert asyncio.run(mempool.in_pool(pool, child())) is None
+    with pytest.raises(RuntimeError, match="name one"):
+        mempool.follow_context()
+    with pytest.raises(mempool.ConfigError, match="event loop"):
+        mempool.follow_context(3)  # type: ignore[arg-type]
