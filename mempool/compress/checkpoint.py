@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mempool.compress.converting import packed_layer, retarget
-from mempool.compress.layers import Batches, linear_layers, replace, require_no_hooks
+from mempool.compress.layers import Batches, linear_layers, require_no_hooks
+from mempool.compress.module_tree import ModuleTree
 from mempool.compress.pruning import Pruning
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packing import require_target
@@ -117,7 +118,8 @@ def load(
     file = _File(Path(checkpoint), prefix)
     file.add_tied(model)
     layers = {} if weights is None else linear_layers(model, skip)
-    packed = _load_packed(model, file)
+    tree = ModuleTree(model)
+    packed = _load_packed(tree, file)
     layers = {name: layer for name, layer in layers.items() if name not in packed}
     for name, module in model.named_modules():
         if isinstance(module, (Int8Linear, SparseInt8Linear)) and name not in packed:
@@ -128,21 +130,21 @@ def load(
     # Calibration data goes through what is packed, on the CPU.
     while_packing = "cpu" if needs_data else target
     loaded_24 = [name for name in packed if needs_data and _pattern(model, name) == "2:4"]
-    retarget(model, loaded_24, "cpu")
+    retarget(tree, loaded_24, "cpu")
     if pruning is None or needs_data:
         for name, layer in layers.items():
-            replace(model, model.get_submodule(name), _packed(file, name, layer, while_packing))
+            tree.replace(model.get_submodule(name), _packed(file, name, layer, while_packing))
     if pruning is not None:
         shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
         for name, weight, mask in pruning.run(model, shapes, lambda name: _weight(file, name, shapes[name])):
             sparse = _packed(file, name, layers[name], while_packing, weight.mul_(mask))
-            replace(model, model.get_submodule(name), sparse)
+            tree.replace(model.get_submodule(name), sparse)
     if needs_data:
-        retarget(model, [name for name in layers if _pattern(model, name) not in (None, "dense")], target)
+        retarget(tree, [name for name in layers if _pattern(model, name) not in (None, "dense")], target)
     for name in loaded_24:
         layer_24 = model.get_submodule(name)
         assert isinstance(layer_24, SparseInt8Linear)
-        replace(model, layer_24, layer_24.repacked("2:4"))
+        tree.replace(layer_24, layer_24.repacked("2:4"))
     return model
 
 
@@ -199,12 +201,12 @@ def _read(file: _File, name: str, shape: torch.Size) -> Tensor:
     return tensor
 
 
-def _load_packed(model: nn.Module, file: _File) -> set[str]:
+def _load_packed(tree: ModuleTree, file: _File) -> set[str]:
     """Puts in the layers that the file has packed; their names."""
     names = {name.removesuffix(".format") for name in file.names if name.endswith(".format")}
     for name in names:
         try:
-            layer = model.get_submodule(name)
+            layer = tree.model.get_submodule(name)
         except AttributeError:
             raise ValueError(f"the checkpoint has a packed layer {name!r}, and the model none of that name.") from None
         if f"{name}.bias" not in file.names and getattr(layer, "bias", None) is not None:
@@ -215,7 +217,7 @@ def _load_packed(model: nn.Module, file: _File) -> set[str]:
         kind: type[Int8Linear] | type[SparseInt8Linear] = Int8Linear if "panels" in state else SparseInt8Linear
         if type(layer) is nn.Linear:
             new = kind(layer.in_features, layer.out_features, bias="bias" in state, device="meta")
-            replace(model, layer, new.train(layer.training))
+            tree.replace(layer, new.train(layer.training))
         else:
             new = layer  # type: ignore[assignment]
         try:

@@ -13,10 +13,10 @@ from mempool.compress.layers import (
     layers_of,
     linear_layers,
     observe,
-    replace,
     require_no_hooks,
     require_numbers,
 )
+from mempool.compress.module_tree import ModuleTree
 from mempool.nn import SparseInt8Linear, pack_linear
 from mempool.packing import require_target
 
@@ -57,8 +57,9 @@ def convert(
     packed_before = list(layers_of(model, skip, SparseInt8Linear))
     if type(model) is SparseInt8Linear:
         return _retargeted("", model, target)
+    tree = ModuleTree(model)
     if target == "cpu":
-        retarget(model, packed_before, target)  # first: calibration data may go through them
+        retarget(tree, packed_before, target)  # first: calibration data may go through them
     scales: dict[str, Tensor] = {}
     if calibration is not None and smooth:
         scales = _smoothing(model, layers, calibration)
@@ -69,19 +70,19 @@ def convert(
         packed = packed_layer(name, layer, scales.get(name), target)
         if layer is model:
             return packed
-        replace(model, layer, packed)
+        tree.replace(layer, packed)
     if target != "cpu":
-        retarget(model, packed_before, target)
+        retarget(tree, packed_before, target)
     return model
 
 
-def retarget(model: nn.Module, names: Iterable[str], target: str) -> None:
+def retarget(tree: ModuleTree, names: Iterable[str], target: str) -> None:
     """Puts in the place of each of these sparse layers the one that the target asks for, one after the other."""
     for name in names:
-        layer = model.get_submodule(name)
+        layer = tree.model.get_submodule(name)
         new = _retargeted(name, layer, target)
         if new is not layer:
-            replace(model, layer, new)
+            tree.replace(layer, new)
 
 
 def _retargeted(name: str, layer: nn.Module, target: str) -> nn.Module:

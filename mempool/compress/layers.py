@@ -40,14 +40,22 @@ def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[
         for name, module in modules.items()
         if type(module) is kind and holders[id(module._parameters.get("weight"))] <= 1
     }
+    skipped: set[str] = set()
     for pattern in skip:
-        matched = [name for name in fnmatch.filter(modules, pattern) if name]
-        if not matched:
+        matched = [pattern] if pattern in modules else fnmatch.filter(modules, pattern)
+        if not any(matched):
             raise ValueError(f"skip: no layer's name matches {pattern!r}. There are {_some(found)}.")
-        for name in list(found):
-            if any(name == other or name.startswith(f"{other}.") for other in matched):
-                del found[name]
-    return found
+        skipped.update(name for name in matched if name)
+    return {name: layer for name, layer in found.items() if skipped.isdisjoint(_ways_to(name))}
+
+
+def _ways_to(name: str) -> Iterator[str]:
+    """``"a.b.c"`` as ``"a"``, ``"a.b"``, ``"a.b.c"``."""
+    end = name.find(".")
+    while end >= 0:
+        yield name[:end]
+        end = name.find(".", end + 1)
+    yield name
 
 
 def _some(names: Iterable[str]) -> str:
@@ -131,25 +139,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts ``new`` wherever ``old`` is in the model."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[name] = new
-                _leave_fused_paths(parent)
-    for parent in model.modules():
-        # It reads the weights of its first layer, to hand whole sequences to fused code.
-        if isinstance(parent, nn.TransformerEncoder) and any(module is new for module in parent.modules()):
-            parent.use_nested_tensor = False
-
-
-def _leave_fused_paths(parent: nn.Module) -> None:
-    """torch's encoder layer has fused code that reads the weights of its Linears: with this it stays away from it."""
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        parent.activation_relu_or_gelu = 0
 
 
 def require_no_hooks(name: str, layer: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,37 @@ def test_smoothing_helps_where_activations_have_outliers() -> None:
     plain = convert(copy.deepcopy(layer))
     smooth = convert(copy.deepcopy(layer), calibration=[inputs], smooth=True)
     assert error(smooth) < 0.1 * error(plain)
+
+
+def test_work_grows_with_the_number_of_layers_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    visits = 0
+    named_modules = nn.Module.named_modules  # modules() goes through it, and so does each module that is visited
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        nonlocal visits
+        visits += 1
+        return named_modules(*arguments, **named)
+
+    monkeypatch.setattr(nn.Module, "named_modules", counting)
+
+    def visits_of(work: Callable[[nn.Module], object], layers: int) -> int:
+        nonlocal visits
+        model = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(layers // 2))
+        save(model, tmp_path / "model.safetensors")
+        visits = 0
+        work(model)
+        return visits
+
+    for work in (
+        convert,
+        lambda model: convert(model, target="cuda"),
+        lambda model: convert(prune_(model, 0.5), skip=[f"{i}.1" for i in range(len(model))]),
+        lambda model: load(model, tmp_path / "model.safetensors", sparsity=0.5),
+        lambda model: report(convert(model)),
+    ):
+        few, many = visits_of(work, 20), visits_of(work, 80)
+        assert many < 5 * few  # 16 times as many, where each layer looks at all others
 
 
 def test_what_cannot_be_converted_is_refused() -> None:
