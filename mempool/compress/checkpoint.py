@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mempool.compress.converting import packed_layer, retarget
-from mempool.compress.layers import Batches, linear_layers, require_no_hooks
+from mempool.compress.layers import Batches, linear_layers
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.pruning import Pruning
+from mempool.compress.replaceable import require_replaceable
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packing import require_target
 
@@ -118,6 +119,9 @@ def load(
     file = _File(Path(checkpoint), prefix)
     file.add_tied(model)
     layers = {} if weights is None else linear_layers(model, skip)
+    in_file = {name: module for name, module in model.named_modules() if f"{name}.format" in file.names}
+    packed_in_file = {name: module for name, module in in_file.items() if type(module) is nn.Linear}
+    require_replaceable(model, {**layers, **packed_in_file})
     tree = ModuleTree(model)
     packed = _load_packed(tree, file)
     layers = {name: layer for name, layer in layers.items() if name not in packed}
@@ -183,7 +187,6 @@ def _weight(file: _File, name: str, shape: tuple[int, int]) -> Tensor:
 
 def _packed(file: _File, name: str, layer: nn.Linear, target: str, weight: Tensor | None = None) -> nn.Module:
     """The packed layer in the place of ``layer``, from the file's weight or the given one."""
-    require_no_hooks(name, layer)
     shape = (layer.out_features, layer.in_features)
     dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     dense.weight = nn.Parameter(_weight(file, name, shape) if weight is None else weight, requires_grad=False)

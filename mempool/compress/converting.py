@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
-from mempool.compress.layers import (
-    Batches,
-    layers_of,
-    linear_layers,
-    observe,
-    require_no_hooks,
-    require_numbers,
-)
+from mempool.compress.layers import Batches, layers_of, linear_layers, observe, remove_masks, require_numbers
 from mempool.compress.module_tree import ModuleTree
+from mempool.compress.replaceable import lost_with, require_nothing_lost, require_replaceable
 from mempool.nn import SparseInt8Linear, pack_linear
-from mempool.packing import require_target
+from mempool.packing import require_packable, require_target
 
 # How much of the difficulty moves from activations to weights; 0.5 as in the paper.
 SMOOTH_STRENGTH = 0.5
@@ -45,8 +39,10 @@ def convert(
     not packed has to be on the CPU, and goes to the GPU afterwards. Sparse layers that are packed already are packed
     anew where the target asks for it, so that ``convert(model)`` makes a model of 2:4 layers run on the CPU again.
 
-    Raises ValueError, naming the layer, where a weight has a NaN or an infinite value, is not on the CPU, or has more
-    than 65,536 inputs. Layers before it are converted then.
+    Raises ValueError, naming the layer, where a weight has a NaN or an infinite value, is not on the CPU, is quantized
+    already, or has more than 65,536 inputs, and where something would be lost with a layer: hooks, a ``forward`` or
+    tensors of its own, a parametrization, or something beside the model's modules that holds it. Nothing is changed
+    then. What ``torch.compile`` made of a layer, or of what it is in, runs the packed one.
     """
     if weights != "int8":
         raise ValueError(f"weights can be 'int8', not {weights!r}.")
@@ -55,8 +51,9 @@ def convert(
         raise ValueError("smooth=True needs calibration data: calibration=batches.")
     layers = linear_layers(model, skip)
     packed_before = list(layers_of(model, skip, SparseInt8Linear))
+    _require_convertible(model, layers, packed_before, target)
     if type(model) is SparseInt8Linear:
-        return _retargeted("", model, target)
+        return model.for_target(target)
     tree = ModuleTree(model)
     if target == "cpu":
         retarget(tree, packed_before, target)  # first: calibration data may go through them
@@ -65,8 +62,7 @@ def convert(
         scales = _smoothing(model, layers, calibration)
     for name in list(layers):
         layer = layers.pop(name)
-        if hasattr(layer, "weight_orig"):
-            prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
+        remove_masks(layer)
         packed = packed_layer(name, layer, scales.get(name), target)
         if layer is model:
             return packed
@@ -76,28 +72,43 @@ def convert(
     return model
 
 
+def _require_convertible(
+    model: nn.Module, layers: Mapping[str, nn.Linear], packed_before: Iterable[str], target: str
+) -> None:
+    """Raises ValueError for whatever would stop half-way or be lost."""
+    replaced: dict[str, nn.Module] = {**layers}
+    for name in packed_before:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, SparseInt8Linear)
+        if lost_with(layer) is not None and layer.for_target(target) is not layer:
+            replaced[name] = layer
+    require_replaceable(model, replaced)
+    for name, linear in layers.items():
+        with _named(name):
+            require_packable(linear)
+
+
 def retarget(tree: ModuleTree, names: Iterable[str], target: str) -> None:
     """Puts in the place of each of these sparse layers the one that the target asks for, one after the other."""
     for name in names:
         layer = tree.model.get_submodule(name)
-        new = _retargeted(name, layer, target)
+        assert isinstance(layer, SparseInt8Linear)
+        new = layer.for_target(target)
         if new is not layer:
+            require_nothing_lost(name, layer)
             tree.replace(layer, new)
-
-
-def _retargeted(name: str, layer: nn.Module, target: str) -> nn.Module:
-    assert isinstance(layer, SparseInt8Linear)
-    new = layer.for_target(target)
-    if new is not layer:
-        require_no_hooks(name, layer)
-    return new
 
 
 def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu") -> nn.Module:
     """``pack_linear``, with the layer's name in its errors."""
-    require_no_hooks(name, layer)
-    try:
+    with _named(name):
         return pack_linear(layer, input_scale, target)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
 

@@ -6,10 +6,11 @@ import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from mempool.nn import SparseInt8Linear
 
@@ -20,8 +21,31 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def linear_layers(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
-    """The Linear layers by name, without those of ``skip``: see ``layers_of``."""
-    return layers_of(model, skip, nn.Linear)
+    """The Linear layers by name, without those of ``skip``: see ``layers_of``.
+
+    Raises ValueError for one whose weight is made anew of other tensors at each call, as by a parametrization.
+    """
+    layers = layers_of(model, skip, nn.Linear)
+    for name, layer in layers.items():
+        if any(part not in layer._parameters and not _is_pruned(layer, part) for part in ("weight", "bias")):
+            raise ValueError(
+                f"layer {name!r} makes its weight or bias of other tensors (weight_norm, spectral_norm, a "
+                "parametrization): remove that, which leaves a plain weight, or leave the layer as it is: "
+                f"skip=[{name!r}]."
+            )
+    return layers
+
+
+def _is_pruned(layer: nn.Module, part: str) -> bool:
+    hooks = layer._forward_pre_hooks.values()
+    return any(isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == part for hook in hooks)
+
+
+def remove_masks(layer: nn.Linear) -> None:
+    """Ends what ``torch.nn.utils.prune`` does at each call of a layer: its masked weight and bias become its own."""
+    for part in ("weight", "bias"):
+        if _is_pruned(layer, part):
+            prune.remove(layer, part)  # type: ignore[no-untyped-call]
 
 
 def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[str, Layer]:
@@ -38,7 +62,7 @@ def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[
     found = {
         name: module
         for name, module in modules.items()
-        if type(module) is kind and holders[id(module._parameters.get("weight"))] <= 1
+        if _is_of(kind, module) and holders[id(module._parameters.get("weight"))] <= 1
     }
     skipped: set[str] = set()
     for pattern in skip:
@@ -47,6 +71,11 @@ def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[
             raise ValueError(f"skip: no layer's name matches {pattern!r}. There are {_some(found)}.")
         skipped.update(name for name in matched if name)
     return {name: layer for name, layer in found.items() if skipped.isdisjoint(_ways_to(name))}
+
+
+def _is_of(kind: type[nn.Module], module: nn.Module) -> TypeGuard[Any]:
+    """Whether a module is of a kind, and of no subclass but the one that torch makes of it for parametrizations."""
+    return type(module) is kind or (type(module).__base__ is kind and parametrize.is_parametrized(module))
 
 
 def _ways_to(name: str) -> Iterator[str]:
@@ -139,12 +168,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def require_no_hooks(name: str, layer: nn.Module) -> None:
-    """Raises ValueError if something would be lost with the layer."""
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        raise ValueError(f"layer {name!r} has forward hooks, which a packed one would lose: remove them, or skip it.")
 
 
 def require_numbers(name: str, values: Tensor) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import torch
 from torch import nn
 
 
@@ -30,11 +33,19 @@ class ModuleTree:
         for parent, name in holders:
             parent._modules[name] = new
             _leave_fused_paths(parent)
+            if is_compiled(parent):
+                # As a copy of it does: its code was that of the old module.
+                parent.__setstate__(parent.__getstate__())  # type: ignore[no-untyped-call]
         self._holders.setdefault(id(new), []).extend(holders)
         if (encoders := self._encoders.pop(id(old), None)) is not None:
             for encoder in encoders:  # it reads the weights of its first layer, to hand whole sequences to fused code
                 encoder.use_nested_tensor = False
             self._encoders[id(new)] = encoders
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what ``torch.compile(module)`` returns."""
+    return "torch._dynamo" in sys.modules and isinstance(module, torch._dynamo.OptimizedModule)
 
 
 def _leave_fused_paths(parent: nn.Module) -> None:

@@ -1,0 +1,171 @@
+"""What would be lost with a layer that another one replaces: found before anything is changed."""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from types import CodeType, CoroutineType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from mempool.compress.module_tree import is_compiled
+
+# Whatever holds parameters of the model by itself: it would go on with those that are gone, or mix them up.
+_WRAPPERS = {
+    "torch.nn.parallel.distributed.DistributedDataParallel": "convert the model before it is wrapped",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "convert the model unsharded",
+    "torch.distributed.fsdp.FSDPModule": "convert the model unsharded",
+    "torch.optim.swa_utils.AveragedModel": "convert its .module, when nothing is averaged any more",
+    "deepspeed.runtime.engine.DeepSpeedEngine": "convert its .module, unsharded",
+}
+_OWN_TENSORS = {"weight", "bias", "weight_orig", "bias_orig", "weight_mask", "bias_mask"}
+# What it takes to find a holder that a model's forward would use, and not to walk through a whole process.
+_DEPTH = 8
+_PLAIN, _CONTAINERS = {bool, int, float, str, type(None)}, {dict, OrderedDict, list, tuple, set}
+_MOST_OBJECTS = 200_000
+
+
+def require_replaceable(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raises ValueError, naming the layer, if a model would not do the same with another one in a layer's place.
+
+    That is so where the layer has hooks, methods, tensors or modules of its own, where torch's own code for it was
+    exchanged, and where something beside the model's modules holds it.
+    """
+    names = {id(layer): name for name, layer in layers.items()}
+    for path, module in model.named_modules():
+        _require_no_wrapper(path, module, names)
+    for name, layer in layers.items():
+        require_nothing_lost(name, layer)
+    for where, layer in held_elsewhere(model):
+        if (found := names.get(id(layer))) is not None:
+            raise ValueError(
+                f"layer {found!r} is also held by {where}, outside of the model's modules, which would go on with the "
+                f"old weight: let it reach the layer through its parent, or leave the layer as it is: skip=[{found!r}]."
+            )
+
+
+def require_nothing_lost(name: str, layer: nn.Module) -> None:
+    """Raises ValueError for what a layer has itself: see ``lost_with``."""
+    if (lost := lost_with(layer)) is not None:
+        raise ValueError(f"layer {name!r} {lost}, or leave the layer as it is: skip=[{name!r}].")
+
+
+def lost_with(layer: nn.Module) -> str | None:
+    """What a layer has that another one in its place would not have, and what to do; None if there is nothing."""
+    kind = type(layer)
+    if kind is nn.Linear and (patched := _patched()) is not None:
+        return f"would lose what {patched} does, set in the place of torch's own: undo that"
+    own = vars(layer)
+    if own.get("_hf_hook") is not None:
+        return "has a hook of accelerate, which would be lost: accelerate.hooks.remove_hook_from_module(layer)"
+    for name, value in own.items():
+        if name.endswith("_hooks") and value and not (kind is nn.Linear and _are_of_pruning(value)):
+            return f"has {name.strip('_').replace('_', ' ')}, which a packed one would lose: remove them"
+        if callable(getattr(kind, name, None)) and not _is_unchanged(layer, name, value):
+            return f"has a {name!r} of its own, which a packed one would lose: remove it"
+    if own.get("_compiled_call_impl") is not None:
+        return "is compiled, which a packed one would lose: convert the model, and compile it then"
+    if kind is nn.Linear:
+        extra = [*(own["_parameters"].keys() | own["_buffers"].keys()) - _OWN_TENSORS, *own["_modules"]]
+    else:
+        extra = [*own["_parameters"], *own["_modules"]]
+    if extra:
+        return f"has {', '.join(sorted(extra))}, which a packed one would lose: remove it"
+    return None
+
+
+def _patched() -> str | None:
+    """The name of what was put in the place of torch's own code for a Linear."""
+    code = getattr(nn.Linear.forward, "__code__", None)
+    if getattr(code, "co_filename", None) != nn.Identity.forward.__code__.co_filename:
+        return _name_of(nn.Linear.forward)
+    if "__call__" in vars(nn.Linear):
+        return _name_of(nn.Linear.__call__)
+    if nn.functional.linear is not torch._C._nn.linear:
+        return _name_of(nn.functional.linear)
+    return None
+
+
+def _name_of(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    where = f" of {code.co_filename}" if code is not None else ""
+    return f"{getattr(code, 'co_qualname', None) or getattr(function, '__name__', repr(function))}{where}"
+
+
+def _are_of_pruning(hooks: Mapping[int, Any]) -> bool:
+    """Whether all of them make a masked weight or bias, which packing reads as it is."""
+    return all(isinstance(hook, prune.BasePruningMethod) for hook in hooks.values())
+
+
+def _is_unchanged(layer: nn.Module, name: str, value: Any) -> bool:
+    """Whether an attribute of the layer is the method that its class has under this name (accelerate leaves such)."""
+    return isinstance(value, MethodType) and value.__self__ is layer and value.__func__ is getattr(type(layer), name)
+
+
+def _require_no_wrapper(path: str, module: nn.Module, names: Mapping[int, str]) -> None:
+    for kind in type(module).__mro__:
+        advice = _WRAPPERS.get(f"{kind.__module__}.{kind.__qualname__}")
+        if advice is None:
+            continue
+        if (layer := next((names[id(inner)] for inner in module.modules() if id(inner) in names), None)) is not None:
+            where = f" {path!r}" if path else ""
+            raise ValueError(f"layer {layer!r} is in {kind.__name__}{where}, which keeps its parameters: {advice}.")
+
+
+def held_elsewhere(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that are reached from attributes of the model's modules and not as their submodules, and from where.
+
+    Found in containers, closures, bound methods, partial functions and objects, to a depth and number that are bounded:
+    what is further away than that is not seen.
+    """
+    inside = {id(module) for module in model.modules()}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        if is_compiled(module):  # holds what it calls, and is made anew
+            continue
+        for name, value in vars(module).items():
+            if type(value) in _PLAIN or (type(value) in _CONTAINERS and not value):
+                continue
+            # Compiled code of the module itself looks its submodules up.
+            if name not in ("_modules", "_parameters", "_buffers", "_compiled_call_impl") and _is_holder(value):
+                where = f"{path or type(module).__name__}.{name}"
+                for found in _reached_from(value, inside, seen):
+                    if found is not module:
+                        yield where, found
+        if len(seen) > _MOST_OBJECTS:
+            return
+
+
+def _reached_from(root: Any, inside: set[int], seen: set[int]) -> Iterator[nn.Module]:
+    level = [root]
+    for _ in range(_DEPTH):
+        following = []
+        for value in level:
+            if isinstance(value, nn.Module):
+                yield value
+                if id(value) in inside:
+                    continue
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if len(seen) > _MOST_OBJECTS:
+                return
+            following += [held for held in _held_by(value) if _is_holder(held)]
+        level = following
+
+
+def _is_holder(value: Any) -> bool:
+    """Whether a module may be reached through a value: numbers, strings and what has only such are not tracked."""
+    if isinstance(value, (Tensor, type, ModuleType, FrameType, CodeType, GeneratorType, CoroutineType)):
+        return False
+    return gc.is_tracked(value)
+
+
+def _held_by(value: Any) -> list[Any]:
+    if isinstance(value, FunctionType):  # not its globals: they are not the model's
+        return [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
+    return gc.get_referents(value)
