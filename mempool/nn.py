@@ -60,7 +60,7 @@ class _PackedLinear(nn.Module):
         layer = cls.__new__(cls)
         names = packing.packed_names(pattern)
         packed = getattr(torch.ops.mempool, f"pack_{packing.operator(pattern)}")(quantized)
-        header = packing.header_of(pattern, linear.out_features, linear.in_features)
+        header = packing.header_of(pattern, linear.out_features, linear.in_features, quantized.device)
         buffers = {"format": header, **dict(zip(names, packed, strict=True)), **buffers}
         has_bias = linear.bias is not None
         _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ def operator(pattern: str) -> str:
 
 def empty(pattern: str, in_features: int, out_features: int, bias: bool, device: Any) -> dict[str, Tensor]:
     """Buffers of a weight that is all zero."""
+    if any(isinstance(size, bool) or not isinstance(size, numbers.Integral) for size in (in_features, out_features)):
+        raise TypeError(f"in_features and out_features are whole numbers, not {in_features!r} and {out_features!r}.")
     if not 1 <= in_features <= ops.MOST_INPUTS or out_features < 0:
         raise ValueError(
             f"a packed layer has 1 to {ops.MOST_INPUTS} inputs, and at least 0 outputs; asked for {in_features} and "
@@ -125,6 +128,8 @@ def quantized_of(linear: nn.Linear, input_scale: Tensor | None) -> tuple[Tensor,
     weight = tensors["weight"].float()
     buffers: dict[str, Tensor] = {}
     if input_scale is not None:
+        if not isinstance(input_scale, Tensor):
+            raise TypeError(f"`input_scale` is a tensor of {linear.in_features}, not {type(input_scale).__name__}.")
         if input_scale.shape != (linear.in_features,) or not bool((input_scale.isfinite() & (input_scale != 0)).all()):
             raise ValueError(f"`input_scale` has to be {linear.in_features} finite numbers, none of them zero.")
         buffers["input_scale"] = input_scale.detach().to("cpu", torch.float32, copy=True)

@@ -8,7 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mempool.compress.layers import Batches, layers_of, linear_layers, observe, remove_masks, require_numbers
+from mempool.compress.layers import (
+    Batches,
+    layers_of,
+    linear_layers,
+    observe,
+    remove_masks,
+    require_batches,
+    require_module,
+    require_numbers,
+)
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.replaceable import lost_with, require_nothing_lost, require_replaceable
 from mempool.nn import SparseInt8Linear, pack_linear
@@ -47,6 +56,9 @@ def convert(
     if weights != "int8":
         raise ValueError(f"weights can be 'int8', not {weights!r}.")
     require_target(target)
+    require_module("model", model)
+    if calibration is not None:
+        require_batches("calibration", calibration)
     if smooth and calibration is None:
         raise ValueError("smooth=True needs calibration data: calibration=batches.")
     layers = linear_layers(model, skip)

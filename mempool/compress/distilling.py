@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mempool.compress.layers import Batches, evaluating, run_batch
+from mempool.compress.layers import Batches, evaluating, require_batches, require_module, run_batch
 
 Loss = Callable[[Any, Any, Any], Tensor]
 
@@ -19,10 +20,12 @@ def relative_error(output: Any, target: Any, batch: Any) -> Tensor:
 
     Where the batch has an ``attention_mask`` [B, T], tokens that it leaves out do not count.
     """
-    got, wanted = _first(output), _first(target)
-    weight = torch.ones(wanted.shape[:-1])
+    got = _first(output)
+    got = got.to(torch.promote_types(got.dtype, torch.float32))  # sums of squares go past what 16 bits hold
+    wanted = _first(target).to(got)
+    weight = wanted.new_ones(wanted.shape[:-1])
     if isinstance(batch, Mapping) and "attention_mask" in batch and batch["attention_mask"].shape == weight.shape:
-        weight = batch["attention_mask"].float()
+        weight = batch["attention_mask"].to(wanted)
     weight = weight.unsqueeze(-1)
     return ((got - wanted).square() * weight).sum() / (wanted.square() * weight).sum().clamp(min=1e-12)
 
@@ -48,9 +51,17 @@ def distill_(
     trained. Batches are those of ``prune_``; the same ones serve, and more of them serve better. Adam, with a rate that
     falls to nothing; both models are in evaluation mode meanwhile.
 
-    Raises ValueError where there is no batch, or no parameter to train.
+    Raises ValueError where there is no batch, no epoch, or no parameter to train.
     """
-    data = list(batches)
+    require_module("model", model)
+    require_module("teacher", teacher)
+    if isinstance(epochs, bool) or not isinstance(epochs, numbers.Integral) or not callable(loss):
+        raise TypeError(f"epochs is a whole number and loss a function, not {epochs!r} and {loss!r}.")
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, numbers.Real):
+        raise TypeError(f"learning_rate is a number, not {learning_rate!r}.")
+    if epochs < 1:
+        raise ValueError(f"epochs is at least 1, not {epochs}.")
+    data = list(require_batches("batches", batches))
     if not data:
         raise ValueError("there is no batch to learn from.")
     fixed = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -67,7 +78,7 @@ def distill_(
                 with torch.no_grad():
                     target = run_batch(teacher, batch)
                 model.zero_grad()
-                loss(run_batch(model, batch), target, batch).backward()  # type: ignore[no-untyped-call]
+                loss(run_batch(model, batch), target, batch).backward()
                 optimizer.step()
                 schedule.step()
     model.zero_grad()

@@ -57,6 +57,8 @@ def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[
     """
     if isinstance(skip, str):
         raise TypeError(f"skip is a list of names, such as [{skip!r}].")
+    if not isinstance(skip, Iterable) or not all(isinstance(pattern, str) for pattern in skip):
+        raise TypeError(f"skip is a list of names of layers or of patterns, not {skip!r}.")
     modules = dict(model.named_modules())
     holders = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
     found = {
@@ -106,7 +108,8 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             input: Tensor = positional[0] if positional else named["input"]
-            rows = input.detach().reshape(-1, input.shape[-1])
+            sequences = input.detach().unbind() if input.is_nested else [input.detach()]
+            rows = torch.cat([sequence.reshape(-1, sequence.shape[-1]) for sequence in sequences])
             if rows.shape[0]:
                 reached.add(name)
                 observers[name](rows.float())
@@ -123,7 +126,7 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
     ]
     try:
         # Compiled code has no hooks.
-        with evaluating(model), torch.no_grad(), torch._dynamo.config.patch(disable=True):
+        with evaluating(model), _padded(model), torch.no_grad(), torch._dynamo.config.patch(disable=True):
             count = 0
             for batch in batches:
                 run_batch(model, batch)
@@ -168,6 +171,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _padded(model: nn.Module) -> Iterator[None]:
+    """Without nested tensors, which ``nn.TransformerEncoder`` makes of padded ones for code that has no hooks."""
+    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
+    encoders = [encoder for encoder in encoders if getattr(encoder, "use_nested_tensor", False)]
+    for encoder in encoders:
+        encoder.use_nested_tensor = False
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder.use_nested_tensor = True
+
+
+def require_module(name: str, model: Any) -> None:
+    """Raises TypeError unless an argument is a model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name} is a torch.nn.Module, not {type(model).__name__}.")
+
+
+def require_batches(name: str, batches: Any) -> Batches:
+    """Raises TypeError for what is one batch, or none, instead of several."""
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise TypeError(f"{name} is a list of batches, or another iterable of them, not {type(batches).__name__}.")
+    return batches
 
 
 def require_numbers(name: str, values: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mempool.compress import sparsegpt
-from mempool.compress.layers import Batches, linear_layers, observe, require_numbers
+from mempool.compress.layers import Batches, linear_layers, observe, require_batches, require_module, require_numbers
 from mempool.compress.masks import PATTERNS, mask_of
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -41,8 +42,10 @@ def prune_(
     ``torch.nn.utils.prune`` on the layers, so that zeros stay zero while the model is fine-tuned;
     ``torch.nn.utils.prune.remove`` or ``convert`` ends that.
 
-    Raises ValueError for what cannot be, naming the layer where it is one; the layers before it are pruned then.
+    Raises ValueError for what cannot be, naming the layer where it is one, and TypeError for an argument of another
+    type; the layers before it are pruned then.
     """
+    require_module("model", model)
     layers = linear_layers(model, skip)
     for name, layer in layers.items():
         _require_weight(name, layer.weight)
@@ -77,7 +80,7 @@ class Pruning:
         self.sparsity = sparsity
         self.method = method
         self.pattern = pattern
-        self.batches = [] if calibration is None else list(calibration)  # read more than once
+        self.batches = [] if calibration is None else list(require_batches("calibration", calibration))  # read again
 
     def run(
         self, model: nn.Module, shapes: Mapping[str, tuple[int, int]], weight_of: Callable[[str], Tensor]
@@ -120,6 +123,8 @@ def _validate(sparsity: float, method: str, pattern: str) -> None:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}.")
     if pattern not in PATTERNS:
         raise ValueError(f"pattern is one of {', '.join(PATTERNS)}, not {pattern!r}.")
+    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
+        raise TypeError(f"sparsity is a number, 0 to 1, not {sparsity!r}.")
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity is a share, 0 to 1, not {sparsity}.")
     if pattern == "2:4" and sparsity != 0.5:
@@ -130,17 +135,18 @@ class _Squares:
     """The sum over tokens of each input's square."""
 
     def __init__(self) -> None:
-        self.sum: Tensor | float = 0.0
+        self.sum: Tensor | None = None
 
     def __call__(self, rows: Tensor) -> None:
-        self.sum = self.sum + rows.square().sum(dim=0)
+        squares = rows.square().sum(dim=0)
+        self.sum = squares if self.sum is None else self.sum + squares
 
 
 def input_norms(model: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:
     """The norm of each input of the named layers over all tokens of the calibration data, float32 [K]."""
     squares = {name: _Squares() for name in names}
     observe(model, squares, batches)
-    return {name: torch.as_tensor(square.sum).sqrt() for name, square in squares.items()}
+    return {name: square.sum.sqrt() for name, square in squares.items() if square.sum is not None}
 
 
 class _Hessian:
@@ -151,7 +157,7 @@ class _Hessian:
 
     def __call__(self, rows: Tensor) -> None:
         if self.sum is None:
-            self.sum = torch.zeros(rows.shape[1], rows.shape[1])
+            self.sum = rows.new_zeros(rows.shape[1], rows.shape[1])
         self.sum.addmm_(rows.T, rows)
 
 

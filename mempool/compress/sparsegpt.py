@@ -19,10 +19,9 @@ DAMPING = 0.01  # of the mean of the diagonal, so that the Hessian can be invert
 def inverse_factor(hessian: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse of ``hessian`` [K, K] float32, damped as far as it takes."""
     damping = DAMPING * float(hessian.diagonal().mean())
-    diagonal = torch.arange(hessian.shape[0])
     for _ in range(8):
         damped = hessian.clone()
-        damped[diagonal, diagonal] += max(damping, 1e-8)
+        damped.diagonal().add_(max(damping, 1e-8))
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper: Tensor
@@ -36,9 +35,13 @@ def inverse_factor(hessian: Tensor) -> Tensor:
 def prune(weight: Tensor, hessian: Tensor, sparsity: float, pattern: str) -> tuple[Tensor, Tensor]:
     """The new weight [N, K] float32 and its boolean mask, True for what stays.
 
-    ``hessian`` [K, K]: the sum over tokens of x xᵀ, for the layer's inputs x.
+    ``hessian`` [K, K] float32, where the weight is: the sum over tokens of x xᵀ, for the layer's inputs x.
     """
-    weight = weight.clone()
+    with torch.autocast(weight.device.type, enabled=False):  # its sums are those of float32
+        return _pruned(weight.clone(), hessian, sparsity, pattern)
+
+
+def _pruned(weight: Tensor, hessian: Tensor, sparsity: float, pattern: str) -> tuple[Tensor, Tensor]:
     dead = hessian.diagonal() == 0  # inputs that were always zero: their weights do nothing
     hessian = hessian + torch.diag(dead.to(hessian.dtype))
     weight[:, dead] = 0
