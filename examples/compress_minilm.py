@@ -30,7 +30,8 @@ with mempool.use_pool(small):
 for name, pruning in (("int8", {}), ("int8 at 50%", {"sparsity": 0.5, "method": "wanda"})):
     pool = mempool.MemoryPool(name, device="cpu")
     with mempool.use_pool(small if not pruning else pool):
-        model = compress.load(skeleton(folder), weights, **pruning, calibration=batches)
+        model = skeleton(folder)
+        compress.load(model, weights, **pruning, calibration=batches)
     sizes = compress.report(model)
     cosine = (Embedder(folder, model).tensor(held_out) * expected).sum(dim=1).mean()
     linear, embeddings = sizes.linear_bytes / 2**20, sizes.embedding_bytes / 2**20

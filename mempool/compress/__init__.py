@@ -14,10 +14,23 @@ A model that does not fit into memory as it is: built with no memory, packed lay
 
 from __future__ import annotations
 
-from mempool.compress.checkpoint import load, meta_parameters, save
+from mempool.compress.checkpoint import LoadReport, load
 from mempool.compress.converting import convert
 from mempool.compress.distilling import distill_
 from mempool.compress.pruning import prune_
 from mempool.compress.reporting import LayerReport, Report, report
+from mempool.compress.saving import save
+from mempool.compress.skeletons import meta_parameters
 
-__all__ = ["prune_", "distill_", "convert", "report", "load", "save", "meta_parameters", "Report", "LayerReport"]
+__all__ = [
+    "prune_",
+    "distill_",
+    "convert",
+    "report",
+    "load",
+    "save",
+    "meta_parameters",
+    "Report",
+    "LayerReport",
+    "LoadReport",
+]

@@ -1,90 +1,40 @@
-"""Models from safetensors files, packed while they are read: the dense model is never in memory as a whole."""
+"""``load``: models from safetensors files, packed while they are read: no dense model is in memory as a whole."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, KeysView, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mempool.compress.converting import packed_layer, retarget
+from mempool.compress.filling import FLOATS, Filling, Shared, require_shape, tensors_of, unchanged_by_errors
 from mempool.compress.layers import Batches, linear_layers
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.pruning import Pruning
 from mempool.compress.replaceable import require_replaceable
+from mempool.compress.stored_layers import stored_layers
+from mempool.compress.tensor_file import TensorFile
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packing import require_target
 
 
-@contextmanager
-def meta_parameters() -> Iterator[None]:
-    """Modules that are built in it have parameters on the meta device, which take no memory; buffers are real.
+@dataclass(frozen=True)
+class LoadReport:
+    """What ``load`` left as it was."""
 
-    One layer's parameters are in memory while it is built. Not for several threads at once.
-    """
-    register = nn.Module.register_parameter
-    # By what each was before, which is not kept alive by it: one that is given to two modules stays one.
-    on_meta: dict[int, tuple[weakref.ref[nn.Parameter], nn.Parameter]] = {}
-
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
-            known, meta = on_meta.get(id(param), (None, None))
-            if meta is None or known is None or known() is not param:
-                meta = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-                on_meta[id(param)] = weakref.ref(param), meta
-            param = meta
-        register(self, name, param)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-class _File:
-    """A safetensors file. Every tensor is copied out of the file's own mapping: into the current pool."""
-
-    def __init__(self, path: Path, prefix: str) -> None:
-        try:
-            from safetensors import SafetensorError, safe_open
-        except ImportError as error:
-            raise RuntimeError("reading a checkpoint needs a package: pip install mempool[compress]") from error
-        self._file: Any
-        try:
-            self._file = safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise ValueError(f"'{path}' is no safetensors file: {error}") from error
-        keys: list[str] = list(self._file.keys())
-        self._keys = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
-
-    def add_tied(self, model: nn.Module) -> None:
-        """Parameters that the model has under several names may be in the file under one of them."""
-        named: dict[int, list[str]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            named.setdefault(id(parameter), []).append(name)
-        for names in named.values():
-            known = next((name for name in names if name in self._keys), None)
-            for name in names if known is not None else ():
-                if f"{name.rpartition('.')[0]}.format" not in self._keys:  # of a layer that the file has packed
-                    self._keys.setdefault(name, self._keys[known])  # type: ignore[index]
-
-    @property
-    def names(self) -> KeysView[str]:
-        return self._keys.keys()
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(self._keys[name])
-        return torch.empty_like(tensor).copy_(tensor)
+    kept: tuple[str, ...]
+    """Names of the model that the file has not: ``missing="keep"`` left their values."""
+    unused: tuple[str, ...]
+    """Names of the file that the model has no place for."""
 
 
 def load(
     model: nn.Module,
-    checkpoint: str | Path,
+    checkpoint: str | os.PathLike[str],
     weights: str | None = "int8",
     sparsity: float = 0.0,
     method: str = "magnitude",
@@ -93,166 +43,259 @@ def load(
     skip: Sequence[str] = (),
     prefix: str = "",
     target: str = "cpu",
-) -> nn.Module:
-    """Fills ``model`` from a safetensors file, and packs each Linear as it is read; returns the model.
+    missing: str = "error",
+) -> LoadReport:
+    """Fills ``model`` in place from a safetensors file, and packs each Linear as it is read.
 
-    The model's parameters may be on the meta device (see ``meta_parameters``): then no more is ever in memory than
-    the packed model and one dense layer, all of it in the current pool. Layers that the file has packed already (see
-    ``save``) come in as they are; others become what ``convert`` makes of them after ``prune_`` with these arguments.
-    Methods that calibrate send the data through the int8 model, and read the file a second time. ``weights=None``
-    packs nothing. ``prefix``: what the file's names begin with and the model's do not. ``target``: as for ``convert``,
-    but layers that the file has packed stay as they are.
+    The model's parameters may be on the meta device (see ``meta_parameters``): their values are new memory of the
+    current pool, and beside the packed model no more is ever in it than 1.3 times the largest layer as float32, or with
+    ``sparsity`` 7 times (SparseGPT: 8, and up to 1 GiB of what it gathers). All others are filled where they lie:
+    on their device, in their pool, the same objects with whatever hangs on them. Layers that are packed come onto the
+    device that the Linear was on; its dense weight is freed when all of them are made.
 
-    Raises ValueError where the file lacks a parameter, has one of another shape, or a weight cannot be packed; the
-    model is half filled then. What the file has beyond the model is left alone.
+    Layers that the file has packed already (see ``save``) come in as they are; others become what ``convert`` makes of
+    them after ``prune_`` with these arguments. Methods that calibrate send the data through the int8 model, and read
+    the file a second time. ``weights=None`` packs nothing. ``prefix``: what the file's names begin with and the model's
+    do not. ``target``: as for ``convert``, but layers that the file has packed stay as they are.
+
+    Every parameter and persistent buffer comes from the file. ``missing="keep"``: those that the file has not keep the
+    values that they have, and a Linear stays unpacked whose weight it has not (a new head on a known encoder). Float
+    types are cast to the model's, no others.
+
+    Names, shapes, types and the checksums of ``save`` are verified first, and after an error the model is what it was.
+    Raises ValueError where the file is none of safetensors, lacks a tensor, has one of another shape or type or a
+    damaged one, or a weight cannot be packed; OSError where it cannot be read; TypeError where the path is none.
     """
-    if weights not in ("int8", None):
-        raise ValueError(f"weights can be 'int8' or None, not {weights!r}.")
-    require_target(target)
-    if weights is None and target != "cpu":
-        raise ValueError(f"target={target!r} goes with weights='int8': convert() packs a model that is loaded.")
+    _validate(model, weights, target, missing)
     pruning = Pruning(sparsity, method, pattern, calibration) if sparsity else None
     if pruning and weights is None:
         raise ValueError("sparsity goes with weights='int8': prune_() prunes a model that is loaded.")
+    file = TensorFile(checkpoint, prefix)
+    plan = _Plan(model, file, {} if weights is None else linear_layers(model, skip), keep=missing == "keep")
+    file.verify()
+    plan.check()
+    if pruning is None or pruning.method == "magnitude":
+        plan.make()
+        plan.pack(target, pruning)
+        plan.commit()
+    else:
+        plan.make()
+        plan.pack("cpu")  # calibration data goes through what is packed
+        with unchanged_by_errors(model, plan.real):
+            plan.commit()
+            plan.prune(pruning, target)
+    return LoadReport(tuple(plan.kept), file.unused())
+
+
+def _validate(model: nn.Module, weights: str | None, target: str, missing: str) -> None:
+    if weights not in ("int8", None):
+        raise ValueError(f"weights can be 'int8' or None, not {weights!r}.")
+    if missing not in ("error", "keep"):
+        raise ValueError(f"missing can be 'error' or 'keep', not {missing!r}.")
+    require_target(target)
+    if weights is None and target != "cpu":
+        raise ValueError(f"target={target!r} goes with weights='int8': convert() packs a model that is loaded.")
     if isinstance(model, (nn.Linear, Int8Linear, SparseInt8Linear)):
         raise ValueError("load fills a model that has layers: put this one into a torch.nn.Sequential.")
-    file = _File(Path(checkpoint), prefix)
-    file.add_tied(model)
-    layers = {} if weights is None else linear_layers(model, skip)
-    in_file = {name: module for name, module in model.named_modules() if f"{name}.format" in file.names}
-    packed_in_file = {name: module for name, module in in_file.items() if type(module) is nn.Linear}
-    require_replaceable(model, {**layers, **packed_in_file})
-    tree = ModuleTree(model)
-    packed = _load_packed(tree, file)
-    layers = {name: layer for name, layer in layers.items() if name not in packed}
-    for name, module in model.named_modules():
-        if isinstance(module, (Int8Linear, SparseInt8Linear)) and name not in packed:
-            raise ValueError(f"layer {name!r} of the model is packed, and the checkpoint has no packed layer for it.")
-    _load_rest(model, file, {f"{name}.{part}" for name in [*layers, *packed] for part in ("weight", "bias")})
-
-    needs_data = pruning is not None and pruning.method != "magnitude"
-    # Calibration data goes through what is packed, on the CPU.
-    while_packing = "cpu" if needs_data else target
-    loaded_24 = [name for name in packed if needs_data and _pattern(model, name) == "2:4"]
-    retarget(tree, loaded_24, "cpu")
-    if pruning is None or needs_data:
-        for name, layer in layers.items():
-            tree.replace(model.get_submodule(name), _packed(file, name, layer, while_packing))
-    if pruning is not None:
-        shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
-        for name, weight, mask in pruning.run(model, shapes, lambda name: _weight(file, name, shapes[name])):
-            sparse = _packed(file, name, layers[name], while_packing, weight.mul_(mask))
-            tree.replace(model.get_submodule(name), sparse)
-    if needs_data:
-        retarget(tree, [name for name in layers if _pattern(model, name) not in (None, "dense")], target)
-    for name in loaded_24:
-        layer_24 = model.get_submodule(name)
-        assert isinstance(layer_24, SparseInt8Linear)
-        tree.replace(layer_24, layer_24.repacked("2:4"))
-    return model
 
 
-def _pattern(model: nn.Module, name: str) -> str | None:
-    layer = model.get_submodule(name)
-    return layer.pattern if isinstance(layer, (Int8Linear, SparseInt8Linear)) else None
+@dataclass
+class _Linear:
+    """A Linear that is packed, and where its parts are in the file."""
+
+    name: str
+    layer: nn.Linear
+    weight: str
+    bias: str | None  # None: it has none, or the model's own stays
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.layer.out_features, self.layer.in_features
+
+    @property
+    def device(self) -> torch.device:
+        weight: Tensor = self.layer.weight
+        return torch.device("cpu") if weight.is_meta else weight.device
 
 
-def save(model: nn.Module, checkpoint: str | Path) -> None:
-    """Writes the model's parameters and buffers, packed ones as they are, for ``load``.
+class _Plan:
+    """What comes from where. Nothing of the model changes before ``commit``, and that does nothing that may fail."""
 
-    Tensors that are shared are written once.
-    """
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise RuntimeError("writing a checkpoint needs a package: pip install mempool[compress]") from error
-    state: dict[str, Tensor] = {}
-    written: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in written:
-            written.add(id(tensor))
-            state[name] = tensor.detach().contiguous()
-    save_file(state, checkpoint)
+    def __init__(self, model: nn.Module, file: TensorFile, linears: dict[str, nn.Linear], keep: bool) -> None:
+        """Raises ValueError where names, shapes or types do not fit."""
+        self._model = model
+        self._file = file
+        self._keep = keep
+        self._new: list[tuple[nn.Module, nn.Module]] = []
+        self._absent: list[Shared] = []
+        self._stored = stored_layers(model, file, keep)
+        self._tensors = tensors_of(model)
+        taken = {id(stored.old) for stored in self._stored}
+        taken |= self._packed_that_stay(taken)
+        self._linears = self._to_pack({name: layer for name, layer in linears.items() if id(layer) not in taken})
+        taken |= {id(linear.layer) for linear in self._linears.values()}
+        replaced = {stored.name: stored.old for stored in self._stored if isinstance(stored.old, nn.Linear)}
+        require_replaceable(model, {**replaced, **{name: linear.layer for name, linear in self._linears.items()}})
+        self._filling = Filling(file)
+        for shared in self._tensors:
+            if any(id(place.module) not in taken for place in shared.places):
+                self._filling.ask(shared)
+        self._filling.require_apart()
+        self.kept = self._require_complete([*self._filling.missing, *self._absent])
+
+    def _packed_that_stay(self, stored: set[int]) -> set[int]:
+        """The ids of packed layers of the model of which the file has nothing."""
+        names: dict[int, str] = {}
+        for name, module in self._model.named_modules():
+            if isinstance(module, (Int8Linear, SparseInt8Linear)) and id(module) not in stored:
+                if not self._keep or any(self._file.has(f"{name}.{part}") for part in ("weight", "bias")):
+                    raise ValueError(
+                        f"layer {name!r} of the model is packed, and the checkpoint has no packed layer for it."
+                    )
+                names[id(module)] = name
+        self._absent += [shared for shared in self._tensors if id(shared.places[0].module) in names]
+        return set(names)
+
+    def _to_pack(self, linears: dict[str, nn.Linear]) -> dict[str, _Linear]:
+        """Those whose weight the file has, and no other module of the model."""
+        shared_by = {id(place.tensor): shared for shared in self._tensors for place in shared.places}
+        found: dict[str, _Linear] = {}
+        for name, layer in linears.items():
+            shared = shared_by.get(id(layer.weight))
+            if shared is not None and len(shared.places) > 1:
+                continue
+            weight = self._file.find([f"{name}.weight", *(shared.names if shared is not None else [])])
+            if weight is None:
+                continue
+            bias = None
+            if layer.bias is not None:
+                own = [shared_by[id(part)] for part in _parts_of_bias(layer)]
+                bias = self._file.find([f"{name}.bias", *own[0].names])
+                self._absent += own if bias is None else []
+            found[name] = linear = _Linear(name, layer, weight, bias)
+            _require_float(name, self._file.read(weight), torch.Size(linear.shape), weight)
+            if bias is not None:
+                _require_float(name, self._file.read(bias), torch.Size(linear.shape[:1]), bias)
+        return found
+
+    def _require_complete(self, absent: list[Shared]) -> list[str]:
+        """The names that the model keeps; raises ValueError for what it cannot or shall not keep."""
+        for shared in absent:
+            if not shared.is_saved:
+                raise ValueError(
+                    f"the checkpoint has no {shared.names[0]!r}, a buffer that the model makes itself: build the model "
+                    "with meta_parameters() instead of torch.device('meta')."
+                )
+        lost = [shared.names[0] for shared in absent if not self._keep or shared.tensor.is_meta]
+        if lost:
+            raise ValueError(_missing_message(lost, self._file, self._keep))
+        kept = {name for shared in absent for name in shared.names}
+        kept |= {name for stored in self._stored for name in stored.kept}
+        return [name for shared in self._tensors for name in shared.names if name in kept]
+
+    def check(self) -> None:
+        """Raises ValueError where a packed layer of the file is not sound."""
+        for stored in self._stored:
+            stored.check()
+
+    def make(self) -> None:
+        """Takes the memory of all that comes as it is, and fills it."""
+        self._filling.make()
+        for stored in self._stored:
+            stored.make()
+
+    def pack(self, target: str, pruning: Pruning | None = None) -> None:
+        """Makes the packed layers; ``pruning`` is one that needs no data."""
+        if pruning is None:
+            for linear in self._linears.values():
+                self._new.append((linear.layer, self._packed(linear, target)))
+        else:
+            for linear, packed in self._pruned(pruning, target):
+                self._new.append((linear.layer, packed))
+
+    def commit(self) -> None:
+        tree = ModuleTree(self._model)
+        for old, new in self._new:
+            tree.replace(old, new)
+        self._new.clear()
+        for stored in self._stored:
+            if (layer := stored.commit()) is not stored.old:
+                tree.replace(stored.old, layer)
+        self._filling.commit()
+
+    def real(self) -> Iterator[Tensor]:
+        """What ``commit`` fills where it lies."""
+        yield from self._filling.real()
+        for stored in self._stored:
+            yield from stored.real()
+
+    def prune(self, pruning: Pruning, target: str) -> None:
+        """Prunes the layers that were packed by what the data says that goes through them: after ``commit``."""
+        tree = ModuleTree(self._model)
+        for_gpu = {stored.name: self._model.get_submodule(stored.name) for stored in self._stored}
+        for_gpu = {name: layer for name, layer in for_gpu.items() if _pattern(layer) == "2:4"}
+        retarget(tree, list(for_gpu), "cpu")
+        for linear, packed in self._pruned(pruning, "cpu"):
+            tree.replace(self._model.get_submodule(linear.name), packed)
+        sparse = [name for name in self._linears if _pattern(self._model.get_submodule(name)) not in (None, "dense")]
+        retarget(tree, sparse, target)
+        for name, layer in for_gpu.items():
+            tree.replace(self._model.get_submodule(name), layer)
+
+    def _pruned(self, pruning: Pruning, target: str) -> Iterator[tuple[_Linear, nn.Module]]:
+        def weight_of(name: str) -> Tensor:
+            linear = self._linears[name]
+            weight = _finite(name, self._file.read(linear.weight))
+            device = linear.device if pruning.method != "magnitude" else None  # where the data is
+            return weight.to(device, torch.float32, copy=True)
+
+        shapes = {name: linear.shape for name, linear in self._linears.items()}
+        for name, weight, mask in pruning.run(self._model, shapes, weight_of):
+            yield self._linears[name], self._packed(self._linears[name], target, weight.mul_(mask).cpu())
+
+    def _packed(self, linear: _Linear, target: str, weight: Tensor | None = None) -> nn.Module:
+        """The packed layer in the place of a Linear and on its device, from the file's weight or the given one."""
+        outputs, inputs = linear.shape
+        dense = nn.Linear(inputs, outputs, bias=False, device="meta")
+        if weight is None:
+            weight = _finite(linear.name, self._file.read(linear.weight)).float()
+        dense.weight = nn.Parameter(weight, requires_grad=False)
+        if linear.bias is not None:
+            dense.bias = nn.Parameter(self._file.read(linear.bias), requires_grad=False)
+        elif linear.layer.bias is not None:
+            own = functools.reduce(torch.mul, _parts_of_bias(linear.layer))
+            dense.bias = nn.Parameter(own.detach().cpu(), requires_grad=False)
+        return packed_layer(linear.name, dense.train(linear.layer.training), target=target).to(linear.device)
 
 
-def _weight(file: _File, name: str, shape: tuple[int, int]) -> Tensor:
-    weight = _read(file, f"{name}.weight", torch.Size(shape))
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"layer {name!r}: its weight in the checkpoint is {weight.dtype}, quantized already.")
-    weight = weight.float()
-    if not bool(torch.isfinite(weight).all()):
+def _missing_message(names: list[str], file: TensorFile, keep: bool) -> str:
+    listed = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    text = f"the checkpoint has no {listed}"
+    if not file.names and file.first_keys:
+        return f"{text}: none of its names begins with {file.prefix!r}; they are {', '.join(file.first_keys)} …"
+    if keep:
+        return f"{text}, and on the meta device the model has no values to keep: build these modules with memory."
+    return f"{text}: missing='keep' leaves what the model has there; prefix is what the file's names begin with."
+
+
+def _parts_of_bias(layer: nn.Linear) -> list[Tensor]:
+    """What a layer's bias is made of: itself, or what torch.nn.utils.prune keeps in its place."""
+    parts = [layer._parameters.get("bias"), layer._parameters.get("bias_orig"), layer._buffers.get("bias_mask")]
+    return [part for part in parts if part is not None]
+
+
+def _require_float(name: str, stored: Tensor, shape: torch.Size, of: str) -> None:
+    require_shape(of, stored, shape)
+    if stored.dtype not in FLOATS:
+        raise ValueError(f"layer {name!r}: {of!r} in the checkpoint is {stored.dtype}, quantized already.")
+
+
+def _finite(name: str, weight: Tensor) -> Tensor:
+    # The ends are found without a copy of the weight; a NaN is both.
+    if weight.numel() and not bool(torch.stack(torch.aminmax(weight)).float().isfinite().all()):
         raise ValueError(f"layer {name!r}: its weight has a NaN or an infinite value.")
     return weight
 
 
-def _packed(file: _File, name: str, layer: nn.Linear, target: str, weight: Tensor | None = None) -> nn.Module:
-    """The packed layer in the place of ``layer``, from the file's weight or the given one."""
-    shape = (layer.out_features, layer.in_features)
-    dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    dense.weight = nn.Parameter(_weight(file, name, shape) if weight is None else weight, requires_grad=False)
-    if layer.bias is not None:
-        dense.bias = nn.Parameter(_read(file, f"{name}.bias", torch.Size(shape[:1])), requires_grad=False)
-    return packed_layer(name, dense.train(layer.training), target=target)
-
-
-def _read(file: _File, name: str, shape: torch.Size) -> Tensor:
-    if name not in file.names:
-        raise ValueError(f"the checkpoint has no {name!r}.")
-    tensor = file.read(name)
-    if tensor.shape != shape:
-        raise ValueError(f"{name!r} is {tuple(tensor.shape)} in the checkpoint, and {tuple(shape)} in the model.")
-    return tensor
-
-
-def _load_packed(tree: ModuleTree, file: _File) -> set[str]:
-    """Puts in the layers that the file has packed; their names."""
-    names = {name.removesuffix(".format") for name in file.names if name.endswith(".format")}
-    for name in names:
-        try:
-            layer = tree.model.get_submodule(name)
-        except AttributeError:
-            raise ValueError(f"the checkpoint has a packed layer {name!r}, and the model none of that name.") from None
-        if f"{name}.bias" not in file.names and getattr(layer, "bias", None) is not None:
-            raise ValueError(f"the checkpoint has no '{name}.bias'.")
-        if f"{name}.bias" in file.names and getattr(layer, "bias", None) is None:
-            raise ValueError(f"the checkpoint has '{name}.bias', and the model's layer has none.")
-        state = {key.removeprefix(f"{name}."): file.read(key) for key in file.names if key.startswith(f"{name}.")}
-        kind: type[Int8Linear] | type[SparseInt8Linear] = Int8Linear if "panels" in state else SparseInt8Linear
-        if type(layer) is nn.Linear:
-            new = kind(layer.in_features, layer.out_features, bias="bias" in state, device="meta")
-            tree.replace(layer, new.train(layer.training))
-        else:
-            new = layer  # type: ignore[assignment]
-        try:
-            new.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise ValueError(f"layer {name!r} of the checkpoint: {error}") from error
-    return names
-
-
-def _load_rest(model: nn.Module, file: _File, packed: set[str]) -> None:
-    """Every parameter that is not a packed layer's, and every buffer that the file has."""
-    taken: dict[int, Tensor] = {}  # by what they replace: tied parameters stay tied
-    for module_name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (Int8Linear, SparseInt8Linear)):
-            continue
-        where = f"{module_name}." if module_name else ""
-        for own in (module._parameters, module._buffers):
-            for name, old in list(own.items()):
-                if old is None or where + name in packed:
-                    continue
-                if id(old) in taken:
-                    own[name] = taken[id(old)]
-                elif where + name in file.names:
-                    new = _read(file, where + name, old.shape).to(old.dtype)
-                    own[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-                    taken[id(old)] = own[name]
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta and name not in packed:
-            raise ValueError(f"the checkpoint has no {name!r}.")
-    for name, buffer in model.named_buffers():
-        if buffer.is_meta:
-            raise ValueError(
-                f"the checkpoint has no {name!r}, a buffer that the model makes itself: build the model with "
-                "meta_parameters() instead of torch.device('meta')."
-            )
+def _pattern(layer: nn.Module) -> str | None:
+    return layer.pattern if isinstance(layer, (Int8Linear, SparseInt8Linear)) else None

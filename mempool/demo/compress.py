@@ -106,11 +106,17 @@ def skeleton(folder: Path) -> nn.Module:
     return model.eval()
 
 
+def _loaded(folder: Path, weights: str | None = "int8", **pruning: Any) -> nn.Module:
+    model = skeleton(folder)
+    compress.load(model, folder / "model.safetensors", weights, **pruning)
+    return model
+
+
 def _variants(settings: Settings, calibration: list[str]) -> list[Variant]:
     weights = settings.folder / "model.safetensors"
     if not weights.is_file():
         raise DemoError(f"there is no '{weights}'.")
-    float32 = _variant("float32", settings.folder, lambda: compress.load(skeleton(settings.folder), weights, None))
+    float32 = _variant("float32", settings.folder, lambda: _loaded(settings.folder, None))
     # Of like lengths together: less padding, which would count as text.
     calibration = sorted(calibration, key=len)
     batches = [float32.embedder.batch(calibration[i : i + BATCH]) for i in range(0, len(calibration), BATCH)]
@@ -123,14 +129,14 @@ def _variants(settings: Settings, calibration: list[str]) -> list[Variant]:
 
     def sparse() -> nn.Module:
         if settings.epochs == 0:
-            return compress.load(skeleton(settings.folder), weights, **how)
+            return _loaded(settings.folder, **how)
         model = compress.prune_(copy.deepcopy(float32.model), **how, keep_masks=True)
         return compress.convert(compress.distill_(model, float32.model, batches, settings.epochs))
 
     name = f"int8, {settings.sparsity:.0%} {settings.method}"
     return [
         float32,
-        _variant("int8", settings.folder, lambda: compress.load(skeleton(settings.folder), weights)),
+        _variant("int8", settings.folder, lambda: _loaded(settings.folder)),
         _variant(name if settings.epochs == 0 else f"{name}, distilled", settings.folder, sparse),
     ]
 
@@ -217,7 +223,7 @@ def _show_limit(console: Console, settings: Settings, variants: list[Variant]) -
 
 
 def _serve_one(settings: Settings, form: str | None) -> None:
-    model = compress.load(skeleton(settings.folder), settings.folder / "model.safetensors", form)
+    model = _loaded(settings.folder, form)
     Embedder(settings.folder, model).embed(["a passage of text"])
 
 

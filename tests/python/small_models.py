@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+
+from mempool import compress
 
 
 def small_model() -> nn.Sequential:
@@ -18,6 +22,12 @@ def small_model() -> nn.Sequential:
 def token_batches(count: int = 4) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(50, (8, 16), generator=generator) for _ in range(count)]
+
+
+def loaded(model: nn.Module, checkpoint: Path, **how: Any) -> Any:
+    """The model, filled."""
+    compress.load(model, checkpoint, **how)
+    return model
 
 
 def share_of_zeros(layer: nn.Linear) -> float:

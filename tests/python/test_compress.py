@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import changed_model, small_model, tied_model, token_batches
+from small_models import changed_model, loaded, small_model, tied_model, token_batches
 from torch import nn
 
 import mempool
@@ -169,18 +169,17 @@ def test_building_with_meta_parameters_ends(checkpoint: Path) -> None:
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_a_model_read_layer_by_layer_is_the_one_that_is_converted(checkpoint: Path, method: str) -> None:
     input = token_batches()[0]
-    loaded = load(_skeleton(), checkpoint)
-    assert torch.equal(loaded(input), convert(small_model())(input))
+    assert torch.equal(loaded(_skeleton(), checkpoint)(input), convert(small_model())(input))
     # Calibrated with the int8 model instead of the float one: nearly the same weights stay.
-    sparse = load(_skeleton(), checkpoint, sparsity=0.5, method=method, calibration=token_batches())
+    sparse = loaded(_skeleton(), checkpoint, sparsity=0.5, method=method, calibration=token_batches())
     other = convert(prune_(small_model(), 0.5, method, calibration=token_batches()))
     same = (sparse[4].dequantize() != 0) == (other[4].dequantize() != 0)
     assert same.float().mean() > 0.98
-    assert not load(_skeleton(), checkpoint, weights=None)[1].weight.is_meta
+    assert not loaded(_skeleton(), checkpoint, weights=None)[1].weight.is_meta
 
 
 def test_sparsegpt_reads_layer_by_layer_too(checkpoint: Path) -> None:
-    model = load(_skeleton(), checkpoint, sparsity=0.5, method="sparsegpt", calibration=token_batches())
+    model = loaded(_skeleton(), checkpoint, sparsity=0.5, method="sparsegpt", calibration=token_batches())
     assert isinstance(model[4], SparseInt8Linear)
     assert model[4].density == pytest.approx(0.5, abs=0.03)
 
@@ -190,9 +189,9 @@ def test_packed_models_are_saved_and_loaded(checkpoint: Path, tmp_path: Path) ->
     save(model, tmp_path / "packed.safetensors")
     input = token_batches()[0]
     for skeleton in (_skeleton(), small_model(), copy.deepcopy(model)):
-        loaded = load(skeleton, tmp_path / "packed.safetensors")
-        assert torch.equal(loaded(input), model(input))
-        assert not loaded[4].training
+        load(skeleton, tmp_path / "packed.safetensors")
+        assert torch.equal(skeleton(input), model(input))
+        assert not skeleton[4].training
 
 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
@@ -202,14 +201,14 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     save(original, tmp_path / "tied.safetensors")
     with meta_parameters():
         skeleton = tied_model()
-    loaded = load(skeleton, tmp_path / "tied.safetensors", weights=None)
-    assert loaded[1].weight is loaded[0].weight
-    assert torch.equal(loaded[0].weight, original[0].weight)
+    load(skeleton, tmp_path / "tied.safetensors", weights=None)
+    assert skeleton[1].weight is skeleton[0].weight
+    assert torch.equal(skeleton[0].weight, original[0].weight)
     # Packed it would be in memory twice, and pruned the embedding would be, too.
     before = original[0].weight.clone()
     assert convert(prune_(original, 0.5))[1].weight is original[0].weight
     assert torch.equal(original[0].weight, before)
-    assert load(skeleton, tmp_path / "tied.safetensors")[1].weight is skeleton[0].weight
+    assert loaded(skeleton, tmp_path / "tied.safetensors")[1].weight is skeleton[0].weight
 
 
 def test_what_is_packed_beside_a_tied_weight_is_loaded_again(tmp_path: Path) -> None:
@@ -220,9 +219,9 @@ def test_what_is_packed_beside_a_tied_weight_is_loaded_again(tmp_path: Path) -> 
     save(original, tmp_path / "untied.safetensors")
     with meta_parameters():
         skeleton = tied_model()
-    loaded = load(skeleton, tmp_path / "untied.safetensors")
+    load(skeleton, tmp_path / "untied.safetensors")
     input = torch.arange(50)
-    assert torch.equal(loaded(input), original(input))
+    assert torch.equal(skeleton(input), original(input))
 
 
 def test_what_would_not_come_from_the_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -271,7 +270,7 @@ def test_the_dense_model_need_not_fit(enabled: None, tmp_path: Path) -> None:
             build()
         with meta_parameters():
             skeleton = build()
-        model = load(skeleton, tmp_path / "large.safetensors")
+        model = loaded(skeleton, tmp_path / "large.safetensors")
     assert pool.peak_bytes() <= dense // 2
     assert report(model).total_bytes < 0.27 * dense
 

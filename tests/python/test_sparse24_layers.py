@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import loaded
 from torch import nn
 
 import mempool
@@ -183,10 +184,10 @@ def test_a_new_layer_is_zero() -> None:
 def test_a_checkpoint_is_packed_for_a_gpu_and_comes_back(tmp_path: Path) -> None:
     model = nn.Sequential(_linear(64, 256))
     compress.save(model, tmp_path / "dense.safetensors")
-    packed = compress.load(nn.Sequential(nn.Linear(256, 64)), tmp_path / "dense.safetensors", target="cuda")
+    packed = loaded(nn.Sequential(nn.Linear(256, 64)), tmp_path / "dense.safetensors", target="cuda")
     assert packed[0].pattern == "2:4"
     compress.save(packed, tmp_path / "packed.safetensors")
-    again = compress.load(nn.Sequential(nn.Linear(256, 64)), tmp_path / "packed.safetensors")
+    again = loaded(nn.Sequential(nn.Linear(256, 64)), tmp_path / "packed.safetensors")
     assert again[0].pattern == "2:4"
     assert torch.equal(again[0].dequantize(), packed[0].dequantize())
     assert "2:4" in str(compress.report(again))
