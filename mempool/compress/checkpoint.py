@@ -48,10 +48,11 @@ def load(
     """Fills ``model`` in place from a safetensors file, and packs each Linear as it is read.
 
     The model's parameters may be on the meta device (see ``meta_parameters``): their values are new memory of the
-    current pool, and beside the packed model no more is ever in it than 1.3 times the largest layer as float32, or with
-    ``sparsity`` 7 times (SparseGPT: 8, and up to 1 GiB of what it gathers). All others are filled where they lie:
-    on their device, in their pool, the same objects with whatever hangs on them. Layers that are packed come onto the
-    device that the Linear was on; its dense weight is freed when all of them are made.
+    current pool. All others are filled where they lie: on their device, in their pool, the same objects with whatever
+    hangs on them. Layers that are packed come onto the device that the Linear was on; its dense weight is freed when
+    all of them are made. Beside the packed model the pool never has more at once than 1.3 times the largest layer as
+    float32, and with ``sparsity`` 3 times; data goes through an int8 model, which is gone in the end. SparseGPT takes
+    8 times (of the square of a layer's inputs, if that is more), and up to 1 GiB of what it gathers.
 
     Layers that the file has packed already (see ``save``) come in as they are; others become what ``convert`` makes of
     them after ``prune_`` with these arguments. Methods that calibrate send the data through the int8 model, and read
@@ -251,7 +252,9 @@ class _Plan:
 
         shapes = {name: linear.shape for name, linear in self._linears.items()}
         for name, weight, mask in pruning.run(self._model, shapes, weight_of):
-            yield self._linears[name], self._packed(self._linears[name], target, weight.mul_(mask).cpu())
+            packed = self._packed(self._linears[name], target, weight.mul_(mask).cpu())
+            del weight, mask  # before the next ones come
+            yield self._linears[name], packed
 
     def _packed(self, linear: _Linear, target: str, weight: Tensor | None = None) -> nn.Module:
         """The packed layer in the place of a Linear and on its device, from the file's weight or the given one."""

@@ -98,12 +98,15 @@ class Pruning:
             return
         norms = input_norms(model, list(shapes), self.batches) if self.method == "wanda" else {}
         for name in shapes:
-            weight = weight_of(name)
-            scores = weight.abs()
-            if self.method == "wanda":
-                require_numbers(name, norms[name])
-                scores *= norms.pop(name)
-            yield name, weight, mask_of(scores, self.sparsity, self.pattern, rows_apart=self.method == "wanda")
+            yield name, *self._masked(name, weight_of(name), norms.pop(name, None))
+
+    def _masked(self, name: str, weight: Tensor, norms: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The weight and its mask. The scores are gone then: the next steps need memory, too."""
+        scores = weight.abs()
+        if norms is not None:
+            require_numbers(name, norms)
+            scores *= norms
+        return weight, mask_of(scores, self.sparsity, self.pattern, rows_apart=norms is not None)
 
     def _sparsegpt(
         self, model: nn.Module, shapes: Mapping[str, tuple[int, int]], weight_of: Callable[[str], Tensor]

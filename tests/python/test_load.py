@@ -433,6 +433,34 @@ def test_memory_is_taken_for_what_was_on_meta_alone(enabled: None, file: Path) -
     assert other.peak_bytes() == used
 
 
+@pytest.mark.parametrize(
+    ("dtype", "how", "most"),
+    [
+        (torch.float32, {}, 0.3),
+        (torch.bfloat16, {}, 1.3),
+        (torch.float32, {"sparsity": 0.5}, 3),
+        (torch.float32, {"sparsity": 0.8, "pattern": "block4"}, 3),
+        (torch.float32, {"sparsity": 0.5, "pattern": "2:4"}, 3),
+        (torch.float32, {"sparsity": 0.5, "method": "wanda"}, 3),
+    ],
+)
+def test_little_is_in_memory_beside_the_packed_model(
+    enabled: None, file: Path, dtype: torch.dtype, how: dict[str, Any], most: float
+) -> None:
+    def build() -> nn.Sequential:
+        return nn.Sequential(*(nn.Linear(1024, 1024, dtype=dtype) for _ in range(3)))
+
+    save(build(), file)
+    batches = [torch.randn(4, 1024)] if how.get("method") else None
+    pool = mempool.MemoryPool("loading", device="cpu")
+    with mempool.use_pool(pool):
+        model = _skeleton(lambda: build().float())
+        pool.reset_peak()
+        load(model, file, **how, calibration=batches)
+    before_pruning = 3 * (1024 * 1024 + 4 * 1024 * 3) if batches else 0
+    assert pool.peak_bytes() <= max(pool.used_bytes(), before_pruning) + most * 4 * 1024 * 1024
+
+
 def test_a_packed_model_is_filled_where_it_lies(file: Path) -> None:
     save(_packed_model(), file)
     torch.manual_seed(9)
