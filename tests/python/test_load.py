@@ -484,6 +484,30 @@ def test_a_packed_layer_drops_the_input_scale_that_the_file_has_not(file: Path) 
         assert torch.equal(model[0].dequantize(), source[0].dequantize())
 
 
+@pytest.mark.parametrize("how", [{}, {"sparsity": 0.5}, {"sparsity": 0.5, "method": "sparsegpt"}, {"weights": None}])
+def test_what_torch_makes_tensors_of_by_default_changes_nothing(file: Path, how: dict[str, Any]) -> None:
+    batches = token_batches() if how.get("method") else None
+    source, models = small_model(), (small_model(), _skeleton())
+    save(source, file)
+    expected = loaded(small_model(), file, **how, calibration=batches).state_dict()
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            save(source, file.with_name("again"))
+            for model in models:
+                load(model, file, **how, calibration=batches)
+    finally:
+        torch.set_default_dtype(dtype)
+    assert _header(file.with_name("again")) == _header(file)  # with the checksums
+    for model in models:
+        state = model.state_dict()
+        assert state.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert (state[name].dtype, state[name].device.type) == (tensor.dtype, "cpu")
+            assert torch.equal(state[name], tensor)
+
+
 def test_expanded_buffers_and_tensors_of_inference_mode_are_filled(file: Path) -> None:
     def build(value: float) -> nn.Module:
         model = nn.Module()
