@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +14,12 @@ from torch import Tensor, nn
 
 from mempool.compress.converting import packed_layer, retarget
 from mempool.compress.filling import FLOATS, Filling, Shared, require_shape, tensors_of, unchanged_by_errors
-from mempool.compress.layers import Batches, linear_layers
+from mempool.compress.layers import Batches, linear_layers, require_module
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.pruning import Pruning
 from mempool.compress.replaceable import require_replaceable
 from mempool.compress.stored_layers import stored_layers
-from mempool.compress.tensor_file import TensorFile
+from mempool.compress.tensor_file import JOIN, TensorFile
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packing import require_target
 
@@ -67,7 +69,7 @@ def load(
     Raises ValueError where the file is none of safetensors, lacks a tensor, has one of another shape or type or a
     damaged one, or a weight cannot be packed; OSError where it cannot be read; TypeError where the path is none.
     """
-    _validate(model, weights, target, missing)
+    _validate(model, weights, prefix, target, missing)
     pruning = Pruning(sparsity, method, pattern, calibration) if sparsity else None
     if pruning and weights is None:
         raise ValueError("sparsity goes with weights='int8': prune_() prunes a model that is loaded.")
@@ -88,7 +90,10 @@ def load(
     return LoadReport(tuple(plan.kept), file.unused())
 
 
-def _validate(model: nn.Module, weights: str | None, target: str, missing: str) -> None:
+def _validate(model: nn.Module, weights: str | None, prefix: str, target: str, missing: str) -> None:
+    require_module("model", model)
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix is what names of the file begin with, not {prefix!r}.")
     if weights not in ("int8", None):
         raise ValueError(f"weights can be 'int8' or None, not {weights!r}.")
     if missing not in ("error", "keep"):
@@ -246,9 +251,10 @@ class _Plan:
     def _pruned(self, pruning: Pruning, target: str) -> Iterator[tuple[_Linear, nn.Module]]:
         def weight_of(name: str) -> Tensor:
             linear = self._linears[name]
-            weight = _finite(name, self._file.read(linear.weight))
             device = linear.device if pruning.method != "magnitude" else None  # where the data is
-            return weight.to(device, torch.float32, copy=True)
+            weight = self._file.read(linear.weight).to(device, torch.float32, copy=True)
+            _require_finite(name, weight)
+            return weight
 
         shapes = {name: linear.shape for name, linear in self._linears.items()}
         for name, weight, mask in pruning.run(self._model, shapes, weight_of):
@@ -258,17 +264,20 @@ class _Plan:
 
     def _packed(self, linear: _Linear, target: str, weight: Tensor | None = None) -> nn.Module:
         """The packed layer in the place of a Linear and on its device, from the file's weight or the given one."""
-        outputs, inputs = linear.shape
-        dense = nn.Linear(inputs, outputs, bias=False, device="meta")
+        dense = nn.Linear.__new__(nn.Linear)  # a new one would draw random weights first
+        nn.Module.__init__(dense)
+        dense.out_features, dense.in_features = linear.shape
+        dense.register_parameter("bias", None)
         if weight is None:
-            weight = _finite(linear.name, self._file.read(linear.weight)).float()
+            weight = self._file.read(linear.weight).float()
         dense.weight = nn.Parameter(weight, requires_grad=False)
         if linear.bias is not None:
             dense.bias = nn.Parameter(self._file.read(linear.bias), requires_grad=False)
         elif linear.layer.bias is not None:
             own = functools.reduce(torch.mul, _parts_of_bias(linear.layer))
             dense.bias = nn.Parameter(own.detach().cpu(), requires_grad=False)
-        return packed_layer(linear.name, dense.train(linear.layer.training), target=target).to(linear.device)
+        packed = packed_layer(linear.name, dense.train(linear.layer.training), target=target)
+        return packed if linear.device.type == "cpu" else packed.to(linear.device)
 
 
 def _missing_message(names: list[str], file: TensorFile, keep: bool) -> str:
@@ -276,6 +285,8 @@ def _missing_message(names: list[str], file: TensorFile, keep: bool) -> str:
     text = f"the checkpoint has no {listed}"
     if not file.names and file.first_keys:
         return f"{text}: none of its names begins with {file.prefix!r}; they are {', '.join(file.first_keys)} …"
+    if re.search(r"-\d+-of-\d+\.", file.path.name):
+        return f"{text}, and is one shard of several: {JOIN}"
     if keep:
         return f"{text}, and on the meta device the model has no values to keep: build these modules with memory."
     return f"{text}: missing='keep' leaves what the model has there; prefix is what the file's names begin with."
@@ -293,11 +304,10 @@ def _require_float(name: str, stored: Tensor, shape: torch.Size, of: str) -> Non
         raise ValueError(f"layer {name!r}: {of!r} in the checkpoint is {stored.dtype}, quantized already.")
 
 
-def _finite(name: str, weight: Tensor) -> Tensor:
-    # The ends are found without a copy of the weight; a NaN is both.
-    if weight.numel() and not bool(torch.stack(torch.aminmax(weight)).float().isfinite().all()):
-        raise ValueError(f"layer {name!r}: its weight has a NaN or an infinite value.")
-    return weight
+def _require_finite(name: str, weight: Tensor) -> None:
+    # Its ends are found without a copy of it; a NaN is both.
+    if weight.numel() and not all(math.isfinite(end.item()) for end in torch.aminmax(weight)):
+        raise ValueError(f"layer {name!r}: `weight` has a NaN or an infinite value.")
 
 
 def _pattern(layer: nn.Module) -> str | None:

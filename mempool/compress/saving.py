@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from mempool.compress.layers import require_module
 from mempool.compress.sharing import memory_of, overlap
 from mempool.compress.tensor_file import metadata_of, os_error
 from mempool.files import replacing
@@ -35,6 +36,7 @@ def save(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
         from safetensors.torch import save_file
     except ImportError as error:
         raise RuntimeError("writing a checkpoint needs a package: pip install mempool[compress]") from error
+    require_module("model", model)
     path = Path(checkpoint)
     tensors, tied = _distinct(model)
     _require_types(tensors)

@@ -45,7 +45,10 @@ class TensorFile:
         self._keys: dict[str, None] = dict.fromkeys(self._file.keys())
         self._metadata: dict[str, str] = self._file.metadata() or {}
         self._tied = self._objects(TIED)
+        if lost := next((name for name, kept in self._tied.items() if kept not in self._keys), None):
+            raise ValueError(f"'{self.path}' is damaged: it has not what {lost!r} is tied to. {_AGAIN}")
         self._used: set[str] = set()
+        self._mapped: dict[str, Tensor] = {}
 
     def _objects(self, entry: str) -> dict[str, str]:
         """An entry of the metadata; empty in files that others wrote, or an earlier version."""
@@ -94,15 +97,20 @@ class TensorFile:
         keys = self._keys_of(name)
         self._used.update(keys)
         tensors = [self._tensor(key) for key in keys]
+        if len(tensors) == 2 and tensors[0].shape != tensors[1].shape:
+            raise ValueError(f"{keys[0]!r} and its mask {keys[1]!r} in '{self.path}' are of different shapes.")
         return tensors[0] if len(tensors) == 1 else tensors[0] * tensors[1]
 
     def _tensor(self, key: str) -> Tensor:
         from safetensors import SafetensorError
 
+        if (known := self._mapped.get(key)) is not None:
+            return known
         try:
             tensor: Tensor = self._file.get_tensor(key)
         except (SafetensorError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{key!r} of '{self.path}' cannot be read as a tensor of torch: {error}") from error
+        self._mapped[key] = tensor
         return tensor
 
     def verify(self) -> None:

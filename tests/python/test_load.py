@@ -343,6 +343,19 @@ def test_two_layers_that_changed_their_places_are_found(file: Path) -> None:
         load(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), file)
 
 
+def test_a_name_that_is_tied_to_nothing_is_damage(file: Path) -> None:
+    for tied in ('{"1.weight": "0.weigh"}', '{"1.weight": 3}', "[]", "{"):
+        safetensors.save_file({"0.weight": torch.ones(2, 2)}, file, {"mempool.tied": tied})
+        with pytest.raises(ValueError, match="is damaged"):
+            load(nn.Sequential(nn.Linear(2, 2, bias=False)), file)
+
+
+def test_a_mask_of_another_shape_is_refused(file: Path) -> None:
+    safetensors.save_file({"0.weight_orig": torch.ones(2, 2), "0.weight_mask": torch.ones(2)}, file)
+    with pytest.raises(ValueError, match=r"'0\.weight_orig' and its mask .* different shapes"):
+        load(nn.Sequential(nn.Linear(2, 2, bias=False)), file)
+
+
 def test_files_without_checksums_load(file: Path) -> None:
     model = _packed_model()
     safetensors.save_file(model.state_dict(), file)  # as the first version wrote them
@@ -555,6 +568,14 @@ def test_a_tensor_that_a_module_calls_format_is_no_packed_layer(file: Path) -> N
     assert other[0].format.tolist() == [1, 2]
 
 
+def test_sparse_buffers_of_a_model_are_not_filled(file: Path) -> None:
+    safetensors.save_file({"value": torch.eye(3)}, file)
+    model = nn.Module()
+    model.register_buffer("value", torch.eye(3).to_sparse())
+    with pytest.raises(ValueError, match="'value' of the model is sparse or quantized"):
+        load(model, file)
+
+
 def test_a_layer_without_a_shape_is_named(file: Path) -> None:
     save(nn.Sequential(nn.Linear(2, 2)), file)
     for build in (lambda: nn.Sequential(nn.LazyLinear(2)), lambda: _skeleton(lambda: nn.Sequential(nn.LazyLinear(2)))):
@@ -621,7 +642,7 @@ def test_a_weight_that_is_no_number_leaves_the_model_as_it_was(file: Path) -> No
     model = small_model()
     before, modules = _state(model), _modules(model)
     for how in ({}, {"sparsity": 0.5}, {"sparsity": 0.5, "method": "wanda", "calibration": token_batches()}):
-        with pytest.raises(ValueError, match="layer '4': its weight has a NaN"):
+        with pytest.raises(ValueError, match="layer '4': `weight` has a NaN"):
             load(model, file, **how)
     assert (_state(model), _modules(model)) == (before, modules)
 
@@ -670,9 +691,17 @@ def test_paths_that_are_no_file_are_refused_with_what_to_do(tmp_path: Path) -> N
     for several in (paths, tuple(paths), {path: path for path in paths}):
         with pytest.raises(ValueError, match="is given 2: join its shards first"):
             load(model, several)
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    save(nn.Sequential(*model[:2]), shard)
+    with pytest.raises(ValueError, match=r"one shard of several: join its shards first"):
+        load(model, shard)
     for odd in (None, 3, b"bytes", torch.ones(2)):
         with pytest.raises(TypeError, match="is the path of a safetensors file, not"):
             load(model, odd)
+    with pytest.raises(TypeError, match=r"model is a torch.nn.Module, not"):
+        load(shard, model)
+    with pytest.raises(TypeError, match="prefix is"):
+        load(model, shard, prefix=None)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="no regular file"):
         load(model, tmp_path / "pipe")
