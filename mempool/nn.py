@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Int8Linear", "SparseInt8Linear", "pack_linear"]
 
 _FLOATS = ("scales", "bias", "input_scale")
+_PLACEHOLDER = "placeholder"
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts
+_DENSE = ("weight", "weight_orig", "weight_mask")
 
 
 class _PackedLinear(nn.Module):
@@ -32,10 +35,15 @@ class _PackedLinear(nn.Module):
     Buffers beside those of the format: ``format`` (int32: version, pattern, N, K), ``sums`` (int32 [N]), ``scales``
     (float32 [N]), ``bias`` (float32 [N]) if there is one, and ``input_scale`` (float32 [K]) if activations are
     multiplied by it first.
+
+    ``placeholder`` is an empty parameter of the type that the dense weight had. It tells whoever asks for
+    ``next(model.parameters())`` what it would be told by a dense layer. A state dict may lack it.
     """
 
     in_features: int
     out_features: int
+    name_in_model: str | None = None  # where ``compress.convert`` put it
+    placeholder: nn.Parameter
     pattern: str  # "dense", "unstructured", "block4" or "2:4"
 
     def __init__(
@@ -51,6 +59,12 @@ class _PackedLinear(nn.Module):
             self.register_buffer("bias", None)
         if "input_scale" not in buffers:
             self.register_buffer("input_scale", None)
+        self.stand_for(torch.get_default_dtype())
+
+    def stand_for(self, dtype: torch.dtype) -> None:
+        """Says of which type the dense weight was, on whose device the packed one is."""
+        empty = torch.empty(0, dtype=dtype, device=self.get_buffer("scales").device)
+        self._parameters[_PLACEHOLDER] = nn.Parameter(empty, requires_grad=False)
 
     @classmethod
     def _packed(
@@ -64,6 +78,7 @@ class _PackedLinear(nn.Module):
         buffers = {"format": header, **dict(zip(names, packed, strict=True)), **buffers}
         has_bias = linear.bias is not None
         _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers)
+        layer.stand_for((linear.weight if isinstance(linear, nn.Linear) else linear.placeholder).dtype)
         return layer.train(linear.training)
 
     @property
@@ -85,7 +100,7 @@ class _PackedLinear(nn.Module):
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         if self.pattern != "dense":
             text += f", pattern={self.pattern}"
-        return f"{text}, density={self.density:.3g}, {_core.format_bytes(self.packed_bytes)}"
+        return f"{text}, {_core.format_bytes(self.packed_bytes)}"  # the density would take a look at all weights
 
     def _unpacked(self) -> Tensor:
         raise NotImplementedError
@@ -99,6 +114,9 @@ class _PackedLinear(nn.Module):
         return weight.to(scales.device)
 
     def forward(self, input: Tensor) -> Tensor:
+        device = input.device.type
+        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and input.dtype in _CAST:
+            input = input.to(torch.get_autocast_dtype(device))  # as for a dense layer, so that outputs are of that type
         scale = self._buffers["input_scale"]
         if scale is None and input.dtype is torch.float32:
             return self._multiplied(input)
@@ -111,14 +129,34 @@ class _PackedLinear(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _PackedLinear:
-        """As in every module, but a change of type leaves scales and bias what they are: float32."""
-        before = {name: self._buffers[name] for name in _FLOATS}
+        """As in every module, but a change of type leaves buffers what they are: those of their format."""
+        before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != torch.float32:
+            if old is not None and new is not None and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in _DENSE:
+                raise
+            known = self.__dict__.get("name_in_model")
+            raise AttributeError(
+                f"{error}: its weight is packed, and this code reads a dense one. Leave the layer as it is, by "
+                f"convert(model, skip=[{repr(known) if known else 'its name'}]) or load(..., skip=...); "
+                "dequantize() makes a dense copy.",
+                name=name,
+                obj=self,
+            ) from None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if _PLACEHOLDER not in self._parameters:  # pickled before there was one
+            self.stand_for(torch.float32)
 
     def _load_from_state_dict(
         self,
@@ -141,7 +179,9 @@ class _PackedLinear(nn.Module):
         missing = [name for name in wanted if name not in given]
         missing_keys.extend(prefix + name for name in missing)
         if strict:
-            unexpected_keys.extend(prefix + name for name in given if name not in (*wanted, "input_scale"))
+            unexpected_keys.extend(
+                prefix + name for name in given if name not in (*wanted, "input_scale", _PLACEHOLDER)
+            )
         if missing:
             return
         names = [*wanted, *(["input_scale"] if "input_scale" in given else [])]
@@ -156,6 +196,8 @@ class _PackedLinear(nn.Module):
             del self._buffers[name]
         self._buffers.update({"input_scale": None, **buffers})
         self.pattern = pattern
+        dtype = given[_PLACEHOLDER].dtype if assign and _PLACEHOLDER in given else self.placeholder.dtype
+        self.stand_for(dtype)
 
     def _pattern_of(self, header: Tensor | None) -> tuple[str, str | None]:
         """The pattern of what is to be loaded, or why it cannot be."""
@@ -305,7 +347,9 @@ class SparseInt8Linear(_PackedLinear):
     def _repacked(self, quantized: Tensor, pattern: str) -> SparseInt8Linear:
         rest = {name: self._buffers[name] for name in _FLOATS}
         kept = {name: buffer for name, buffer in rest.items() if buffer is not None}
-        return self._packed(self, pattern, quantized, kept).to(self.scales.device)
+        new = self._packed(self, pattern, quantized, kept).to(self.scales.device)
+        new.name_in_model = self.name_in_model
+        return new
 
     def for_target(self, target: str) -> SparseInt8Linear:
         """This layer, or the same weight in the pattern that ``pack_linear`` takes for another target.

@@ -114,7 +114,9 @@ def retarget(tree: ModuleTree, names: Iterable[str], target: str) -> None:
 def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu") -> nn.Module:
     """``pack_linear``, with the layer's name in its errors."""
     with _named(name):
-        return pack_linear(layer, input_scale, target)
+        packed = pack_linear(layer, input_scale, target)
+    packed.name_in_model = name or None
+    return packed
 
 
 @contextmanager

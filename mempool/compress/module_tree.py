@@ -7,6 +7,8 @@ import sys
 import torch
 from torch import nn
 
+from mempool.nn import Int8Linear, SparseInt8Linear
+
 
 class ModuleTree:
     """Who holds each module of a model under which name: found in one walk, kept up to date by ``replace``.
@@ -29,6 +31,8 @@ class ModuleTree:
 
     def replace(self, old: nn.Module, new: nn.Module) -> None:
         """Puts ``new``, which has no children, wherever ``old`` is in the model."""
+        if isinstance(old, nn.Linear) and isinstance(new, (Int8Linear, SparseInt8Linear)):
+            new.stand_for(old.weight.dtype)
         holders = self._holders.pop(id(old), [])
         for parent, name in holders:
             parent._modules[name] = new

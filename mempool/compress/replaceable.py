@@ -72,7 +72,7 @@ def lost_with(layer: nn.Module) -> str | None:
     if kind is nn.Linear:
         extra = [*(own["_parameters"].keys() | own["_buffers"].keys()) - _OWN_TENSORS, *own["_modules"]]
     else:
-        extra = [*own["_parameters"], *own["_modules"]]
+        extra = [*own["_parameters"].keys() - {"placeholder"}, *own["_modules"]]
     if extra:
         return f"has {', '.join(sorted(extra))}, which a packed one would lose: remove it"
     return None
