@@ -242,13 +242,14 @@ class _Plan:
         for_gpu = {name: layer for name, layer in for_gpu.items() if _pattern(layer) == "2:4"}
         retarget(tree, list(for_gpu), "cpu")
         for linear, packed in self._pruned(pruning, "cpu"):
+            packed.stand_for(linear.layer.weight.dtype)
             tree.replace(self._model.get_submodule(linear.name), packed)
         sparse = [name for name in self._linears if _pattern(self._model.get_submodule(name)) not in (None, "dense")]
         retarget(tree, sparse, target)
         for name, layer in for_gpu.items():
             tree.replace(self._model.get_submodule(name), layer)
 
-    def _pruned(self, pruning: Pruning, target: str) -> Iterator[tuple[_Linear, nn.Module]]:
+    def _pruned(self, pruning: Pruning, target: str) -> Iterator[tuple[_Linear, Int8Linear | SparseInt8Linear]]:
         def weight_of(name: str) -> Tensor:
             linear = self._linears[name]
             device = linear.device if pruning.method != "magnitude" else None  # where the data is
@@ -262,7 +263,7 @@ class _Plan:
             del weight, mask  # before the next ones come
             yield self._linears[name], packed
 
-    def _packed(self, linear: _Linear, target: str, weight: Tensor | None = None) -> nn.Module:
+    def _packed(self, linear: _Linear, target: str, weight: Tensor | None = None) -> Int8Linear | SparseInt8Linear:
         """The packed layer in the place of a Linear and on its device, from the file's weight or the given one."""
         dense = nn.Linear.__new__(nn.Linear)  # a new one would draw random weights first
         nn.Module.__init__(dense)
@@ -277,6 +278,7 @@ class _Plan:
             own = functools.reduce(torch.mul, _parts_of_bias(linear.layer))
             dense.bias = nn.Parameter(own.detach().cpu(), requires_grad=False)
         packed = packed_layer(linear.name, dense.train(linear.layer.training), target=target)
+        assert isinstance(packed, (Int8Linear, SparseInt8Linear))
         return packed if linear.device.type == "cpu" else packed.to(linear.device)
 
 

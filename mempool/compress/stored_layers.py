@@ -88,6 +88,7 @@ class StoredLayer:
         layer._buffers.clear()
         layer._buffers.update(buffers)
         layer.pattern = new.pattern
+        layer.stand_for(layer.placeholder.dtype)  # on the device of what it has now
         return layer if layer is self.old else layer.train(self.old.training)
 
 
