@@ -47,23 +47,28 @@ class _PackedLinear(nn.Module):
     pattern: str  # "dense", "unstructured", "block4" or "2:4"
 
     def __init__(
-        self, pattern: str, in_features: int, out_features: int, bias: bool, buffers: dict[str, Tensor]
+        self,
+        pattern: str,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        buffers: dict[str, Tensor],
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.pattern = pattern
         self.in_features = in_features
         self.out_features = out_features
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
-        if not bias:
-            self.register_buffer("bias", None)
-        if "input_scale" not in buffers:
-            self.register_buffer("input_scale", None)
-        self.stand_for(torch.get_default_dtype())
+        self._buffers.update({**({} if bias else {"bias": None}), "input_scale": None, **buffers})
+        self.stand_for(dtype or torch.get_default_dtype())
 
     def stand_for(self, dtype: torch.dtype) -> None:
         """Says of which type the dense weight was, on whose device the packed one is."""
-        empty = torch.empty(0, dtype=dtype, device=self.get_buffer("scales").device)
+        device = self.get_buffer("scales").device
+        known = self._parameters.get(_PLACEHOLDER)
+        if known is not None and (known.dtype, known.device) == (dtype, device):
+            return
+        empty = torch.empty(0, dtype=dtype, device=device)
         self._parameters[_PLACEHOLDER] = nn.Parameter(empty, requires_grad=False)
 
     @classmethod
@@ -77,8 +82,8 @@ class _PackedLinear(nn.Module):
         header = packing.header_of(pattern, linear.out_features, linear.in_features, quantized.device)
         buffers = {"format": header, **dict(zip(names, packed, strict=True)), **buffers}
         has_bias = linear.bias is not None
-        _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers)
-        layer.stand_for((linear.weight if isinstance(linear, nn.Linear) else linear.placeholder).dtype)
+        dtype = (linear.weight if isinstance(linear, nn.Linear) else linear.placeholder).dtype
+        _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers, dtype)
         return layer.train(linear.training)
 
     @property

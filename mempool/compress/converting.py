@@ -18,9 +18,11 @@ from mempool.compress.layers import (
     require_module,
     require_numbers,
 )
+from mempool.compress.left_alone import left_alone, warn_of
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.replaceable import lost_with, require_nothing_lost, require_replaceable
-from mempool.nn import SparseInt8Linear, pack_linear
+from mempool.compress.weight_readers import read_weights
+from mempool.nn import Int8Linear, SparseInt8Linear, pack_linear
 from mempool.packing import require_packable, require_target
 
 # How much of the difficulty moves from activations to weights; 0.5 as in the paper.
@@ -40,7 +42,8 @@ def convert(
     A layer that was pruned becomes sparse where that saves a fifth of its memory or more, and dense else: see
     ``mempool.nn``. Each dense weight is freed before the next is packed. Left alone are subclasses of Linear (such as
     the output projection of ``torch.nn.MultiheadAttention``, whose code reads its weight) and Linears whose weight is
-    also that of an embedding. Models whose code reads ``layer.weight`` need ``skip`` for it: ``["*.wo"]`` for T5.
+    also that of an embedding, and Linears whose weight the model's code is seen to read (``self.wo.weight`` in T5): a
+    warning says which. Where such code is not seen, it ends with an AttributeError that names the layer for ``skip``.
 
     ``smooth=True`` moves outliers of the activations into the weights (Xiao et al., "SmoothQuant", 2023): needs
     ``calibration``, and costs one multiplication for each activation. ``skip``: names of layers, or patterns.
@@ -61,7 +64,8 @@ def convert(
         require_batches("calibration", calibration)
     if smooth and calibration is None:
         raise ValueError("smooth=True needs calibration data: calibration=batches.")
-    layers = linear_layers(model, skip)
+    layers, read = packable_layers(model, skip)
+    reasons = left_alone(model, layers, read, skip)
     packed_before = list(layers_of(model, skip, SparseInt8Linear))
     _require_convertible(model, layers, packed_before, target)
     if type(model) is SparseInt8Linear:
@@ -69,6 +73,7 @@ def convert(
     tree = ModuleTree(model)
     if target == "cpu":
         retarget(tree, packed_before, target)  # first: calibration data may go through them
+    is_any_packed = bool(layers) or any(isinstance(m, (Int8Linear, SparseInt8Linear)) for m in model.modules())
     scales: dict[str, Tensor] = {}
     if calibration is not None and smooth:
         scales = _smoothing(model, layers, calibration)
@@ -81,7 +86,18 @@ def convert(
         tree.replace(layer, packed)
     if target != "cpu":
         retarget(tree, packed_before, target)
+    warn_of(model, reasons, is_any_packed)
     return model
+
+
+def packable_layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, nn.Linear], set[str]]:
+    """The Linear layers that can be packed, and the names of those that stay since the model's code reads their weight.
+
+    What ``linear_layers`` raises, it raises.
+    """
+    layers = linear_layers(model, skip)
+    read = read_weights(model, layers)
+    return {name: layer for name, layer in layers.items() if name not in read}, read
 
 
 def _require_convertible(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,27 +55,33 @@ def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[
     such as an embedding: it would be in memory twice. Raises ValueError for a pattern that nothing matches,
     so that a misspelt name is seen.
     """
-    if isinstance(skip, str):
-        raise TypeError(f"skip is a list of names, such as [{skip!r}].")
-    if not isinstance(skip, Iterable) or not all(isinstance(pattern, str) for pattern in skip):
-        raise TypeError(f"skip is a list of names of layers or of patterns, not {skip!r}.")
-    modules = dict(model.named_modules())
-    holders = Counter(id(p) for module in modules.values() for p in module._parameters.values() if p is not None)
-    found = {
-        name: module
+    modules = not_skipped(model, skip)
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    return {
+        name: cast(Layer, module)
         for name, module in modules.items()
         if _is_of(kind, module) and holders[id(module._parameters.get("weight"))] <= 1
     }
+
+
+def not_skipped(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Module]:
+    """All modules by name, without those of ``skip``; raises for a pattern that nothing matches."""
+    if isinstance(skip, str):
+        raise TypeError(f"skip is a list of names, such as [{skip!r}].")
+    if not isinstance(skip, Collection) or not all(isinstance(pattern, str) for pattern in skip):
+        raise TypeError(f"skip is a list of names of layers or of patterns, not {skip!r}.")
+    modules = dict(model.named_modules())
     skipped: set[str] = set()
     for pattern in skip:
         matched = [pattern] if pattern in modules else fnmatch.filter(modules, pattern)
         if not any(matched):
-            raise ValueError(f"skip: no layer's name matches {pattern!r}. There are {_some(found)}.")
+            known = (name for name, module in modules.items() if isinstance(module, nn.Linear))
+            raise ValueError(f"skip: no layer's name matches {pattern!r}. There are {some(known)}.")
         skipped.update(name for name in matched if name)
-    return {name: layer for name, layer in found.items() if skipped.isdisjoint(_ways_to(name))}
+    return {name: module for name, module in modules.items() if skipped.isdisjoint(_ways_to(name))}
 
 
-def _is_of(kind: type[nn.Module], module: nn.Module) -> TypeGuard[Any]:
+def _is_of(kind: type[nn.Module], module: nn.Module) -> bool:
     """Whether a module is of a kind, and of no subclass but the one that torch makes of it for parametrizations."""
     return type(module) is kind or (type(module).__base__ is kind and parametrize.is_parametrized(module))
 
@@ -89,7 +95,8 @@ def _ways_to(name: str) -> Iterator[str]:
     yield name
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first five, and how many more there are."""
     listed = list(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") or "none"
 
@@ -137,7 +144,7 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
     if count == 0:
         raise ValueError("calibration has no batch.")
     if missed := [name for name in observers if name not in reached]:
-        raise ValueError(f"no calibration batch reached {_some(missed)}: give others, or skip these layers.")
+        raise ValueError(f"no calibration batch reached {some(missed)}: give others, or skip these layers.")
 
 
 def _refuse_of(name: str) -> Callable[..., None]:

@@ -1,0 +1,73 @@
+"""What ``convert`` leaves alone, and says: a model that stays as large as it was looks like a converted one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from mempool.compress.layers import not_skipped, some
+from mempool.compress.replaceable import held_elsewhere
+from mempool.nn import Int8Linear, SparseInt8Linear
+
+_PACKED = (Int8Linear, SparseInt8Linear)
+
+
+def left_alone(
+    model: nn.Module, layers: Mapping[str, nn.Linear], read: set[str], skip: Sequence[str]
+) -> dict[str, list[str]]:
+    """Names of what has the weight of a linear layer and is not among ``layers``, by the reason.
+
+    ``read``: layers that stay dense since the model's code reads their weights. What ``skip`` names was asked for.
+    """
+    reasons: dict[str, list[str]] = {}
+    modules = not_skipped(model, skip)
+    for name, module in modules.items():
+        if name not in layers and (reason := _reason(module, name in read)) is not None:
+            reasons.setdefault(reason, []).append(name or "the model")
+    inside = {id(module) for module in model.modules()}
+    found = {id(module): where for where, module in held_elsewhere(model) if type(module) is nn.Linear}
+    hidden = [where for key, where in found.items() if key not in inside]
+    if hidden:
+        reasons["outside of the model's modules are Linears in"] = hidden
+    return reasons
+
+
+def _reason(module: nn.Module, is_read: bool) -> str | None:
+    if is_read:
+        return "the model's code reads the weight of"
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    if type(module) is nn.Linear:
+        return "another module has the weight, too, of"
+    if isinstance(module, nn.Linear):
+        return f"of {kind}, a subclass of torch.nn.Linear, are"
+    if isinstance(module, torch.jit.ScriptModule):
+        return (
+            f"of {kind}, made of torch.nn.Linear, are" if getattr(module, "original_name", None) == "Linear" else None
+        )
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, *_PACKED)):
+        return None
+    weight = module._parameters.get("weight")
+    if weight is not None and weight.dim() == 2:
+        return f"of {kind}, no torch.nn.Linear, are"
+    return None
+
+
+def warn_of(model: nn.Module, reasons: Mapping[str, list[str]], is_any_packed: bool) -> None:
+    """One warning, in one line, for the caller of ``convert``."""
+    parts = [f"{reason} {some(names)}" for reason, names in reasons.items()]
+    if not is_any_packed:
+        if not parts:
+            parts = [_nothing_there(model)]
+        warnings.warn(f"nothing was converted: {'; '.join(parts)}.", stacklevel=3)
+    elif parts:
+        warnings.warn(f"convert left alone: {'; '.join(parts)}.", stacklevel=3)
+
+
+def _nothing_there(model: nn.Module) -> str:
+    if any(type(module) is nn.Linear for module in model.modules()):
+        return "each torch.nn.Linear is one of skip"
+    held = (module for module in model.modules() if any(value is not None for value in module._parameters.values()))
+    return f"there is no torch.nn.Linear; what has parameters is {some(sorted({type(m).__name__ for m in held}))}"
