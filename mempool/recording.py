@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from mempool import _core
 from mempool._device import Device, allocator
+from mempool._files import StrPath, atomic_path, make_beside, naming
 
 
 class TraceRecording:
@@ -28,51 +28,77 @@ class TraceRecording:
         self._steps += 1
 
 
+# By device, while a recording runs: where to. The core says whether one runs.
+_paths: dict[str, str] = {}
+
+
 @contextlib.contextmanager
-def record_trace(path: str | os.PathLike[str], device: Device = None) -> Iterator[TraceRecording]:
+def record_trace(path: StrPath, device: Device = None) -> Iterator[TraceRecording]:
     """Records every allocation and free of all threads while the ``with`` block runs.
 
     Blocks that were live before are left out, also their frees. A name that ends in ``.gz`` is compressed at the end.
-    While it runs each allocation costs a few hundred nanoseconds more; a forked child records nothing.
+    While it runs each allocation costs a few hundred nanoseconds more; a forked child records nothing. The trace takes
+    the place of ``path`` at the end, also when the block raises. Until then it grows in a file ``.mempool-….tmp``
+    beside it, which is what a process that is killed leaves.
 
     Args:
-        path: the file, overwritten. Columns: ``seq, op, id, bytes, stream, time_ns, thread, pool``; bytes as asked for.
+        path: the file, replaced. Columns: ``seq, op, id, bytes, stream, time_ns, thread, pool``; bytes as asked for.
         device: None means the only enabled one.
 
     Raises:
-        OSError: the file cannot be written (at the end: some events are lost), or a recording runs already (EBUSY).
+        OSError: the file cannot be written (at the end: some events are lost, and what was at ``path`` is unchanged),
+            or a recording of that device runs already (EBUSY).
     """
     handle = allocator(device)
-    name = os.fspath(path)
+    name = os.fsdecode(path)
+    failure: BaseException | None = None
     with _plain_file(name) as plain:
-        handle.start_recording(plain)
+        _start(handle, plain, name)
         recording = TraceRecording(handle)
         process = os.getpid()
         error = 0
         try:
             yield recording
+        except BaseException as raised:  # what was recorded up to it is what one wants to see
+            failure = raised
         finally:
             if os.getpid() == process:  # a forked child that ends inside the block leaves it to its parent
                 recording.events, error = handle.stop_recording()
+                _paths.pop(handle.name, None)
         if error:
-            raise OSError(error, f"{os.strerror(error)}: events of the trace are lost", name)
+            raise OSError(error, f"{os.strerror(error)}: events of the trace are lost", name) from failure
+    if failure is not None:
+        raise failure
+
+
+def _start(handle: _core.Device, plain: str, name: str) -> None:
+    try:
+        with naming(name, plain):
+            handle.start_recording(os.fsencode(plain))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        where = f", to '{_paths[handle.name]}'" if handle.name in _paths else ""
+        message = f"a trace of {handle.name} is being recorded already{where}: end that recording first"
+        raise OSError(errno.EBUSY, message, name) from None
+    _paths[handle.name] = name
 
 
 @contextlib.contextmanager
 def _plain_file(name: str) -> Iterator[str]:
-    """Where to write: the file itself, or one beside it that is compressed into it at the end."""
-    if not name.endswith(".gz"):
-        yield name
-        return
-    process = os.getpid()
-    scratch = Path(tempfile.mkdtemp(prefix=".mempool-trace-", dir=Path(name).absolute().parent))
-    plain = scratch / "trace.csv"
-    try:
-        yield str(plain)
-    finally:
-        if os.getpid() == process:
-            try:
-                with plain.open("rb") as source, gzip.open(name, "wb", compresslevel=6) as packed:
+    """Where to write: what takes the file's place, or what is compressed into that at the end."""
+    with atomic_path(name) as scratch:
+        if not name.endswith(".gz"):
+            yield scratch
+            return
+        process = os.getpid()
+        with naming(name):
+            plain = make_beside(os.path.join(os.getcwd(), name))
+        try:
+            yield plain
+            if os.getpid() == process:
+                with naming(name, scratch), open(plain, "rb") as source, gzip.open(scratch, "wb", 6) as packed:
                     shutil.copyfileobj(source, packed)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            if os.getpid() == process:
+                os.unlink(plain)

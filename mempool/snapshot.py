@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from mempool import _core
 from mempool._device import Device, allocator
+from mempool._files import StrPath, atomic_write
 from mempool.errors import ConfigError, SnapshotError
 
 # Blocks up to here are torch's "small_pool".
@@ -134,10 +135,16 @@ def _trace(events: list[_core.Event], frames: _Frames) -> list[dict[str, Any]]:
     return trace
 
 
-def dump_snapshot(path: str | os.PathLike[str], device: Device = None) -> None:
-    """Writes :func:`memory_snapshot` as a pickle that ``mempool stats`` and torch's viewer open."""
+def dump_snapshot(path: StrPath, device: Device = None) -> None:
+    """Writes :func:`memory_snapshot` as a pickle that ``mempool stats`` and torch's viewer open.
+
+    A file that is there already is replaced once the new one is whole.
+
+    Raises:
+        OSError: it cannot be written; what was there is unchanged.
+    """
     snapshot = memory_snapshot(device)
-    with open(path, "wb") as file:
+    with atomic_write(path) as file:
         pickle.dump(snapshot, file, protocol=4)
 
 
@@ -148,7 +155,7 @@ class _DataUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, and a snapshot holds plain data only")
 
 
-def load_snapshot(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_snapshot(path: StrPath) -> dict[str, Any]:
     """Reads a snapshot that :func:`dump_snapshot` or torch wrote. Runs no code from it.
 
     Raises:
@@ -159,28 +166,84 @@ def load_snapshot(path: str | os.PathLike[str]) -> dict[str, Any]:
         snapshot = _unpickle(file, path)
     problem = _problem_of(snapshot)
     if problem is not None:
-        raise SnapshotError(f"{os.fspath(path)} is not a memory snapshot: {problem}.")
+        raise SnapshotError(f"{os.fsdecode(path)} is not a memory snapshot: {problem}.")
     result: dict[str, Any] = snapshot
     return result
 
 
-def _unpickle(file: BinaryIO, path: str | os.PathLike[str]) -> Any:
+def _unpickle(file: BinaryIO, path: StrPath) -> Any:
     try:
         return _DataUnpickler(file).load()
     except Exception as error:  # a broken pickle raises nearly anything
         reason = str(error) or type(error).__name__
-        raise SnapshotError(f"{os.fspath(path)} is not a memory snapshot: {reason}.") from error
+        raise SnapshotError(f"{os.fsdecode(path)} is not a memory snapshot: {reason}.") from error
+
+
+_MOST_BYTES = 1 << 63
 
 
 def _problem_of(snapshot: Any) -> str | None:
     if not isinstance(snapshot, dict) or not isinstance(snapshot.get("segments"), list):
         return "it has no list of segments"
+    total = 0
     for segment in snapshot["segments"]:
         if not isinstance(segment, dict) or not isinstance(segment.get("blocks"), list):
             return "a segment has no list of blocks"
-        if not isinstance(segment.get("total_size"), int):
-            return "a segment has no total_size"
+        if not _is_size(segment.get("total_size")):
+            return f"a segment has no total_size in bytes but {segment.get('total_size')!r}"
+        total += segment["total_size"]
         for block in segment["blocks"]:
-            if not isinstance(block, dict) or not isinstance(block.get("size"), int) or "state" not in block:
-                return "a block lacks its size or state"
+            problem = _problem_of_block(block)
+            if problem is not None:
+                return problem
+        if sum(block["size"] for block in segment["blocks"]) >= _MOST_BYTES:
+            return "the blocks of a segment have more bytes than there are addresses"
+    if total >= _MOST_BYTES:
+        return "its segments have more bytes than there are addresses"
+    return _problem_of_events(snapshot.get("device_traces"))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_BYTES
+
+
+def _problem_of_block(block: Any) -> str | None:
+    if not isinstance(block, dict) or "size" not in block or "state" not in block:
+        return "a block lacks its size or state"
+    if not _is_size(block["size"]):
+        return f"a block has no size in bytes but {block['size']!r}"
+    if not isinstance(block["state"], str):
+        return f"a block has no state but {block['state']!r}"
+    return _problem_of_frames(block.get("frames"))
+
+
+def _problem_of_frames(frames: Any) -> str | None:
+    """None stands for no frames, as an empty list does."""
+    if not isinstance(frames, (list, type(None))):
+        return f"the frames of a block are no list but {type(frames).__name__}"
+    for frame in frames or []:
+        if not isinstance(frame, dict):
+            return f"a frame is no dictionary but {type(frame).__name__}"
+        if not isinstance(frame.get("filename"), str) or not isinstance(frame.get("name"), str):
+            return "a frame lacks its filename or name"
+        if not isinstance(frame.get("line"), int):
+            return "a frame lacks its line"
+    return None
+
+
+def _problem_of_events(traces: Any) -> str | None:
+    if traces is None:
+        return None
+    if not isinstance(traces, (list, tuple)) or not all(isinstance(events, (list, tuple)) for events in traces):
+        return "its device_traces are no lists of events"
+    for event in (event for events in traces for event in events):
+        if not isinstance(event, dict) or not isinstance(event.get("action"), str):
+            return "an event lacks its action"
+        if event["action"] not in ("alloc", "free_requested", "free_completed"):
+            continue
+        if not isinstance(event.get("addr"), int) or not _is_size(event.get("size")):
+            return f"an event ({event['action']}) lacks its address or size"
+        problem = _problem_of_frames(event.get("frames"))
+        if problem is not None:
+            return problem
     return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from io import StringIO
 
 from mempool import _core
 from mempool._device import Device, allocator
+from mempool._text import render
 
 _METRICS = ("current", "peak", "allocated", "freed")
 _ROWS = (
@@ -28,8 +28,8 @@ def memory_stats(device: Device = None) -> OrderedDict[str, int]:
     ``segment`` counts contiguous backed ranges, ``inactive_split`` free ranges of the arenas (not what waits in thread
     caches or slabs). On CPU a block is active exactly while it is allocated.
 
-    Current values are exact. Peaks are exact while one thread allocates, and always for pools; with several threads a
-    peak of the device can be low by at most 256 KiB for each thread.
+    Current values are exact, and so are a pool's peaks. A device's peak is never too low. It is exact while each thread
+    frees what it allocated, and else can be high by at most 256 KiB for each thread that frees what others allocated.
     """
     return OrderedDict(sorted(allocator(device).stats().items()))
 
@@ -66,8 +66,7 @@ def reset_accumulated_memory_stats(device: Device = None) -> None:
 
 def memory_summary(device: Device = None, abbreviated: bool = False) -> str:
     """A table of the statistics for people. ``abbreviated`` leaves out the small and large pools."""
-    from rich.console import Console  # only here: importing mempool stays light
-    from rich.table import Table
+    from rich.table import Table  # only here: importing mempool stays light
 
     handle = allocator(device)
     stats = handle.stats()
@@ -80,14 +79,11 @@ def memory_summary(device: Device = None, abbreviated: bool = False) -> str:
             values = [stats[f"{key}.{pool}.{metric}"] for metric in _METRICS]
             shown = [_core.format_bytes(v) if is_bytes else str(v) for v in values]
             table.add_row(title if pool == "all" else f"  {pool}", *shown)
-    text = StringIO()
-    console = Console(file=text, width=100)
-    console.print(table)
     limit = handle.limit
-    console.print(
+    line = (
         f"limit {'none' if limit is None else _core.format_bytes(limit)}, "
         f"out-of-memory errors {stats['num_ooms']}, retries {stats['num_alloc_retries']}, "
         f"pressure calls {stats['num_pressure_calls']}, "
         f"commits {stats['num_device_alloc']}, decommits {stats['num_device_free']}"
     )
-    return text.getvalue()
+    return render(table, line, width=100)

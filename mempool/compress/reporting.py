@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from mempool import _core
+from mempool._text import render
 from mempool.nn import Int8Linear, SparseInt8Linear
 
 if TYPE_CHECKING:
@@ -41,9 +42,14 @@ class Report:
     def total_bytes(self) -> int:
         return self.linear_bytes + self.embedding_bytes + self.other_bytes
 
-    def table(self) -> Table:
-        """A table for ``rich``."""
+    def table(self, grouped: bool = False) -> Table:
+        """A table for ``rich``.
+
+        Args:
+            grouped: one row for all layers of one kind and shape whose names differ in their numbers alone.
+        """
         from rich.table import Table
+        from rich.text import Text  # a name's brackets are no markup
 
         table = Table(title="linear layers", title_justify="left", show_footer=True)
         size = _core.format_bytes
@@ -53,14 +59,16 @@ class Report:
         table.add_column("density", justify="right")
         table.add_column("bytes", justify="right", footer=size(self.linear_bytes))
         table.add_column("speed", justify="right")
-        for layer in self.layers:
+        for layers in _groups(self.layers) if grouped else [[layer] for layer in self.layers]:
+            first = layers[0]
+            count = f" x {len(layers)}" if len(layers) > 1 else ""
             table.add_row(
-                layer.name,
-                layer.kind,
-                f"{layer.shape[0]} x {layer.shape[1]}",
-                f"{layer.density:.2f}",
-                size(layer.size_bytes),
-                f"{layer.expected_speed:.1f} x",
+                Text(_pattern([layer.name for layer in layers]) + count),
+                first.kind,
+                f"{first.shape[0]} x {first.shape[1]}",
+                _range([layer.density for layer in layers], 2),
+                size(sum(layer.size_bytes for layer in layers)),
+                f"{_range([layer.expected_speed for layer in layers], 1)} x",
             )
         table.caption = (
             f"embeddings {size(self.embedding_bytes)}, all else {size(self.other_bytes)}, "
@@ -70,11 +78,40 @@ class Report:
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
+        return render(self.table(), width=120)
 
-        text = io.StringIO()
-        Console(file=text, width=120).print(self.table())
-        return text.getvalue()
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name between dots
+
+
+def _groups(layers: list[LayerReport]) -> list[list[LayerReport]]:
+    groups: dict[tuple[str, str, tuple[int, int]], list[LayerReport]] = {}
+    for layer in layers:
+        groups.setdefault((_NUMBER.sub("{}", layer.name), layer.kind, layer.shape), []).append(layer)
+    return list(groups.values())
+
+
+def _pattern(names: list[str]) -> str:
+    """``layer.{0-11}.query`` for names that differ in their numbers."""
+    columns = zip(*(map(int, _NUMBER.findall(name)) for name in names), strict=True)
+    texts = iter([_numbers(sorted(set(column))) for column in columns])
+    return _NUMBER.sub(lambda match: next(texts), names[0])
+
+
+def _numbers(sorted_numbers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for number in sorted_numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return texts[0] if len(sorted_numbers) == 1 else "{" + ",".join(texts) + "}"
+
+
+def _range(values: list[float], digits: int) -> str:
+    least, most = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return least if least == most else f"{least}-{most}"
 
 
 def report(model: nn.Module) -> Report:

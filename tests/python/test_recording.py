@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import os
+import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,9 +84,12 @@ def test_memory_decays_in_the_time_of_the_trace(tmp_path: Path) -> None:
 
 def test_one_recording_at_a_time(enabled: None, tmp_path: Path) -> None:
     with mempool.record_trace(tmp_path / "a.csv"):
-        with pytest.raises(OSError, match="busy"), mempool.record_trace(tmp_path / "b.csv"):
+        busy = r"a trace of cpu is being recorded already, to '.*a\.csv'"
+        with pytest.raises(OSError, match=busy) as caught, mempool.record_trace(tmp_path / "b.csv"):
             pass
+        assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, str(tmp_path / "b.csv"))
         torch.ones(7)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
     assert any(e["bytes"] == "28" for e in rows(tmp_path / "a.csv"))
 
 
@@ -139,3 +145,60 @@ def test_a_forked_child_records_nothing(enabled: None, tmp_path: Path) -> None:
     assert "68" in sizes
     assert "52" not in sizes
     assert [int(e["seq"]) for e in rows(path)] == list(range(len(sizes)))
+
+
+@pytest.mark.parametrize("suffix", [b"", b".gz"])
+def test_a_path_that_is_no_text(enabled: None, tmp_path: Path, suffix: bytes) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff\xfe" + suffix
+    for path in (name, os.fsdecode(name)):
+        with mempool.record_trace(path):
+            torch.ones(7)
+        assert mempool.replay(path).peak_live_bytes == 28
+    assert os.listdir(os.fsencode(tmp_path)) == [os.path.basename(name)]
+
+
+def record_and_fail(path: Path) -> None:
+    with mempool.record_trace(path):
+        torch.ones(9)
+        raise ConnectionError(104, "its own")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_a_trace_takes_the_place_of_the_old_one_at_the_end(enabled: None, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    with mempool.record_trace(path):
+        torch.ones(7)
+        assert path.read_bytes() == b"old"
+    assert mempool.replay(path).peak_live_bytes == 28
+    with pytest.raises(ConnectionError) as caught:
+        record_and_fail(path)
+    assert caught.value.filename is None
+    assert mempool.replay(path).peak_live_bytes == 36  # what led to the error is there
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_trace_that_cannot_be_finished_leaves_the_old_one(
+    enabled: None, tmp_path: Path, python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"old")
+    done = python(
+        "import mempool, resource, signal, sys, torch\n"
+        "mempool.enable('cpu')\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"  # as a disk that is full
+        "try:\n"
+        "    with mempool.record_trace(sys.argv[1]):\n"
+        "        for _ in range(100): torch.ones(7)\n"
+        "except OSError as error: print(error.filename, error)\n"
+        "try: mempool.dump_snapshot(sys.argv[1])\n"
+        "except OSError as error: print(error.filename, error)\n",
+        str(path),
+    )
+    first, second = done.stdout.splitlines()
+    assert first.startswith(str(path)), done.stderr
+    assert "lost" in first
+    assert second.startswith(str(path))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]

@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.cuda import _memory_viz
 
 import mempool
+from mempool.history import find_peaks, place_of
 
 
 def make_marked(count: int) -> torch.Tensor:
@@ -19,7 +21,7 @@ def test_a_snapshot_is_what_torch_reads(enabled: None, tmp_path: Path) -> None:
     mempool.record_history(True)
     pool = mempool.MemoryPool("requests")
     with mempool.use_pool(pool):
-        kept = make_marked(3 << 20)
+        kept = make_marked(6 << 20)  # torch's summary leaves out what is below 20 MiB
     small = make_marked(10)
     gone = make_marked(1000)
     del gone
@@ -116,6 +118,62 @@ def test_stacks_of_an_earlier_recording_are_forgotten(enabled: None) -> None:
     del kept
 
 
+def frame(filename: str, line: int = 0, name: str = "f") -> dict[str, object]:
+    return {"filename": filename, "line": line, "name": name}
+
+
+def snapshot_of(**block: object) -> dict[str, object]:
+    """As torch writes it, with one block."""
+    known = {"size": 4, "state": "active_allocated", "frames": [], "address": 4096}
+    return {"segments": [{"total_size": 8, "blocks": [known | block]}], "device_traces": []}
+
+
+PYTHON = [frame("/a/site-packages/torch/nn/functional.py", 5, "linear"), frame("/a/train.py", 12, "step")]
+UNWINDER = [frame("??", 0, "torch::unwind::unwind()"), frame("/b/CUDACachingAllocator.cpp", 9, "malloc")]
+
+
+@pytest.mark.parametrize(
+    ("frames", "place"),
+    [
+        (UNWINDER + PYTHON, "/a/train.py:12 step"),
+        ([*UNWINDER, frame("", 0, "_PyEval_EvalFrameDefault"), *PYTHON], "/a/train.py:12 step"),
+        (UNWINDER + PYTHON[:1], "/a/site-packages/torch/nn/functional.py:5 linear"),
+        ([*UNWINDER, frame("<stdin>", 1, "<module>")], "<stdin>:1 <module>"),
+        ([*UNWINDER, frame("/usr/bin/tool", 7, "main")], "/usr/bin/tool:7 main"),
+        (UNWINDER, "??:0 torch::unwind::unwind()"),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_bytes_are_counted_where_python_asked_for_them(frames: Any, place: str | None) -> None:
+    assert place_of(frames) == place
+
+
+def event(action: str, address: int, size: int, name: str = "f") -> dict[str, object]:
+    return {"action": action, "addr": address, "size": size, "frames": [frame("main.py", address, name)]}
+
+
+def test_the_peak_is_found_backwards_from_the_end() -> None:
+    events = [
+        event("free_completed", 1, 100, "freed"),  # made before the first event that was kept
+        event("alloc", 2, 10),
+        event("alloc", 3, 30, "peak"),
+        event("free_requested", 3, 30),
+        event("free_completed", 3, 30),
+        event("alloc", 3, 5, "later"),
+        event("segment_alloc", 9, 1000),
+        event("free_completed", 3, 5),
+    ]
+    snapshot: dict[str, Any] = snapshot_of(address=2, size=10)
+    (peak,) = find_peaks(snapshot | {"device_traces": [events], "allocator_settings": {"events_dropped": 7}})
+    assert (peak.nbytes, peak.dropped) == (100, 7)
+    assert [(b["size"], b["frames"]) for b in peak.blocks] == [(100, [])]
+    (peak,) = find_peaks(snapshot | {"device_traces": [events[1:]]})
+    assert (peak.nbytes, peak.dropped) == (40, 0)
+    assert sorted((b["size"], b["frames"][0]["name"]) for b in peak.blocks) == [(10, "f"), (30, "peak")]
+    assert find_peaks(snapshot) == []
+
+
 class _Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("exit 1",)
@@ -132,6 +190,21 @@ class _Payload:
         pickle.dumps({"segments": [{"blocks": [], "total_size": "4"}]}),
         pickle.dumps({"segments": [{"blocks": [{"size": 3}], "total_size": 4}]}),
         pickle.dumps({"segments": []})[:-3],
+        pickle.dumps(snapshot_of(size=-4)),
+        pickle.dumps(snapshot_of(size=True)),
+        pickle.dumps(snapshot_of(size=1 << 64)),
+        pickle.dumps(snapshot_of(state=None)),
+        pickle.dumps(snapshot_of(frames="main.py")),
+        pickle.dumps(snapshot_of(frames=[None])),
+        pickle.dumps(snapshot_of(frames=[{"filename": "main.py", "line": 3}])),
+        pickle.dumps(snapshot_of(frames=[{"filename": b"main.py", "line": 3, "name": "f"}])),
+        pickle.dumps(snapshot_of(frames=[{"filename": "main.py", "line": None, "name": "f"}])),
+        pickle.dumps(snapshot_of() | {"segments": [{"blocks": [], "total_size": -1}]}),
+        pickle.dumps(snapshot_of() | {"segments": [{"blocks": [], "total_size": 1 << 62}] * 3}),
+        pickle.dumps(snapshot_of() | {"device_traces": [3]}),
+        pickle.dumps(snapshot_of() | {"device_traces": [[{"action": "alloc", "size": 3}]]}),
+        pickle.dumps(snapshot_of() | {"device_traces": [[{"action": "alloc", "addr": 1, "size": -3}]]}),
+        pickle.dumps(snapshot_of() | {"device_traces": [["alloc"]]}),
         pickle.dumps(_Payload()),
     ],
 )

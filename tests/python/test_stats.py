@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -87,3 +89,22 @@ def test_the_summary_names_the_figures(enabled: None) -> None:
     assert "out-of-memory errors" in text
     assert "large_pool" not in mempool.memory_summary(abbreviated=True)
     del kept
+
+
+def test_the_summary_is_plain_text_wherever_it_is_made(enabled: None, python: Callable[..., Any]) -> None:
+    # A notebook, as rich sees it, takes what is printed to a console of its own.
+    code = (
+        "import rich.console, torch, mempool\n"
+        "rich.console._is_jupyter = lambda: True\n"
+        "mempool.enable('cpu')\n"
+        "text = mempool.memory_summary()\n"
+        "assert 'Allocated memory' in text, text\n"
+        "assert chr(27) not in text, text\n"
+        "report = str(mempool.compress.report(torch.nn.Linear(3, 4)))\n"
+        "assert '4 x 3' in report, report\n"
+        "assert chr(27) not in report, report\n"
+        "print('all')\n"
+    )
+    for environment in ({}, {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor"}, {"TERM": "dumb"}):
+        done = python(code, **environment)
+        assert done.stdout == "all\n", done.stderr
