@@ -84,7 +84,8 @@ def cpu() -> _core.Device:
     """The CPU allocator, made at the first call from ``MEMPOOL_CONF``. It serves torch only after ``enable()``."""
     global _cpu
     if _cpu is None:
-        _cpu = _core.cpu_device(cpu_configuration())
+        with _NamesEnvironment():
+            _cpu = _core.cpu_device(cpu_configuration())
     return _cpu
 
 
@@ -101,7 +102,8 @@ def cuda(index: int | None) -> _core.Device:
         index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
     if not 0 <= index < torch.cuda.device_count():
         raise DeviceError(f"cuda:{index}: there is no such device, torch sees {torch.cuda.device_count()}.")
-    return _core.cuda_device(index, cuda_configuration())
+    with _NamesEnvironment():
+        return _core.cuda_device(index, cuda_configuration())
 
 
 def cuda_if_made(index: int) -> _core.Device | None:
@@ -116,12 +118,38 @@ def install_cuda(conf: str) -> None:
     if not is_cuda_enabled():
         _cuda_conf = conf
     try:
-        _torch_cuda.install(cuda_configuration())
+        with _NamesEnvironment():
+            _torch_cuda.install(cuda_configuration())
     except _torch_cuda.PoolStateError as error:
         raise DeviceError(f"cuda: {error}") from error
 
 
 _cuda_conf = ""  # what enable() was given, for devices that are made later
+
+
+class _NamesEnvironment:
+    """A ConfigError that MEMPOOL_CONF is the reason for says so."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, ConfigError):
+            return
+        try:
+            _core.options(os.environ.get("MEMPOOL_CONF", ""), 1 << 40)  # a percentage parses with any
+        except ConfigError as reason:
+            raise ConfigError(f"MEMPOOL_CONF: {reason}") from error
+
+
+def cpu_options() -> list[_core.Option]:
+    """Every option: what it is, its default and what it is set to for the CPU by the environment.
+
+    Raises:
+        ConfigError: MEMPOOL_CONF does not parse.
+    """
+    with _NamesEnvironment():
+        return _core.options(cpu_configuration(), _core.usable_memory_bytes())
 
 
 def cpu_configuration() -> str:

@@ -12,13 +12,15 @@ import csv
 import gzip
 import io
 import os
+import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TextIO, TypeAlias
 
 from mempool import _core
 from mempool._device import Size, optional_size
+from mempool._files import StrPath
 from mempool.errors import ConfigError, OutOfMemoryError, TraceError
 
 
@@ -53,12 +55,13 @@ class ReplayReport:
 
 
 def replay(
-    path: str | os.PathLike[str],
+    path: StrPath,
     device: str = "cpu",
     backend: str | None = None,
     scale: float = 1.0,
     conf: str = "",
     capacity: Size | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> ReplayReport:
     """Replays a trace, one thread, and reports what it took.
 
@@ -73,12 +76,14 @@ def replay(
         scale: each size is multiplied by it (and is at least one byte).
         capacity: bytes that the device has; None for no end. With ``"fake"`` only.
         conf: options as in MEMPOOL_CONF, ``"key:value,key:value"``; MEMPOOL_CONF itself is not read.
+        progress: called with how much is done, from 0 to 1, now and then. What it raises ends the replay.
 
     Raises:
         OSError: the file cannot be read.
         TraceError: it is not a trace, or names a block that is not live; the message has the line.
-        ConfigError: a scale that is not positive, an unknown backend or device.
-        OutOfMemoryError: the trace needs more than the machine has.
+        ConfigError: a scale that is not positive or makes a size of more than 63 bits, an unknown backend or device,
+            options that do not parse.
+        OutOfMemoryError: the trace needs more than the machine, or ``capacity``, has.
     """
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"traces are replayed on 'cpu' or 'cuda', not {device!r}.")
@@ -88,14 +93,33 @@ def replay(
         raise ConfigError("the capacity of the host is what it is: leave it out, or use the backend 'fake'.")
     if not 0 < scale < float("inf"):
         raise ConfigError(f"scale must be a positive number, not {scale!r}.")
-    columns = _read(path, scale)
+    room = optional_size(capacity, "capacity") or 0
+    try:
+        _core.options(conf)
+    except ConfigError as error:
+        raise ConfigError(f"conf: {error}") from error
+    columns = _read(path, scale, lambda share: progress(_READING * share) if progress is not None else None)
     name = {"cpu": backend or "fake", "cuda": "fake-device"}[device]
     if device == "cpu":
         columns = _without_streams(columns)
+    events = max(1, len(columns[0]))
+
+    def on_progress(done: int) -> None:
+        if progress is not None:
+            progress(_READING + (1 - _READING) * done / events)
+
     try:
-        return ReplayReport(**_core.replay(*columns, name, conf, optional_size(capacity, "capacity") or 0))
+        report = ReplayReport(**_core.replay(*columns, name, conf, room, on_progress))
     except MemoryError as error:
         raise OutOfMemoryError(str(error)) from error
+    on_progress(events)
+    return report
+
+
+# The share of a replay that the reading of its trace takes.
+_READING = 0.9
+_LINES_A_REPORT = 1 << 14
+_MOST = (1 << 63) - 1
 
 
 _Read: TypeAlias = "tuple[array[int], array[int], array[int], array[int], array[int]]"
@@ -108,88 +132,125 @@ def _without_streams(columns: _Read) -> _Read:
     return ops, ids, sizes, array("q", bytes(8 * len(kept))), times
 
 
-def _open(path: str | os.PathLike[str]) -> TextIO:
-    with open(path, "rb") as probe:
-        packed = probe.read(2) == b"\x1f\x8b"
-    if packed:
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8", newline="")
-    return open(path, encoding="utf-8", newline="")
+def _open(raw: io.BufferedReader) -> TextIO:
+    packed = raw.peek(2)[:2] == b"\x1f\x8b"
+    return io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8", newline="")
 
 
-def _rows(file: TextIO, name: str) -> Iterator[tuple[int, str, str, str, str, str]]:
-    """(line, op, id, bytes, stream, time) of each event."""
-    numbered = ((number, line) for number, line in enumerate(file, 1) if not line.startswith("#"))
-    position = 0
+class _Lines:
+    """The lines of a trace but for comments, with the number of the last one."""
 
-    def lines() -> Iterator[str]:
-        nonlocal position
-        for position, line in numbered:  # noqa: B007
-            yield line
+    def __init__(self, file: TextIO, on_progress: Callable[[], object]) -> None:
+        self.number = 0
+        self._file = file
+        self._on_progress = on_progress
 
-    reader = csv.reader(lines())
+    def __iter__(self) -> Iterator[str]:
+        for line in self._file:
+            self.number += 1
+            if self.number % _LINES_A_REPORT == 0:
+                self._on_progress()
+            if not line.startswith("#"):
+                yield line
+
+
+def _rows(lines: _Lines) -> Iterator[tuple[str, str, str, str, str]]:
+    """(op, id, bytes, stream, time) of each event."""
+    reader = csv.reader(iter(lines))
     header = next(reader, None)
     if header is None or not {"op", "id", "bytes"} <= set(header):
-        raise TraceError(f"{name} is not a trace: its header must name the columns op, id and bytes.")
+        raise TraceError("the header must name the columns op, id and bytes")
     op, block, size = (header.index(column) for column in ("op", "id", "bytes"))
     time = header.index("time_ns") if "time_ns" in header else None
     stream = header.index("stream") if "stream" in header else None
     for row in reader:
+        if not row:
+            continue  # an empty line
         if len(row) <= max(op, block, size, time or 0, stream or 0):
-            raise TraceError(f"{name} line {position}: {len(row)} columns, the header has {len(header)}.")
+            raise TraceError(f"{len(row)} columns, the header has {len(header)}")
         number = "0" if stream is None else row[stream] or "0"
-        yield position, row[op], row[block], row[size], number, NO_TIME if time is None else row[time]
+        yield row[op], row[block], row[size], number, NO_TIME if time is None else row[time]
 
 
 NO_TIME = "-1"
 
 
+def _number(text: str, column: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise TraceError(f"{column} is '{text[:40]}', expected a whole number") from None
+    if not -_MOST <= number <= _MOST:
+        raise TraceError(f"{column} is larger than 63 bits")
+    return number
+
+
 class _Columns:
     """The events of a trace, checked one by one."""
 
-    def __init__(self, name: str, scale: float) -> None:
-        self.name = name
+    def __init__(self, scale: float) -> None:
         self.scale = scale
         self.ops, self.ids, self.sizes, self.streams, self.times = (array("q") for _ in range(5))
-        self.live: set[int] = set()
+        self.live: dict[int, int] = {}  # bytes by id
+        self.live_bytes = 0
         self.allocated = 0
+        self.start: int | None = None  # the first time
 
-    def add(self, line: int, op: str, block: int, size_text: str, stream: int, time: int) -> None:
+    def add(self, op: str, block: int, size_text: str, stream: int, time: int) -> None:
         size = 0
         if not 0 <= stream < 1 << 20:
-            raise TraceError(f"{self.name} line {line}: stream {stream}, expected a small number.")
+            raise TraceError(f"stream {stream}, expected a small number")
         if op == "alloc":
-            size = int(size_text)
+            size = _number(size_text, "bytes")
             if block != self.allocated or size < 0:
-                raise TraceError(
-                    f"{self.name} line {line}: block {block} of {size} bytes, expected id {self.allocated}."
-                )
+                raise TraceError(f"block {block} of {size} bytes, expected id {self.allocated}")
+            size = self._scaled(size)
             self.allocated += 1
-            self.live.add(block)
-            size = max(1, int(size * self.scale)) if size else 0
+            self.live[block] = size
+            self.live_bytes += size
+            if self.live_bytes > _MOST:
+                raise TraceError("more bytes are live than there are addresses")
         elif block not in self.live:
             done = "freed" if op == "free" else "used on a stream"
-            raise TraceError(f"{self.name} line {line}: block {block} is {done} but not live.")
+            raise TraceError(f"block {block} is {done} but not live")
         elif op == "free":
-            self.live.remove(block)
+            self.live_bytes -= self.live.pop(block)
         self.ops.append(_OPS[op])
         self.ids.append(block)
         self.sizes.append(size)
         self.streams.append(stream)
+        if time >= 0:
+            self.start = time if self.start is None else self.start
+            time = max(0, time - self.start)
         self.times.append(time)
 
+    def _scaled(self, size: int) -> int:
+        if size == 0 or self.scale == 1:
+            return size
+        scaled = size * self.scale
+        if scaled > _MOST:
+            raise ConfigError(f"scale {self.scale:g} makes {size} bytes overflow 63 bits")
+        return max(1, int(scaled))
 
-def _read(path: str | os.PathLike[str], scale: float) -> _Read:
-    name = os.fspath(path)
-    columns = _Columns(name, scale)
-    try:
-        with _open(path) as file:
-            for line, op, block, size, stream, time in _rows(file, name):
+
+def _read(path: StrPath, scale: float, progress: Callable[[float], object]) -> _Read:
+    name = os.fsdecode(path)
+    columns = _Columns(scale)
+    with open(path, "rb") as raw:
+        total = max(1, os.fstat(raw.fileno()).st_size)
+        lines = _Lines(_open(raw), lambda: progress(min(1.0, raw.tell() / total)))
+        try:
+            for op, block, size, stream, time in _rows(lines):
                 if op in _OPS:
-                    columns.add(line, op, int(block), size, int(stream), int(time))
+                    columns.add(op, _number(block, "id"), size, _number(stream, "stream"), _number(time, "time_ns"))
                 elif op != "step":
-                    raise TraceError(f"{name} line {line}: unknown operation '{op}'.")
-    except (ValueError, OverflowError, csv.Error, EOFError, gzip.BadGzipFile) as error:
-        if isinstance(error, TraceError):
-            raise
-        raise TraceError(f"{name} is not a trace: {error}.") from error
+                    raise TraceError(f"unknown operation '{op[:40]}'")
+        except TraceError as error:
+            raise TraceError(f"{name} is not a trace: line {lines.number}: {error}.") from None
+        except ConfigError as error:
+            raise ConfigError(f"{name} line {lines.number}: {error}.") from None
+        except (ValueError, csv.Error, EOFError, OSError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's, not the file's contents
+            raise TraceError(f"{name} is not a trace: after line {lines.number}: {error}.") from error
     return columns.ops, columns.ids, columns.sizes, columns.streams, columns.times

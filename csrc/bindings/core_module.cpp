@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <string>
+#include <vector>
+
 #include "backend/host_info.h"
 #include "common/bytes.h"
 #include "common/errors.h"
@@ -12,6 +15,24 @@
 #include "replay_binding.h"
 
 namespace py = pybind11;
+
+namespace {
+
+// (key, type, help, default, value under `conf`); None where an option sets no limit, or never.
+py::list options(const std::string& conf, std::size_t whole_bytes) {
+  mempool::Options set;
+  mempool::parse_conf(set, conf, whole_bytes);
+  const std::vector<mempool::OptionValue> defaults = mempool::option_values({});
+  const std::vector<mempool::OptionValue> values = mempool::option_values(set);
+  py::list out;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const mempool::OptionInfo& info = mempool::option_table()[i];
+    out.append(py::make_tuple(info.key, info.type, info.help, defaults[i], values[i]));
+  }
+  return out;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_core, m) {
   using namespace pybind11::literals;
@@ -30,13 +51,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("kernel_isa", [] { return mempool::kernels::name_of(mempool::kernels::current_isa()); });
   m.def("huge_page_bytes", &mempool::huge_page_bytes);
   m.def("huge_pages_available", &mempool::huge_pages_available);
-  m.def("options", [] {
-    py::list out;
-    for (const mempool::OptionInfo& info : mempool::option_table()) {
-      out.append(py::make_tuple(info.key, info.type, info.help));
-    }
-    return out;
-  });
+  m.def("options", &options, "conf"_a = "", "whole_bytes"_a = 0);
   mempool::bindings::add_device_classes(m);
   mempool::bindings::add_replay(m);
   m.def("set_pressure_handler", &mempool::bindings::set_pressure_handler, "handler"_a.none(true));

@@ -77,9 +77,11 @@ TraceEvent::Op op_of(std::int64_t number) {
   }
 }
 
-// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: of a fake; 0 for no end.
+// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: of a fake; 0 for no end. `progress`: called with the number of
+// events that are done; a pending signal, such as the user's interrupt, ends the replay at the same moments.
 py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& bytes, const py::buffer& streams,
-                const py::buffer& times, const std::string& backend, const std::string& conf, std::size_t capacity) {
+                const py::buffer& times, const std::string& backend, const std::string& conf, std::size_t capacity,
+                const py::object& progress) {
   const Columns columns{ops.request(), ids.request(), bytes.request(), streams.request(), times.request()};
   const std::int64_t* const op_column = column(columns.ops);
   const std::int64_t* const id_column = column(columns.ids);
@@ -97,7 +99,11 @@ py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& 
   ReplayReport report;
   {
     const py::gil_scoped_release release;
-    report = replay_trace(events, make_backend(backend, capacity), options);
+    report = replay_trace(events, make_backend(backend, capacity), options, [&progress](std::size_t done) {
+      const py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!progress.is_none()) progress(done);
+    });
   }
   return to_dict(report);
 }
@@ -107,7 +113,7 @@ py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& 
 void add_replay(py::module_& m) {
   using namespace pybind11::literals;
   m.def("replay", &replay, "ops"_a, "ids"_a, "bytes"_a, "streams"_a, "times"_a, "backend"_a, "conf"_a = "",
-        "capacity"_a = 0);
+        "capacity"_a = 0, "progress"_a = py::none());
 }
 
 }  // namespace mempool::bindings

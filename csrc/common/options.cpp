@@ -40,34 +40,51 @@ std::size_t parse_bytes_or_zero(std::string_view value, std::size_t whole_bytes)
   return value == "0" ? 0 : parse_bytes(value, whole_bytes);
 }
 
+OptionValue limit_value(std::size_t bytes) {
+  if (bytes == kNoLimit) return {};
+  return std::uint64_t{bytes};
+}
+
 struct Entry {
   OptionInfo info;
   void (*set)(Options&, std::string_view key, std::string_view value, std::size_t whole_bytes);
+  OptionValue (*get)(const Options&);
 };
 
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> table{
       {{"limit", "bytes",
         "most bytes the device may hold from the system; a size or a percentage of the memory available"},
-       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.limit = parse_bytes(v, w); }},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.limit = parse_bytes(v, w); },
+       [](const Options& o) -> OptionValue { return limit_value(o.limit); }},
       {{"soft_limit", "bytes", "held bytes above which caches are trimmed and pressure callbacks run"},
-       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.soft_limit = parse_bytes(v, w); }},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.soft_limit = parse_bytes(v, w); },
+       [](const Options& o) -> OptionValue { return limit_value(o.soft_limit); }},
       {{"thread_cache_bytes", "bytes",
         "free bytes in blocks of up to 32 KiB that one thread may keep for itself; 0 turns thread caches off"},
        [](Options& o, std::string_view, std::string_view v, std::size_t w) {
          o.thread_cache_bytes = parse_bytes_or_zero(v, w);
-       }},
+       },
+       [](const Options& o) -> OptionValue { return std::uint64_t{o.thread_cache_bytes}; }},
       {{"segment_bytes", "bytes", "address space (not memory) that is reserved at once"},
-       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.segment_bytes = parse_bytes(v, w); }},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.segment_bytes = parse_bytes(v, w); },
+       [](const Options& o) -> OptionValue { return std::uint64_t{o.segment_bytes}; }},
       {{"huge_pages", "bool", "advise transparent huge pages for CPU memory"},
-       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.huge_pages = parse_bool(k, v); }},
+       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.huge_pages = parse_bool(k, v); },
+       [](const Options& o) -> OptionValue { return o.huge_pages; }},
       {{"stitch", "bool", "make ranges longer with free memory moved from elsewhere, before asking for new memory"},
-       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.stitch = parse_bool(k, v); }},
+       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.stitch = parse_bool(k, v); },
+       [](const Options& o) -> OptionValue { return o.stitch; }},
       {{"decay_ms", "count or never",
         "milliseconds after which free memory that nobody needed goes back to the system"},
-       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.decay_ms = parse_decay(k, v); }},
+       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.decay_ms = parse_decay(k, v); },
+       [](const Options& o) -> OptionValue {
+         if (o.decay_ms == kNeverDecays) return {};
+         return static_cast<std::uint64_t>(o.decay_ms);
+       }},
       {{"history_events", "count", "allocation events that record_history keeps"},
-       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.history_events = parse_count(k, v); }},
+       [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.history_events = parse_count(k, v); },
+       [](const Options& o) -> OptionValue { return std::uint64_t{o.history_events}; }},
   };
   return table;
 }
@@ -96,6 +113,12 @@ const std::vector<OptionInfo>& option_table() {
     return out;
   }();
   return table;
+}
+
+std::vector<OptionValue> option_values(const Options& options) {
+  std::vector<OptionValue> out;
+  for (const Entry& entry : entries()) out.push_back(entry.get(options));
+  return out;
 }
 
 void set_option(Options& options, std::string_view key, std::string_view value, std::size_t whole_bytes) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "common/bytes.h"
@@ -41,6 +42,12 @@ struct OptionInfo {
 
 // Every key, in the order of the documentation.
 const std::vector<OptionInfo>& option_table();
+
+// Bytes, a count, a switch; or nothing, where there is no limit and where memory never decays.
+using OptionValue = std::variant<std::monostate, std::uint64_t, bool>;
+
+// What the options are set to, in the order of option_table().
+std::vector<OptionValue> option_values(const Options& options);
 
 // Sets one option from text. `whole_bytes` is what percentages are taken of. Throws ConfigError for an unknown key (the
 // message names the nearest known one) and for a value that does not parse.

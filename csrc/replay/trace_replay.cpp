@@ -72,6 +72,10 @@ class TraceClock {
  public:
   explicit TraceClock(CachingAllocator& allocator) : allocator_(allocator), tick_ms_(allocator.decay_tick_ms()) {}
   void advance(std::int64_t time_ns) {
+    // Where nobody asks for anything for so long, nothing is left to go.
+    constexpr std::int64_t kMostTicks = 1 << 16;
+    const std::int64_t most_ms = kMostTicks * tick_ms_ + 2 * std::max<std::int64_t>(0, allocator_.options().decay_ms);
+    next_ms_ = std::max(next_ms_, time_ns / 1'000'000 - most_ms);
     for (const std::int64_t now_ms = time_ns / 1'000'000; next_ms_ <= now_ms; next_ms_ += tick_ms_) {
       allocator_.decay(next_ms_);
     }
@@ -86,7 +90,7 @@ class TraceClock {
 }  // namespace
 
 ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr<PhysicalMemory> memory,
-                          const Options& options) {
+                          const Options& options, const std::function<void(std::size_t)>& on_progress) {
   ReplayReport report;
   report.events = events.size();
   add_live_bytes(events, report);
@@ -97,13 +101,18 @@ ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr
   TraceClock clock(allocator);
   const std::size_t half = events.size() / 2;
   std::uint64_t calls_at_half = 0;
-  const double start = thread_cpu_seconds();
+  double start = thread_cpu_seconds();
   auto sample = report.timeline.begin();
   for (std::size_t i = 0; i < events.size(); ++i) {
     if (i == half) calls_at_half = map_calls(allocator.ledger().read_stats());
     if (events[i].time_ns != TraceEvent::kNoTime) clock.advance(events[i].time_ns);
     live.apply(events[i]);
-    if (sample != report.timeline.end() && sample->event == i) (sample++)->held_bytes = allocator.ledger().held();
+    if (sample == report.timeline.end() || sample->event != i) continue;
+    (sample++)->held_bytes = allocator.ledger().held();
+    if (!on_progress) continue;
+    const double before = thread_cpu_seconds();
+    on_progress(i + 1);
+    start += thread_cpu_seconds() - before;
   }
   report.seconds = thread_cpu_seconds() - start;
   const DeviceStats stats = allocator.stats();

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -38,12 +39,13 @@ struct ReplayReport {
   };
   static constexpr std::size_t kSamples = 256;
   std::vector<Sample> timeline;
-  double seconds = 0;  // of the calling thread's CPU, the reading of the trace excluded
+  double seconds = 0;  // of the calling thread's CPU, the reading of the trace and on_progress excluded
 };
 
 // Memory decays in the time of the trace, and not at all where it has none. Precondition: every free names a live id.
+// `on_progress` gets the number of events that are done, some kSamples times; what it throws ends the replay.
 // Throws OutOfMemory when the trace does not fit; nothing stays allocated.
 ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr<PhysicalMemory> memory,
-                          const Options& options);
+                          const Options& options, const std::function<void(std::size_t)>& on_progress = {});
 
 }  // namespace mempool

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mempool._files import atomic_write
 from mempool.demo import corpus, report
 from mempool.demo.errors import DemoError
 from mempool.demo.model import Embeddings, find_weights
@@ -151,5 +152,6 @@ def _write_results(runs: list[Run], difference: float, path: Path) -> Path:
         "machine": report.machine(),
         "runs": [{"allocator": run.allocator, **run.result} for run in runs],
     }
-    path.write_text(json.dumps(document), encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write(json.dumps(document).encode())
     return path

@@ -6,9 +6,9 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -26,6 +26,9 @@ LEARNING = 2000  # passages, where the model is distilled: a model learns most f
 SMALL, LARGE, WORDS = 1, 16, 32  # passages in the batches that are timed, and words in each
 ROUNDS = 9
 HEADROOM = 1.05  # the limit, in peaks of the int8 model
+
+
+Progress: TypeAlias = Callable[[float, str], None]  # how much is done, 0 to 1, and what comes next
 
 
 @dataclass(frozen=True)
@@ -58,27 +61,78 @@ class Variant:
     cosine_mean: float = 1.0
     cosine_min: float = 1.0
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON. Sizes are bytes."""
+        names = ("name", "seconds", "peak_bytes", "small_ms", "large_ms", "cosine_mean", "cosine_min")
+        return {**{name: getattr(self, name) for name in names}, "report": asdict(self.report)}
 
-def run(settings: Settings) -> int:
-    """Compress, measure and print; the exit status, 0 only if the limit refused the float32 model and no other."""
-    console = Console()
+
+@dataclass(frozen=True)
+class LimitTrial:
+    """Which form of the model runs in a pool in which only int8 fits."""
+
+    limit_bytes: int
+    float32_fits: bool  # by its weights alone: then nothing was tried
+    outcomes: dict[str, str] = field(default_factory=dict)  # by form: what happened
+    held: bool = False  # float32 was refused, int8 ran
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was measured."""
+
+    settings: Settings
+    variants: list[Variant]
+    held_out: int  # passages
+    trial: LimitTrial
+
+    @property
+    def held(self) -> bool:
+        return self.trial.held
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON. Sizes are bytes."""
+        return {
+            "machine": {"threads": torch.get_num_threads(), "kernels": _core.kernel_isa(), "torch": torch.__version__},
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.settings).items()},
+            "held_out_passages": self.held_out,
+            "forms": [variant.as_dict() for variant in self.variants],
+            "limit": asdict(self.trial),
+        }
+
+
+def run(settings: Settings, progress: Progress) -> Outcome:
+    """Compresses and measures; writes the sparse model where the settings say so."""
     if settings.out is not None and not settings.out.absolute().parent.is_dir():
         raise DemoError(f"there is no folder '{settings.out.absolute().parent}' for the sparse model.")
     calibration, held_out = _texts(settings.text, CALIBRATION if settings.epochs == 0 else LEARNING)
     mempool.enable("cpu")
-    variants = _variants(settings, calibration)
-    _measure(variants, held_out)
-    console.print(variants[-1].report.table())
-    console.print(_table(variants, len(held_out)))
+    variants = _variants(settings, calibration, progress)
+    _measure(variants, held_out, progress)
+    if settings.out is not None:
+        progress(0.85, "saving")
+        with mempool.use_pool(variants[-1].pool):
+            compress.save(compress.convert(variants[-1].model, target=settings.target), settings.out)
+    progress(0.9, "under a limit")
+    return Outcome(settings, variants, len(held_out), _try_limit(settings, variants))
+
+
+def show(outcome: Outcome) -> None:
+    """Prints it for people."""
+    console = Console()
+    variants, trial = outcome.variants, outcome.trial
+    console.print(variants[-1].report.table(grouped=True))
+    console.print(_table(variants, outcome.held_out))
     console.print(
         f"machine: {torch.get_num_threads()} threads, kernels {_core.kernel_isa()}, torch {torch.__version__}"
     )
-    if settings.out is not None:
-        with mempool.use_pool(variants[-1].pool):
-            compress.save(compress.convert(variants[-1].model, target=settings.target), settings.out)
-        console.print(f"{variants[-1].name}: {settings.out}", soft_wrap=True)
-    held = _show_limit(console, settings, variants)
-    return 0 if held else 1
+    if outcome.settings.out is not None:
+        console.print(f"{variants[-1].name}: {outcome.settings.out}", soft_wrap=True, markup=False)
+    text = f"in a pool with a limit of {_core.format_bytes(trial.limit_bytes)} "
+    if trial.float32_fits:
+        console.print(f"{text}float32 would fit, too: so little of this model is in its linear layers.")
+    for what in trial.outcomes.values():
+        console.print(text + what, soft_wrap=True, markup=False)
 
 
 def _texts(path: Path | None, most: int) -> tuple[list[str], list[str]]:
@@ -112,10 +166,11 @@ def _loaded(folder: Path, weights: str | None = "int8", **pruning: Any) -> nn.Mo
     return model
 
 
-def _variants(settings: Settings, calibration: list[str]) -> list[Variant]:
+def _variants(settings: Settings, calibration: list[str], progress: Progress) -> list[Variant]:
     weights = settings.folder / "model.safetensors"
     if not weights.is_file():
         raise DemoError(f"there is no '{weights}'.")
+    progress(0.0, "float32")
     float32 = _variant("float32", settings.folder, lambda: _loaded(settings.folder, None))
     # Of like lengths together: less padding, which would count as text.
     calibration = sorted(calibration, key=len)
@@ -133,10 +188,13 @@ def _variants(settings: Settings, calibration: list[str]) -> list[Variant]:
         model = compress.prune_(copy.deepcopy(float32.model), **how, keep_masks=True)
         return compress.convert(compress.distill_(model, float32.model, batches, settings.epochs))
 
+    progress(0.1, "int8")
+    dense = _variant("int8", settings.folder, lambda: _loaded(settings.folder))
     name = f"int8, {settings.sparsity:.0%} {settings.method}"
+    progress(0.2, name)
     return [
         float32,
-        _variant("int8", settings.folder, lambda: _loaded(settings.folder)),
+        dense,
         _variant(name if settings.epochs == 0 else f"{name}, distilled", settings.folder, sparse),
     ]
 
@@ -149,12 +207,13 @@ def _variant(name: str, folder: Path, load: Any) -> Variant:
     return Variant(name, pool, model, Embedder(folder, model), compress.report(model), time.perf_counter() - start)
 
 
-def _measure(variants: list[Variant], held_out: list[str]) -> None:
+def _measure(variants: list[Variant], held_out: list[str], progress: Progress) -> None:
     words = " ".join(held_out).split()
     large = [" ".join(words[i * WORDS : (i + 1) * WORDS]) or "text" for i in range(LARGE)]
     small = large[:SMALL]
     times: dict[tuple[str, int], list[float]] = {}
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS):
+        progress(0.5 + 0.35 * turn / ROUNDS, "measuring")
         for variant in variants:  # in turn: the machine's speed changes
             for passages in (small, large):
                 variant.embedder.embed(passages[:1])
@@ -201,25 +260,23 @@ def _table(variants: list[Variant], held_out: int) -> Table:
     return table
 
 
-def _show_limit(console: Console, settings: Settings, variants: list[Variant]) -> bool:
-    """The float32 model and the int8 model in a pool in which only the second fits; whether it went so."""
+def _try_limit(settings: Settings, variants: list[Variant]) -> LimitTrial:
+    """The float32 model and the int8 model in a pool in which only the second fits."""
     limit = int(HEADROOM * _peak_of_int8(settings))
-    text = f"in a pool with a limit of {_core.format_bytes(limit)} "
     if limit >= variants[0].report.total_bytes:
-        console.print(f"{text}float32 would fit, too: so little of this model is in its linear layers.")
-        return False
+        return LimitTrial(limit, True)
     held = True
+    outcomes = {}
     for name in ("float32", "int8"):
         pool = mempool.MemoryPool(f"limited, {name}", device="cpu", limit=limit)
         try:
             with mempool.use_pool(pool):
                 _serve_one(settings, None if name == "float32" else name)
-            outcome, fits = f"{name} loads and runs, peak {_core.format_bytes(pool.peak_bytes())}", True
+            outcomes[name], fits = f"{name} loads and runs, peak {_core.format_bytes(pool.peak_bytes())}", True
         except mempool.OutOfMemoryError as error:
-            outcome, fits = f"{name} fails: {str(error).splitlines()[0]}", False
+            outcomes[name], fits = f"{name} fails: {str(error).splitlines()[0]}", False
         held = held and fits == (name == "int8")
-        console.print(text + outcome, soft_wrap=True)
-    return held
+    return LimitTrial(limit, False, outcomes, held)
 
 
 def _serve_one(settings: Settings, form: str | None) -> None:

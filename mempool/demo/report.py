@@ -18,6 +18,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from mempool._files import atomic_write
+
 if TYPE_CHECKING:
     from mempool.demo.compare import Run
 
@@ -190,6 +192,7 @@ def write_timeline(runs: Sequence[Run], path: Path) -> Path:
         axes.set_ylim(0, axes.get_ylim()[1] * 1.2)  # room for the legend above the lines
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", ncols=2)
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=120, format="png")
     plt.close(figure)
     return path

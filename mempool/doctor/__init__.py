@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mempool.doctor.facts import gather
 
@@ -38,13 +39,20 @@ def check_device(device: str) -> list[Check]:
     return checks
 
 
-def examine() -> dict[str, Any]:
+Progress: TypeAlias = Callable[[float, str], None]  # how much is done, 0 to 1, and what comes next
+
+
+def examine(progress: Progress | None = None) -> dict[str, Any]:
     """The facts of this machine, and the self-checks of every device that mempool can serve."""
     facts = gather()
     devices = ["cpu"]
     if facts["cuda_problem"] is None:
         devices += [f"cuda:{index}" for index in range(len(facts["cuda_devices"]))]
-    checks = [check for device in devices for check in check_device(device)]
+    checks: list[Check] = []
+    for done, device in enumerate(devices):
+        if progress is not None:
+            progress(done / len(devices), device)
+        checks += check_device(device)
     return {
         "facts": facts,
         "checks": [asdict(check) for check in checks],
@@ -52,7 +60,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def run_benchmarks(cuda: bool) -> list[dict[str, Any]]:
+def run_benchmarks(cuda: bool, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Runs the benchmarks of the source folder that mempool was built from; nothing where there is none."""
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / "benchmarks" / "common.py").exists():
@@ -60,7 +68,9 @@ def run_benchmarks(cuda: bool) -> list[dict[str, Any]]:
     modules = ["benchmarks.alloc.run", "benchmarks.fragmentation.sleep"]
     modules += ["benchmarks.cuda.run"] if cuda else []
     out = []
-    for module in modules:
+    for count, module in enumerate(modules):
+        if progress is not None:
+            progress(count / len(modules), module)
         done = subprocess.run([sys.executable, "-m", module], cwd=root, capture_output=True, text=True, check=False)
         out.append(
             {"benchmark": module, "status": done.returncode, "output": done.stdout, "errors": done.stderr[-2000:]}

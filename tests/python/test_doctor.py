@@ -36,3 +36,19 @@ def test_a_device_that_is_not_there_fails_its_checks() -> None:
     checks = doctor.check_device("cuda:63")
     assert checks
     assert not all(check.passed for check in checks)
+
+
+def test_a_report_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    for out in (tmp_path / "no" / "report.json", tmp_path, "/dev/full/x"):
+        command = [sys.executable, "-m", "mempool", "doctor", "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert f"cannot write '{out}'" in done.stderr
+        assert done.stdout == ""
+
+
+def test_the_report_on_standard_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mempool", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["passed"]

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import gzip
+import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import mempool
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 HEADER = "# made by hand\nseq,op,id,bytes,stream\n"
 
@@ -58,7 +61,15 @@ def test_scattered_memory_is_moved_not_taken_anew(tmp_path: Path) -> None:
         (HEADER + "0,alloc,0\n", "line 3"),
         (HEADER + "0,alloc,5,10,0\n", "line 3"),
         (HEADER + "0,alloc,0,-1,0\n", "line 3"),
-        (HEADER + "0,alloc,0,x,0\n", "not a trace"),
+        (HEADER + "0,alloc,0,x,0\n", "not a trace: line 3: bytes is 'x'"),
+        (HEADER + "0,alloc,x,5,0\n", "not a trace: line 3: id is 'x'"),
+        (HEADER + "0,alloc,0,5,0\n1,free,0,,x\n", "line 4: stream is 'x'"),
+        (HEADER + "0,alloc,0,5,0\n1,free,,,0\n", "line 4: id is ''"),
+        (HEADER + "0,alloc,0,9223372036854775808,0\n", "line 3: bytes is larger than 63 bits"),
+        (HEADER + f"0,alloc,0,{'9' * 5000},0\n", "line 3: bytes is '9999"),
+        (HEADER + "0,alloc,0,9223372036854775807,0\n1,alloc,1,9223372036854775807,0\n", "line 4: more bytes are live"),
+        (HEADER + f"0,alloc,0,{'9' * 200_000},0\n", "after line 3: field larger"),
+        (HEADER.replace("stream", "time_ns") + "0,alloc,0,5,soon\n", "line 3: time_ns is 'soon'"),
         (HEADER + "0,alloc,0,10,0\n1,free,0,,0\n2,free,0,,0\n", "line 5"),
         (HEADER + "0,frobnicate,0,10,0\n", "frobnicate"),
     ],
@@ -75,6 +86,48 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress((HEADER + "0,alloc,0,5,0\n").encode())[:-8])
     with pytest.raises(mempool.TraceError, match="not a trace"):
         mempool.replay(path)
+
+
+def test_what_is_no_text_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(HEADER.encode() + b"0,alloc,0,5,0\n0,fr\xffee,0,,0\n")
+    with pytest.raises(mempool.TraceError, match=r"after line \d+: 'utf-8' codec"):
+        mempool.replay(path)
+    path.write_bytes(gzip.compress(HEADER.encode() + b"0,alloc,0,5,0\n")[:-12] + b"\xff" * 12)
+    with pytest.raises(mempool.TraceError, match=r"after line \d+: "):
+        mempool.replay(path)
+
+
+def test_a_scale_that_overflows_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "0,alloc,0,4096,0\n")
+    for scale in (1e300, 1e16):
+        with pytest.raises(mempool.ConfigError, match=r"line 3: scale 1e\+\d+ makes 4096 bytes overflow"):
+            mempool.replay(path, scale=scale)
+    with pytest.raises(mempool.ConfigError, match="conf: unknown option 'stich'"):
+        mempool.replay(path, conf="stich:false")
+
+
+def test_progress_goes_from_start_to_end_and_can_end_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "".join(f"0,alloc,{i},4096,0\n0,free,{i},,0\n" for i in range(20_000)))
+    done: list[float] = []
+    mempool.replay(path, progress=done.append)
+    assert done == sorted(done)
+    assert 0 < done[0] < 0.9
+    assert done[-1] == 1.0
+
+    def stop(share: float) -> None:
+        if share > 0.95:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mempool.replay(path, progress=stop)
+
+
+def test_times_may_count_from_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    epoch = 1_790_000_000_000_000_000
+    path.write_text(f"op,id,bytes,time_ns\nalloc,0,104857600,{epoch}\nfree,0,,{epoch + 5}\nalloc,1,1000,{2 * epoch}\n")
+    assert mempool.replay(path).decommits > 0
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
@@ -97,18 +150,27 @@ def test_bad_arguments(tmp_path: Path) -> None:
         mempool.replay(tmp_path / "missing")
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, command: Command) -> None:
     path = write(tmp_path / "t.csv", "0,alloc,0,33554432,0\n")
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "mempool", "replay", *arguments], capture_output=True, text=True, timeout=100
-        )
-
-    done = run(str(path), "--scale", "1/16")
+    done = command("replay", str(path), "--scale", "1/16")
     assert done.returncode == 0, done.stderr
     assert "2.00 MiB (1.0000 of live)" in done.stdout
-    for bad in ((str(path), "--scale", "x"), (str(path), "--backend", "gpu"), ("/no/such/trace",), (__file__,)):
-        done = run(*bad)
+    for bad, words in (
+        ((str(path), "--scale", "x"), "'x' is not a number"),
+        ((str(path), "--scale", "1/0"), "'1/0' is not a number"),
+        ((str(path), "--scale", "1e300"), "overflow"),
+        ((str(path), "--scale", "1e999999999"), "positive number"),
+        ((str(path), "--backend", "gpu"), "unknown backend"),
+        ((str(path), "--capacity", "4MiB"), "out of memory"),
+        ((str(path), "--capacity", "many"), "'many'"),
+        (("/no/such/trace",), "cannot read '/no/such/trace'"),
+        ((__file__,), "not a trace"),
+    ):
+        done = command("replay", *bad)
         assert done.returncode in (1, 2)
+        assert words in done.stderr
         assert "Traceback" not in done.stderr
+        assert "[mempool.oom" not in done.stderr
+    done = command("replay", str(path), "--json")
+    assert json.loads(done.stdout)["peak_live_bytes"] == 32 << 20

@@ -46,3 +46,19 @@ TEST(the_table_lists_what_can_be_set) {
   }
   CHECK_EQ(mempool::option_table().size(), 8u);
 }
+
+TEST(values_are_what_was_set) {
+  using mempool::OptionValue;
+  Options options;
+  CHECK(mempool::option_values(options).size() == mempool::option_table().size());
+  CHECK(mempool::option_values(options)[0] == OptionValue{});  // limit
+  parse_conf(options, "limit:1KiB,stitch:false,decay_ms:never,history_events:9", 0);
+  const std::vector<OptionValue> values = mempool::option_values(options);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::string_view key = mempool::option_table()[i].key;
+    if (key == "limit") CHECK(values[i] == OptionValue(std::uint64_t{1024}));
+    if (key == "stitch") CHECK(values[i] == OptionValue(false));
+    if (key == "decay_ms") CHECK(values[i] == OptionValue{});
+    if (key == "history_events") CHECK(values[i] == OptionValue(std::uint64_t{9}));
+  }
+}

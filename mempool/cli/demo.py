@@ -1,0 +1,29 @@
+"""``mempool demo``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("demo")
+@click.option(
+    "--out",
+    default="out/demo",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the snapshot, the timeline and the results (JSON).",
+)
+@click.option("--requests", default=120, show_default=True, type=click.IntRange(min=8), help="Requests in the burst.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads that serve.")
+def command(out: Path, requests: int, threads: int) -> None:
+    """Serve a real sentence-embedding model with torch's own allocator and with mempool, and compare."""
+    from mempool import demo as demo_package
+
+    try:
+        status = demo_package.main(out=out, requests=requests, threads=threads)
+    except demo_package.DemoError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(status)

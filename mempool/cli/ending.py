@@ -1,0 +1,205 @@
+"""The end of ``mempool run``: the snapshot and the summary, however the program ends but by a kill or ``os._exit``."""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import contextlib
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import mempool
+from mempool._device import parse_device
+from mempool._files import atomic_write
+from mempool._text import render
+from mempool.cli.common import format_size, shown
+
+_STDERR = 2
+_WIDTH = 80
+
+
+class Ending:
+    """Writes once what is to be told about a run. No error of its own changes the program's exit status."""
+
+    def __init__(self, device: str, snapshot: Path | None, summary: Path | None, as_json: bool) -> None:
+        self._device = device
+        self._snapshot = snapshot
+        self._summary = summary
+        self._as_json = as_json
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # a handler may interrupt the thread that is writing
+        self._is_done = False
+        self._has_stderr = sys.stderr is not None  # else its number may be another file by then
+
+    def arm(self) -> None:
+        """From now on the end is told. Call before the program runs: its own exit handlers then come first."""
+        sigterm = _SigTerm(self.write)
+        sigterm.arm()
+        # Handlers run in the opposite order: first of all the summary, then none is left to be told of a signal. All
+        # threads that the interpreter waits for have ended by then, and __main__ still has its globals.
+        atexit.register(sigterm.disarm)
+        atexit.register(self.write)
+
+    def write(self) -> None:
+        """Once, and not in a forked child."""
+        with self._lock:
+            if self._is_done or os.getpid() != self._process:
+                return
+            self._is_done = True
+            with contextlib.suppress(Exception):  # nobody is left to be told
+                self._write()
+
+    def _write(self) -> None:
+        notes = {}
+        if self._snapshot is not None:
+            notes["snapshot"] = shown(self._snapshot)
+            try:
+                mempool.dump_snapshot(self._snapshot, self._device)
+            except (OSError, MemoryError) as error:  # the program's own exit status is worth more
+                reason = getattr(error, "strerror", None) or str(error)
+                notes = {"snapshot_problem": f"the snapshot '{shown(self._snapshot)}' could not be written: {reason}"}
+        stats = {device: dict(mempool.memory_stats(device)) for device in _used_devices(self._device)}
+        text = json.dumps({"devices": stats, **notes}) + "\n" if self._as_json else _tables(stats, notes)
+        if self._summary is not None:
+            try:
+                with atomic_write(self._summary) as file:
+                    file.write(text.encode())
+                return
+            except OSError as error:
+                text += f"the summary could not be written to '{shown(self._summary)}': {error.strerror}\n"
+        if self._has_stderr:
+            _write_to_stderr(text.encode(errors="backslashreplace"))
+
+
+def _used_devices(device: str) -> list[str]:
+    found = parse_device(device)
+    if found.type == "cpu" or found.index is not None:
+        return [str(found)]
+    if not torch.cuda.is_initialized():
+        return []
+    every = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [each for each in every if mempool.memory_stats(each)["allocation.all.allocated"] > 0]
+
+
+def _tables(stats: dict[str, dict[str, int]], notes: dict[str, str]) -> str:
+    parts: list[Any] = []
+    for device, figures in stats.items():
+        name = "CPU" if device == "cpu" else device
+        table = Table(title=f"mempool: {name} memory of this run", title_justify="left")
+        table.add_column("")
+        for metric in ("now", "peak", "total allocated"):
+            table.add_column(metric, justify="right")
+        for title, key in (("allocated", "allocated_bytes.all"), ("held", "reserved_bytes.all")):
+            table.add_row(title, *(format_size(figures[f"{key}.{m}"]) for m in ("current", "peak", "allocated")))
+        table.add_row("blocks", *(str(figures[f"allocation.all.{m}"]) for m in ("current", "peak", "allocated")))
+        parts.append(table)
+        parts.append(
+            f"out-of-memory errors {figures['num_ooms']}, retries {figures['num_alloc_retries']}, "
+            f"commits {figures['num_device_alloc']}, decommits {figures['num_device_free']}"
+        )
+    if not stats:
+        parts.append("mempool: no CUDA tensor was made in this run")
+    parts += [f"snapshot: {text}" if key == "snapshot" else text for key, text in notes.items()]
+    width = shutil.get_terminal_size((_WIDTH, 0)).columns
+    return render(*parts, width=max(width, _WIDTH))
+
+
+def _write_to_stderr(data: bytes) -> None:
+    """Past ``sys.stderr``: what that cannot write it keeps, and then the interpreter ends with another status."""
+    with contextlib.suppress(Exception):
+        sys.stderr.flush()
+    # A program may have given SIGPIPE its default back: a reader that has gone must not end it here.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        while data:
+            try:
+                data = data[os.write(_STDERR, data) :]
+            except BlockingIOError:
+                select.select([], [_STDERR], [], 1.0)
+    except OSError:
+        signal.sigtimedwait({signal.SIGPIPE}, 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _SigTerm:
+    """Calls a function when SIGTERM comes, and lets it end the process then.
+
+    A Python handler runs in the main thread, and not before that is back from the operator it is in. So a thread waits
+    for the byte that the interpreter's own handler writes to a pipe (``signal.set_wakeup_fd``); only when the program
+    has taken that away, as asyncio may, the Python handler does it. A handler of the program's own takes our place.
+    """
+
+    def __init__(self, at_end: Callable[[], None]) -> None:
+        self._at_end = at_end
+        self._masks = threading.local()
+        self._read_end = self._write_end = -1
+        self._is_armed = False
+
+    def arm(self) -> None:
+        """From the main thread. Without an effect where the signal is ignored or handled already."""
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._write_end, False)
+        signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._handle)
+        self._is_armed = True
+        # A child is told of a signal by the same pipe until it has closed it: SIGTERM waits meanwhile.
+        os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._disarm_child)
+        # Not of threading's: a program may count its threads, or wait until there is one.
+        _thread.start_new_thread(self._watch, ())
+
+    def disarm(self) -> None:
+        """From the main thread. The signal ends the process at once again."""
+        ours, self._is_armed = self._is_ours(), False
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        current = signal.set_wakeup_fd(-1)
+        if current != self._write_end:
+            signal.set_wakeup_fd(current)
+
+    def _is_ours(self) -> bool:
+        return self._is_armed and signal.getsignal(signal.SIGTERM) == self._handle
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._end()
+
+    def _watch(self) -> None:
+        while True:
+            if signal.SIGTERM in os.read(self._read_end, 64) and self._is_ours():
+                self._end()
+
+    def _end(self) -> None:
+        self._at_end()
+        # signal.signal() is for the main thread alone.
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+        libc.signal(signal.SIGTERM, None)  # SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _block(self) -> None:
+        self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if self._is_ours() else ())
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
+
+    def _disarm_child(self) -> None:
+        if self._is_armed:
+            self.disarm()
+            os.close(self._read_end)
+            os.close(self._write_end)
+        self._unblock()
