@@ -43,6 +43,12 @@ def invariants() -> Iterator[None]:
     assert cpu().check_invariants() == ""
 
 
+@pytest.fixture(autouse=True)
+def wide_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command prints is as wide as its contents: they hold paths, and the checkout may lie anywhere."""
+    monkeypatch.setenv("COLUMNS", "10000")
+
+
 @pytest.fixture
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a script in a fresh interpreter."""

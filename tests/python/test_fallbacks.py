@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
@@ -52,5 +53,21 @@ def test_without_moves_nothing_moves() -> None:
     assert run("stitch:false") == 0
 
 
+def address_space_of_torch() -> int:
+    """Bytes of addresses that a process has taken once torch is there: CUDA builds map several times what others do."""
+    status = "import torch; print(open('/proc/self/status').read())"
+    done = subprocess.run(
+        [sys.executable, "-c", status],
+        env={"OMP_NUM_THREADS": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = re.search(r"^VmPeak:\s+(\d+) kB$", done.stdout, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
+
+
 def test_little_address_space() -> None:
-    assert run("", 4 * GIB) >= 0
+    assert run("", address_space_of_torch() + 3 * GIB) >= 0
