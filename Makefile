@@ -17,7 +17,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python fuzz soak demo bench instructions lint format clean
+.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python fuzz soak demo bench instructions lint format clean
 
 setup: $(STAMPS)/built
 
@@ -26,17 +26,26 @@ $(STAMPS)/venv:
 	mkdir -p $(STAMPS)
 	touch $@
 
-# torch comes first and only where there is none: whoever has another build of it keeps that one.
-$(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/venv
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)"
+# A torch that is named (make test TORCH=torch==2.14.1) is the one that is tested; where none is named, whichever is there
+# stays. The stamp holds its version and is touched only when that changes, which builds the package anew.
+torch_of = $(1)/bin/python -c "from importlib.metadata import version; print(version('torch'))"
+install_torch = $(if $(filter file,$(origin $(2))),$(call torch_of,$(1)) >/dev/null 2>&1 || )$(1)/bin/pip install -q $(3) "$($(2))"
+
+$(STAMPS)/torch: FORCE | $(STAMPS)/venv
+	@$(call install_torch,$(VENV),TORCH)
+	@$(call torch_of,$(VENV)) | cmp -s - $@ || $(call torch_of,$(VENV)) >$@
+
+$(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/torch
 	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \
 	  "pytest>=8" "pytest-timeout>=2.3" "matplotlib>=3.8" "safetensors>=0.4" "anyio>=4" "accelerate>=1" \
 	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8"
 	touch $@
 
-$(STAMPS)/built: $(SOURCES) $(STAMPS)/dependencies
+$(STAMPS)/built: $(SOURCES) $(STAMPS)/dependencies $(STAMPS)/torch
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(BIN):$$PATH" \
 	  $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@$(BIN)/python -c "import mempool, torch; why = mempool._core.without_cuda; \
+	  print(f'built for the CPU alone: {why}.') if why and torch.version.cuda else None"
 	touch $@
 
 $(STAMPS)/demo: pyproject.toml $(STAMPS)/dependencies
@@ -84,13 +93,16 @@ TOOLKIT     := build/cuda_toolkit
 CUDA_INCLUDE ?= $(TOOLKIT)/nvidia/cu13/include
 STANDIN     := build/cuda_standin
 
-$(VENV_CUDA)/stamps/torch:
+$(VENV_CUDA)/stamps/venv:
 	$(PYTHON) -m venv $(VENV_CUDA)
-	$(VENV_CUDA)/bin/pip install -q --no-deps "$(TORCH_CUDA)"
 	$(VENV_CUDA)/bin/pip install -q filelock typing-extensions sympy networkx jinja2 fsspec numpy "pytest>=8" "pytest-timeout>=2.3" \
 	  "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja "click>=8.1" "rich>=13"
 	mkdir -p $(@D)
 	touch $@
+
+$(VENV_CUDA)/stamps/torch: FORCE | $(VENV_CUDA)/stamps/venv
+	@$(call install_torch,$(VENV_CUDA),TORCH_CUDA,--no-deps)
+	@$(call torch_of,$(VENV_CUDA)) | cmp -s - $@ || $(call torch_of,$(VENV_CUDA)) >$@
 
 $(TOOLKIT)/stamp: | $(STAMPS)/venv
 	rm -rf $(TOOLKIT)
@@ -106,11 +118,13 @@ standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
 # The package for torch's CUDA build. The stand-in is in place while torch is asked what it is; packed layers run on the
 # CPU there, and on a GPU by nvcc's code.
 EMULATOR := $(if $(filter real,$(MEMPOOL_TEST_DEVICE)),OFF,ON)
-$(VENV_CUDA)/stamps/built: $(SOURCES) | standin
+$(VENV_CUDA)/stamps/built: $(SOURCES) $(VENV_CUDA)/stamps/torch | standin
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(VENV_CUDA)/bin:$$PATH" tests/cuda_standin/run \
 	  $(CURDIR)/$(VENV_CUDA)/bin/pip install -q --no-build-isolation --no-deps -e . \
-	  -Cbuild-dir=build/cuda_package -Ccmake.define.MEMPOOL_CUDA_HEADERS="$(abspath $(CUDA_INCLUDE))" \
-	  -Ccmake.define.MEMPOOL_CUDA_EMULATOR=$(EMULATOR) -Ccmake.define.MEMPOOL_NVCC="$(abspath $(CUDA_INCLUDE)/../bin/nvcc)"
+	  --config-settings=build-dir=build/cuda_package --config-settings=cmake.define.MEMPOOL_CUDA=on \
+	  --config-settings=cmake.define.MEMPOOL_CUDA_HEADERS="$(abspath $(CUDA_INCLUDE))" \
+	  --config-settings=cmake.define.MEMPOOL_CUDA_EMULATOR=$(EMULATOR) \
+	  --config-settings=cmake.define.MEMPOOL_NVCC="$(abspath $(CUDA_INCLUDE)/../bin/nvcc)"
 	touch $@
 
 test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
