@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 import os
 from types import ModuleType
@@ -9,14 +10,15 @@ from typing import TypeAlias
 
 import torch
 
-from mempool import _core, _torch_cpu
+from mempool import _build, _core, _torch_cpu
 from mempool.errors import ConfigError, DeviceError, NotEnabledError
 
-_torch_cuda: ModuleType | None
+_torch_cuda: ModuleType | None = None
+_import_error: ImportError | None = None  # why there is no _torch_cuda
 try:
-    from mempool import _torch_cuda
-except ImportError:  # built for a torch without CUDA
-    _torch_cuda = None
+    _torch_cuda = importlib.import_module("mempool._torch_cuda")
+except ImportError as error:
+    _import_error = error.with_traceback(None)
 
 Device: TypeAlias = str | int | torch.device | None
 Size: TypeAlias = int | str
@@ -35,13 +37,19 @@ def parse_device(device: str | int | torch.device) -> torch.device:
 
 def cuda_problem() -> str | None:
     """Why no CUDA tensor can come from mempool; None when it can."""
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} has no CUDA"
-    if _torch_cuda is None:
-        return "mempool was built for a torch without CUDA: rebuild it in this environment"
+    problem = _extension_problem()
+    if problem is not None:
+        return problem
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
     return _core.cuda_problem() or None
+
+
+def _extension_problem() -> str | None:
+    """Why this build has no CUDA half that runs with this torch; None when it has one."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    return None if _import_error is None else _build.cuda_problem(_import_error)
 
 
 def is_cpu_enabled() -> bool:
@@ -171,10 +179,13 @@ def cuda_library_path() -> str:
     class does not pass on: ``enable("cuda")`` keeps everything.
 
     Raises:
-        DeviceError: mempool was built for a torch without CUDA.
+        DeviceError: there is no such library; the message says why.
     """
-    if _torch_cuda is None or _torch_cuda.__file__ is None:
-        raise DeviceError("cuda: mempool was built for a torch without CUDA.")
+    problem = _extension_problem()
+    if problem is not None:
+        raise DeviceError(f"cuda: {problem}.")
+    assert _torch_cuda is not None
+    assert _torch_cuda.__file__ is not None
     return _torch_cuda.__file__
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mempool import _core
+from mempool import _build, _core
 
 __all__ = ["HAS_CUDA", "MOST_INPUTS", "packed_sizes"]
 
@@ -54,16 +54,25 @@ def packed_sizes(pattern: str, outputs: int, inputs: int) -> dict[str, int]:
 # Beside the modules, which an editable installation keeps apart from these files.
 _FOLDER = Path(_core.__file__).parent
 torch.ops.load_library(str(_FOLDER / "_ops.so"))  # type: ignore[no-untyped-call]
-HAS_CUDA = (_FOLDER / "_ops_cuda.so").exists()  # built for torch's CUDA build, where there is nvcc
-if HAS_CUDA:
-    torch.ops.load_library(str(_FOLDER / "_ops_cuda.so"))  # type: ignore[no-untyped-call]
+
+
+def _load_cuda_kernels() -> str:
+    """Why there are no kernels for a GPU; empty when they are loaded."""
+    if _core.without_cuda_kernels:
+        return f"this build has no kernels for a GPU: {_core.without_cuda_kernels}"
+    try:
+        torch.ops.load_library(str(_FOLDER / "_ops_cuda.so"))  # type: ignore[no-untyped-call]
+    except OSError as error:  # of another build of torch, or not there any more
+        return f"the library of kernels for a GPU {_build.load_problem(error)}"
+    return ""
+
+
+CUDA_PROBLEM = _load_cuda_kernels()
+HAS_CUDA = not CUDA_PROBLEM
 
 
 def _no_kernels(*_: object) -> Tensor:
-    raise RuntimeError(
-        "mempool: this build has no kernels for a GPU: there was no nvcc when it was built, or MEMPOOL_CUDA was off. "
-        "Move the layer to the CPU, or build mempool anew (README, Compressed weights)."
-    )
+    raise RuntimeError(f"mempool: {CUDA_PROBLEM}. Or move the layer to the CPU.")
 
 
 if not HAS_CUDA:

@@ -6,25 +6,18 @@ foreach(kernel bitmap_decode block4_decode dense_decode dense_gemm expand quanti
   list(APPEND cuda_kernel_sources ${PROJECT_SOURCE_DIR}/csrc/kernels/cuda/${kernel}.cu)
 endforeach()
 
-find_program(MEMPOOL_NVCC nvcc
-  HINTS "${MEMPOOL_CUDA_INCLUDE}/../bin" "${torch_folder}/../nvidia/cu13/bin" ENV CUDA_HOME ENV CUDA_PATH
-  PATHS /usr/local/cuda PATH_SUFFIXES bin)
-set(cuda_advice "pip install")
-foreach(package nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-cccl)
-  string(APPEND cuda_advice " '${package}==${torch_cuda_version}.*'")
-endforeach()
-string(APPEND cuda_advice "    or name one:  -DMEMPOOL_NVCC=...")
-# mma.sp::ordered_metadata came with 12.5.
-if(MEMPOOL_NVCC)
-  execute_process(COMMAND ${MEMPOOL_NVCC} --version OUTPUT_VARIABLE nvcc_says ERROR_QUIET)
-  string(REGEX MATCH "release ([0-9]+\\.[0-9]+)" nvcc_release "${nvcc_says}")
-  set(nvcc_version "${CMAKE_MATCH_1}")
-  if(NOT nvcc_release OR nvcc_version VERSION_LESS 12.5)
-    set(nvcc_problem "${MEMPOOL_NVCC} is version '${nvcc_version}', and 12.5 is needed")
-  endif()
-else()
-  set(nvcc_problem "there is no nvcc")
+if(MEMPOOL_NVCC AND NOT EXISTS "${MEMPOOL_NVCC}")
+  unset(MEMPOOL_NVCC CACHE)  # found by an earlier build, and gone
 endif()
+set(nvcc_places "")
+foreach(folder IN LISTS mempool_cuda_include)
+  list(APPEND nvcc_places "${folder}/../bin")
+endforeach()
+foreach(folder IN LISTS torch_nvidia_folders)
+  list(APPEND nvcc_places "${folder}/cu13/bin")
+endforeach()
+find_program(MEMPOOL_NVCC nvcc HINTS ${nvcc_places} ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin)
+mempool_check_nvcc(nvcc_problem)
 
 function(mempool_cuda_ops name)
   add_library(${name} MODULE ../torch/cuda_linear_ops.cpp ../kernels/cuda/choices.cpp ../kernels/cuda/linear.cpp
@@ -32,7 +25,7 @@ function(mempool_cuda_ops name)
   set_target_properties(${name} PROPERTIES PREFIX "" INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON
     INTERPROCEDURAL_OPTIMIZATION OFF)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
-  target_include_directories(${name} SYSTEM PRIVATE "${MEMPOOL_CUDA_INCLUDE}")
+  target_include_directories(${name} SYSTEM PRIVATE ${mempool_cuda_include})
   # The runtime's own symbols come from what torch has loaded.
   target_link_libraries(${name} PRIVATE torch_c10 mempool mempool_flags "${torch_folder}/lib/libtorch_cpu.so"
     "${torch_folder}/lib/libc10_cuda.so" "${torch_folder}/lib/libtorch_cuda.so")
@@ -67,9 +60,10 @@ if(MEMPOOL_CUDA_EMULATOR)
 elseif(NOT nvcc_problem)
   mempool_cuda_ops(_ops_cuda ${cuda_kernel_objects})
 elseif(MEMPOOL_CUDA STREQUAL "on")
-  message(FATAL_ERROR "MEMPOOL_CUDA=on, and ${nvcc_problem}.\nRun:  ${cuda_advice}")
+  message(FATAL_ERROR " MEMPOOL_CUDA=on, and ${nvcc_problem}.")
 else()
-  message(STATUS "Packed layers will run on the CPU alone: ${nvcc_problem}. Run:  ${cuda_advice}")
+  set(mempool_kernels_problem "${nvcc_problem}")
+  message(STATUS "Packed layers will run on the CPU alone: ${mempool_kernels_problem}.")
   return()
 endif()
 install(TARGETS _ops_cuda LIBRARY DESTINATION mempool)

@@ -30,8 +30,8 @@ def problem() -> str | None:
     """Why no GPU can be examined here; None if one can."""
     if not torch.cuda.is_available():
         return _device.cuda_problem() or "torch sees no GPU"
-    if not ops.HAS_CUDA:
-        return "this build of mempool has no CUDA kernels: there was no nvcc when it was built, or MEMPOOL_CUDA=off"
+    if ops.CUDA_PROBLEM:
+        return ops.CUDA_PROBLEM
     if torch.cuda.get_device_capability() < (8, 0):
         return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
     return None
