@@ -2,7 +2,6 @@
 
 #include <array>
 #include <atomic>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -11,6 +10,7 @@
 #include "backend/cuda_memory.h"
 #include "backend/cuda_plain_memory.h"
 #include "backend/decay_thread.h"
+#include "backend/fork_safety.h"
 #include "common/errors.h"
 
 namespace mempool {
@@ -22,7 +22,15 @@ std::array<CudaMemory*, kMaxCudaDevices> g_memory{};  // of those that can manag
 const CudaDriver& driver() {
   const CudaDriver* const found = CudaDriver::instance();
   if (found == nullptr) throw ConfigError("cuda: " + CudaDriver::why() + ".");
+  if (CudaDriver::is_forked()) {
+    throw ConfigError("cuda: a forked process cannot use the driver that its parent has used. Start it with 'spawn'.");
+  }
   return *found;
+}
+
+// In a forked child nothing goes back to the driver.
+void start_decay(CachingAllocator& allocator) noexcept {
+  if (!CudaDriver::is_forked()) ensure_decay_thread(allocator);
 }
 
 [[noreturn]] void refuse(int ordinal) {
@@ -49,8 +57,7 @@ std::size_t cuda_device_bytes(int ordinal) {
 CachingAllocator& cuda_device(int ordinal, const Options& options) {
   if (ordinal < 0 || ordinal >= kMaxCudaDevices) refuse(ordinal);
   auto& entry = g_devices[static_cast<std::size_t>(ordinal)];
-  static std::mutex making;
-  const std::lock_guard guard(making);
+  const std::lock_guard guard(device_making());
   if (CachingAllocator* const made = entry.load()) return *made;
   std::unique_ptr<PhysicalMemory> memory;
   CudaMemory* managed = nullptr;
@@ -66,7 +73,8 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
   // Address space costs nothing on a device: one reservation that holds everything leaves ranges room to grow.
   if (options.segment_bytes == Options{}.segment_bytes) own.segment_bytes = cuda_device_bytes(ordinal);
   auto made = std::make_unique<CachingAllocator>("cuda:" + std::to_string(ordinal), std::move(memory), own);
-  made->set_growth_hook(ensure_decay_thread);
+  survive_fork(*made);
+  made->set_growth_hook(start_decay);
   g_memory[static_cast<std::size_t>(ordinal)] = managed;
   entry.store(made.get());
   return *made.release();
@@ -93,16 +101,9 @@ bool cuda_let_in(int ordinal, int peer) noexcept {
   return false;
 }
 
-int cuda_export(int ordinal, const Handle& handle) {
-  static std::mutex exporting;
-  static auto* const known = new std::map<std::pair<int, std::uint64_t>, int>;
+int cuda_export_handle(int ordinal, const Handle& handle) noexcept {
   if (!cuda_manages_virtual_memory(ordinal)) return -1;
-  const std::lock_guard guard(exporting);
-  const auto [entry, is_new] = known->try_emplace({ordinal, handle.token}, -1);
-  if (is_new) entry->second = g_memory[static_cast<std::size_t>(ordinal)]->export_handle(handle);
-  const int descriptor = entry->second;
-  if (descriptor < 0) known->erase(entry);
-  return descriptor;
+  return g_memory[static_cast<std::size_t>(ordinal)]->export_handle(handle);
 }
 
 }  // namespace mempool

@@ -19,8 +19,8 @@ CachingAllocator* cuda_device_if_made(int ordinal) noexcept;
 bool is_cuda_usable(std::string& why_not);
 // Whether the device's allocator has memory that moves and can be shared; else plain allocations.
 bool cuda_manages_virtual_memory(int ordinal) noexcept;
-// A file descriptor for a handle of the device that another process can open; it stays open. -1: the driver gives none.
-int cuda_export(int ordinal, const Handle& handle);
+// A new file descriptor for a handle of the device that another process can open. -1: the driver gives none.
+int cuda_export_handle(int ordinal, const Handle& handle) noexcept;
 // `peer` may use the memory of `ordinal`, which has an allocator. False: the driver refused.
 bool cuda_let_in(int ordinal, int peer) noexcept;
 // Bytes that the device has in all. Throws ConfigError as cuda_device() does.

@@ -1,10 +1,18 @@
 #include "backend/cuda_driver.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
+#include <atomic>
 #include <type_traits>
 
 namespace mempool {
+namespace {
+
+constinit std::atomic<bool> g_is_forked{false};
+
+}  // namespace
+
 bool CudaDriver::open(std::string& problem) {
   void* const library =
       dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);  // stays open: its functions are called to the end
@@ -58,6 +66,7 @@ const CudaDriver::Opened& CudaDriver::opened() {
     auto* const made = new Opened;  // immortal, as allocators are
     auto* const driver = new CudaDriver;
     if (driver->open(made->problem)) made->driver = driver;
+    if (made->driver != nullptr) pthread_atfork(nullptr, nullptr, [] { g_is_forked.store(true); });
     return made;
   }();
   return *once;
@@ -65,9 +74,12 @@ const CudaDriver::Opened& CudaDriver::opened() {
 
 const CudaDriver* CudaDriver::instance() { return opened().driver; }
 
+bool CudaDriver::is_forked() noexcept { return g_is_forked.load(std::memory_order_relaxed); }
+
 std::string CudaDriver::why() { return opened().problem; }
 
 CudaScope::CudaScope(const CudaDriver& driver, void* context) noexcept : driver_(driver) {
+  if (CudaDriver::is_forked()) return;
   has_before_ = driver_.context_get_current(&before_) == CudaDriver::kSuccess;
   if (!has_before_) return;
   if (before_ != context && driver_.context_set_current(context) != CudaDriver::kSuccess) return;

@@ -36,6 +36,9 @@ class CudaDriver {
   // nullptr when there is no driver, or one that is too old to manage virtual memory; then why() says so. Opened once.
   static const CudaDriver* instance();
   static std::string why();
+  // Whether this is a forked child of a process that had opened it: the driver works no more here, and a CudaScope is
+  // not entered.
+  static bool is_forked() noexcept;
 
   Result (*device_get)(int* device, int ordinal) = nullptr;
   Result (*device_get_attribute)(int* value, int attribute, int device) = nullptr;

@@ -6,12 +6,15 @@ namespace mempool {
 namespace {
 
 constexpr unsigned kDisableTiming = 2;  // CU_EVENT_DISABLE_TIMING
+constexpr int kOutOfMemory = 2;         // CUDA_ERROR_OUT_OF_MEMORY
 constexpr int kNotReady = 600;          // CUDA_ERROR_NOT_READY
-constexpr int kInvalidHandle = 400;     // CUDA_ERROR_INVALID_HANDLE
-constexpr int kContextDestroyed = 709;  // CUDA_ERROR_CONTEXT_IS_DESTROYED
 constexpr int kFirstOfCapture = 900;    // CUDA_ERROR_STREAM_CAPTURE_…
 constexpr int kLastOfCapture = 908;
 constexpr int kCaptureNone = 0;  // CU_STREAM_CAPTURE_STATUS_NONE
+// CU_STREAM_PER_THREAD: under that handle each thread has another stream, so no thread can record an event for all.
+constexpr StreamId kPerThread = 2;
+
+bool is_of_capture(CudaDriver::Result result) { return result >= kFirstOfCapture && result <= kLastOfCapture; }
 
 void* pointer_of(std::uint64_t number) { return reinterpret_cast<void*>(number); }  // NOLINT(performance-no-int-to-ptr)
 
@@ -21,12 +24,14 @@ CudaEvents::~CudaEvents() {
   for (void* event : unused_) driver_.event_destroy(event);
 }
 
-bool CudaEvents::record(StreamId stream, Event& out) noexcept {
+StreamEvents::Recorded CudaEvents::record(StreamId stream, Event& out) noexcept {
   const CudaScope scope(driver_, context_);
-  if (!scope.is_entered()) return false;
+  if (!scope.is_entered()) return Recorded::not_now;
+  if (stream == kPerThread) return Recorded::never;
   int capture = kCaptureNone;
-  if (driver_.is_capturing(pointer_of(stream), &capture) != CudaDriver::kSuccess || capture != kCaptureNone)
-    return false;
+  CudaDriver::Result result = driver_.is_capturing(pointer_of(stream), &capture);
+  if (result != CudaDriver::kSuccess) return of_error(result);
+  if (capture != kCaptureNone) return Recorded::not_now;
   void* event = nullptr;
   {
     const std::lock_guard guard(mutex_);
@@ -35,33 +40,58 @@ bool CudaEvents::record(StreamId stream, Event& out) noexcept {
       unused_.pop_back();
     }
   }
-  if (event == nullptr && driver_.event_create(&event, kDisableTiming) != CudaDriver::kSuccess) return false;
+  if (event == nullptr) {
+    result = driver_.event_create(&event, kDisableTiming);
+    if (result != CudaDriver::kSuccess) return of_error(result);
+  }
   out = reinterpret_cast<Event>(event);
-  if (driver_.event_record(event, pointer_of(stream)) == CudaDriver::kSuccess) return true;
+  result = driver_.event_record(event, pointer_of(stream));
+  if (result == CudaDriver::kSuccess) return Recorded::yes;
   discard(out);
-  return false;
+  return of_error(result);
 }
 
-// A device that has failed does nothing any more.
+// What the driver says of a stream that was destroyed is not the same everywhere. Whatever it is, the whole device can
+// be waited for; and if the device has failed, that will say so.
+StreamEvents::Recorded CudaEvents::of_error(int result) noexcept {
+  return is_of_capture(result) || result == kOutOfMemory ? Recorded::not_now : Recorded::never;
+}
+
+StreamEvents::Progress CudaEvents::progress_of(int result) noexcept {
+  if (result == CudaDriver::kSuccess) return Progress::done;
+  if (result == kNotReady) return Progress::pending;
+  if (is_of_capture(result)) return Progress::lost;
+  failure_.store(result, std::memory_order_relaxed);
+  return Progress::failed;
+}
+
 StreamEvents::Progress CudaEvents::query(Event event) noexcept {
   const CudaScope scope(driver_, context_);
-  if (!scope.is_entered()) return Progress::pending;
-  const CudaDriver::Result result = driver_.event_query(pointer_of(event));
-  if (result == kNotReady) return Progress::pending;
-  return result >= kFirstOfCapture && result <= kLastOfCapture ? Progress::lost : Progress::done;
+  return scope.is_entered() ? progress_of(driver_.event_query(pointer_of(event))) : Progress::pending;
 }
 
-void CudaEvents::wait(Event event) noexcept {
+StreamEvents::Progress CudaEvents::wait(Event event) noexcept {
   const CudaScope scope(driver_, context_);
-  driver_.event_synchronize(pointer_of(event));
+  return scope.is_entered() ? progress_of(driver_.event_synchronize(pointer_of(event))) : Progress::failed;
 }
 
 bool CudaEvents::wait_for_device() noexcept {
   const CudaScope scope(driver_, context_);
-  return scope.is_entered() && driver_.context_synchronize() == CudaDriver::kSuccess;
+  return scope.is_entered() && progress_of(driver_.context_synchronize()) == Progress::done;
+}
+
+std::string CudaEvents::failure() noexcept {
+  const int result = failure_.load(std::memory_order_relaxed);
+  if (result == CudaDriver::kSuccess) return {};
+  try {
+    return "the CUDA driver reports error " + std::to_string(result) + " for work that was asked for";
+  } catch (const std::bad_alloc&) {
+    return "CUDA error";
+  }
 }
 
 void CudaEvents::discard(Event event) noexcept {
+  if (CudaDriver::is_forked()) return;  // the mutex may be held by a thread that is not here
   const std::lock_guard guard(mutex_);
   try {
     unused_.push_back(pointer_of(event));

@@ -1,7 +1,9 @@
 // Events on the streams of one CUDA device.
 #pragma once
 
+#include <atomic>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "backend/cuda_driver.h"
@@ -15,16 +17,21 @@ class CudaEvents final : public StreamEvents {
   CudaEvents(const CudaDriver& driver, void* context) noexcept : driver_(driver), context_(context) {}
   ~CudaEvents() override;
 
-  // False also while the stream is captured: an event of a graph says nothing about work that is done.
-  bool record(StreamId stream, Event& out) noexcept override;
+  // Not while the stream is captured: an event of a graph says nothing about work that is done.
+  Recorded record(StreamId stream, Event& out) noexcept override;
   Progress query(Event event) noexcept override;
-  void wait(Event event) noexcept override;
+  Progress wait(Event event) noexcept override;
   bool wait_for_device() noexcept override;
+  std::string failure() noexcept override;
   void discard(Event event) noexcept override;
 
  private:
+  static Recorded of_error(int result) noexcept;
+  Progress progress_of(int result) noexcept;
+
   const CudaDriver& driver_;
   void* const context_;
+  std::atomic<int> failure_{CudaDriver::kSuccess};  // the last error of work, not of a call
   std::mutex mutex_;
   std::vector<void*> unused_;  // to be recorded again: making one takes long
 };

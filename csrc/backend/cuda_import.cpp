@@ -14,6 +14,7 @@ class Imported {
   Imported& operator=(const Imported&) = delete;
   ~Imported() {
     const CudaScope scope(driver_, context_);
+    if (CudaDriver::is_forked()) return;
     // Kernels that read it may be under way still.
     if (mapped_ > 0 && driver_.context_synchronize() != CudaDriver::kSuccess) return;
     if (mapped_ > 0) driver_.unmap(start_, mapped_);

@@ -29,6 +29,7 @@ class PinnedBackup final : public Backup {
   PinnedBackup(const CudaDriver& driver, void* context) : driver_(driver), context_(context) {}
   ~PinnedBackup() override {
     const CudaScope scope(driver_, context_);
+    if (CudaDriver::is_forked()) return;
     for (const Piece& piece : pieces_) driver_.free_host(piece.copy);
   }
 
@@ -142,7 +143,7 @@ void* CudaMemory::reserve(std::size_t bytes) noexcept {
 
 void CudaMemory::unreserve(void* address, std::size_t bytes) noexcept {
   const CudaScope scope(driver_, context_);
-  driver_.unreserve(number_of(address), bytes);
+  if (!CudaDriver::is_forked()) driver_.unreserve(number_of(address), bytes);
 }
 
 bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {

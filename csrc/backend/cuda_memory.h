@@ -47,6 +47,7 @@ class CudaMemory final : public PhysicalMemory {
     const std::size_t committed = committed_.load(std::memory_order_relaxed);
     return most > committed ? most - committed : 0;
   }
+  std::size_t capacity_bytes() const noexcept override { return total_; }
   bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }
   bool join(Handle&, const Handle&) noexcept override { return false; }
   bool open(void* address, std::size_t bytes) noexcept override;

@@ -26,6 +26,7 @@ class CudaPlainMemory final : public PhysicalMemory {
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
   std::size_t available_bytes() noexcept override;
+  std::size_t capacity_bytes() const noexcept override { return total_; }
   bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }
   bool join(Handle&, const Handle&) noexcept override { return false; }
   bool move(Handle&, void*) noexcept override { return false; }

@@ -271,35 +271,63 @@ std::uint64_t FakeMemory::waits() const noexcept {
   return streams_.waits;
 }
 
-bool FakeMemory::Streams::record(StreamId stream, Event& out) noexcept {
+void FakeMemory::capture_events() {
+  const Guard guard(mutex_);
+  for (auto& [event, recorded] : streams_.events) recorded.is_captured = true;
+}
+
+void FakeMemory::destroy_stream(StreamId stream) {
+  const Guard guard(mutex_);
+  streams_.lines[stream].is_gone = true;
+}
+
+void FakeMemory::create_stream(StreamId stream) {
+  const Guard guard(mutex_);
+  Streams::Line& line = streams_.lines[stream];
+  if (line.done < line.asked) broken("create_stream: a handle whose work goes on");
+  line.is_gone = false;
+}
+
+void FakeMemory::fail_device(bool failed) {
+  const Guard guard(mutex_);
+  streams_.failed = failed;
+}
+
+StreamEvents::Recorded FakeMemory::Streams::record(StreamId stream, Event& out) noexcept {
   const Guard guard(memory_.mutex_);
-  if (!memory_.enter(Call::record) || refused) return false;
+  if (!memory_.enter(Call::record) || refused) return Recorded::not_now;
   try {
+    if (failed || lines[stream].is_gone) return Recorded::never;
     events[next_] = {stream, lines[stream].asked};
   } catch (const std::bad_alloc&) {
-    return false;
+    return Recorded::not_now;
   }
   out = next_++;
-  return true;
+  return Recorded::yes;
 }
 
 StreamEvents::Progress FakeMemory::Streams::query(Event event) noexcept {
   const Guard guard(memory_.mutex_);
-  const Recorded& recorded = events.at(event);
+  const Asked& recorded = events.at(event);
+  if (failed) return Progress::failed;
+  if (recorded.is_captured) return Progress::lost;
   return lines.at(recorded.stream).done >= recorded.until ? Progress::done : Progress::pending;
 }
 
-void FakeMemory::Streams::wait(Event event) noexcept {
+StreamEvents::Progress FakeMemory::Streams::wait(Event event) noexcept {
   const Guard guard(memory_.mutex_);
-  const Recorded& recorded = events.at(event);
+  const Asked& recorded = events.at(event);
+  if (failed) return Progress::failed;
+  if (recorded.is_captured) return Progress::lost;
   Line& line = lines.at(recorded.stream);
   waits += line.done < recorded.until ? 1 : 0;
   line.done = std::max(line.done, recorded.until);
+  return Progress::done;
 }
 
 bool FakeMemory::Streams::wait_for_device() noexcept {
   const Guard guard(memory_.mutex_);
-  if (refused) return false;
+  if (refused || failed) return false;
   for (auto& [stream, line] : lines) {
     waits += line.done < line.asked ? 1 : 0;
     line.done = line.asked;

@@ -53,6 +53,7 @@ class FakeMemory final : public PhysicalMemory {
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
   std::size_t available_bytes() noexcept override { return settings_.capacity_bytes - committed_bytes(); }
+  std::size_t capacity_bytes() const noexcept override { return settings_.capacity_bytes; }
   bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept override;
   bool join(Handle& first, const Handle& second) noexcept override;
   bool open(void* address, std::size_t bytes) noexcept override;
@@ -72,7 +73,11 @@ class FakeMemory final : public PhysicalMemory {
   void work(StreamId stream);                                       // asks for one more piece
   void finish(StreamId stream, std::uint64_t pieces = UINT64_MAX);  // so many of those that are not done get done
   void refuse_events(bool refused);                                 // as while a stream is captured
-  std::uint64_t waits() const noexcept;                             // calls that had to wait; a wait does the work
+  void capture_events();                 // those that are recorded and not done say nothing any more
+  void destroy_stream(StreamId stream);  // its work goes on
+  void create_stream(StreamId stream);   // the same handle once more
+  void fail_device(bool failed);         // its work is never done
+  std::uint64_t waits() const noexcept;  // calls that had to wait; a wait does the work
 
   // The first use of this backend that broke the contract; empty when there was none.
   std::string violation() const;
@@ -82,24 +87,28 @@ class FakeMemory final : public PhysicalMemory {
   class Streams final : public StreamEvents {
    public:
     explicit Streams(FakeMemory& memory) : memory_(memory) {}
-    bool record(StreamId stream, Event& out) noexcept override;
+    Recorded record(StreamId stream, Event& out) noexcept override;
     Progress query(Event event) noexcept override;
-    void wait(Event event) noexcept override;
+    Progress wait(Event event) noexcept override;
     bool wait_for_device() noexcept override;
+    std::string failure() noexcept override { return failed ? "the fake device has failed" : ""; }
     void discard(Event event) noexcept override;
 
     struct Line {
       std::uint64_t asked = 0;
       std::uint64_t done = 0;
+      bool is_gone = false;
     };
-    struct Recorded {
+    struct Asked {
       StreamId stream;
       std::uint64_t until;  // of its line
+      bool is_captured = false;
     };
     std::map<StreamId, Line> lines;
-    std::map<Event, Recorded> events;
+    std::map<Event, Asked> events;
     std::uint64_t waits = 0;
     bool refused = false;
+    bool failed = false;
 
    private:
     FakeMemory& memory_;

@@ -242,7 +242,8 @@ void add_pool(py::module_& m) {
                                const py::gil_scoped_release release;
                                return p.device().pool_asleep(p.account());
                              })
-      .def("close", [](const Pool& p) { p.device().close_pool(p.account()); });
+      .def(
+          "close", [](const Pool& p) { p.device().close_pool(p.account()); }, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -56,7 +56,10 @@ std::string describe(const OomInfo& info) {
     out += format_bytes(info.limit);
   }
   out += "; the device holds " + format_bytes(info.held) + ", largest free range " + format_bytes(info.largest_free) +
-         ". " + advice(info.reason);
+         ". ";
+  out += info.device_failure.empty() ? advice(info.reason)
+                                     : "The device has failed: " + info.device_failure +
+                                           ". What it was using is never handed out again: end this process.";
   // Who looks for a batch size that fits (accelerate, lightning) knows an error of the CPU's by these words of torch's.
   if (info.device == "cpu") out += " (DefaultCPUAllocator: can't allocate memory)";
   if (!info.callback_error.empty()) out += " A pressure callback raised " + info.callback_error + ".";

@@ -56,6 +56,7 @@ struct OomInfo {
   std::size_t pressure_calls = 0;     // callbacks that ran before giving up
   std::string callback_error{};       // text of the first error that a callback raised, or empty
   std::size_t callback_error_id = 0;  // the installer's key for that error, 0 = none
+  std::string device_failure{};       // what the device has failed with, or empty
 };
 
 // Derives from bad_alloc, so that code which knows only the standard library treats it rightly.

@@ -234,19 +234,22 @@ Ledger::Charge CachingAllocator::charge(const Request& request) noexcept {
 }
 
 void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
-                                ThreadCache* mine) noexcept {
+                                ThreadCache* mine, bool waits) noexcept {
   Account* done = nullptr;
+  Account* idle = nullptr;
   if (mine != nullptr) {
     const CacheGuard guard(mine->lock);
-    if (account_id == 0) {
+    if (account_id == 0 && !waits) {
       mine->shards.subtract(is_small, rounded, asked);
       if (mine->shards.is_behind(is_small)) ledger_.fold(mine->shards);
     } else {
-      done = ledger_.uncharge(account_id, is_small, rounded, asked, &mine->shards);
+      done = ledger_.uncharge(account_id, is_small, rounded, asked, &mine->shards, waits, &idle);
     }
   } else {
-    done = ledger_.uncharge(account_id, is_small, rounded, asked, nullptr);
+    done = ledger_.uncharge(account_id, is_small, rounded, asked, nullptr, waits, &idle);
   }
+  if (idle != nullptr) [[unlikely]]
+    clear_out(*idle);
   if (done != nullptr) [[unlikely]]
     retire(done);
 }
@@ -320,21 +323,26 @@ bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
   const std::size_t rounded = is_slab ? span->slab->info().block_bytes : span->bytes;
   const bool is_small = rounded <= kMediumMax;
   const std::size_t asked = is_small ? block.tag->requested : span->requested;
-  const std::uint32_t account = block.tag->account & ~kUsedElsewhere;
-  if (block.tag->account != account && defer(span, block, rounded, asked, account)) {
-    // It is freed, and waits.
-  } else if (may_keep(span, mine)) {
-    const CacheGuard guard(mine->lock);
-    *block.tag = {kFreeTag, 0};
-    if (is_slab) {
-      mine->push_or_give_back(span->slab->size_class, block);
-    } else {
-      is_small ? mine->push_medium(span) : mine->push_large(span);
-    }
+  const std::uint32_t account = block.tag->account & ~kTagFlags;
+  const std::uint32_t flags = block.tag->account & kTagFlags;
+  if ((flags & kExported) != 0) [[unlikely]]
+    unpin(block.address);
+  if ((flags & kUsedElsewhere) != 0) {
+    defer(span, block, rounded, asked, account, mine);
   } else {
-    give_back(span, block);
+    if (may_keep(span, mine)) {
+      const CacheGuard guard(mine->lock);
+      *block.tag = {kFreeTag, 0};
+      if (is_slab) {
+        mine->push_or_give_back(span->slab->size_class, block);
+      } else {
+        is_small ? mine->push_medium(span) : mine->push_large(span);
+      }
+    } else {
+      give_back(span, block);
+    }
+    uncharge(account, is_small, rounded, asked, mine, false);
   }
-  uncharge(account, is_small, rounded, asked, mine);
   if (!is_slab && ledger_.above_soft_limit()) [[unlikely]] {
     const std::size_t held = ledger_.held();
     const std::size_t soft = ledger_.soft_limit();
@@ -355,18 +363,19 @@ void CachingAllocator::give_back(Span* span, const SmallBlock& block) noexcept {
   }
 }
 
-// A block is freed that other streams use. False: they do not any more.
-bool CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
-                             std::uint32_t account) noexcept {
-  const BlockTag before = *block.tag;
-  *block.tag = {kFreeTag, kUsedElsewhere};  // before another thread can collect it
-  ledger_.count_waiting(rounded <= kMediumMax, rounded, asked, true);
+// A block is freed that other streams use: it waits for them. Its charge goes before another thread can collect it.
+void CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
+                             std::uint32_t account, ThreadCache* mine) noexcept {
+  {
+    const ArenaGuard guard(span->segment->arena->mutex);  // a snapshot reads tags
+    *block.tag = {kFreeTag, kUsedElsewhere};
+  }
   ledger_.keep(account);
-  if (deferred_.defer(span, block, rounded, asked, account)) return true;
-  ledger_.release(account);  // it is charged still: this is not the last thing that keeps its pool
-  ledger_.count_waiting(rounded <= kMediumMax, rounded, asked, false);
-  *block.tag = before;
-  return false;
+  uncharge(account, rounded <= kMediumMax, rounded, asked, mine, true);
+  if (deferred_.defer(span, block, rounded, asked, account)) return;
+  ledger_.end_waiting(rounded <= kMediumMax, rounded, asked);
+  give_back(span, block);
+  let_go(account);
 }
 
 void CachingAllocator::collect() noexcept {
@@ -383,20 +392,17 @@ void CachingAllocator::collect_all() noexcept {
 void CachingAllocator::give_back_collected() noexcept {
   for (DeferredFrees::Block* block = deferred_.collect(); block != nullptr;) {
     const std::unique_ptr<DeferredFrees::Block> done(std::exchange(block, block->next));
-    ledger_.count_waiting(done->rounded <= kMediumMax, done->rounded, done->asked, false);
+    ledger_.end_waiting(done->rounded <= kMediumMax, done->rounded, done->asked);
     if (const CompletionHook hook = completion_hook_.load(std::memory_order_relaxed)) {
       const Arena& arena = *done->span->segment->arena;
       hook(*this, done->block.address, done->rounded, arena.stream(), arena.family);
     }
     give_back(done->span, done->block);
-    if (Account* const last = ledger_.release(done->account)) retire(last);
+    let_go(done->account);
   }
 }
 
-namespace {
-
-// The tag of the block that begins at the address; nullptr: none does. `span`: what holds it.
-BlockTag* find_tag(const void* address, Span*& span) noexcept {
+BlockTag* CachingAllocator::find_tag(const void* address, Span*& span) noexcept {
   span = PageMap::instance().find(address);
   if (span == nullptr) return nullptr;
   if (span->state != Span::State::slab) return span->address() == address ? &span->tag : nullptr;
@@ -405,8 +411,6 @@ BlockTag* find_tag(const void* address, Span*& span) noexcept {
   const std::uint32_t index = index_in_slab(info, offset);
   return index < info.blocks && begins_block(info, offset) ? span->slab->tags() + index : nullptr;
 }
-
-}  // namespace
 
 bool CachingAllocator::is_used_elsewhere(const void* address) noexcept {
   Span* span = nullptr;
@@ -424,6 +428,7 @@ bool CachingAllocator::add_use(const void* address, StreamClock& clock) {
   if (recorder_.enabled()) recorder_.on_use(address, clock.stream());
   if (&span->segment->arena->pages.clock() == &clock) return true;  // in order anyway
   deferred_.add_use(address, clock);
+  const ArenaGuard guard(span->segment->arena->mutex);  // a snapshot reads tags
   tag->account |= kUsedElsewhere;
   return true;
 }

@@ -122,9 +122,13 @@ class CachingAllocator {
   bool allocate_at(ArenaFamily& family, const PlacedBlock& place);
   // The same in the default family, for a request that is rounded to whole pages.
   bool allocate_exactly(std::size_t bytes, void* address, StreamId stream);
-  // The handles that a live block lies in, in address order. From now on they stay where they are and are never given
-  // back: others know them. Empty when the address is no block's, or without memory for a record.
+  // The handles that a live block lies in, in address order: other processes get them. Its pool does not sleep before
+  // the block is freed, or unpin() called for it; then the hook is told. Empty when the address is no block's, or its
+  // pool sleeps. Throws std::bad_alloc.
   std::vector<Handle> pin_handles(const void* block);
+  void unpin(void* block) noexcept;
+  using UnpinHook = void (*)(CachingAllocator&, void* block) noexcept;
+  void set_unpin_hook(UnpinHook hook) noexcept { unpin_hook_.store(hook); }
 
   // ---- device
   void set_limit(std::size_t limit);                // trims first; throws ConfigError when more is held even so
@@ -183,8 +187,10 @@ class CachingAllocator {
   // For ThreadRegistry.
   void take_back(ThreadCache& ended) noexcept;
 
-  // ---- fork: prepare takes every lock, so that the child finds whole structures.
+  // ---- fork: every lock is taken, so that the child finds whole structures. Each step for all allocators of the
+  // process before the next one; the mutex of the ThreadRegistry is held from the second to the last.
   void prepare_fork();
+  void lock_for_fork();
   void after_fork(bool in_child) noexcept;             // first of all there
   std::size_t slot() const noexcept { return slot_; }  // in the ThreadRegistry
 
@@ -223,8 +229,8 @@ class CachingAllocator {
   void collect_all() noexcept;
   void give_back_collected() noexcept;
   void give_back(Span* span, const SmallBlock& block) noexcept;
-  bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
-             std::uint32_t account) noexcept;
+  void defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked, std::uint32_t account,
+             ThreadCache* mine) noexcept;
   // Both are called with the cache's lock held. The first returns `address`, the second true.
   [[gnu::noinline]] void* settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept;
   [[gnu::noinline]] bool fold_and_unlock(ThreadCache& mine) noexcept;
@@ -240,9 +246,11 @@ class CachingAllocator {
   void let_go(const Request& request, const Ledger::Charge& charge, Keep& keep);
   void confirm(const Request& request);
   Ledger::Charge charge(const Request& request) noexcept;
-  void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
-                ThreadCache* cache) noexcept;
+  void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, ThreadCache* cache,
+                bool waits) noexcept;
   void* obtain(const Request& request, Refusal& why) noexcept;
+  bool is_hopeless(const Request& request, Refusal& why) const noexcept;
+  bool may_fit(const Request& request) noexcept;
   void* take(const Request& request, bool may_grow, Refusal& why) noexcept;
   void* take_cached(const Request& request, bool may_grow, Refusal& why) noexcept;
   // Whether a block that is freed may wait in this thread's cache (nullptr: it has none).
@@ -252,6 +260,8 @@ class CachingAllocator {
     // Above the soft limit free memory is not kept.
     return (span->bytes <= kMediumMax || span->home == mine) && !ledger_.above_soft_limit();
   }
+  // The tag of the block that begins at the address; nullptr: none does. `span`: what holds it.
+  static BlockTag* find_tag(const void* address, Span*& span) noexcept;
   bool await_other_streams(std::size_t bytes) noexcept;
   void make_room(Request& request, Refusal why, Effort& effort, PressureOutcome& outcome);
   bool free_span(Span* span, void* address) noexcept;
@@ -268,6 +278,9 @@ class CachingAllocator {
   void fold_for_peak(ThreadCache* mine) noexcept;
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
   void retire(Account* account) noexcept;
+  void let_go(std::uint32_t account_id) noexcept;  // what Ledger::keep() has kept
+  void clear_out(Account& idle) noexcept;
+  void clear_out_below(const Account& closed) noexcept;
   void forget_retired() noexcept;
   std::vector<Arena*> arenas_of(const ArenaFamily& family);
   ArenaFamily& add_family(std::string name, ArenaFamily::Kind kind);
@@ -308,6 +321,7 @@ class CachingAllocator {
   ArenaFamily* const default_family_;
   std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook_{nullptr};
   std::atomic<CompletionHook> completion_hook_{nullptr};
+  std::atomic<UnpinHook> unpin_hook_{nullptr};
   std::mutex demand_mutex_;  // the last of all
   DemandWindow demand_;
   static constexpr std::int64_t kNotUnused = INT64_MIN;

@@ -1,4 +1,4 @@
-// Pools, families of arenas, limits, giving memory back, and fork.
+// Pools, families of arenas, limits, and giving memory back.
 #include <algorithm>
 #include <utility>
 
@@ -122,10 +122,44 @@ Arena* CachingAllocator::arena_of(ArenaFamily& family, StreamId stream) noexcept
   return family.arenas.back();
 }
 
-void CachingAllocator::close_pool(Account& pool) noexcept { ledger_.close(pool); }
+void CachingAllocator::close_pool(Account& pool) noexcept {
+  ledger_.close(pool);
+  clear_out_below(pool);
+}
 
 void CachingAllocator::drop_pool(Account& pool) noexcept {
-  if (Account* const done = ledger_.drop(pool)) retire(done);
+  ledger_.keep(pool.id);
+  if (ledger_.drop(pool) == nullptr) clear_out_below(pool);
+  if (Account* const done = ledger_.release(pool.id)) retire(done);
+}
+
+// Pools that nobody can allocate from any more and that have no block: what they hold goes back, though their handles
+// may live on.
+void CachingAllocator::clear_out_below(const Account& closed) noexcept {
+  for (std::uint32_t next_id = 0; Account* const idle = ledger_.next_idle(closed, next_id);) clear_out(*idle);
+}
+
+void CachingAllocator::let_go(std::uint32_t account_id) noexcept {
+  Account* idle = nullptr;
+  Account* const last = ledger_.release(account_id, &idle);
+  if (idle != nullptr) clear_out(*idle);
+  if (last != nullptr) retire(last);
+}
+
+// Precondition: the ledger keeps the pool alive for this call.
+void CachingAllocator::clear_out(Account& idle) noexcept {
+  // A block that waits for other streams keeps it alive as well. Then what sleeps sleeps on: it holds no memory.
+  const bool is_empty = ledger_.read(idle).users == 1;
+  {
+    const std::lock_guard guard(arenas_mutex_);
+    for (Arena* const arena : idle.family->arenas) {
+      const ArenaGuard arena_guard(arena->mutex);
+      if (is_empty && arena->pages.sound_asleep()) arena->pages.forget_sleep();
+      arena->pages.release(SIZE_MAX, true);
+    }
+    if (is_empty) idle.family->asleep.store(false);
+  }
+  if (Account* const done = ledger_.release(idle.id)) retire(done);
 }
 
 // Frees the record of a pool that nothing uses any more, its arena, and parents that only waited for it.
@@ -339,6 +373,7 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
     });
   }
   std::size_t need = 0;
+  clocks_.wait_for_gone();
   collect();
   for_each_arena([&](Arena& arena) {
     need += arena.pages.take_need();
@@ -393,36 +428,6 @@ std::size_t CachingAllocator::largest_free() noexcept {
   std::size_t largest = 0;
   for_each_arena([&largest](Arena& arena) { largest = std::max(largest, arena.pages.largest_free()); });
   return largest;
-}
-
-// ---- fork --------------------------------------------------------------------------------------------------------
-
-void CachingAllocator::prepare_fork() {
-  observers_mutex_.lock();
-  collecting_.lock();
-  ThreadRegistry::instance().lock_caches(slot_);
-  arenas_mutex_.lock();
-  for (const auto& arena : arenas_) arena->mutex.lock();
-  ledger_.lock_for_fork().lock();
-  history_.lock_for_fork().lock();
-  recorder_.lock_for_fork().lock();
-  demand_mutex_.lock();
-}
-
-void CachingAllocator::after_fork(bool in_child) noexcept {
-  if (in_child) {
-    recorder_.abandon();
-    update_observed();
-  }
-  demand_mutex_.unlock();
-  recorder_.lock_for_fork().unlock();
-  history_.lock_for_fork().unlock();
-  ledger_.lock_for_fork().unlock();
-  for (const auto& arena : arenas_) arena->mutex.unlock();
-  arenas_mutex_.unlock();
-  ThreadRegistry::instance().unlock_caches(slot_);
-  collecting_.unlock();
-  observers_mutex_.unlock();
 }
 
 }  // namespace mempool

@@ -88,11 +88,30 @@ bool CachingAllocator::allocate_exactly(std::size_t bytes, void* address, Stream
 }
 
 std::vector<Handle> CachingAllocator::pin_handles(const void* block) {
-  const Span* const span = PageMap::instance().find(block);
-  if (span == nullptr) return {};
+  Span* span = nullptr;
+  BlockTag* const tag = find_tag(block, span);
+  if (tag == nullptr) return {};
   Arena& arena = *span->segment->arena;
   const ArenaGuard guard(arena.mutex);
-  return arena.pages.pin_handles(span->start, span->end());
+  if (tag->requested == kFreeTag || arena.pages.asleep()) return {};
+  std::vector<Handle> handles = arena.pages.handles_of(*span);
+  if ((tag->account & kExported) == 0) arena.pages.count_pinned(1);
+  tag->account |= kExported;
+  return handles;
+}
+
+void CachingAllocator::unpin(void* block) noexcept {
+  Span* span = nullptr;
+  BlockTag* const tag = find_tag(block, span);
+  if (tag == nullptr) return;
+  {
+    Arena& arena = *span->segment->arena;
+    const ArenaGuard guard(arena.mutex);
+    if ((tag->account & kExported) == 0) return;
+    tag->account &= ~kExported;
+    arena.pages.count_pinned(-1);
+  }
+  if (const UnpinHook hook = unpin_hook_.load(std::memory_order_relaxed)) hook(*this, block);
 }
 
 }  // namespace mempool

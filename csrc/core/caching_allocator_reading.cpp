@@ -10,7 +10,7 @@ namespace {
 SnapshotBlock picture(std::uintptr_t address, std::size_t bytes, const BlockTag& tag, std::size_t requested) {
   const bool live = tag.requested != kFreeTag;
   const bool waiting = !live && (tag.account & kUsedElsewhere) != 0;
-  return {address, bytes, live ? requested : 0, live ? tag.account & ~kUsedElsewhere : 0, live, waiting};
+  return {address, bytes, live ? requested : 0, live ? tag.account & ~kTagFlags : 0, live, waiting};
 }
 
 void append_slab(const Span& span, std::vector<SnapshotBlock>& out) {

@@ -103,6 +103,11 @@ void CachingAllocator::sleep_pool(Account& pool, bool keep) {
   }
   const std::vector<Arena*> arenas = arenas_of(*pool.family);
   if (pool.family->asleep.load() || any_of(arenas, [](const PageHeap& pages) { return pages.sound_asleep(); })) return;
+  if (any_of(arenas, [](const PageHeap& pages) { return pages.is_pinned(); })) {
+    refuse_to_sleep(
+        "memory of it is shared with other processes. It can sleep once they have let go of it and the "
+        "tensors that were shared are gone here, too.");
+  }
   // Whatever uses the memory comes to its end first, blocks that are freed and wait for that too.
   while (await_other_streams(0)) continue;
   if (!clocks_.wait_for_all()) refuse_to_sleep("a stream of its device is being captured into a graph.");

@@ -1,5 +1,6 @@
 // Where a block comes from when the thread's cache has none: arenas, other arenas, the backend, and what the user's
 // callbacks can free.
+#include <algorithm>
 #include <utility>
 
 #include "core/caching_allocator.h"
@@ -37,6 +38,7 @@ std::uint32_t CachingAllocator::capture_stack() {
 // with, joins it; only then does it grow.
 void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
   if (void* const address = take(request, false, why)) return address;
+  if (why == Refusal::asleep || is_hopeless(request, why)) return nullptr;
   collect();
   if (default_family_->is_thread_cached) recall_for_growth(request.cache);  // another arena can take it over
   if (request.cache != nullptr) {                                           // growth looks at the totals
@@ -46,6 +48,27 @@ void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
   void* const address = take(request, true, why);
   if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
   return address;
+}
+
+// More than there can ever be, or than the device's limit: whatever else is given up for it would be for nothing.
+bool CachingAllocator::is_hopeless(const Request& request, Refusal& why) const noexcept {
+  const bool is_over_limit = request.rounded > ledger_.limit();
+  if (!is_over_limit && request.rounded <= memory_->capacity_bytes()) return false;
+  why = is_over_limit ? Refusal::limit : Refusal::backend;
+  return true;
+}
+
+// Whether a request that the backend has just refused has more of a chance now, by what went back to it since. Where
+// memory is of handles that stay whole, a try takes all that is left, and gives it back.
+bool CachingAllocator::may_fit(const Request& request) noexcept {
+  if (memory_->stream_events() == nullptr) return true;  // where it is a system call it costs little
+  std::size_t free = 0;
+  for_each_arena(
+      [&free](Arena& arena) { free += static_cast<std::size_t>(arena.pages.free_ranges().bytes.all.current); });
+  const std::size_t held = ledger_.held();
+  const std::size_t limit = ledger_.limit();
+  const std::size_t new_bytes = std::min(memory_->available_bytes(), limit > held ? limit - held : 0);
+  return request.rounded <= free || request.rounded - free <= new_bytes;
 }
 
 // The other arenas with free memory, locked: what they have moves to the one that grows before new memory is asked for.
@@ -134,6 +157,7 @@ void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refus
 // when nothing is left to try.
 void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, PressureOutcome& outcome) {
   const std::size_t wanted = request.rounded + memory_->granule_bytes();
+  if (effort == Effort::none && is_hopeless(request, why)) effort = Effort::released;
   switch (effort) {
     case Effort::none:
       recall();
@@ -153,16 +177,18 @@ void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, 
       [[fallthrough]];
     case Effort::waited:
       release(wanted, true);
-      request.may_commit = true;
+      request.may_commit = why == Refusal::metadata || may_fit(request);
       effort = Effort::released;
       return;
     case Effort::released:
       press(request, nullptr, request.rounded, true, outcome);
       if (outcome.calls > 0) {
+        effort = Effort::pressed;
+        if (is_hopeless(request, why)) return;
         recall();  // what the callbacks freed lies in caches and arenas
         while (await_other_streams(request.rounded)) continue;
         release(wanted, true);
-        effort = Effort::pressed;
+        request.may_commit = true;
         return;
       }
       break;
@@ -244,6 +270,7 @@ void CachingAllocator::refuse(const Request& request, OomInfo info, const Accoun
   info.pressure_calls = outcome.calls;
   info.callback_error = outcome.error;
   info.callback_error_id = outcome.error_id;
+  if (StreamEvents* const events = memory_->stream_events()) info.device_failure = events->failure();
   throw OutOfMemory(std::move(info));
 }
 

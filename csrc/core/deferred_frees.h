@@ -55,6 +55,7 @@ class DeferredFrees {
   // Blocks until the uses of one block are over: the oldest of at least `bytes`, else the oldest. False: none waits, or
   // none can be waited for.
   bool wait_for_one(std::size_t bytes) noexcept;
+  AdaptiveMutex& lock_for_fork() noexcept { return mutex_; }
 
  private:
   struct Line {

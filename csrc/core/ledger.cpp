@@ -40,10 +40,12 @@ void Ledger::fold_locked(Shards& shards) {
     const bool is_small = kind == &shards.small_;
     (is_small ? leased_small_ : leased_large_).subtract(kind->lease);
     fold_in(stats_.blocks.of(is_small), kind->ups, kind->downs);
+    fold_in(stats_.active.of(is_small), kind->ups, kind->downs);
     ups.add(kind->ups);
     downs.add(kind->downs);
   }
   fold_in(stats_.blocks.all, ups, downs);
+  fold_in(stats_.active.all, ups, downs);
   shards = {};
   rearm_soft();
 }
@@ -59,7 +61,8 @@ void Ledger::suspend_leases() {
   lease_refusals_ = kRefusals;
 }
 
-// Whether the totals, all leases but `returned`, and `more` together stay within the peaks.
+// Whether the totals, all leases but `returned`, and `more` together stay within the peaks: those of live blocks, and
+// those of active ones.
 bool Ledger::has_room(bool is_small, const Amounts& more, const Amounts& returned) const {
   const auto fits = [&](const BlockStats& blocks, const Amounts& leased) {
     const auto within = [](const Stat& stat, std::int64_t extra) { return stat.current + extra <= stat.peak; };
@@ -67,8 +70,11 @@ bool Ledger::has_room(bool is_small, const Amounts& more, const Amounts& returne
            within(blocks.bytes, leased.bytes - returned.bytes + more.bytes) &&
            within(blocks.requested, leased.requested - returned.requested + more.requested);
   };
-  return fits(stats_.blocks.all, leased()) &&
-         (is_small ? fits(stats_.blocks.small, leased_small_) : fits(stats_.blocks.large, leased_large_));
+  const auto all_fit = [&](const ByPool<BlockStats>& pools) {
+    return fits(pools.all, leased()) &&
+           (is_small ? fits(pools.small, leased_small_) : fits(pools.large, leased_large_));
+  };
+  return all_fit(stats_.blocks) && all_fit(stats_.active);
 }
 
 bool Ledger::settle(Shards& shards, bool is_small) {
@@ -139,23 +145,32 @@ Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t roun
       result.soft_over = used - a->soft_limit;
     }
   }
-  stats_.blocks.all.add(rounded, asked);
-  stats_.blocks.of(is_small).add(rounded, asked);
+  if (Account* const owner = arena_owner(account)) ++owner->own_blocks;
+  for (ByPool<BlockStats>* pools : {&stats_.blocks, &stats_.active}) {
+    pools->all.add(rounded, asked);
+    pools->of(is_small).add(rounded, asked);
+  }
   return result;
 }
 
 Account* Ledger::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
-                          Shards* shards) {
+                          Shards* shards, bool waits, Account** idle) {
   const Guard guard(lock_);
   if (shards != nullptr) fold_locked(*shards);  // before this: the order of ups and downs makes the peaks
-  stats_.blocks.all.subtract(rounded, asked);
-  stats_.blocks.of(is_small).subtract(rounded, asked);
+  ByPool<BlockStats>& other = waits ? stats_.waiting : stats_.active;
+  for (ByPool<BlockStats>* pools : {&stats_.blocks, &other}) {
+    for (BlockStats* blocks : {&pools->all, &pools->of(is_small)}) {
+      waits&& pools == &other ? blocks->add(rounded, asked) : blocks->subtract(rounded, asked);
+    }
+  }
   rearm_soft();
   Account* const own = accounts_[account_id].get();
   for (Account* a = own; a != nullptr; a = a->parent) {
     a->blocks.subtract(rounded, asked);
     if (as_size(a->blocks.bytes.current) <= a->soft_limit) a->soft_armed = true;
   }
+  if (Account* const owner = arena_owner(own)) --owner->own_blocks;
+  if (idle != nullptr) *idle = find_idle(own);
   return own != nullptr && is_done(*own) ? own : nullptr;
 }
 
@@ -164,38 +179,54 @@ void Ledger::keep(std::uint32_t account_id) {
   if (Account* const own = accounts_[account_id].get()) ++own->users;
 }
 
-Account* Ledger::release(std::uint32_t account_id) {
+Account* Ledger::release(std::uint32_t account_id, Account** idle) {
   const Guard guard(lock_);
   Account* const own = accounts_[account_id].get();
   if (own == nullptr) return nullptr;
   --own->users;
+  if (idle != nullptr) *idle = find_idle(own);
   return is_done(*own) ? own : nullptr;
 }
 
-void Ledger::count_waiting(bool is_small, std::size_t rounded, std::size_t asked, bool begins) {
-  const Guard guard(lock_);
-  for (BlockStats* blocks : {&stats_.waiting.all, &stats_.waiting.of(is_small)}) {
-    begins ? blocks->add(rounded, asked) : blocks->subtract(rounded, asked);
+// The owner of the arena that the blocks of `account` come from, if there are none and will be none. One that is done
+// is retired anyway.
+Account* Ledger::find_idle(Account* account) {
+  Account* const owner = arena_owner(account);
+  if (owner == nullptr || owner->own_blocks > 0 || is_done(*owner)) return nullptr;
+  for (const Account* a = owner; a != nullptr; a = a->parent) {
+    if (!a->closed) continue;
+    ++owner->users;
+    return owner;
   }
-  note_active();
+  return nullptr;
+}
+
+Account* Ledger::next_idle(const Account& closed, std::uint32_t& next_id) {
+  const Guard guard(lock_);
+  if (!closed.isolated && closed.children == 0) return nullptr;
+  while (next_id < accounts_.size()) {
+    Account* const account = accounts_[next_id++].get();
+    if (account == nullptr || !account->isolated) continue;
+    const Account* a = account;
+    while (a != nullptr && a != &closed) a = a->parent;
+    if (a == nullptr || account->own_blocks > 0) continue;
+    ++account->users;
+    return account;
+  }
+  return nullptr;
+}
+
+void Ledger::end_waiting(bool is_small, std::size_t rounded, std::size_t asked) {
+  const Guard guard(lock_);
+  for (ByPool<BlockStats>* pools : {&stats_.waiting, &stats_.active}) {
+    pools->all.subtract(rounded, asked);
+    pools->of(is_small).subtract(rounded, asked);
+  }
 }
 
 std::int64_t Ledger::waiting_bytes() const {
   const Guard guard(lock_);
   return stats_.waiting.all.bytes.current;
-}
-
-void Ledger::note_active() {
-  const auto note = [](Stat& active, const Stat& live, const Stat& waiting) {
-    active.current = live.current + waiting.current;
-    active.allocated = live.allocated;
-    active.freed = live.freed - waiting.current;
-    active.peak = std::max({active.peak, active.current, live.peak});
-  };
-  for (auto pool : {&ByPool<BlockStats>::all, &ByPool<BlockStats>::small, &ByPool<BlockStats>::large}) {
-    note((stats_.active.*pool).count, (stats_.blocks.*pool).count, (stats_.waiting.*pool).count);
-    note((stats_.active.*pool).bytes, (stats_.blocks.*pool).bytes, (stats_.waiting.*pool).bytes);
-  }
 }
 
 bool Ledger::try_hold(std::size_t bytes) {
@@ -213,17 +244,17 @@ void Ledger::unhold(std::size_t bytes) {
   rearm_soft();
 }
 
-void Ledger::count_commit(std::size_t bytes) {
+void Ledger::count_commit(std::size_t bytes, std::size_t shared_bytes) {
   const Guard guard(lock_);
-  change_by(stats_.reserved_bytes, false, as_signed(bytes));
+  change_by(stats_.reserved_bytes, as_signed(shared_bytes), as_signed(bytes - shared_bytes));
   ++stats_.commits;
 }
 
-void Ledger::count_decommit(std::size_t bytes) {
+void Ledger::count_decommit(std::size_t bytes, std::size_t shared_bytes) {
   const Guard guard(lock_);
   held_ -= bytes;
   rearm_soft();
-  change_by(stats_.reserved_bytes, false, -as_signed(bytes));
+  change_by(stats_.reserved_bytes, -as_signed(shared_bytes), -as_signed(bytes - shared_bytes));
   ++stats_.decommits;
 }
 
@@ -235,15 +266,12 @@ void Ledger::count_move(std::size_t bytes) {
 
 void Ledger::count_ranges(int change) {
   const Guard guard(lock_);
-  change_by(stats_.segments, false, change);
+  change_by(stats_.segments, 0, change);
 }
 
 void Ledger::share(std::int64_t bytes) {
   const Guard guard(lock_);
-  Stat& to = bytes > 0 ? stats_.reserved_bytes.small : stats_.reserved_bytes.large;
-  Stat& from = bytes > 0 ? stats_.reserved_bytes.large : stats_.reserved_bytes.small;
-  to.add(bytes > 0 ? bytes : -bytes);
-  from.subtract(bytes > 0 ? bytes : -bytes);
+  change_by(stats_.reserved_bytes, bytes, -bytes);
 }
 
 bool Ledger::take_soft_crossing() {
@@ -402,14 +430,12 @@ std::string Ledger::name_of(std::uint32_t account_id) const {
 
 DeviceStats Ledger::read_stats() {
   const Guard guard(lock_);
-  note_active();
   return stats_;
 }
 
 void Ledger::reset(void (*action)(Stat&)) {
   const Guard guard(lock_);
   const std::int64_t before = stats_.blocks.all.count.allocated;
-  note_active();
   for_each_stat(stats_, action);
   forgotten_allocations_ += before - stats_.blocks.all.count.allocated;
 }

@@ -47,6 +47,7 @@ struct Account {
   std::uint32_t users = 0;     // threads whose new blocks are charged to it; they keep it alive
   std::size_t pending = 0;     // bytes of blocks that are being sought: they count toward the limit and nowhere else
   BlockStats blocks;
+  std::int64_t own_blocks = 0;  // of an isolated one: those in its arena, without the isolated ones below
   std::int64_t ooms = 0;
   std::int64_t pressure_calls = 0;
 };
@@ -139,8 +140,12 @@ class Ledger {
   // The outcome is `unsettled`, with nothing changed, when this could be a new peak and other threads have leases: fold
   // all shards first, then it is `charged`. `force`: never so.
   Charge confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards, bool force);
-  // Returns the account when this was the last thing that kept a closed one alive: the caller retires it.
-  Account* uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards);
+  // Returns the account when this was the last thing that kept a closed one alive: the caller retires it. `waits`: the
+  // block stays active, for other streams may use it still, until end_waiting().
+  // `idle`: gets the isolated pool that this was the last block of, when nobody can allocate from it any more; it is
+  // kept alive until release() is called for it.
+  Account* uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards,
+                    bool waits = false, Account** idle = nullptr);
   // Shards that are ahead get a longer lease or are folded. False when other threads' leases stand against that: all
   // threads' must be folded, these last.
   bool settle(Shards& shards, bool is_small);
@@ -150,19 +155,22 @@ class Ledger {
   void suspend_leases();
 
   // A block that will be uncharged keeps its pool alive until release() is called for it. release() returns the account
-  // when this was the last thing that did so: the caller retires it.
+  // when this was the last thing that did so: the caller retires it. `idle`: as for uncharge().
   void keep(std::uint32_t account_id);
-  Account* release(std::uint32_t account_id);
-  // A block that was uncharged waits for other streams, or does no longer.
-  void count_waiting(bool is_small, std::size_t rounded, std::size_t asked, bool begins);
-
+  Account* release(std::uint32_t account_id, Account** idle = nullptr);
+  // The pool that is closed and those below it, one call for each, from `next_id` 0 on: those that are isolated and
+  // have no block. Kept alive until release() is called for it; nullptr: there are no more.
+  Account* next_idle(const Account& closed, std::uint32_t& next_id);
+  // A block that was uncharged waits for other streams no longer.
+  void end_waiting(bool is_small, std::size_t rounded, std::size_t asked);
   std::int64_t waiting_bytes() const;
 
   // Held bytes. False when the device limit would be passed.
   bool try_hold(std::size_t bytes);
   void unhold(std::size_t bytes);
-  void count_commit(std::size_t bytes);    // after a commit that try_hold() allowed
-  void count_decommit(std::size_t bytes);  // includes unhold()
+  // After a commit that try_hold() allowed; so many of the bytes are of the small pool.
+  void count_commit(std::size_t bytes, std::size_t shared_bytes);
+  void count_decommit(std::size_t bytes, std::size_t shared_bytes = 0);  // includes unhold()
   void count_move(std::size_t bytes);
   void count_ranges(int change);   // contiguous backed ranges that came or went
   void share(std::int64_t bytes);  // moves held bytes into (or out of) the small pool
@@ -225,7 +233,6 @@ class Ledger {
 
  private:
   void fold_locked(Shards& shards);
-  void note_active();
   bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
   Amounts leased() const { return leased_small_.plus(leased_large_, 1); }
   void rearm_soft() {
@@ -236,6 +243,12 @@ class Ledger {
       soft_armed_ = true;
     }
   }
+  // The pool whose own arena the blocks of `account` come from; nullptr: the device's.
+  static Account* arena_owner(Account* account) {
+    while (account != nullptr && !account->isolated) account = account->parent;
+    return account;
+  }
+  static Account* find_idle(Account* account);  // keeps it alive
   static bool is_done(const Account& account) {
     return account.closed && !account.referenced && account.children == 0 && account.users == 0 &&
            account.pending == 0 && account.blocks.count.current == 0;

@@ -77,7 +77,7 @@ void PageHeap::index(Span* span) noexcept {
   }
   index_of(*span).insert(span);
   if (!span->shared) whole_.insert(span);
-  free_ranges_.change(span->shared, 1, as_signed(span->bytes));
+  range_changes_.add(span->shared, 1, as_signed(span->bytes));
 }
 
 void PageHeap::unindex(Span* span) noexcept {
@@ -87,7 +87,7 @@ void PageHeap::unindex(Span* span) noexcept {
   }
   index_of(*span).erase(span);
   if (whole_.holds(*span)) whole_.erase(span);
-  free_ranges_.change(span->shared, -1, -as_signed(span->bytes));
+  range_changes_.add(span->shared, -1, -as_signed(span->bytes));
 }
 
 bool PageHeap::mergeable(const Span* a, const Span* b) noexcept {
@@ -154,6 +154,7 @@ Span* PageHeap::allocate(std::size_t bytes, const Supply& supply, Refusal& why) 
   }
   Span* const span =
       bytes <= kMediumMax ? allocate_medium(bytes, supply, why) : allocate_large(bytes, false, supply, why);
+  settle_ranges();
   if (span == nullptr) return nullptr;
   need_ = std::max(need_, need());
   span->state = Span::State::block;
@@ -169,6 +170,7 @@ Span* PageHeap::allocate_at(std::uintptr_t start, std::size_t bytes) noexcept {
   }
   unindex(span);
   span = isolate(span, start, bytes);
+  settle_ranges();
   span->state = Span::State::block;
   PageMap::instance().set_block(*span, span);
   return span;
@@ -196,6 +198,7 @@ void PageHeap::free(Span* span) noexcept {
   } else {
     index(span);
   }
+  settle_ranges();
 }
 
 // From the shared granules; then from what is left over between large blocks and holds no whole granule: nobody else
@@ -235,10 +238,12 @@ Span* PageHeap::allocate_large(std::size_t bytes, bool aligned, const Supply& su
 
 // Moves one chunk of whole granules from the large ranges to the shared ones.
 bool PageHeap::take_chunk(const Supply& supply, Refusal& why) noexcept {
+  still_to_share_ = chunk_;  // what is new of it is counted there from the first
   Span* span = allocate_large(chunk_, true, supply, why);
+  const std::size_t left = std::exchange(still_to_share_, 0);
   if (span == nullptr) return false;
   span->shared = true;
-  ledger_.share(as_signed(chunk_));
+  if (left > 0) ledger_.share(as_signed(left));
   shared_bytes_ += chunk_;
   index(merge(span));
   return true;

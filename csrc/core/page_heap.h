@@ -15,7 +15,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <set>
 #include <span>
 #include <utility>
 #include <vector>
@@ -105,8 +104,12 @@ class PageHeap {
   // Nobody writes to what is free any more: the memory of a heap that is not movable may go back.
   void let_go() noexcept { is_let_go_ = true; }
   bool open_again() noexcept;
-  // The handles of a range. They never move nor go back from now on. May throw std::bad_alloc, with nothing changed.
-  std::vector<Handle> pin_handles(std::uintptr_t start, std::uintptr_t end);
+  // The handles that a block or a slab lies in. They stay where they are as long as it is there, unless the heap falls
+  // asleep. May throw std::bad_alloc.
+  std::vector<Handle> handles_of(const Span& span) const;
+  // Blocks that keep it awake: others know their handles.
+  void count_pinned(int change) noexcept { pinned_ += change; }
+  bool is_pinned() const noexcept { return pinned_ > 0; }
   // So that it becomes known when what is free now is idle. Without an effect when nothing was freed since.
   void mark() noexcept { clock_.mark(latest_free_); }
   StreamClock& clock() noexcept { return clock_; }
@@ -143,6 +146,12 @@ class PageHeap {
 
   FreeIndex& index_of(const Span& span) noexcept { return span.shared ? shared_ : large_; }
   void index(Span* span) noexcept;
+  // At the end of each operation that changes a free range.
+  void settle_ranges() noexcept { free_ranges_.apply(std::exchange(range_changes_, {})); }
+  void count_ranges(int change) noexcept {
+    counting_ranges_ != nullptr ? void(*counting_ranges_ += change) : ledger_.count_ranges(change);
+  }
+  void count_commit(std::size_t bytes) noexcept;
   void unindex(Span* span) noexcept;
 
   bool reserve_records(std::size_t spans) noexcept;
@@ -190,6 +199,7 @@ class PageHeap {
   bool map_piece(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
   std::size_t available() const noexcept;
   std::size_t handle_bytes(std::size_t wanted) const noexcept;
+  void give_back_new(Filling& filling) noexcept;
   bool commit_rest(Filling& filling, std::size_t bytes, Refusal& why) noexcept;
   bool move_piece(const FreePiece& piece, Filling& filling) noexcept;
   bool move_handle(PageHeap& source, std::uintptr_t from, Span* near, Filling& filling) noexcept;
@@ -208,13 +218,16 @@ class PageHeap {
   void sweep(bool may_wait) noexcept;
 
   // Whether the ledger counts the heap's memory: its ranges, and which part is shared.
-  bool is_counted() const noexcept { return rest_ == Rest::awake || rest_ == Rest::falling_asleep; }
-  bool give_up_all() noexcept;
+  bool is_counted() const noexcept { return rest_ != Rest::asleep; }
+  bool give_up_all(std::size_t shared_bytes) noexcept;
   bool take_all() noexcept;
   int backed_ranges() const noexcept;
   Span* free_span_at(std::uintptr_t address, Span* near) const noexcept;
   bool add_segment(std::size_t bytes, Refusal& why) noexcept;
   void remove_segment(Segment* segment) noexcept;
+  static bool is_empty(const Segment& segment) noexcept {
+    return segment.first->state == Span::State::hole && segment.first->next == nullptr;
+  }
 
   std::size_t release_from(Span* span, std::size_t bytes) noexcept;
   Span* cut_hole(Span* span, std::uintptr_t start, std::size_t bytes, Span::State state) noexcept;
@@ -240,11 +253,14 @@ class PageHeap {
   FreeIndex holes_{0, 0};
   FreeIndex whole_;  // the spans of large_ that hold whole granules, by the bytes of these
   FreeRangeStats free_ranges_;
+  FreeRangeStats::Changes range_changes_;  // of the operation that is under way
+  int* counting_ranges_ = nullptr;         // where backed ranges are counted while several heaps change in one step
+  std::size_t still_to_share_ = 0;         // of the chunk that is being made: what no commit has counted as shared yet
   Recurrence recurrence_;
   Segment* segments_ = nullptr;
   std::map<std::uintptr_t, Handle> handles_;  // by address
   std::map<std::uintptr_t, Span*> stale_;     // by address
-  std::set<std::uintptr_t> pinned_;           // where handles begin that others know
+  int pinned_ = 0;                            // blocks
   std::size_t stranded_ = 0;                  // free bytes that could not move, as of the last plan
   std::size_t shared_bytes_ = 0;              // of chunks
 

@@ -33,6 +33,19 @@ bool PageHeap::commit_rest(Filling& filling, std::size_t bytes, Refusal& why) no
   return true;
 }
 
+// What the backend does not take back stays in the range.
+void PageHeap::give_back_new(Filling& filling) noexcept {
+  while (!filling.pieces.empty() && filling.pieces.back().source == nullptr) {
+    const Filling::Piece& piece = filling.pieces.back();
+    const auto record = handles_.find(piece.to);
+    if (!memory_.decommit(record->second)) return;
+    handles_.erase(record);
+    ledger_.unhold(piece.bytes);
+    filling.end = piece.to;
+    filling.pieces.pop_back();
+  }
+}
+
 // What can still be had, by the backend's word and the device's limit.
 std::size_t PageHeap::available() const noexcept {
   const std::size_t held = ledger_.held();
@@ -101,7 +114,7 @@ Span* PageHeap::fill_hole(Span* hole, std::uintptr_t start, std::size_t bytes, S
   unindex(hole);
   Span* const span = isolate(hole, start, bytes);
   Span* const behind = span->next != nullptr && span->next->state == Span::State::hole ? span->next : nullptr;
-  ledger_.count_ranges(1 - is_backed(span->previous) - is_backed(span->next));
+  count_ranges(1 - is_backed(span->previous) - is_backed(span->next));
   span->state = Span::State::free;
   span->moment = moment;
   span->segment->backed_bytes += bytes;
@@ -159,18 +172,21 @@ bool PageHeap::open_again() noexcept {
   return all;
 }
 
-std::vector<Handle> PageHeap::pin_handles(std::uintptr_t start, std::uintptr_t end) {
+std::vector<Handle> PageHeap::handles_of(const Span& span) const {
   std::vector<Handle> out;
-  auto it = handles_.upper_bound(start);
+  auto it = handles_.upper_bound(span.start);
   if (it != handles_.begin()) --it;
-  for (; it != handles_.end() && it->first < end; ++it) {
-    pinned_.insert(it->first);
-    out.push_back(it->second);
-  }
+  for (; it != handles_.end() && it->first < span.end(); ++it) out.push_back(it->second);
   return out;
 }
 
 // ---- giving back -------------------------------------------------------------------------------------------------
+
+void PageHeap::count_commit(std::size_t bytes) noexcept {
+  const std::size_t shared = std::min(bytes, still_to_share_);
+  still_to_share_ -= shared;
+  ledger_.count_commit(bytes, shared);
+}
 
 std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   if (asleep()) return 0;
@@ -181,6 +197,8 @@ std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   clock_.poll();
   std::size_t given = 0;
   bool may_give = (movable_ || is_let_go_) && stale_.empty() && bytes > 0 && whole_.count() > 0;
+  int ranges = 0;
+  counting_ranges_ = &ranges;
   // A captured graph that used the memory may have run on any stream.
   if (may_give && !movable_) may_give = may_wait && clock_.wait_for_device();
   for (Span* span = may_give ? whole_.first_of_highest() : nullptr; span != nullptr && given < bytes;) {
@@ -192,10 +210,12 @@ std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   }
   for (Segment* segment = segments_; segment != nullptr;) {
     Segment* const next = segment->next;
-    const bool is_empty = segment->first->state == Span::State::hole && segment->first->next == nullptr;
-    if (is_empty) remove_segment(segment);
+    if (is_empty(*segment)) remove_segment(segment);
     segment = next;
   }
+  counting_ranges_ = nullptr;
+  if (ranges != 0) ledger_.count_ranges(ranges);
+  settle_ranges();
   return given;
 }
 
@@ -213,7 +233,7 @@ std::size_t PageHeap::release_from(Span* span, std::size_t bytes) noexcept {
   for (auto it = handles_.lower_bound(high); it != handles_.begin() && given < bytes;) {
     --it;
     if (it->first < low) break;
-    if (it->first + it->second.bytes > high || pinned_.contains(it->first)) continue;  // reaches out of the span
+    if (it->first + it->second.bytes > high) continue;  // reaches out of the span
     if (!reserve_records(kRecordsForCut) || !memory_.decommit(it->second)) break;
     const std::uintptr_t start = it->first;
     const std::size_t handle_bytes = it->second.bytes;
@@ -231,7 +251,7 @@ std::size_t PageHeap::release_from(Span* span, std::size_t bytes) noexcept {
 Span* PageHeap::cut_hole(Span* span, std::uintptr_t start, std::size_t bytes, Span::State state) noexcept {
   unindex(span);
   Span* const hole = isolate(span, start, bytes);
-  ledger_.count_ranges(is_backed(hole->previous) + is_backed(hole->next) - 1);
+  count_ranges(is_backed(hole->previous) + is_backed(hole->next) - 1);
   hole->segment->backed_bytes -= bytes;
   backed_bytes_ -= bytes;
   hole->state = state;

@@ -33,6 +33,7 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refus
   if (capabilities_.reserves_memory) return grow_by_segment(bytes, aligned, supply, why);
   sweep(supply.may_wait);
   Growth growth = plan_growth(bytes, aligned);
+  const Segment* const newest = segments_;
   if (growth.hole == nullptr) {
     if (!add_segment(bytes, why)) return false;
     growth = plan_growth(bytes, aligned);
@@ -40,7 +41,9 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refus
   // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
   const bool moves =
       !supply.may_commit || ((!aligned || bytes > granule_) && !rests_better_on_new_memory(bytes, growth));
-  return fill(growth, moves, supply, why);
+  if (fill(growth, moves, supply, why)) return true;
+  if (segments_ != newest && is_empty(*segments_)) remove_segment(segments_);
+  return false;
 }
 
 // Where memory comes with its address: a segment of its own, all of it, which small large blocks share if that can be
@@ -69,8 +72,8 @@ bool PageHeap::take_segment(std::size_t bytes, Refusal& why) noexcept {
   return false;
 }
 
-// Makes the planned range, of memory that is free elsewhere and then of new memory. What could be had stays a free
-// range also when the rest is refused.
+// Makes the planned range, of memory that is free elsewhere and then of new memory. When that is refused, what was new
+// of it goes back at once; what has moved is free where it is now.
 bool PageHeap::fill(Growth growth, bool moves, const Supply& supply, Refusal& why) noexcept {
   std::vector<FreePiece> pieces;
   try {
@@ -85,7 +88,10 @@ bool PageHeap::fill(Growth growth, bool moves, const Supply& supply, Refusal& wh
   }
   const std::uintptr_t end = growth.start + growth.bytes;
   bool is_whole = filling.end >= end;
-  if (!is_whole && supply.may_commit) is_whole = commit_rest(filling, end - filling.end, why);
+  if (!is_whole && supply.may_commit) {
+    is_whole = commit_rest(filling, end - filling.end, why);
+    if (!is_whole) give_back_new(filling);
+  }
   return finish(filling, why) && is_whole;
 }
 

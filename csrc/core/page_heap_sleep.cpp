@@ -1,4 +1,5 @@
 // Sleep: a heap without memory that keeps all of its addresses.
+#include <algorithm>
 #include <utility>
 
 #include "core/page_heap.h"
@@ -6,7 +7,7 @@
 namespace mempool {
 
 bool PageHeap::fall_asleep(std::vector<UsedRange>& used) {
-  if (asleep() || !pinned_.empty()) return false;
+  if (asleep() || is_pinned()) return false;
   // All work that uses the memory, or used it at another address, comes to its end first.
   if (!clock_.wait(clock_.now())) return false;
   sweep(true);
@@ -25,9 +26,8 @@ void PageHeap::stay_awake() noexcept { rest_ = Rest::awake; }
 
 bool PageHeap::sleep(std::unique_ptr<Backup> backup) noexcept {
   ledger_.count_ranges(-backed_ranges());
-  ledger_.share(-static_cast<std::int64_t>(shared_bytes_));
   rest_ = Rest::asleep;
-  if (give_up_all()) {
+  if (give_up_all(shared_bytes_)) {
     backup_ = std::move(backup);
     return true;
   }
@@ -49,12 +49,17 @@ bool PageHeap::start_waking(Refusal& why) noexcept {
     why = Refusal::limit;
     return false;
   }
-  if (!take_all()) {
+  still_to_share_ = shared_bytes_;
+  const bool is_taken = take_all();
+  const std::size_t left = std::exchange(still_to_share_, 0);
+  if (!is_taken) {
     ledger_.unhold(sleeping_bytes_);
-    give_up_all();
+    give_up_all(shared_bytes_ - left);
     why = Refusal::backend;
     return false;
   }
+  ledger_.share(static_cast<std::int64_t>(left));  // of what the backend had kept
+  ledger_.count_ranges(backed_ranges());
   rest_ = Rest::waking;
   return true;
 }
@@ -62,25 +67,28 @@ bool PageHeap::start_waking(Refusal& why) noexcept {
 void PageHeap::wake() noexcept {
   backup_.reset();
   rest_ = Rest::awake;
-  ledger_.share(static_cast<std::int64_t>(shared_bytes_));
-  ledger_.count_ranges(backed_ranges());
 }
 
 void PageHeap::sleep_on() noexcept {
+  ledger_.count_ranges(-backed_ranges());
   rest_ = Rest::asleep;
-  give_up_all();
+  give_up_all(shared_bytes_);
 }
 
-// False: the backend kept some.
-bool PageHeap::give_up_all() noexcept {
+// `shared_bytes`: those that the ledger counts as shared; none are any more. False: the backend kept some memory.
+bool PageHeap::give_up_all(std::size_t shared_bytes) noexcept {
   while (!handles_.empty()) {
     const auto it = handles_.begin();
-    if (!memory_.decommit(it->second)) return false;
-    sleeping_bytes_ += it->second.bytes;
-    ledger_.count_decommit(it->second.bytes);
+    const std::size_t bytes = it->second.bytes;
+    if (!memory_.decommit(it->second)) break;
+    const std::size_t shared = std::min(bytes, shared_bytes);
+    shared_bytes -= shared;
+    sleeping_bytes_ += bytes;
+    ledger_.count_decommit(bytes, shared);
     sleeping_.insert(handles_.extract(it));
   }
-  return true;
+  ledger_.share(-static_cast<std::int64_t>(shared_bytes));
+  return handles_.empty();
 }
 
 // Bytes of `sleeping_` are held for it already. False: the backend refused some.
@@ -90,7 +98,7 @@ bool PageHeap::take_all() noexcept {
     Handle& handle = it->second;
     if (!memory_.commit(handle.address, handle.bytes, handle)) return false;
     sleeping_bytes_ -= handle.bytes;
-    ledger_.count_commit(handle.bytes);
+    count_commit(handle.bytes);
     const Handle taken = handle;
     handles_.insert(sleeping_.extract(it));
     if (!memory_.open(taken.address, taken.bytes)) return false;
@@ -114,14 +122,13 @@ int PageHeap::backed_ranges() const noexcept {
 void PageHeap::forget_sleep() noexcept {
   if (!asleep()) return;
   backup_.reset();
-  if (!is_counted()) {
-    ledger_.count_ranges(backed_ranges());
-    ledger_.share(static_cast<std::int64_t>(shared_bytes_));
-  }
+  const bool was_counted = is_counted();
+  int ranges = was_counted ? 0 : backed_ranges();
+  counting_ranges_ = &ranges;
   while (!sleeping_.empty()) {
     if (!reserve_records(kRecordsForCut)) {  // no memory for records: it sleeps on
-      ledger_.share(-static_cast<std::int64_t>(shared_bytes_));
-      ledger_.count_ranges(-backed_ranges());
+      counting_ranges_ = nullptr;
+      settle_ranges();
       return;
     }
     const auto it = sleeping_.begin();
@@ -129,6 +136,10 @@ void PageHeap::forget_sleep() noexcept {
     sleeping_bytes_ -= it->second.bytes;
     sleeping_.erase(it);
   }
+  counting_ranges_ = nullptr;
+  settle_ranges();
+  if (ranges != 0) ledger_.count_ranges(ranges);
+  if (!was_counted) ledger_.share(static_cast<std::int64_t>(shared_bytes_));
   rest_ = Rest::awake;
 }
 

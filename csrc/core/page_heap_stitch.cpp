@@ -69,7 +69,7 @@ std::size_t PageHeap::add_whole_handles(const Span* not_this, const Span* nor_th
     stranded += whole_.key(*span);
     for (auto it = handles_.lower_bound(low); it != handles_.end() && it->first + it->second.bytes <= high; ++it) {
       stranded -= it->second.bytes;
-      if (!pinned_.contains(it->first)) out.push_back({it->first, it->second.bytes, span, this});
+      out.push_back({it->first, it->second.bytes, span, this});
     }
   }
   return stranded;
@@ -187,19 +187,28 @@ bool PageHeap::finish(Filling& filling, Refusal& why) noexcept {
     if (piece.source != nullptr && &piece.source->clock_ == &clock_) moment = std::max(moment, piece.moment);
   }
   const Segment& segment = *filling.hole->segment;
+  int ranges = 0;
+  counting_ranges_ = &ranges;
   fill_hole(filling.hole, filling.start, bytes, moment);
   for (const Filling::Piece& piece : filling.pieces) {
     if (piece.source == nullptr) {
-      ledger_.count_commit(piece.bytes);
+      count_commit(piece.bytes);
     } else {
       auto record = piece.source->handles_.extract(piece.from);
       record.key() = piece.to;
       const auto moved = handles_.insert(std::move(record)).position;
       join_with_previous(moved, segment);
+      piece.source->counting_ranges_ = &ranges;
       piece.source->leave(piece.source->free_span_at(piece.from, piece.near), piece.from, piece.bytes);
+      if (piece.source != this) {
+        piece.source->counting_ranges_ = nullptr;
+        piece.source->settle_ranges();
+      }
       ledger_.count_move(piece.bytes);
     }
   }
+  counting_ranges_ = nullptr;
+  if (ranges != 0) ledger_.count_ranges(ranges);
   return true;
 }
 
@@ -283,6 +292,7 @@ Gathering PageHeap::gather() noexcept {
       if (!move_piece(piece, filling)) break;
     }
     finish(filling, why);
+    settle_ranges();
   } catch (const std::bad_alloc&) {
     return result;
   }

@@ -84,6 +84,10 @@ class PhysicalMemory {
   // About how many bytes commit() could still have. No promise: others take memory, too.
   virtual std::size_t available_bytes() noexcept { return SIZE_MAX; }
 
+  // More than that can never be committed at one time; SIZE_MAX where nobody knows. Constant for the life of the
+  // object.
+  virtual std::size_t capacity_bytes() const noexcept { return SIZE_MAX; }
+
   // Splits `handle` into its first `first_bytes` (which stay in `handle`) and `rest`. Precondition: can_cut,
   // 0 < first_bytes < handle.bytes. Costs no system call.
   virtual bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept = 0;

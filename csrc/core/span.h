@@ -28,6 +28,9 @@ struct BlockTag {
 inline constexpr std::uint32_t kFreeTag = UINT32_MAX;
 // Added to `account`: other streams than its own use the block, too. With kFreeTag: it is freed and waits for them.
 inline constexpr std::uint32_t kUsedElsewhere = std::uint32_t{1} << 31;
+// The same: other processes have the live block's memory.
+inline constexpr std::uint32_t kExported = std::uint32_t{1} << 30;
+inline constexpr std::uint32_t kTagFlags = kUsedElsewhere | kExported;
 
 // A span's place in one FreeIndex.
 struct IndexLinks {

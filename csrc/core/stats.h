@@ -91,15 +91,14 @@ inline void Stat::absorb(const Stat& other) {
   freed += other.freed;
 }
 
-// Adds to (or, with a negative amount, takes from) one pool and the sum of both.
-inline void change_by(ByPool<Stat>& pools, bool is_small, std::int64_t amount) {
-  for (Stat* stat : {&pools.all, &pools.of(is_small)}) {
-    if (amount >= 0) {
-      stat->add(amount);
-    } else {
-      stat->subtract(-amount);
-    }
-  }
+// Adds to or, with a negative amount, takes from.
+inline void change_by(Stat& stat, std::int64_t amount) { amount >= 0 ? stat.add(amount) : stat.subtract(-amount); }
+
+// The same for both pools in one step, so that what goes from one to the other shows in no peak of the sum.
+inline void change_by(ByPool<Stat>& pools, std::int64_t small, std::int64_t large) {
+  change_by(pools.all, small + large);
+  change_by(pools.small, small);
+  change_by(pools.large, large);
 }
 
 // Free ranges of the arenas' indexes. Memory that waits in thread caches or inside slabs is in none of them.
@@ -119,9 +118,22 @@ struct FreeRangeStats {
     count.for_each(action);
     bytes.for_each(action);
   }
-  void change(bool is_small, std::int64_t ranges, std::int64_t range_bytes) {
-    change_by(count, is_small, ranges);
-    change_by(bytes, is_small, range_bytes);
+  // What one operation has changed in sum: a range that was free within it alone is in no figure.
+  struct Changes {
+    struct Pool {
+      std::int64_t count = 0;
+      std::int64_t bytes = 0;
+    } small, large;
+
+    void add(bool is_small, std::int64_t ranges, std::int64_t range_bytes) {
+      Pool& pool = is_small ? small : large;
+      pool.count += ranges;
+      pool.bytes += range_bytes;
+    }
+  };
+  void apply(const Changes& changes) {
+    change_by(count, changes.small.count, changes.large.count);
+    change_by(bytes, changes.small.bytes, changes.large.bytes);
   }
 };
 
@@ -130,8 +142,7 @@ struct DeviceStats {
   ByPool<Stat> reserved_bytes;  // physical memory held
   ByPool<Stat> segments;        // contiguous backed ranges
   FreeRangeStats free_ranges;   // "inactive_split": summed over arenas, so its peaks are upper bounds
-  // Blocks that are freed and wait for other streams; and these together with the live ones ("active"). The peak of
-  // both is as seen whenever a block began or ended to wait, or the figures were read.
+  // Blocks that are freed and wait for other streams; and these together with the live ones ("active").
   ByPool<BlockStats> waiting;
   ByPool<BlockStats> active;
   // For ever: a reset of peaks or sums leaves these alone.

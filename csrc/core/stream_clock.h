@@ -2,13 +2,18 @@
 //
 // A moment has passed when all work is done that was in the stream then. To ask for the present one costs nothing; only
 // when somebody wants to know whether a moment has passed, an event is recorded, and it serves all moments since the
-// one before. An event that comes late says that a moment has passed later than it had, never earlier.
+// one before. An event that comes late says that a moment has passed later than it had, never earlier. An error never
+// says that one has passed.
+//
+// A stream may end while its work goes on. Its clock stays, and goes on with a later stream of the same handle: a
+// driver gives a handle out again only once the work of the stream that had it is done.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "common/spin_lock.h"
@@ -40,23 +45,30 @@ class StreamClock {
   }
   // Blocks until the whole device is at rest. False: that cannot be had now.
   bool wait_for_device() noexcept { return events_ == nullptr || events_->wait_for_device(); }
-  // Marks and blocks. False: it could not be marked.
+  // Marks and blocks. False: it cannot be known now.
   bool wait(Moment moment) noexcept;
+  // Whether the last moment that was to be marked can only be waited for, with all of the device: its stream is gone.
+  bool is_gone() const noexcept { return is_gone_.load(std::memory_order_relaxed); }
+  AdaptiveMutex& lock_for_fork() noexcept { return mutex_; }
 
  private:
   struct Mark {
     Moment moment;
     StreamEvents::Event event;
   };
-  bool mark_locked(Moment moment) noexcept;
+  StreamEvents::Recorded mark_locked(Moment moment) noexcept;
   void poll_locked() noexcept;
-  void pass_front() noexcept;
+  void pass(Moment moment) noexcept;
+  void lose(Moment moment) noexcept;
+  void forget(std::deque<Mark>::iterator mark) noexcept;
+  bool wait_for_device_until(Moment moment, std::unique_lock<AdaptiveMutex>& lock) noexcept;
 
   StreamEvents* const events_;
   const StreamId stream_;
   std::atomic<Moment> next_{1};
   std::atomic<Moment> marked_{0};  // an event says when it has passed
   std::atomic<Moment> passed_{0};
+  std::atomic<bool> is_gone_{false};
   AdaptiveMutex mutex_;                     // a leaf; guards the rest. Nobody waits for the device with it held.
   std::deque<Mark> marks_;                  // that have not passed, the oldest first
   int waiting_ = 0;                         // threads; they hold on to events
@@ -71,8 +83,14 @@ class StreamClocks {
   StreamClock& of(StreamId stream);
   // Blocks until all work is done that is in any of the streams now. False: of some it cannot be known.
   bool wait_for_all() noexcept;
+  // The same for streams that are gone, of which nothing else can be known.
+  void wait_for_gone() noexcept;
+  void lock_for_fork() noexcept;  // and every clock
+  void unlock_after_fork() noexcept;
 
  private:
+  StreamClock* at(std::size_t index) noexcept;
+
   StreamEvents* const events_;
   AdaptiveMutex mutex_;
   std::vector<std::unique_ptr<StreamClock>> clocks_;

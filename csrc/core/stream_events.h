@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace mempool {
 
@@ -15,7 +16,13 @@ class StreamEvents {
   enum class Progress : std::uint8_t {
     pending,
     done,
-    lost,  // the event says nothing: the stream was captured into a graph just then
+    lost,    // the event says nothing: the stream was captured into a graph just then
+    failed,  // the device has failed: what it still does, and whether it will ever be done, nobody knows
+  };
+  enum class Recorded : std::uint8_t {
+    yes,
+    not_now,  // as while the stream is captured into a graph: ask again later
+    never,    // there is no such stream any more, or it has no events: wait_for_device() alone says that it is done
   };
 
   StreamEvents() = default;
@@ -23,15 +30,16 @@ class StreamEvents {
   StreamEvents& operator=(const StreamEvents&) = delete;
   virtual ~StreamEvents() = default;
 
-  // An event that is done when all work is done that is in the stream now. False: there is none, as while the stream
-  // is being captured into a graph; ask again later.
-  virtual bool record(StreamId stream, Event& out) noexcept = 0;
-  // A device that has failed does no work any more, so there everything is done.
+  // An event that is done when all work is done that is in the stream now.
+  virtual Recorded record(StreamId stream, Event& out) noexcept = 0;
   virtual Progress query(Event event) noexcept = 0;
-  // Blocks until the event is done.
-  virtual void wait(Event event) noexcept = 0;
-  // Blocks until all work of the device is done, whatever its stream. False: that cannot be had now.
+  // Blocks until the event is done. Never `pending`.
+  virtual Progress wait(Event event) noexcept = 0;
+  // Blocks until all work of the device is done, whatever its stream, and that of streams which are gone. False: that
+  // cannot be had now.
   virtual bool wait_for_device() noexcept = 0;
+  // What the device has failed with, in its driver's words; empty while it works. Then nothing more is ever done.
+  virtual std::string failure() noexcept { return {}; }
   // The event is not used any more.
   virtual void discard(Event event) noexcept = 0;
 };

@@ -58,14 +58,22 @@ void ThreadRegistry::remove_allocator(std::size_t slot) {
 
 void ThreadRegistry::lock_caches(std::size_t slot) noexcept {
   mutex.lock();
+  lock_caches_alone(slot);
+}
+
+void ThreadRegistry::lock_caches_alone(std::size_t slot) noexcept {
   for_each(slot, [](ThreadCache& cache) { cache.lock.ask(); });
   OwnerLock::pass_barrier();
   for_each(slot, [](ThreadCache& cache) { cache.lock.await(); });
 }
 
 void ThreadRegistry::unlock_caches(std::size_t slot) noexcept {
-  for_each(slot, [](ThreadCache& cache) { cache.lock.release(); });
+  unlock_caches_alone(slot);
   mutex.unlock();
+}
+
+void ThreadRegistry::unlock_caches_alone(std::size_t slot) noexcept {
+  for_each(slot, [](ThreadCache& cache) { cache.lock.release(); });
 }
 
 ThreadCache* ThreadRegistry::obtain(std::size_t slot, CachingAllocator& owner, Arena& arena,
@@ -96,14 +104,15 @@ void ThreadRegistry::retire(ThreadCaches* caches) noexcept {
   delete caches;
 }
 
-void ThreadRegistry::adopt_orphans(std::size_t slot) noexcept {
+void ThreadRegistry::adopt_orphans(const Slots& slots) noexcept {
   const std::lock_guard guard(mutex);
   for (ThreadCaches* caches : threads_) {
     if (caches == t_caches) continue;
-    ThreadCache* const own = caches->by_slot[slot];
-    caches->by_slot = {};
-    if (own != nullptr) own->lock.forget_owner();
-    caches->by_slot[slot] = own;
+    for (std::size_t slot = 0; slot < kMaxAllocators; ++slot) {
+      ThreadCache*& cache = caches->by_slot[slot];
+      if (!slots[slot]) cache = nullptr;
+      if (cache != nullptr) cache->lock.forget_owner();
+    }
     retire(caches);
   }
   threads_.clear();

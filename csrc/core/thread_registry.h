@@ -47,11 +47,15 @@ class ThreadRegistry {
   // Takes the mutex and the lock of every cache of the slot, so that sums over them belong to one moment.
   void lock_caches(std::size_t slot) noexcept;
   void unlock_caches(std::size_t slot) noexcept;
+  // The same without the mutex, which is held.
+  void lock_caches_alone(std::size_t slot) noexcept;
+  void unlock_caches_alone(std::size_t slot) noexcept;
 
-  // In a forked child: the threads that own the other caches do not exist here. The blocks of the allocator that took
-  // part in the fork return to its arenas. Other allocators were caught in whatever they were doing: what their caches
-  // hold is given up.
-  void adopt_orphans(std::size_t slot) noexcept;
+  // In a forked child: the threads that own the other caches do not exist here. The blocks of the allocators that took
+  // part in the fork return to their arenas. Other allocators were caught in whatever they were doing: what their
+  // caches hold is given up.
+  using Slots = std::array<bool, kMaxAllocators>;
+  void adopt_orphans(const Slots& slots) noexcept;
 
  private:
   friend struct ThreadExit;

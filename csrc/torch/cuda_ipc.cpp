@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "backend/cuda_export.h"
 #include "backend/cuda_import.h"
 #include "torch/cuda_allocator.h"
 
@@ -61,7 +62,7 @@ int take_descriptor(std::int64_t process, std::int64_t descriptor) {
 
 }  // namespace
 
-// The memory stays where it is from now on: others know it by its handles.
+// The memory stays where it is until the block is freed. torch keeps it as long as a receiver has it.
 cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
   CachingAllocator* const core = CachingAllocator::owner_of(address);
   TORCH_CHECK(core != nullptr, "invalid device pointer: ", address);
@@ -72,16 +73,14 @@ cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
   TORCH_CHECK(header.device >= 0, "invalid device pointer: ", address);
   TORCH_CHECK(cuda_manages_virtual_memory(header.device), "mempool: device ", header.device,
               " cannot manage virtual memory, and what it has is not shared with other processes");
-  std::uintptr_t base = 0;
+  const ExportedBlock exported = cuda_export(header.device, address);
+  TORCH_CHECK(!exported.pieces.empty(), "mempool: the driver does not share the memory at ", address, " of device ",
+              header.device,
+              " with other processes. Where no file descriptor is left, raise the limit (ulimit -n): each "
+              "handle of memory takes one while it is shared");
+  const auto base = reinterpret_cast<std::uintptr_t>(exported.base);
   std::vector<Piece> pieces;
-  for (const Handle& handle : core->pin_handles(address)) {
-    const int descriptor = cuda_export(header.device, handle);
-    TORCH_CHECK(descriptor >= 0, "mempool: the driver does not share memory of device ", header.device,
-                " with other processes");
-    if (pieces.empty()) base = reinterpret_cast<std::uintptr_t>(handle.address);
-    pieces.push_back({descriptor, handle.bytes});
-  }
-  TORCH_CHECK(!pieces.empty(), "invalid device pointer: ", address);
+  for (const ExportedBlock::Piece& piece : exported.pieces) pieces.push_back({piece.descriptor, piece.bytes});
   header.handles = static_cast<std::int32_t>(pieces.size());
   std::string text(reinterpret_cast<const char*>(&header), sizeof(header));
   text.append(reinterpret_cast<const char*>(pieces.data()), pieces.size() * sizeof(Piece));

@@ -72,9 +72,9 @@ bool use_all(PhysicalMemory& memory) {
       done = false;
     }
     StreamEvents::Event event = 0;
-    if (memory.stream_events()->record(0, event)) {
+    if (memory.stream_events()->record(0, event) == StreamEvents::Recorded::yes) {
       done = memory.stream_events()->query(event) == StreamEvents::Progress::done && done;
-      memory.stream_events()->wait(event);
+      done = memory.stream_events()->wait(event) == StreamEvents::Progress::done && done;
       memory.stream_events()->discard(event);
     } else {
       done = false;

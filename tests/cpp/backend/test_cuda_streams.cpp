@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "backend/cuda_memory.h"
@@ -150,4 +152,101 @@ TEST(a_use_that_is_not_named_is_seen) {
   const std::uint64_t before = violations();
   walk(5'000, false, 512 * kMiB, {.stitch = false});  // nothing is unmapped, or the kernels would fault
   CHECK(violations() > before);
+}
+
+namespace {
+
+std::unique_ptr<CachingAllocator> make_device(std::size_t capacity) {
+  set_capacity(capacity);
+  return std::make_unique<CachingAllocator>("cuda:0", CudaMemory::make(*CudaDriver::instance(), 0), Options{});
+}
+std::int64_t waiting(CachingAllocator& device) { return device.stats().waiting.all.count.current; }
+void fail(const char* call, int error) {
+  control<void(const char*, std::uint64_t, int)>("standin_fail")(call, 1, error);
+}
+
+}  // namespace
+
+TEST(work_of_a_destroyed_stream_goes_on_and_its_memory_waits_for_it) {
+  if (!has_standin()) return;
+  const std::uint64_t before = violations();
+  const auto device = make_device(64 * kMiB);
+  void* block = nullptr;
+  {
+    const HeldStream stream;
+    block = device->allocate(40 * kMiB);
+    CHECK(device->add_use(block, stream.id()));
+    stream.write_later(block, 40 * kMiB, 1);
+    stream.check_later(block, 40 * kMiB, 1);
+  }
+  device->deallocate(block);
+  device->trim(0, false);
+  CHECK_EQ(waiting(*device), 1);
+  void* const next = device->allocate(40 * kMiB);  // waits for the device, for there is no other way
+  CHECK_EQ(waiting(*device), 0);
+  device->deallocate(next);
+  device->trim(0);
+  CHECK_EQ(device->ledger().held(), 0u);
+  CHECK_EQ(violations(), before);
+}
+
+TEST(memory_that_a_destroyed_stream_was_made_for_goes_back) {
+  if (!has_standin()) return;
+  const auto device = make_device(64 * kMiB);
+  void* block = nullptr;
+  {
+    const HeldStream stream;
+    block = device->allocate(40 * kMiB, stream.id());
+    stream.write_later(block, 40 * kMiB, 1);
+  }
+  device->deallocate(block);
+  device->trim(0);
+  CHECK_EQ(device->ledger().held(), 0u);
+}
+
+// Each thread has another stream under that handle: an event of one says nothing about the others.
+TEST(work_on_a_per_thread_stream_is_waited_for_with_the_device) {
+  if (!has_standin()) return;
+  const auto device = make_device(64 * kMiB);
+  void* const block = device->allocate(4 * kMiB);
+  CHECK(device->add_use(block, 2));
+  device->deallocate(block);
+  device->trim(0, false);
+  CHECK_EQ(waiting(*device), 1);
+  device->trim(0);
+  CHECK_EQ(waiting(*device), 0);
+  CHECK_EQ(device->ledger().held(), 0u);
+}
+
+TEST(no_error_of_the_driver_says_that_work_is_done) {
+  if (!has_standin()) return;
+  constexpr int kLaunchFailed = 719;
+  constexpr int kCapturedEvent = 907;
+  for (const int error : {kLaunchFailed, kCapturedEvent, 1, 400, 700}) {
+    const std::uint64_t before = violations();
+    const auto device = make_device(64 * kMiB);
+    const HeldStream stream;
+    void* const block = device->allocate(40 * kMiB);
+    device->add_use(block, stream.id());
+    stream.write_later(block, 40 * kMiB, 1);
+    stream.check_later(block, 40 * kMiB, 1);
+    device->deallocate(block);
+    fail("cuEventQuery", error);
+    device->trim(0, false);
+    CHECK_EQ(waiting(*device), 1);
+    fail("cuEventSynchronize", error);
+    void* next = nullptr;
+    try {
+      next = device->allocate(40 * kMiB);  // a captured event is followed by another one
+      CHECK_EQ(error, kCapturedEvent);
+    } catch (const OutOfMemory& refusal) {
+      CHECK(refusal.info().device_failure.find(std::to_string(error)) != std::string::npos);
+      CHECK_EQ(waiting(*device), 1);
+    }
+    device->deallocate(next);
+    device->trim(0);  // the driver answers again
+    CHECK_EQ(waiting(*device), 0);
+    CHECK_EQ(device->ledger().held(), 0u);
+    CHECK_EQ(violations(), before);
+  }
 }

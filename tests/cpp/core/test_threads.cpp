@@ -310,3 +310,36 @@ TEST(memory_that_the_decay_thread_is_giving_back_can_be_had) {
   decaying.join();
   device.check_empty();
 }
+
+// Snapshots read what add_use() and the free of such a block write.
+TEST(snapshots_while_blocks_are_used_on_other_streams) {
+  const FakeDevice device({},
+                          {.personality = FakeMemory::Personality::device, .accessible = false, .has_streams = true});
+  CachingAllocator& allocator = *device.allocator;
+  constexpr int kWorkers = 3;
+  std::atomic<int> working{kWorkers};
+  in_threads(kWorkers + 1, [&](int i) {
+    if (i == kWorkers) {
+      while (working.load() > 0) {
+        for (const SnapshotSegment& segment : allocator.snapshot().segments) {
+          for (const SnapshotBlock& block : segment.blocks) CHECK_EQ(block.account, 0u);
+        }
+        allocator.stats();
+      }
+      return;
+    }
+    const auto stream = static_cast<StreamId>(i);
+    for (int turn = 0; turn < 400; ++turn) {
+      for (const std::size_t bytes : {std::size_t{100}, 100 * std::size_t{1024}, 2 * kMiB}) {
+        void* const block = allocator.allocate(bytes, stream);
+        allocator.add_use(block, stream + 10);
+        device.memory->work(stream + 10);
+        allocator.deallocate(block);
+      }
+      device.memory->finish(stream + 10, 2);
+    }
+    --working;
+  });
+  for (StreamId stream = 10; stream < 10 + kWorkers; ++stream) device.memory->finish(stream);
+  device.check_empty();
+}

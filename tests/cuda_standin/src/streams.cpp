@@ -23,7 +23,7 @@ Streams& Streams::instance() {
 Stream* Streams::find(cudaStream_t handle) {
   if (reinterpret_cast<std::uintptr_t>(handle) > 2) {
     auto* const stream = reinterpret_cast<Stream*>(handle);
-    return live_.count(stream) != 0 ? stream : nullptr;
+    return live_.count(stream) != 0 && !stream->is_destroyed ? stream : nullptr;
   }
   while (defaults_.size() < kMostDevices) {
     defaults_.push_back(std::make_unique<Stream>());
@@ -42,11 +42,23 @@ Stream* Streams::create(int device, unsigned flags, int priority) {
   return stream.release();
 }
 
-// Its work still happens, as the driver promises.
+// Returns at once; its work still happens, as the driver promises, and until then nobody gets its handle.
 void Streams::destroy(Stream* stream) {
-  synchronize(*stream);
-  live_.erase(stream);
-  delete stream;
+  stream->is_destroyed = true;
+  bury();
+}
+
+void Streams::bury() {
+  std::erase_if(live_, [](Stream* stream) {
+    if (!stream->is_destroyed || !stream->queue.empty()) return false;
+    delete stream;
+    return true;
+  });
+}
+
+std::size_t Streams::live() const {
+  return static_cast<std::size_t>(
+      std::count_if(live_.begin(), live_.end(), [](const Stream* stream) { return !stream->is_destroyed; }));
 }
 
 // ---- running ----
@@ -117,7 +129,10 @@ void Streams::synchronize(Stream& stream) {
   if (waiting_ > 0) run_all();
 }
 
-void Streams::synchronize(Event& event) { run_until_happened(event, event.recorded); }
+void Streams::synchronize(Event& event) {
+  run_until_happened(event, event.recorded);
+  bury();
+}
 
 void Streams::synchronize_device(int device) {
   for (const auto& stream : defaults_) {
@@ -127,17 +142,20 @@ void Streams::synchronize_device(int device) {
   for (Stream* stream : now_live) {
     if (live_.count(stream) != 0 && stream->device == device) synchronize(*stream);
   }
+  bury();
 }
 
 void Streams::hold(Stream& stream, bool held) {
   stream.is_held = held;
   if (!held && waiting_ > 0) run_all();
+  bury();
 }
 
 std::size_t Streams::step(Stream& stream, std::size_t operations) {
   std::size_t done = 0;
   while (done < operations && run_front(stream, true)) ++done;
   if (waiting_ > 0) run_all();
+  bury();
   return done;
 }
 

@@ -70,6 +70,7 @@ struct Stream {
   int priority = 0;
   std::uint64_t number = 0;
   bool is_held = false;
+  bool is_destroyed = false;  // its handle is invalid; its work goes on
   std::deque<Operation> queue;
   std::shared_ptr<Capture> capture;
   std::vector<Node*> captured_last;
@@ -79,11 +80,11 @@ class Streams {
  public:
   static Streams& instance();
 
-  // The object behind a handle; the device's default stream for 0, 1 and 2. nullptr: there is none.
+  // The object behind a handle; the device's default stream for 0, 1 and 2. nullptr: there is none (any more).
   Stream* find(cudaStream_t handle);
   Stream* create(int device, unsigned flags, int priority);
   void destroy(Stream* stream);
-  std::size_t live() const { return live_.size(); }
+  std::size_t live() const;
 
   // Work in a stream; in one that captures it becomes a node.
   cudaError_t enqueue(Stream& stream, Node::Kind kind, std::function<void()> work);
@@ -107,6 +108,7 @@ class Streams {
  private:
   bool run_front(Stream& stream, bool even_if_held);
   void run_all();  // what can run in streams that waited
+  void bury();     // the destroyed streams whose work is done; their handles may be given out again
   void run_until_happened(Event& event, std::uint64_t generation);
   void push(Stream& stream, Operation operation);
   Node* add_node(Stream& stream, Node::Kind kind, std::function<void()> work);

@@ -8,6 +8,7 @@ from typing import Any
 import control
 
 GRANULE = 2 << 20
+INVALID_HANDLE = 400
 NOT_READY = 600
 UNSUPPORTED_IN_CAPTURE = 900
 INVALIDATED = 901
@@ -80,6 +81,13 @@ class Cuda:
     def stream(self) -> int:
         """A stream that waits for no other."""
         return self.make("cudaStreamCreateWithFlags", 1)
+
+    def stream_handles(self, count: int) -> set[int]:
+        """The handles of so many new streams, which are gone again."""
+        made = {self.stream() for _ in range(count)}
+        for each in made:
+            assert self.call("cudaStreamDestroy", each) == 0
+        return made
 
     def event(self) -> int:
         """An event without a time."""

@@ -10,6 +10,7 @@ import pytest
 from cuda import (
     CAPTURED_EVENT,
     GLOBAL,
+    INVALID_HANDLE,
     INVALIDATED,
     ISOLATION,
     NOT_READY,
@@ -227,3 +228,22 @@ def test_freeing_waits_for_the_work_before(cuda: Cuda, standin: control.Standin,
         assert cuda.call("cudaFree", block) == 0
         assert standin.pending(stream) == 0
     assert standin.violations() == before
+
+
+def test_a_destroyed_stream_is_invalid_and_its_work_goes_on(
+    cuda: Cuda, standin: control.Standin, blocks: tuple[int, int]
+) -> None:
+    stream, event = cuda.stream(), cuda.event()
+    standin._checked("hold", stream, 1)
+    assert fill(cuda, blocks[0], 7, stream) == 0
+    assert cuda.call("cudaEventRecord", event, stream) == 0
+    assert cuda.call("cudaStreamDestroy", stream) == 0
+    assert read(blocks[0], SIZE) == bytes(SIZE)
+    assert cuda.call("cudaEventQuery", event) == NOT_READY
+    assert cuda.call("cudaEventRecord", event, stream) == INVALID_HANDLE
+    assert cuda.call("cudaStreamDestroy", stream) == INVALID_HANDLE
+    assert cuda.stream_handles(8).isdisjoint({stream})  # not before its work is done
+    assert cuda.call("cudaDeviceSynchronize") == 0
+    assert cuda.call("cudaEventQuery", event) == 0
+    assert read(blocks[0], SIZE) == bytes([7]) * SIZE
+    assert cuda.call("cudaEventDestroy", event) == 0

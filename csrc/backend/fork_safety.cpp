@@ -1,0 +1,63 @@
+#include "backend/fork_safety.h"
+
+#include <pthread.h>
+
+#include <array>
+#include <new>
+
+#include "backend/decay_thread.h"
+
+namespace mempool {
+namespace {
+
+// By slot, so that all forks lock them in the same order. Guarded by device_making().
+std::array<CachingAllocator*, kMaxAllocators> g_allocators{};
+
+template <typename Action>
+void for_each_allocator(Action action) {
+  for (CachingAllocator* const allocator : g_allocators) {
+    if (allocator != nullptr) action(*allocator);
+  }
+}
+
+// In the order of all locks: of one kind those of every allocator, then the next kind.
+void before_fork() {
+  device_making().lock();
+  for_each_allocator([](CachingAllocator& allocator) { allocator.prepare_fork(); });
+  ThreadRegistry::instance().mutex.lock();
+  for_each_allocator([](CachingAllocator& allocator) { allocator.lock_for_fork(); });
+}
+
+void unlock(bool in_child) {
+  for_each_allocator([in_child](CachingAllocator& allocator) { allocator.after_fork(in_child); });
+  ThreadRegistry::instance().mutex.unlock();
+  device_making().unlock();
+}
+
+void after_fork_in_parent() { unlock(false); }
+
+void after_fork_in_child() {
+  forget_decay_thread();
+  unlock(true);
+  ThreadRegistry::Slots slots{};
+  for_each_allocator([&slots](CachingAllocator& allocator) { slots[allocator.slot()] = true; });
+  ThreadRegistry::instance().adopt_orphans(slots);
+}
+
+}  // namespace
+
+std::mutex& device_making() {
+  static std::mutex* const making = new std::mutex;  // immortal
+  return *making;
+}
+
+void survive_fork(CachingAllocator& allocator) {
+  static bool is_registered = false;
+  if (!is_registered && pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
+    throw std::bad_alloc();
+  }
+  is_registered = true;
+  g_allocators[allocator.slot()] = &allocator;
+}
+
+}  // namespace mempool
