@@ -205,8 +205,9 @@ class CachingAllocator {
     StreamId stream;
     ArenaFamily* family;
     Arena* arena = nullptr;
-    bool may_commit = true;  // else only what is free may move: the backend has just refused
-    bool may_wait = false;   // for work on other streams
+    bool may_commit = true;           // else only what is free may move: the backend has just refused
+    bool may_wait = false;            // for work on other streams
+    Refusal refusal = Refusal::none;  // the last that was given
     std::uint32_t account_id() const { return account != nullptr ? account->id : 0; }
   };
   // How hard obtain() was tried already.

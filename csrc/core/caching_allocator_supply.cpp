@@ -157,6 +157,8 @@ void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refus
 // when nothing is left to try.
 void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, PressureOutcome& outcome) {
   const std::size_t wanted = request.rounded + memory_->granule_bytes();
+  // A try that only moves memory says nothing of why there is no more.
+  why = request.refusal = why != Refusal::none ? why : request.refusal;
   if (effort == Effort::none && is_hopeless(request, why)) effort = Effort::released;
   switch (effort) {
     case Effort::none:
