@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import time
 from collections.abc import Callable
@@ -312,3 +313,49 @@ def test_every_driver_call_may_fail_once(standin: control.Standin, call: str) ->
         torch.cuda.empty_cache()
         assert torch.cuda.memory_allocated() == 0
         assert torch.cuda.memory_reserved() == standin.used() == 0
+
+
+def test_a_refused_request_holds_nothing_more(standin: control.Standin) -> None:
+    kept = torch.empty(100 * MIB, dtype=torch.uint8, device="cuda")
+    held = torch.cuda.memory_reserved()
+    peak = torch.cuda.max_memory_reserved()
+    for size in (20 << 30, (16 << 30) - 50 * MIB):
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(size, dtype=torch.uint8, device="cuda")
+        assert torch.cuda.memory_reserved() == held
+        assert torch.cuda.max_memory_reserved() == peak
+        assert standin.used() == held
+    assert standin.count("cuMemCreate") < 512
+    del kept
+
+
+def test_a_pool_that_is_closed_and_empty_holds_nothing(standin: control.Standin) -> None:
+    pool = mempool.MemoryPool("weights", device="cuda", isolated=True)
+    with mempool.use_pool(pool):
+        kept = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+    used = standin.used()
+    pool.close()
+    assert standin.used() == used
+    del kept
+    assert pool.total_bytes() == 0
+    assert standin.used() == used - 64 * MIB
+
+
+@pytest.mark.parametrize("is_made_there", [False, True])
+def test_memory_used_by_a_destroyed_stream_comes_back(standin: control.Standin, is_made_there: bool) -> None:
+    handle = ctypes.c_void_p()
+    assert standin.runtime.cudaStreamCreateWithFlags(ctypes.byref(handle), 1) == 0
+    held, violations = torch.cuda.memory_reserved(), standin.violations()
+    stream = torch.cuda.ExternalStream(handle.value)
+    with torch.cuda.stream(stream if is_made_there else torch.cuda.current_stream()):
+        used = block(40)
+    used.record_stream(stream)
+    standin.runtime.standin_hold(handle, 1)
+    standin.write_later(stream, used.data_ptr(), used.nbytes, 1)
+    standin.check_later(stream, used.data_ptr(), used.nbytes, 1)
+    assert standin.runtime.cudaStreamDestroy(handle) == 0
+    del used
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() == held
+    assert torch.cuda.memory_stats()["active_bytes.all.current"] == torch.cuda.memory_allocated()
+    assert standin.violations() == violations

@@ -178,6 +178,55 @@ torch.cuda.synchronize()
     )
 
 
+STOCK = """
+import ctypes
+path = mempool.cuda_library_path()
+torch.cuda.memory.change_current_allocator(
+    torch.cuda.memory.CUDAPluggableAllocator(path, "mempool_malloc", "mempool_free"))
+"""
+
+
+def test_the_stock_pluggable_allocator_reads_the_options(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + STOCK
+        + """
+kept = torch.zeros(10).cuda()
+assert mempool.get_limit("cuda") == 64 << 20
+refused(lambda: torch.empty(65 << 20, dtype=torch.uint8, device="cuda"), torch.OutOfMemoryError, "device_limit")
+""",
+        MEMPOOL_CONF="limit:64MiB",
+    )
+    run_on_device(
+        PRELUDE
+        + STOCK
+        + """
+refused(lambda: torch.zeros(10).cuda(), RuntimeError, "MEMPOOL_CONF", "Did you mean 'limit'")
+""",
+        MEMPOOL_CONF="limt:64MiB",
+    )
+
+
+def test_the_memory_fraction_of_the_stock_allocator_reads_the_options(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + STOCK
+        + """
+library = ctypes.CDLL(path)
+library.mempool_memory_fraction.argtypes = [ctypes.c_double, ctypes.c_int]
+torch.cuda.init()
+library.mempool_memory_fraction(0.5, 0)
+total = torch.cuda.get_device_properties(0).total_memory
+assert mempool.get_limit("cuda") == total // 2
+torch.zeros(10).cuda()
+# The option that only the environment could have set.
+from mempool._core import cuda_device
+assert cuda_device(0, "").history_events == 77
+""",
+        MEMPOOL_CONF="history_events:77",
+    )
+
+
 def test_the_doctor_finds_both_devices_well(run_on_device: Run) -> None:
     printed = run_on_device(
         """

@@ -71,6 +71,25 @@ def test_a_device_limit_bounds_what_is_held(enabled: None) -> None:
     del again
 
 
+def test_a_refused_request_holds_nothing_more_and_empties_no_cache(enabled: None) -> None:
+    kept = bytes_of(100 * MIB)
+    waiting = bytes_of(16 * MIB)
+    mempool.set_limit("1GiB")
+    del waiting
+    held, peak = mempool.memory_reserved(), mempool.max_memory_reserved()
+    ooms = mempool.memory_stats()["num_ooms"]
+    for size in (2 << 30, 1 << 40):  # neither can ever be, so what is free stays for those that can
+        with pytest.raises(mempool.OutOfMemoryError, match="device_limit"):
+            bytes_of(size)
+        assert (mempool.memory_reserved(), mempool.max_memory_reserved()) == (held, peak)
+    with pytest.raises(mempool.OutOfMemoryError, match="device_limit"):
+        bytes_of((1 << 30) - 50 * MIB)
+    assert mempool.memory_reserved() <= held
+    assert mempool.max_memory_reserved() == peak
+    assert mempool.memory_stats()["num_ooms"] == ooms + 3
+    del kept
+
+
 def test_a_limit_below_what_is_held_is_refused_and_free_memory_given_up_for_one_that_is_not(enabled: None) -> None:
     kept = bytes_of(32 * MIB)
     with pytest.raises(mempool.ConfigError, match="free tensors first"):

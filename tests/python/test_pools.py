@@ -142,6 +142,25 @@ def test_an_isolated_pool_has_segments_of_its_own(enabled: None) -> None:
     del small, other
 
 
+def test_a_closed_pool_holds_no_memory_once_it_is_empty(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", isolated=True)
+    child = mempool.MemoryPool("child", parent=pool, isolated=True)
+    with mempool.use_pool(pool):
+        kept = bytes_of(64 * MIB)
+    with mempool.use_pool(child):
+        del_at_once = bytes_of(8 * MIB)
+    del del_at_once
+    held = mempool.memory_reserved()
+    pool.close()
+    assert child.total_bytes() == 0
+    assert pool.total_bytes() >= 64 * MIB
+    del kept
+    assert pool.total_bytes() == 0
+    assert mempool.memory_reserved() <= held - 72 * MIB
+    assert pool.used_bytes() == 0
+    assert pool.closed
+
+
 def test_a_limit_below_what_is_used_is_refused(enabled: None) -> None:
     pool = mempool.MemoryPool("p")
     with mempool.use_pool(pool):
