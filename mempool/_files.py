@@ -43,10 +43,12 @@ def atomic_path(path: StrPath) -> Iterator[str]:
     with naming(name):
         target = _target(name)
         scratch = name if target is None else make_beside(target)
+        mode = stat.S_IMODE(os.stat(scratch).st_mode)
     try:
         yield scratch
         if target is not None and os.getpid() == process:
             with naming(name, scratch):
+                os.chmod(scratch, mode)  # whoever wrote it may have put another file there
                 _replace(scratch, target)
     finally:
         if target is not None and os.getpid() == process:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mempool.compress.converting import packed_layer, retarget
+from mempool.compress.converting import packable_layers, packed_layer, retarget
 from mempool.compress.filling import FLOATS, Filling, Shared, require_shape, tensors_of, unchanged_by_errors
-from mempool.compress.layers import Batches, linear_layers, require_module
+from mempool.compress.layers import Batches, require_module
+from mempool.compress.left_alone import left_alone, warn_of
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.pruning import Pruning
 from mempool.compress.replaceable import require_replaceable
@@ -59,7 +60,8 @@ def load(
     Layers that the file has packed already (see ``save``) come in as they are; others become what ``convert`` makes of
     them after ``prune_`` with these arguments. Methods that calibrate send the data through the int8 model, and read
     the file a second time. ``weights=None`` packs nothing. ``prefix``: what the file's names begin with and the model's
-    do not. ``target``: as for ``convert``, but layers that the file has packed stay as they are.
+    do not. ``target``: as for ``convert``, but layers that the file has packed stay as they are. A warning says which
+    layers stay dense, as that of ``convert`` does.
 
     Every parameter and persistent buffer comes from the file. ``missing="keep"``: those that the file has not keep the
     values that they have, and a Linear stays unpacked whose weight it has not (a new head on a known encoder). Float
@@ -74,7 +76,9 @@ def load(
     if pruning and weights is None:
         raise ValueError("sparsity goes with weights='int8': prune_() prunes a model that is loaded.")
     file = TensorFile(checkpoint, prefix)
-    plan = _Plan(model, file, {} if weights is None else linear_layers(model, skip), keep=missing == "keep")
+    linears, read = ({}, set()) if weights is None else packable_layers(model, skip)
+    reasons = left_alone(model, linears, read, skip) if weights is not None else None
+    plan = _Plan(model, file, linears, keep=missing == "keep")
     file.verify()
     plan.check()
     if pruning is None or pruning.method == "magnitude":
@@ -87,6 +91,8 @@ def load(
         with unchanged_by_errors(model, plan.real):
             plan.commit()
             plan.prune(pruning, target)
+    if reasons is not None:
+        warn_of(model, reasons, any(isinstance(module, (Int8Linear, SparseInt8Linear)) for module in model.modules()))
     return LoadReport(tuple(plan.kept), file.unused())
 
 

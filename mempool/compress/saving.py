@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from mempool._files import atomic_path
 from mempool.compress.layers import require_module
 from mempool.compress.sharing import memory_of, overlap
 from mempool.compress.tensor_file import metadata_of, os_error
-from mempool.files import replacing
 from mempool.nn import Int8Linear, SparseInt8Linear
 
 
@@ -47,7 +47,7 @@ def save(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
     }
     plain = {name: _plain(tensor) for name, tensor in tensors.items()}
     metadata = metadata_of(plain, packed, tied)
-    with replacing(path) as new:
+    with atomic_path(path) as new:
         try:
             save_file(plain, new, metadata)
         except SafetensorError as error:
