@@ -274,7 +274,9 @@ class _Stay(Step):
 def forget(entry: Entry) -> None:
     """Takes the entry out of this context, if it is there."""
     entries = context.get()
-    if entry in entries:
+    if entries and entries[-1] is entry:
+        context.set(entries[:-1])
+    elif entry in entries:
         context.set(tuple(each for each in entries if each is not entry))
 
 

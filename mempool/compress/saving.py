@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -47,6 +48,8 @@ def save(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
     }
     plain = {name: _plain(tensor) for name, tensor in tensors.items()}
     metadata = metadata_of(plain, packed, tied)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no regular file, and would be replaced by one", os.fspath(path))
     with atomic_path(path) as new:
         try:
             save_file(plain, new, metadata)

@@ -1,6 +1,7 @@
 // What a refused request leaves behind: nothing.
 #include <vector>
 
+#include "core/current_pool.h"
 #include "fixtures.h"
 
 using namespace mempool;
@@ -160,13 +161,13 @@ TEST(a_closed_pool_holds_nothing_once_its_last_block_is_gone) {
       Account* const apart = allocator.open_pool("apart", pool, true, kNoLimit, kNoLimit);
       std::vector<void*> blocks;
       for (Account* const each : {pool, below, apart}) {
-        allocator.set_current_pool(each);
+        fixtures::set_current_pool(allocator, each);
         for (const std::size_t bytes : {std::size_t{100}, 200000 + std::size_t{0}, 3 * kMiB}) {
           blocks.push_back(allocator.allocate(bytes));
         }
         allocator.deallocate(allocator.allocate(8 * kMiB));
       }
-      allocator.set_current_pool(nullptr);
+      fixtures::set_current_pool(allocator, nullptr);
       if (has_streams) {
         for (void* const block : blocks) allocator.add_use(block, 7);
         device.memory->work(7);
@@ -190,9 +191,9 @@ TEST(a_pool_that_is_closed_empty_or_asleep_gives_all_back) {
   const FakeDevice device;
   CachingAllocator& allocator = *device.allocator;
   Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
-  allocator.set_current_pool(pool);
+  fixtures::set_current_pool(allocator, pool);
   void* const block = allocator.allocate(3 * kMiB);
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   allocator.sleep_pool(*pool, true);
   allocator.close_pool(*pool);
   allocator.deallocate(block);
@@ -201,9 +202,9 @@ TEST(a_pool_that_is_closed_empty_or_asleep_gives_all_back) {
   allocator.drop_pool(*pool);
 
   Account* const empty = allocator.open_pool("empty", nullptr, true, kNoLimit, kNoLimit);
-  allocator.set_current_pool(empty);
+  fixtures::set_current_pool(allocator, empty);
   allocator.deallocate(allocator.allocate(3 * kMiB));
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   CHECK(allocator.ledger().held() > 0);
   allocator.close_pool(*empty);
   CHECK_EQ(allocator.ledger().held(), 0u);

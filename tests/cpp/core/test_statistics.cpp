@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/caching_allocator.h"
+#include "core/current_pool.h"
 #include "fixtures.h"
 
 using namespace mempool;
@@ -148,7 +149,7 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
     for (int step = 0; step < 1500; ++step) {
       const unsigned roll = random() % 100;
       if (roll < 48) {
-        allocator.set_current_pool(roll < 8 ? pool : roll < 16 ? isolated : nullptr);
+        fixtures::set_current_pool(allocator, roll < 8 ? pool : roll < 16 ? isolated : nullptr);
         const std::size_t bytes = some_size(random);
         void* const block = allocator.allocate(bytes, random() % 3);
         blocks.push_back({block, {CachingAllocator::block_bytes(block), bytes}});
@@ -188,7 +189,7 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
               std::make_pair(stats.blocks.all.bytes.current, stats.active.all.bytes.current));
       }
     }
-    allocator.set_current_pool(nullptr);
+    fixtures::set_current_pool(allocator, nullptr);
     for (const auto& [block, counted] : blocks) allocator.deallocate(block);
     for (StreamId stream = 0; stream < 5; ++stream) device.memory->finish(stream);
     allocator.set_completion_hook(nullptr);
@@ -244,9 +245,9 @@ TEST(a_pool_that_wakes_has_no_higher_peak_than_before) {
   const FakeDevice device;
   CachingAllocator& allocator = *device.allocator;
   Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
-  allocator.set_current_pool(pool);
+  fixtures::set_current_pool(allocator, pool);
   const std::vector<void*> blocks{allocator.allocate(100), allocator.allocate(200000), allocator.allocate(3 * kMiB)};
-  allocator.set_current_pool(nullptr);
+  fixtures::set_current_pool(allocator, nullptr);
   const DeviceStats before = allocator.stats();
   for (int turn = 0; turn < 2; ++turn) {
     allocator.sleep_pool(*pool, true);
