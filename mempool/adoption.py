@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mempool._device import allocator, parse_device
-from mempool.errors import ConfigError
+from mempool.errors import ConfigError, PoolAsleepError
 from mempool.pools import MemoryPool
 from mempool.scopes import use_pool
 
@@ -22,7 +23,7 @@ class AdoptReport:
 
     tensors: int  # that lie in the pool now
     moved_bytes: int  # copied into new storages
-    kept_elsewhere_bytes: int  # of old storages that something else refers to still, a view or a numpy array
+    kept_elsewhere_bytes: int  # of old storages that something else refers to still: a view, its base, a numpy array
 
 
 def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], pool: MemoryPool) -> AdoptReport:
@@ -40,25 +41,27 @@ def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], 
         OutOfMemoryError: the pool's limit or the device's refuses a storage; those before it have moved, and all values
             are what they were.
         NotEnabledError: mempool is not enabled for the pool's device.
-        PoolClosedError: the pool is closed.
+        PoolClosedError: the pool is closed. PoolAsleepError: it sleeps.
     """
     if not isinstance(pool, MemoryPool):
         raise ConfigError(f"adopt wants a MemoryPool, not {pool!r}.")
+    if pool.asleep:
+        raise PoolAsleepError(f"pool {pool.name!r} is asleep: wake() it before it takes tensors.")
     groups: dict[int, list[Tensor]] = {}
-    for name, tensor in _tensors_of(source).items():
+    for name, tensor in _tensors_of(source):
         _require_plain(name, tensor, pool)
         if tensor.device.type != "meta":
             groups.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
     moved = kept = 0
     with use_pool(pool):
         for group in groups.values():
-            size, is_shared = _move(group)
+            size, left = _move(group)
             moved += size
-            kept += size if is_shared else 0
+            kept += left
     return AdoptReport(sum(map(len, groups.values())), moved, kept)
 
 
-def _tensors_of(source: Any) -> dict[str, Tensor]:
+def _tensors_of(source: Any) -> list[tuple[str, Tensor]]:
     """Each tensor once, by a name for messages."""
     if isinstance(source, nn.Module):
         named = [*source.named_parameters(), *source.named_buffers()]
@@ -75,21 +78,27 @@ def _tensors_of(source: Any) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             raise ConfigError(f"adopt: {name} is a {type(tensor).__name__}, not a tensor.")
         seen.setdefault(id(tensor), (name, tensor))
-    return dict(seen.values())
+    return list(seen.values())
 
 
 def _require_plain(name: str, tensor: Tensor, pool: MemoryPool) -> None:
-    if tensor.device.type == "meta":
+    if tensor.device.type == "meta" and not is_lazy(tensor):
         return  # it has no memory to move
     kind = None
-    if tensor.layout != torch.strided:
+    if is_lazy(tensor):
+        kind = "lazy and has no shape yet"
+    elif tensor.is_nested:
+        kind = "a nested tensor"
+    elif tensor.layout != torch.strided:
         kind = str(tensor.layout)
     elif tensor.is_quantized:
         kind = "quantized"
     elif is_traceable_wrapper_subclass(tensor):
         kind = f"a {type(tensor).__name__}"
-    elif tensor.is_conj() or tensor.is_neg():
-        kind = "a conjugate or negative view"
+    elif tensor.is_conj() or tensor.is_neg() or tensor._is_zerotensor():
+        kind = "a conjugate, negative or zero view"
+    elif _extent(tensor)[1] > tensor.untyped_storage().nbytes():
+        kind = "without its memory, which was resized"
     if kind is not None:
         raise ConfigError(
             f"adopt: {name} is {kind}, which has no storage that holds its values. Make it a dense tensor."
@@ -111,8 +120,8 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return first, first + span * tensor.element_size()
 
 
-def _move(group: list[Tensor]) -> tuple[int, bool]:
-    """Puts the tensors of one storage into a new one of the current pool. Its bytes; whether others keep the old."""
+def _move(group: list[Tensor]) -> tuple[int, int]:
+    """Puts the tensors of one storage into a new one of the current pool. Its bytes; those of a kept old one."""
     storage = group[0].untyped_storage()
     extents = [_extent(tensor) for tensor in group if tensor.numel() > 0]
     # Views of a large storage take along what they cover; each is aligned as it was.
@@ -123,8 +132,16 @@ def _move(group: list[Tensor]) -> tuple[int, bool]:
     torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(new, 0, (last - first,), (1,)).copy_(old)
     del old
     for tensor in group:
-        offset = max(0, tensor.storage_offset() - first // tensor.element_size()) if tensor.numel() else 0
-        shape, stride = tensor.shape, tensor.stride()
-        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(new, offset, shape, stride)
+        # Exchanged in inference mode, a weight would be an inference tensor afterwards, and never have a gradient.
+        with torch.inference_mode(tensor.is_inference()):
+            _exchange(tensor, new, first)
     # One reference is the variable above.
-    return last - first, torch._C._storage_Use_Count(storage._cdata) > 1
+    kept = storage.nbytes() if torch._C._storage_Use_Count(storage._cdata) > 1 else 0
+    return last - first, kept
+
+
+def _exchange(tensor: Tensor, new: torch.UntypedStorage, first: int) -> None:
+    """`first`: the byte of the tensor's storage that the new one begins with."""
+    offset = max(0, tensor.storage_offset() - first // tensor.element_size()) if tensor.numel() else 0
+    shape, stride = tensor.shape, tensor.stride()
+    tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(new, offset, shape, stride)

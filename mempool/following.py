@@ -17,19 +17,29 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from mempool.errors import ConfigError
-from mempool.scopes import Entry, Step, context
+from mempool.scopes import Entry, Place, Step, context
 
 T = TypeVar("T")
 
 
-def _entries_of(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    """New entries for the innermost pool of each device among those whose blocks have not ended."""
-    innermost = {entry.pool.device: entry.pool for entry in entries if not entry.is_over}
-    return tuple(Entry(pool) for pool in innermost.values() if not pool.closed)
+def _entries_of(places: tuple[Place, ...], task: object) -> tuple[Entry, ...]:
+    """What to enter for the stays of a context.
+
+    A task's own ones themselves, so that they end with their blocks; others stand in for those that it has from
+    elsewhere. A pool that is closed is entered, too: it refuses what it is asked.
+    """
+    entries = []
+    for place in places:
+        entry = place.entry
+        if entry is None:
+            continue
+        is_own = task is not None and place.task is task and not entry.entered
+        entries.append(entry if is_own else Entry(entry.pool, is_checked=False))
+    return tuple(entries)
 
 
-def _call_in(entries: tuple[Entry, ...], function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    with Step(_entries_of(entries), follows=True):
+def _call_in(places: tuple[Place, ...], function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    with Step(_entries_of(places, None), follows=True):
         return function(*args, **kwargs)
 
 
@@ -42,8 +52,9 @@ def _drive(inner: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Resumes ``inner`` with the pools of its context set around each step."""
     value: Any = None
     error: BaseException | None = None
+    task = asyncio.current_task()
     while True:
-        with Step(_entries_of(context.get()), follows=True):
+        with Step(_entries_of(context.get(), task), follows=True):
             try:
                 yielded = inner.send(value) if error is None else inner.throw(error)
             except StopIteration as stop:
@@ -124,18 +135,20 @@ _anyio = _AnyioThreads()
 class FollowHandle:
     """What :func:`follow_context` returns: ``remove()`` undoes it. Usable in a ``with``, too."""
 
-    __slots__ = ("_executor", "_factory", "_loop", "_previous")
+    __slots__ = ("_executor", "_factory", "_is_following", "_loop", "_previous")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop: asyncio.AbstractEventLoop | None = loop
+        self._is_following = True
         previous: Any = loop.get_task_factory()
         self._previous = previous
 
         def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> Any:
-            name = getattr(coroutine, "__qualname__", None)
-            followed: Any = _followed(coroutine)
-            if name is not None:
-                followed.__name__, followed.__qualname__ = getattr(coroutine, "__name__", name), name
+            followed: Any = coroutine
+            if self._is_following and asyncio.iscoroutine(coroutine):
+                followed = _followed(coroutine)
+                for name in ("__name__", "__qualname__"):
+                    setattr(followed, name, getattr(coroutine, name, getattr(followed, name)))
             if previous is not None:
                 return previous(loop, followed, **kwargs)
             return asyncio.Task(followed, loop=loop, **kwargs)
@@ -152,6 +165,7 @@ class FollowHandle:
         loop, self._loop = self._loop, None
         if loop is None:
             return
+        self._is_following = False
         if loop.get_task_factory() is self._factory:
             loop.set_task_factory(self._previous)
         self._executor.is_following = False

@@ -80,10 +80,17 @@ def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, st
         except BaseException as error:  # the allocation goes on whatever a callback does
             if isinstance(error, KeyboardInterrupt):
                 raise  # meant for the program: the compiled side has it come again once the allocation is over
-            _log.warning("a pressure callback raised %r", error, exc_info=not failing)
+            _log.warning("a pressure callback raised %s", _text_of(error), exc_info=not failing)
             if first_id == 0:
-                first_error, first_id = repr(error), _keep(error, handled)
+                first_error, first_id = _text_of(error), _keep(error, handled)
     return len(handles), first_error, first_id
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception:  # it is whoever wrote the error's class that is at fault
+        return type(error).__name__
 
 
 def _keep(error: BaseException, handled: BaseException | None) -> int:

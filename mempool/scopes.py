@@ -10,7 +10,7 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -26,35 +26,52 @@ Y = TypeVar("Y")
 S = TypeVar("S")
 
 
+class Place:
+    """What a context knows of a stay: contexts are copied and kept, and must keep no pool and no task alive."""
+
+    __slots__ = ("entry", "task")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry: Entry | None = entry  # None once its block has ended, wherever
+        self.task: object = None  # that was running when it began
+
+
 class Entry(_core.PoolEntry):
     """One stay in a pool; the compiled part keeps each thread's stack of them."""
 
-    __slots__ = ("followed", "is_over", "pool", "suspended", "task", "watch")
+    __slots__ = ("followed", "place", "pool", "suspended", "watch")
 
-    def __init__(self, pool: MemoryPool) -> None:
-        if pool.closed:
-            raise PoolClosedError(f"pool '{pool.name}' is closed: it takes no new blocks.")
-        require_enabled(pool.device, f"pool '{pool.name}' cannot be entered")
+    def __init__(self, pool: MemoryPool, is_checked: bool = True) -> None:
+        if is_checked:
+            if pool.closed:
+                raise PoolClosedError(f"pool '{pool.name}' is closed: it takes no new blocks.")
+            require_enabled(pool.device, f"pool '{pool.name}' cannot be entered")
         super().__init__(pool._handle)
         self.pool = pool
+        self.place = Place(self)
         self.suspended = False  # other code of this thread ran in between: it was taken off the stack
         self.followed = False  # taken off and put on again around each step of its context
-        self.is_over = False  # its block has ended, wherever
-        self.task: object = None  # that was running
         self.watch: asyncio.Handle | None = None
 
 
-# The entries that a context is in, the innermost last. Context-following tasks and threads take their pools from it.
-context: ContextVar[tuple[Entry, ...]] = ContextVar("mempool.pools", default=())
+# The stays that a context is in, the innermost last. Context-following tasks and threads take their pools from it.
+context: ContextVar[tuple[Place, ...]] = ContextVar("mempool.pools", default=())
 
 
 class _Local(threading.local):
     def __init__(self) -> None:
         self.watched: list[Entry] = []  # opened while an event loop ran, and not followed
-        self.following = False  # this thread runs a step of a context that is followed
+        # This thread runs a step of a context that is followed, in that event loop (None: in a worker thread).
+        self.following: tuple[asyncio.AbstractEventLoop | None] | None = None
 
 
 local = _Local()
+_THE_LOOP = object()  # runs, and not a task or a callback of it
+
+
+def is_following() -> bool:
+    """Whether what runs here is followed: not what runs in another loop that it has started."""
+    return local.following is not None and local.following[0] is asyncio._get_running_loop()
 
 
 class use_pool(_core.PoolScope):
@@ -82,22 +99,26 @@ class use_pool(_core.PoolScope):
 
     def _open(self) -> Entry:
         entry = Entry(self._pool)
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            entry.place.task = asyncio.current_task(loop)
         outer = context.get()
         try:
-            context.set((*outer, entry))
-            if local.following:
+            context.set((*(place for place in outer if place.entry is not None), entry.place))
+            if is_following():
                 entry.followed = True
-            else:
-                _watch(entry)
+            elif loop is not None:
+                _watch(entry, loop)
             return entry
         except BaseException:
             context.set(outer)
             raise
 
     def _close(self, entry: Entry, was_elsewhere: bool, exc: BaseException | None) -> None:
-        entry.is_over = True
+        entry.place.task = None
         if entry.watch is not None:
             entry.watch.cancel()
+            entry.watch = None
         if entry in local.watched:
             local.watched.remove(entry)
         forget(entry)
@@ -114,26 +135,21 @@ def _require_pool(pool: MemoryPool, what: str) -> MemoryPool:
     return pool
 
 
-def _watch(entry: Entry) -> None:
-    """On a thread that runs an event loop: has the entry end as soon as its task is suspended, or soon after."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    entry.task = asyncio.current_task(loop)
-    end_suspended(entry.task)
+def _watch(entry: Entry, loop: asyncio.AbstractEventLoop) -> None:
+    """Has the entry end as soon as its task is suspended and mempool sees it, or soon after."""
+    end_suspended(entry.place.task)
     # Runs only if control returns to the loop, and then before the suspended task goes on.
-    entry.watch = loop.call_soon(end_suspended, None)
+    entry.watch = loop.call_soon(end_suspended, _THE_LOOP)
     local.watched.append(entry)
 
 
 def end_suspended(running: object) -> None:
-    """Ends the watched entries of this thread that are not of the task that runs; None: the loop itself does."""
-    if not local.watched:
-        return
-    for entry in [entry for entry in local.watched if entry.task is not running or running is None]:
-        local.watched.remove(entry)
-        entry.suspended = entry.leave() or entry.suspended
+    """Ends the watched entries of this thread that are not of the task that runs (None: of a callback of the loop)."""
+    for entry in list(local.watched):
+        is_over = entry.place.entry is None  # on another thread
+        if is_over or running is _THE_LOOP or entry.place.task is not running:
+            local.watched.remove(entry)
+            entry.suspended = entry.leave() or entry.suspended
 
 
 def _report_suspended(entry: Entry, exc: BaseException | None) -> None:
@@ -202,9 +218,9 @@ class Step:
     __slots__ = ("_entries", "_follows", "_mark", "_outer")
 
     def __init__(self, entries: tuple[Entry, ...], follows: bool = False) -> None:
-        self._entries = entries  # not entered yet
+        self._entries = entries  # on no stack
         self._follows = follows  # what is opened in the step and not closed goes on in the next, without a word
-        self._outer = False
+        self._outer = local.following
         self._mark = 0
 
     def __enter__(self) -> None:
@@ -214,7 +230,8 @@ class Step:
         self._mark = _core.pool_mark()
         for entry in self._entries:
             entry.enter()
-        self._outer, local.following = local.following, self._follows
+        self._outer = local.following
+        local.following = (asyncio._get_running_loop(),) if self._follows else None
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         local.following = self._outer
@@ -251,7 +268,7 @@ def _drive(pool: MemoryPool, inner: Coroutine[Any, Any, T] | Awaitable[T]) -> Ge
             except BaseException as thrown:
                 error = thrown
     finally:
-        entry.is_over = True
+        entry.place.entry = None
 
 
 class _Stay(Step):
@@ -260,11 +277,11 @@ class _Stay(Step):
     __slots__ = ()
 
     def __init__(self, entry: Entry) -> None:
-        super().__init__((entry,), local.following)
+        super().__init__((entry,), follows=is_following())
 
     def __enter__(self) -> None:
         super().__enter__()
-        context.set((*context.get(), *self._entries))
+        context.set((*context.get(), self._entries[0].place))
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         forget(self._entries[0])
@@ -272,36 +289,45 @@ class _Stay(Step):
 
 
 def forget(entry: Entry) -> None:
-    """Takes the entry out of this context, if it is there."""
-    entries = context.get()
-    if entries and entries[-1] is entry:
-        context.set(entries[:-1])
-    elif entry in entries:
-        context.set(tuple(each for each in entries if each is not entry))
+    """Takes the stay out of this context, if it is there, and those that ended elsewhere."""
+    places = context.get()
+    if places and places[-1] is entry.place:
+        context.set(places[:-1])
+    elif places:
+        context.set(tuple(place for place in places if place is not entry.place and place.entry is not None))
 
 
 async def _driven(pool: MemoryPool, inner: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+    if is_following():  # then whatever follows does it, in the order in which pools were entered
+        with use_pool(pool):
+            return await inner
     return await _drive(pool, inner)
 
 
-async def _driven_generator(pool: MemoryPool, inner: AsyncGenerator[Y, S]) -> AsyncGenerator[Y, S]:
-    sent: Any = None
-    error: BaseException | None = None
-    try:
-        while True:
-            try:
-                item = await _drive(pool, inner.asend(sent) if error is None else inner.athrow(error))
-            except StopAsyncIteration:
-                return
-            sent, error = None, None
-            try:
-                sent = yield item
-            except GeneratorExit:
-                raise
-            except BaseException as thrown:
-                error = thrown
-    finally:
-        await (inner.aclose() if pool.closed else _drive(pool, inner.aclose()))
+def _driven_generator(pool: MemoryPool, make: Callable[..., AsyncGenerator[Y, S]]) -> Callable[..., Any]:
+    """An asynchronous generator function: that of ``make``, each of whose steps is charged to the pool."""
+
+    async def driven(*args: Any, **kwargs: Any) -> AsyncGenerator[Y, S]:
+        inner = make(*args, **kwargs)
+        sent: Any = None
+        error: BaseException | None = None
+        try:
+            while True:
+                try:
+                    item = await _drive(pool, inner.asend(sent) if error is None else inner.athrow(error))
+                except StopAsyncIteration:
+                    return
+                sent, error = None, None
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    raise
+                except BaseException as thrown:
+                    error = thrown
+        finally:
+            await (inner.aclose() if pool.closed else _drive(pool, inner.aclose()))
+
+    return driven
 
 
 # Coroutines of others whose work goes on in another thread or task, by module and name: in no pool of ours.
@@ -352,14 +378,15 @@ def in_pool(
     _require_pool(pool, "in_pool")
     require_enabled(pool.device, f"pool '{pool.name}' cannot be entered")
     if isinstance(coroutine, AsyncGenerator):
-        return _driven_generator(pool, coroutine)
+        generator: AsyncGenerator[Y, S] = _driven_generator(pool, lambda: coroutine)()
+        return generator
     is_generator = isinstance(coroutine, types.GeneratorType) and inspect.isawaitable(coroutine)
     if not isinstance(coroutine, Coroutine) and not is_generator:
         raise ConfigError(
             f"in_pool wants a coroutine or an asynchronous generator, not {coroutine!r}: what a future, a task or a "
             "thread does is not done here. Wrap the coroutines it is made of, or use mempool.to_thread."
         )
-    instead = None if local.following else _runs_elsewhere(coroutine)
+    instead = None if is_following() else _runs_elsewhere(coroutine)
     if instead is not None:
         coroutine.close()
         raise ConfigError(f"in_pool would charge nothing: that coroutine's work runs elsewhere. Write {instead}.")
@@ -389,16 +416,9 @@ def bind(pool: MemoryPool, function: Callable[P, T]) -> Callable[P, T]:
         raise ConfigError(f"bind cannot charge the blocks of a generator: {function!r}. Bind what consumes it.")
     require_enabled(pool.device, f"nothing can be bound to pool '{pool.name}'")
     if any(inspect.isasyncgenfunction(each) for each in kinds):
-
-        @functools.wraps(function)
-        async def bound_generator(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Any]:
-            made: Any = function(*args, **kwargs)
-            driven = _driven_generator(pool, made)
-            async with contextlib.aclosing(driven):
-                async for item in driven:
-                    yield item
-
-        return bound_generator  # type: ignore[return-value]
+        make: Any = function
+        bound_generator: Any = functools.wraps(function)(_driven_generator(pool, make))
+        return bound_generator  # type: ignore[no-any-return]
     if any(inspect.iscoroutinefunction(each) for each in kinds):
 
         @functools.wraps(function)
@@ -411,6 +431,9 @@ def bind(pool: MemoryPool, function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def bound(*args: P.args, **kwargs: P.kwargs) -> T:
         with use_pool(pool):
-            return function(*args, **kwargs)
+            result: Any = function(*args, **kwargs)
+        # Of a function that only makes one: its work is still to come.
+        is_to_come = inspect.iscoroutine(result) or inspect.isasyncgen(result)
+        return in_pool(pool, result) if is_to_come else result  # type: ignore[no-any-return]
 
     return bound

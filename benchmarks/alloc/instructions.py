@@ -37,7 +37,8 @@ _SHORT, _LONG = 1_000, 11_000  # pairs
 
 def counted(program: Path, size: int, in_pool: bool, pairs: int) -> int:
     """Instructions of one whole run."""
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", str(program), str(size), str(pairs)]
+    profile = f"--callgrind-out-file={program.with_suffix('.profile')}"
+    command = ["valgrind", "--tool=callgrind", profile, str(program), str(size), str(pairs)]
     try:
         run = subprocess.run([*command, *(["pool"] if in_pool else [])], capture_output=True, text=True, check=False)
     except OSError as error:

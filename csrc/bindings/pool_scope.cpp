@@ -100,6 +100,7 @@ class Scope {
     remove(open, entry);
     auto& left = entry.cast<Entry&>();
     const bool was_elsewhere = left.leave() && !left.is_here();
+    entry.attr("place").attr("entry") = py::none();  // no context is in it any more, whatever becomes of the next call
     return self.attr("_close")(entry, was_elsewhere, exc);
   }
 

@@ -114,7 +114,10 @@ class Ledger {
       Amounts lease;
 
       Amounts balance() const { return ups.plus(downs, -1); }
+      // Each block counts, so without one there are no bytes either.
+      bool is_clean() const { return (ups.count | downs.count | lease.count | lease.bytes | lease.requested) == 0; }
     };
+    bool is_clean() const { return small_.is_clean() && large_.is_clean(); }
     Kind& of(bool is_small) { return is_small ? small_ : large_; }
 
     Kind small_;

@@ -49,8 +49,8 @@ bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refus
 // Where memory comes with its address: a segment of its own, all of it, which small large blocks share if that can be
 // had.
 bool PageHeap::grow_by_segment(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
+  if (!supply.may_commit) return false;  // that says nothing of why there is no more
   why = Refusal::backend;
-  if (!supply.may_commit) return false;
   const bool is_shared = !aligned && bytes < kLeastSegment / 2;
   return (is_shared && take_segment(kLeastSegment, why)) || take_segment(align_up(bytes, granule_), why);
 }

@@ -50,31 +50,14 @@ class PoolStack {
   Account* current() const noexcept { return current_.load(std::memory_order_relaxed); }
   PoolEntry* top() const noexcept { return top_; }
   // What is entered from now on, by this thread, has a higher order().
-  static std::uint64_t mark() noexcept { return last_.load(std::memory_order_relaxed); }
+  static std::uint64_t mark() noexcept;
   static PoolEntry* below(const PoolEntry& entry) noexcept { return entry.below_; }
 
-  void push(PoolEntry& entry, Account* account, ThreadCache& home) noexcept {
-    entry.order_ = last_.fetch_add(1, std::memory_order_relaxed) + 1;
-    entry.account_ = account;
-    entry.below_ = top_;
-    entry.above_ = nullptr;
-    if (top_ != nullptr) top_->above_ = &entry;
-    top_ = &entry;
-    current_.store(account, std::memory_order_relaxed);
-    entry.home_.store(&home, std::memory_order_release);
-  }
+  void push(PoolEntry& entry, Account* account, ThreadCache& home) noexcept;
   // Precondition: the entry is on this stack. Returns its account.
-  Account* pop(PoolEntry& entry) noexcept {
-    (entry.above_ != nullptr ? entry.above_->below_ : top_) = entry.below_;
-    if (entry.below_ != nullptr) entry.below_->above_ = entry.above_;
-    current_.store(top_ != nullptr ? top_->account_ : nullptr, std::memory_order_relaxed);
-    Account* const account = entry.account_;
-    entry.home_.store(nullptr, std::memory_order_release);  // last: its maker may end it from now on
-    return account;
-  }
+  Account* pop(PoolEntry& entry) noexcept;
 
  private:
-  static inline constinit std::atomic<std::uint64_t> last_{0};
   PoolEntry* top_ = nullptr;
   std::atomic<Account*> current_{nullptr};
 };

@@ -67,6 +67,12 @@ def test_a_view_takes_along_what_it_covers(enabled: None) -> None:
     assert int(views["b"][0]) == 7
 
 
+def _resized() -> torch.Tensor:
+    tensor = torch.ones(100)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 def test_what_cannot_move_is_refused_by_name_and_nothing_has_moved(enabled: None) -> None:
     pool = mempool.MemoryPool("p")
     good = torch.ones(10)
@@ -75,6 +81,8 @@ def test_what_cannot_move_is_refused_by_name_and_nothing_has_moved(enabled: None
         ("sparse", torch.eye(3).to_sparse()),
         ("conjugate", torch.ones(3, dtype=torch.complex64).conj()),
         ("quantized", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)),
+        ("lazy", nn.LazyLinear(3).weight),
+        ("resized", _resized()),
         ("number", 3),
     ):
         with pytest.raises(mempool.ConfigError, match=name):
@@ -96,3 +104,27 @@ def test_a_limit_stands_and_the_values_stay(enabled: None) -> None:
         mempool.adopt(tensors, pool)
     assert [float(tensor[3]) for tensor in tensors] == [0, 1, 2, 3]
     assert pool.used_bytes() == MIB
+
+
+def test_a_weight_adopted_in_inference_mode_is_trained_afterwards(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    layer = nn.Linear(3, 3)
+    with torch.inference_mode():
+        mempool.adopt(layer, pool)
+        row = torch.ones(3)
+        mempool.adopt(row, pool)
+    layer(torch.ones(1, 3)).sum().backward()
+    assert layer.weight.grad is not None
+    assert pool.stats()["allocation.current"] == 3
+
+
+def test_names_that_look_alike_are_two_tensors(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    assert mempool.adopt({1: torch.ones(3), "1": torch.ones(3)}, pool).tensors == 2
+
+
+def test_a_pool_that_sleeps_takes_no_tensors(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", isolated=True)
+    pool.sleep()
+    with pytest.raises(mempool.PoolAsleepError):
+        mempool.adopt(torch.ones(3), pool)

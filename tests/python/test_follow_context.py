@@ -195,3 +195,101 @@ def test_without_it_a_child_is_charged_to_the_device_and_a_wrong_loop_is_refused
         mempool.follow_context()
     with pytest.raises(mempool.ConfigError, match="event loop"):
         mempool.follow_context(3)  # type: ignore[arg-type]
+
+
+def test_what_comes_behind_a_block_in_the_same_step_is_outside_of_it(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+
+    async def main() -> None:
+        with mempool.use_pool(outer):
+            with mempool.use_pool(inner):
+                await asyncio.sleep(0)
+                assert mempool.current_pool() is inner
+            assert mempool.current_pool() is outer
+            inner.close()
+            kept = bytes_of(1000)
+            assert outer.used_bytes() == 1024
+            await asyncio.sleep(0)
+            assert mempool.current_pool() is outer
+        assert mempool.current_pool() is None
+        del kept
+
+    followed(main)
+
+
+def test_the_order_in_which_pools_were_entered_holds(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+
+    async def work() -> None:
+        with mempool.use_pool(inner):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                assert mempool.current_pool() is inner
+                assert await asyncio.create_task(pool_after()) is inner
+        assert mempool.current_pool() is outer
+
+    async def main() -> None:
+        await mempool.in_pool(outer, work())
+        assert mempool.current_pool() is None
+
+    followed(main)
+
+
+def test_a_pool_that_is_closed_refuses_and_lifts_no_limit(enabled: None) -> None:
+    pool = mempool.MemoryPool("p", limit="2MiB")
+
+    async def main() -> None:
+        with mempool.use_pool(pool):
+            pool.close()
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="'p' is closed"):
+                bytes_of(100)
+            with pytest.raises(RuntimeError, match="'p' is closed"):
+                await asyncio.to_thread(bytes_of, 100)
+
+    followed(main)
+
+
+def test_a_loop_of_a_worker_thread_is_watched_as_any_other(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def careless() -> None:
+        with mempool.use_pool(pool):
+            await asyncio.sleep(0)
+
+    async def both() -> list[object]:
+        return await asyncio.gather(careless(), pool_after(2), return_exceptions=True)
+
+    async def main() -> list[object]:
+        return await asyncio.to_thread(lambda: asyncio.run(both()))
+
+    outcome, seen = followed(main)
+    assert isinstance(outcome, RuntimeError)
+    assert seen is None
+
+
+def test_nothing_is_kept_by_a_context_once_the_block_has_ended(enabled: None) -> None:
+    import gc
+    import weakref
+
+    gc.collect()
+    before = len(mempool.list_pools("cpu"))
+    background: list[asyncio.Task[object]] = []
+
+    async def request() -> torch.Tensor:
+        with mempool.use_pool(mempool.MemoryPool("request")):
+            background.append(asyncio.create_task(asyncio.sleep(10)))
+            await asyncio.sleep(0)
+        return bytes_of(100)
+
+    async def main() -> None:
+        task = asyncio.create_task(request())
+        result = weakref.ref(await task)
+        del task
+        await asyncio.sleep(0)
+        gc.collect()
+        assert result() is None
+        assert len(mempool.list_pools("cpu")) == before
+        background[0].cancel()
+
+    followed(main)

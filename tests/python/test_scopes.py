@@ -363,3 +363,74 @@ def test_a_coroutine_may_hold_a_generators_pool(enabled: None) -> None:
         return None
 
     asyncio.run(mempool.in_pool(outer, work()))
+
+
+def test_in_pool_inside_of_another_stay_leaves_that_one_alone(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+
+    async def middle() -> mempool.MemoryPool | None:
+        assert await mempool.in_pool(inner, pool_after()) is inner
+        return mempool.current_pool()
+
+    assert asyncio.run(mempool.in_pool(outer, middle())) is outer
+    with mempool.use_pool(outer):
+        assert asyncio.run(mempool.in_pool(inner, pool_after())) is inner
+        assert mempool.current_pool() is outer
+
+
+def test_callbacks_of_a_loop_may_nest_pools(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+    seen: list[object] = []
+
+    def callback() -> None:
+        with mempool.use_pool(outer):
+            seen.append(mempool.current_pool())
+            with mempool.use_pool(inner):
+                seen.append(mempool.current_pool())
+            seen.append(mempool.current_pool())
+
+    async def main() -> None:
+        problems: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+        asyncio.get_running_loop().call_soon(callback)
+        await asyncio.sleep(0.01)
+        assert problems == []
+
+    asyncio.run(main())
+    assert seen == [outer, inner, outer]
+
+
+def test_requests_whose_blocks_end_elsewhere_leave_nothing(enabled: None) -> None:
+    gc.collect()
+    before = len(mempool.list_pools("cpu"))
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(20):
+            steps = dependency(mempool.MemoryPool("request"))
+            first.submit(next, steps).result()
+            second.submit(next, steps, None).result()
+        del steps
+        gc.collect()
+        assert len(mempool.list_pools("cpu")) == before
+        assert first.submit(lambda: len(scopes.context.get())).result() <= 1
+
+
+def test_bind_carries_what_is_thrown_into_an_asynchronous_generator(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    rolled_back: list[object] = []
+
+    async def dependency_of_a_request() -> AsyncIterator[object]:
+        try:
+            yield mempool.current_pool()
+        except ValueError:
+            rolled_back.append(mempool.current_pool())
+
+    async def main() -> None:
+        async with contextlib.asynccontextmanager(mempool.bind(pool, dependency_of_a_request))() as where:
+            assert where is pool
+            assert mempool.current_pool() is None
+            raise ValueError
+        assert await mempool.bind(pool, lambda: pool_after())() is pool  # a function that only makes a coroutine
+
+    asyncio.run(main())
+    assert rolled_back == [pool]

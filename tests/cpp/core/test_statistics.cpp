@@ -75,11 +75,9 @@ std::string different(const ByPool<BlockStats>& a, const ByPool<BlockStats>& b, 
 std::pair<std::int64_t, std::int64_t> bytes_in_snapshot(CachingAllocator& allocator) {
   std::int64_t live = 0;
   std::int64_t active = 0;
-  for (const SnapshotSegment& segment : allocator.snapshot().segments) {
-    for (const SnapshotBlock& block : segment.blocks) {
-      live += block.live ? static_cast<std::int64_t>(block.bytes) : 0;
-      active += block.live || block.waiting ? static_cast<std::int64_t>(block.bytes) : 0;
-    }
+  for (const SnapshotBlock& block : allocator.snapshot().blocks) {
+    live += block.live ? static_cast<std::int64_t>(block.bytes) : 0;
+    active += block.live || block.waiting ? static_cast<std::int64_t>(block.bytes) : 0;
   }
   return {live, active};
 }

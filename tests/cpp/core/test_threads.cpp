@@ -321,9 +321,7 @@ TEST(snapshots_while_blocks_are_used_on_other_streams) {
   in_threads(kWorkers + 1, [&](int i) {
     if (i == kWorkers) {
       while (working.load() > 0) {
-        for (const SnapshotSegment& segment : allocator.snapshot().segments) {
-          for (const SnapshotBlock& block : segment.blocks) CHECK_EQ(block.account, 0u);
-        }
+        for (const SnapshotBlock& block : allocator.snapshot().blocks) CHECK_EQ(block.account, 0u);
         allocator.stats();
       }
       return;
