@@ -160,8 +160,13 @@ class _SigTerm:
         self._is_armed = True
         # A child is told of a signal by the same pipe until it has closed it: SIGTERM waits meanwhile.
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._disarm_child)
-        # Not of threading's: a program may count its threads, or wait until there is one.
-        _thread.start_new_thread(self._watch, ())
+        # A signal that the program blocks in its threads, to wait for it, must not find this one that takes it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            # Not of threading's: a program may count its threads, or wait until there is one.
+            _thread.start_new_thread(self._watch, ())
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def disarm(self) -> None:
         """From the main thread. The signal ends the process at once again."""
@@ -189,6 +194,7 @@ class _SigTerm:
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
         libc.signal(signal.SIGTERM, None)  # SIG_DFL
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # there may be no other thread that takes it
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _block(self) -> None:

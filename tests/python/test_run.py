@@ -284,6 +284,19 @@ def test_sigterm_gives_a_summary_while_an_operator_runs(run: Runner, tmp_path: P
     assert mempool.load_snapshot(tmp_path / "s.pickle")["segments"]
 
 
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal_that_is_blocked_waits_for_the_script(run: Runner, tmp_path: Path, name: str) -> None:
+    code = (
+        "import os, signal\n"
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.{name}}})\n"
+        f"os.kill(os.getpid(), signal.{name})\n"
+        f"print(signal.sigtimedwait({{signal.{name}}}, 2).si_signo)\n"
+    )
+    done = run(tmp_path, "-c", code)
+    assert (done.returncode, done.stdout) == (0, f"{int(getattr(signal, name))}\n"), done.stderr
+    assert done.stderr.count("CPU memory of this run") == 1
+
+
 def test_a_handler_of_the_script_is_left_alone(run: Runner, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
