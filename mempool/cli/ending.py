@@ -6,6 +6,7 @@ import _thread
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import select
@@ -29,6 +30,7 @@ from mempool.cli.common import format_size, shown
 
 _STDERR = 2
 _WIDTH = 80
+_HIGH = 512  # descriptors from here on are seldom closed or reopened by a program that did not open them
 
 
 class Ending:
@@ -153,7 +155,7 @@ class _SigTerm:
         """From the main thread. Without an effect where the signal is ignored or handled already."""
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             return
-        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
+        self._read_end, self._write_end = map(_moved_up, os.pipe2(os.O_CLOEXEC))
         os.set_blocking(self._write_end, False)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._handle)
@@ -184,9 +186,11 @@ class _SigTerm:
         self._end()
 
     def _watch(self) -> None:
-        while True:
-            if signal.SIGTERM in os.read(self._read_end, 64) and self._is_ours():
-                self._end()
+        # A program may close all descriptors, as a daemon does: then the Python handler is left.
+        with contextlib.suppress(OSError):
+            while numbers := os.read(self._read_end, 64):
+                if signal.SIGTERM in numbers and self._is_ours():
+                    self._end()
 
     def _end(self) -> None:
         self._at_end()
@@ -206,6 +210,17 @@ class _SigTerm:
     def _disarm_child(self) -> None:
         if self._is_armed:
             self.disarm()
-            os.close(self._read_end)
-            os.close(self._write_end)
+            for end in (self._read_end, self._write_end):
+                with contextlib.suppress(OSError):  # the program has closed it
+                    os.close(end)
         self._unblock()
+
+
+def _moved_up(descriptor: int) -> int:
+    """The same file under a high number, where the limit of open files allows one."""
+    try:
+        high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    except OSError:
+        return descriptor
+    os.close(descriptor)
+    return high

@@ -297,6 +297,25 @@ def test_a_signal_that_is_blocked_waits_for_the_script(run: Runner, tmp_path: Pa
     assert done.stderr.count("CPU memory of this run") == 1
 
 
+@pytest.mark.parametrize("end", [64, 4096])
+def test_a_script_may_close_all_descriptors_and_open_them_anew(run: Runner, tmp_path: Path, end: int) -> None:
+    # The byte is the number of SIGTERM: nobody but the script may read it.
+    code = (
+        "import os, signal, time\n"
+        f"os.closerange(3, {end})\n"
+        "before = time.process_time()\n"
+        "reader, writer = os.pipe(); os.write(writer, b'\\x0f'); time.sleep(0.3)\n"
+        "os.set_blocking(reader, False); print(reader, os.read(reader, 2), time.process_time() - before < 0.2)\n"
+        "if os.fork() == 0: os._exit(0)\n"
+        "print(os.WEXITSTATUS(os.wait()[1]), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+    )
+    done = run(tmp_path, "-c", code)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "3 b'\\x0f' True\n0\n"), done.stderr
+    assert "in thread" not in done.stderr  # of an exception that is ignored
+    assert done.stderr.count("CPU memory of this run") == 1
+
+
 def test_a_handler_of_the_script_is_left_alone(run: Runner, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
