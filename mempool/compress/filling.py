@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -188,29 +189,27 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def unchanged_by_errors(model: nn.Module, written: Callable[[], Iterator[Tensor]]) -> Iterator[None]:
-    """After an error the model has the modules, parameters and buffers that it had, and ``written`` its values."""
+    """After an error each module has all that it had, the same children and tensors, and ``written`` its values."""
     kept = [(module, _own(module)) for module in model.modules()]
     values = [(tensor, tensor.detach().clone()) for tensor in written()]
     try:
         yield
     except BaseException:
         for module, own in kept:
-            for key, before in own.items():
-                if isinstance(before, dict):
-                    held = module.__dict__[key]
-                    held.clear()
-                    held.update(before)
-                else:
-                    module.__dict__[key] = before
+            for key in _HELD:
+                held = module.__dict__[key]
+                held.clear()
+                held.update(own.pop(key))
+                own[key] = held
+            module.__dict__.clear()
+            module.__dict__.update(own)
         for tensor, numbers in values:
             write(tensor, numbers)
         raise
 
 
-# Besides its children and tensors, what is changed of a module when packed layers come into it.
-_CHANGED = ("use_nested_tensor", "activation_relu_or_gelu")
+_HELD = ("_modules", "_parameters", "_buffers")
 
 
-def _own(module: nn.Module) -> dict[str, object]:
-    own: dict[str, object] = {key: module.__dict__[key] for key in _CHANGED if key in module.__dict__}
-    return own | {key: dict(module.__dict__[key]) for key in ("_modules", "_parameters", "_buffers")}
+def _own(module: nn.Module) -> dict[str, Any]:
+    return module.__dict__ | {key: dict(module.__dict__[key]) for key in _HELD}

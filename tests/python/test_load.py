@@ -637,6 +637,24 @@ def test_fused_paths_of_torch_are_left_as_they_were(file: Path) -> None:
     assert (model.use_nested_tensor, model.layers[0].activation_relu_or_gelu) == (False, 0)
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_layers_run_as_before_after_data_that_cannot_be_used(file: Path, is_compiled: bool) -> None:
+    def build(first: nn.Module) -> nn.Sequential:
+        if is_compiled:
+            first = torch.compile(first, backend="eager")  # type: ignore[assignment]
+        return nn.Sequential(first, nn.ReLU(), nn.Linear(64, 64))
+
+    source = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    save(convert(prune_(source, 0.7, skip=["2"]), skip=["2"]), file)
+    input = torch.randn(2, 64)
+    for first in (SparseInt8Linear(64, 64, pattern="block4"), nn.Linear(64, 64)):
+        model = build(first)
+        before = model(input)
+        with pytest.raises((ValueError, RuntimeError)):
+            load(model, file, sparsity=0.5, method="wanda", calibration=[torch.randn(3, 7)])
+        assert torch.equal(model(input), before)
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_a_limit_that_is_reached_leaves_the_model_as_it_was(enabled: None, file: Path, sparsity: float) -> None:
     def build() -> nn.Sequential:
