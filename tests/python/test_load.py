@@ -645,12 +645,13 @@ def test_layers_run_as_before_after_data_that_cannot_be_used(file: Path, is_comp
         return nn.Sequential(first, nn.ReLU(), nn.Linear(64, 64))
 
     source = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-    save(convert(prune_(source, 0.7, skip=["2"]), skip=["2"]), file)
+    source = convert(prune_(source, 0.7, skip=["2"]), skip=["2"])
+    save(build(source[0]), file)
     input = torch.randn(2, 64)
     for first in (SparseInt8Linear(64, 64, pattern="block4"), nn.Linear(64, 64)):
         model = build(first)
         before = model(input)
-        with pytest.raises((ValueError, RuntimeError)):
+        with pytest.raises(RuntimeError, match="7"):
             load(model, file, sparsity=0.5, method="wanda", calibration=[torch.randn(3, 7)])
         assert torch.equal(model(input), before)
 
