@@ -116,6 +116,25 @@ def test_what_cannot_be_converted_is_refused() -> None:
         convert(nn.Sequential(nn.Linear(4, 4, device="meta")))
 
 
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_numbers_that_float32_does_not_reach_are_not_packed(tmp_path: Path, part: str) -> None:
+    pytest.importorskip("safetensors")
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double()
+    with torch.no_grad():
+        getattr(model[1], part)[2] = 1e300
+    save(model, tmp_path / "model.safetensors")
+    layers = list(model)
+    with pytest.raises(ValueError, match=f"layer '1': `{part}` has a NaN or an infinite value"):
+        convert(model)
+    assert list(model) == layers
+    other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    layers = list(other)
+    for sparsity in (0.0, 0.5):
+        with pytest.raises(ValueError, match=f"layer '1': `{part}` has a NaN or an infinite value"):
+            load(other, tmp_path / "model.safetensors", sparsity=sparsity)
+    assert list(other) == layers
+
+
 # report
 
 
