@@ -43,7 +43,8 @@ def convert(
     ``mempool.nn``. Each dense weight is freed before the next is packed. Left alone are subclasses of Linear (such as
     the output projection of ``torch.nn.MultiheadAttention``, whose code reads its weight) and Linears whose weight is
     also that of an embedding, and Linears whose weight the model's code is seen to read (``self.wo.weight`` in T5): a
-    warning says which. Where such code is not seen, it ends with an AttributeError that names the layer for ``skip``.
+    warning says which. Where such code is not seen, ``.weight`` ends with an AttributeError that names the layer for
+    ``skip``, and code that asks first (``hasattr``, ``getattr`` with a default, ``isinstance``) goes another way.
 
     ``smooth=True`` moves outliers of the activations into the weights (Xiao et al., "SmoothQuant", 2023): needs
     ``calibration``, and costs one multiplication for each activation. ``skip``: names of layers, or patterns.

@@ -19,8 +19,9 @@ _ANY = "*"
 def read_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
     """Names of those of ``layers`` whose ``weight`` a ``forward`` reads, or a method that one calls.
 
-    Sees ``self.fc.weight``, and what a local variable was assigned from, or a loop over children. Code without source,
-    in other functions, and ``getattr`` are not seen; torch's own modules are not looked at.
+    Sees ``self.fc.weight``, ``getattr`` and ``hasattr`` of it, and ``isinstance`` of a Linear, which go another way
+    with a packed layer; and what a local variable was assigned from, or a loop over children. Code without source and
+    in other functions is not seen; torch's own modules are not looked at.
     """
     names = {id(layer): name for name, layer in layers.items()}
     found: set[str] = set()
@@ -100,6 +101,17 @@ class _Reads(ast.NodeVisitor):
             self.weights.add(path)
         self.generic_visit(node)
 
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Name) and len(node.args) >= 2:
+            of, asked = self._path(node.args[0]), node.args[1]
+            if node.func.id in ("getattr", "hasattr"):
+                is_read = isinstance(asked, ast.Constant) and asked.value == "weight"
+            else:
+                is_read = node.func.id == "isinstance" and _is_linear(asked)
+            if of and is_read:
+                self.weights.add(of)
+        self.generic_visit(node)
+
     def visit_Assign(self, node: ast.Assign) -> None:
         self.visit(node.value)
         for target in node.targets:
@@ -138,3 +150,12 @@ class _Reads(ast.NodeVisitor):
             self._variables[name] = path
         elif name != "self":
             self._variables.pop(name, None)
+
+
+def _is_linear(asked: ast.AST) -> bool:
+    """Whether the second argument of ``isinstance`` is torch's Linear, or has it among others."""
+    if isinstance(asked, ast.Tuple):
+        return any(map(_is_linear, asked.elts))
+    if isinstance(asked, ast.BinOp):
+        return _is_linear(asked.left) or _is_linear(asked.right)
+    return "Linear" in (getattr(asked, "id", None), getattr(asked, "attr", None))

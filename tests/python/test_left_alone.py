@@ -151,6 +151,23 @@ class _Zipped(_Base):
         return input
 
 
+class _Asked(_Base):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        weight = getattr(self.wo, "weight", None)
+        if hasattr(self.wi, "weight") and getattr(self.blocks, "bias", None) is None:
+            input = input * 2
+        return input if weight is None else self.wi(input) @ weight
+
+
+class _OfAKind(_Base):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        for layer in self.rest.values():
+            input = layer(input) if isinstance(layer, (nn.Conv1d, torch.nn.Linear)) else input
+        if isinstance(self.wo, nn.Linear) and not isinstance(self.wi, nn.Conv1d):
+            input = self.wo(input)
+        return input
+
+
 BLOCKS = {"blocks.0.out", "blocks.0.in", "blocks.1.out", "blocks.1.in"}
 ALL = {"wi", "wo", "rest.a", "rest.b", *BLOCKS}
 
@@ -165,6 +182,8 @@ ALL = {"wi", "wo", "rest.a", "rest.b", *BLOCKS}
         (_InALoop, BLOCKS),
         (_Items, {"rest.a", "rest.b"}),
         (_Zipped, {"wi", *BLOCKS}),
+        (_Asked, {"wi", "wo"}),
+        (_OfAKind, {"wo", "rest.a", "rest.b"}),
         (_Base, set()),
     ],
 )
