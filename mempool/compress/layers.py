@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 
+from mempool.compress.sharing import memory_of
 from mempool.nn import SparseInt8Linear
 
 Batches = Iterable[Any]
@@ -52,16 +54,22 @@ def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[
     """The layers of a kind, without those that match a pattern of ``skip`` (as in a shell) or lie in what does.
 
     A subclass is left alone: whoever wrote it may read its weight. So is a layer whose weight another module has, too,
-    such as an embedding: it would be in memory twice. Raises ValueError for a pattern that nothing matches,
-    so that a misspelt name is seen.
+    such as an embedding, be it as another object: it would be in memory twice. Raises ValueError for a pattern that
+    nothing matches, so that a misspelt name is seen.
     """
     modules = not_skipped(model, skip)
-    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    holders = Counter(_memory_of(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     return {
         name: cast(Layer, module)
         for name, module in modules.items()
-        if _is_of(kind, module) and holders[id(module._parameters.get("weight"))] <= 1
+        if _is_of(kind, module) and holders[_memory_of(module._parameters.get("weight"))] <= 1
     }
+
+
+def _memory_of(parameter: Tensor | None) -> Hashable:
+    if parameter is None or is_lazy(parameter) or not parameter.numel():
+        return id(parameter)
+    return memory_of(parameter)
 
 
 def not_skipped(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Module]:

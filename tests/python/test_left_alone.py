@@ -65,6 +65,15 @@ def test_what_is_left_beside_converted_layers_is_named_in_one_line() -> None:
     assert _packed_and_said(model, skip=["1", "2", "3"]) == ({"0"}, [])  # asked for
 
 
+def test_weights_that_are_one_memory_stay_one() -> None:
+    model = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8), nn.LazyLinear(8), nn.Linear(8, 8))
+    model[3].weight.data = model[0].weight.data  # another object
+    names, said = _packed_and_said(model, skip=["2"])
+    assert names == {"1"}
+    assert said == ["convert left alone: another module has the weight, too, of 3."]
+    assert model[3].weight.data_ptr() == model[0].weight.data_ptr()
+
+
 def test_whole_conversions_say_nothing() -> None:
     model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 256), nn.LayerNorm(256), nn.Linear(256, 64))
     prune_(model, pattern="2:4", skip=["1"])
