@@ -199,27 +199,45 @@ def _unpickle(file: BinaryIO, path: StrPath) -> Any:
 
 
 _MOST_BYTES = 1 << 63
+_MOST = 1 << 63  # of other numbers: Python makes no text of very long ones, and C takes none
 
 
 def _problem_of(snapshot: Any) -> str | None:
     if not isinstance(snapshot, dict) or not isinstance(snapshot.get("segments"), list):
         return "it has no list of segments"
-    total = 0
+    total = in_blocks = 0
     for segment in snapshot["segments"]:
         if not isinstance(segment, dict) or not isinstance(segment.get("blocks"), list):
             return "a segment has no list of blocks"
         if not _is_size(segment.get("total_size")):
-            return f"a segment has no total_size in bytes but {segment.get('total_size')!r}"
+            return f"a segment has no total_size in bytes but {_told(segment.get('total_size'))}"
+        if not _is_size(segment.get("address", 0)):
+            return f"a segment has no address but {_told(segment['address'])}"
         total += segment["total_size"]
         for block in segment["blocks"]:
             problem = _problem_of_block(block)
             if problem is not None:
                 return problem
-        if sum(block["size"] for block in segment["blocks"]) >= _MOST_BYTES:
-            return "the blocks of a segment have more bytes than there are addresses"
+        in_blocks += sum(block["size"] for block in segment["blocks"])
+    if in_blocks >= _MOST_BYTES:
+        return "its blocks have more bytes than there are addresses"
     if total >= _MOST_BYTES:
         return "its segments have more bytes than there are addresses"
+    settings = snapshot.get("allocator_settings")
+    if isinstance(settings, dict) and not _is_size(settings.get("events_dropped", 0)):
+        return f"its events_dropped are no number of events but {_told(settings['events_dropped'])}"
     return _problem_of_events(snapshot.get("device_traces"))
+
+
+def _told(value: Any) -> str:
+    """A wrong value, for a message: the text of anything else may be as long as the file, or cannot be made."""
+    if value is None or _is_number(value) or (isinstance(value, str) and len(value) < 40):
+        return repr(value)
+    return f"a {type(value).__name__}" if not isinstance(value, int) else "a number that is too large"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and -_MOST < value < _MOST
 
 
 def _is_size(value: Any) -> bool:
@@ -230,9 +248,13 @@ def _problem_of_block(block: Any) -> str | None:
     if not isinstance(block, dict) or "size" not in block or "state" not in block:
         return "a block lacks its size or state"
     if not _is_size(block["size"]):
-        return f"a block has no size in bytes but {block['size']!r}"
+        return f"a block has no size in bytes but {_told(block['size'])}"
     if not isinstance(block["state"], str):
-        return f"a block has no state but {block['state']!r}"
+        return f"a block has no state but {_told(block['state'])}"
+    if not _is_size(block.get("address", 0)):
+        return f"a block has no address but {_told(block['address'])}"
+    if not isinstance(block.get("pool", ""), str) and not _is_number(block["pool"]):
+        return f"a block has no pool but {_told(block['pool'])}"
     return _problem_of_frames(block.get("frames"))
 
 
@@ -245,7 +267,7 @@ def _problem_of_frames(frames: Any) -> str | None:
             return f"a frame is no dictionary but {type(frame).__name__}"
         if not isinstance(frame.get("filename"), str) or not isinstance(frame.get("name"), str):
             return "a frame lacks its filename or name"
-        if not isinstance(frame.get("line"), int):
+        if not _is_number(frame.get("line")):
             return "a frame lacks its line"
     return None
 
@@ -255,13 +277,17 @@ def _problem_of_events(traces: Any) -> str | None:
         return None
     if not isinstance(traces, (list, tuple)) or not all(isinstance(events, (list, tuple)) for events in traces):
         return "its device_traces are no lists of events"
+    freed = 0
     for event in (event for events in traces for event in events):
         if not isinstance(event, dict) or not isinstance(event.get("action"), str):
             return "an event lacks its action"
         if event["action"] not in ("alloc", "free_requested", "free_completed"):
             continue
-        if not isinstance(event.get("addr"), int) or not _is_size(event.get("size")):
+        if not _is_size(event.get("addr")) or not _is_size(event.get("size")):
             return f"an event ({event['action']}) lacks its address or size"
+        freed += event["size"] if event["action"] == "free_completed" else 0
+        if freed >= _MOST_BYTES:  # all of it may have been there at once
+            return "its events free more bytes than there are addresses"
         problem = _problem_of_frames(event.get("frames"))
         if problem is not None:
             return problem

@@ -174,6 +174,9 @@ def test_the_peak_is_found_backwards_from_the_end() -> None:
     assert find_peaks(snapshot) == []
 
 
+_LONG = 10**5000  # Python makes no text of it
+
+
 class _Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("exit 1",)
@@ -205,6 +208,29 @@ class _Payload:
         pickle.dumps(snapshot_of() | {"device_traces": [[{"action": "alloc", "size": 3}]]}),
         pickle.dumps(snapshot_of() | {"device_traces": [[{"action": "alloc", "addr": 1, "size": -3}]]}),
         pickle.dumps(snapshot_of() | {"device_traces": [["alloc"]]}),
+        *(
+            pickle.dumps(snapshot_of() | {"segments": [{"blocks": [], "total_size": 4} | changed]})
+            for changed in ({"address": "0x10"}, {"address": _LONG}, {"total_size": _LONG})
+        ),
+        *(
+            pickle.dumps(snapshot_of(**changed))
+            for changed in (
+                {"address": []},
+                {"address": "1"},
+                {"address": _LONG},
+                {"size": _LONG},
+                {"pool": _LONG},
+                {"pool": [1]},
+                {"frames": [{"filename": "main.py", "line": _LONG, "name": "f"}]},
+            )
+        ),
+        pickle.dumps(snapshot_of() | {"allocator_settings": {"events_dropped": _LONG}}),
+        pickle.dumps(snapshot_of() | {"device_traces": [[{"action": "alloc", "addr": _LONG, "size": 3}]]}),
+        pickle.dumps({"segments": snapshot_of(size=1 << 62)["segments"] * 5}),  # type: ignore[operator]
+        pickle.dumps(
+            snapshot_of()
+            | {"device_traces": [[{"action": "free_completed", "addr": at, "size": 1 << 61} for at in range(9)]]}
+        ),
         pickle.dumps(_Payload()),
     ],
 )
