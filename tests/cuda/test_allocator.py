@@ -47,7 +47,14 @@ def test_a_pool_refuses_alone_and_the_others_live_on() -> None:
     assert outside.is_cuda
 
 
-def test_pools_of_two_devices_do_not_mix() -> None:
+@pytest.fixture
+def on_the_cpu_too() -> Iterator[None]:
+    mempool.enable("cpu")
+    yield
+    mempool.disable("cpu")
+
+
+def test_pools_of_two_devices_do_not_mix(on_the_cpu_too: None) -> None:
     cpu = mempool.MemoryPool("host", device="cpu")
     cuda = mempool.MemoryPool("device", device="cuda")
     with mempool.use_pool(cuda), mempool.use_pool(cpu):
