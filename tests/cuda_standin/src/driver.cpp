@@ -35,6 +35,20 @@ void* find_entry(const char* symbol) {
 
 }  // namespace
 
+namespace {
+
+// The runtime remembers the errors of its own calls alone.
+template <typename Call>
+CUresult by_the_runtime(Call call) {
+  const cudaError_t before = standin::last_error(true);
+  const cudaError_t result = call();
+  standin::last_error(true);
+  standin::remember(before);
+  return static_cast<CUresult>(result);
+}
+
+}  // namespace
+
 extern "C" {
 
 // ---- virtual memory management ----
@@ -171,27 +185,28 @@ CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
 
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* status) {
   STANDIN_DRIVER(cuStreamIsCapturing)
-  return static_cast<CUresult>(cudaStreamIsCapturing(stream, reinterpret_cast<cudaStreamCaptureStatus*>(status)));
+  return by_the_runtime(
+      [&] { return cudaStreamIsCapturing(stream, reinterpret_cast<cudaStreamCaptureStatus*>(status)); });
 }
 CUresult cuEventCreate(CUevent* event, unsigned flags) {
   STANDIN_DRIVER(cuEventCreate)
-  return static_cast<CUresult>(cudaEventCreateWithFlags(event, flags));
+  return by_the_runtime([&] { return cudaEventCreateWithFlags(event, flags); });
 }
 CUresult cuEventRecord(CUevent event, CUstream stream) {
   STANDIN_DRIVER(cuEventRecord)
-  return static_cast<CUresult>(cudaEventRecord(event, stream));
+  return by_the_runtime([&] { return cudaEventRecord(event, stream); });
 }
 CUresult cuEventQuery(CUevent event) {
   STANDIN_DRIVER(cuEventQuery)
-  return static_cast<CUresult>(cudaEventQuery(event));
+  return by_the_runtime([&] { return cudaEventQuery(event); });
 }
 CUresult cuEventSynchronize(CUevent event) {
   STANDIN_DRIVER(cuEventSynchronize)
-  return static_cast<CUresult>(cudaEventSynchronize(event));
+  return by_the_runtime([&] { return cudaEventSynchronize(event); });
 }
 CUresult cuEventDestroy_v2(CUevent event) {
   STANDIN_DRIVER(cuEventDestroy)
-  return static_cast<CUresult>(cudaEventDestroy(event));
+  return by_the_runtime([&] { return cudaEventDestroy(event); });
 }
 CUresult cuPointerGetAttribute(void* value, CUpointer_attribute which, CUdeviceptr address) {
   STANDIN_DRIVER(cuPointerGetAttribute)
