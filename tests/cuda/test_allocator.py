@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import control

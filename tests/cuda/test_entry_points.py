@@ -353,14 +353,15 @@ def test_memory_that_was_shared_goes_back_once_nobody_has_it(run_on_device: Any)
     assert handles[3][1] == handles[0][1]  # another receiver costs nothing
     assert descriptors() <= opened_once + 1  # torch's own file
     assert descriptors() > opened
-    for handle in handles:
+    for i, handle in enumerate(handles):
+        shared[i % 3].copy_(torch.full((64 * MIB,), 7, dtype=torch.uint8))  # a receiver writes
         run_on_device(RECEIVER.format(handle=tuple(handle)))
     del shared, handles
     gc.collect()
     torch.cuda.ipc_collect()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() == held
-    assert descriptors() == opened
+    assert descriptors() <= opened + 1  # torch keeps its file of counters open
 
 
 def test_a_pool_with_shared_memory_sleeps_once_that_is_gone(run_on_device: Any) -> None:
