@@ -18,7 +18,7 @@ from mempool.compress.layers import Batches, require_module
 from mempool.compress.left_alone import left_alone, warn_of
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.pruning import Pruning
-from mempool.compress.replaceable import require_replaceable
+from mempool.compress.replaceable import require_replaceable, require_weights_unshared
 from mempool.compress.stored_layers import stored_layers
 from mempool.compress.tensor_file import JOIN, TensorFile
 from mempool.nn import Int8Linear, SparseInt8Linear
@@ -147,7 +147,9 @@ class _Plan:
         self._linears = self._to_pack({name: layer for name, layer in linears.items() if id(layer) not in taken})
         taken |= {id(linear.layer) for linear in self._linears.values()}
         replaced = {stored.name: stored.old for stored in self._stored if isinstance(stored.old, nn.Linear)}
-        require_replaceable(model, {**replaced, **{name: linear.layer for name, linear in self._linears.items()}})
+        packed = {name: linear.layer for name, linear in self._linears.items()}
+        require_replaceable(model, {**replaced, **packed})
+        require_weights_unshared(model, {**replaced, **packed})
         self._filling = Filling(file)
         for shared in self._tensors:
             if any(id(place.module) not in taken for place in shared.places):

@@ -6,7 +6,7 @@ import gc
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from types import CodeType, CoroutineType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ _WRAPPERS = {
     "torch.optim.swa_utils.AveragedModel": "convert its .module, when nothing is averaged any more",
     "deepspeed.runtime.engine.DeepSpeedEngine": "convert its .module, unsharded",
 }
+Held = TypeVar("Held", nn.Module, Tensor)
 _OWN_TENSORS = {"weight", "bias", "weight_orig", "bias_orig", "weight_mask", "bias_mask"}
 # What it takes to find a holder that a model's forward would use, and not to walk through a whole process.
 _DEPTH = 8
@@ -46,6 +47,32 @@ def require_replaceable(model: nn.Module, layers: Mapping[str, nn.Module]) -> No
                 f"layer {found!r} is also held by {where}, outside of the model's modules, which would go on with the "
                 f"old weight: let it reach the layer through its parent, or leave the layer as it is: skip=[{found!r}]."
             )
+
+
+def require_weights_unshared(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
+    """Raises ValueError, naming the layer, if something of the model has the memory of a layer's weight or bias, too.
+
+    Once a layer gets other values by being replaced, that would go on with the old ones.
+    """
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        for tensor in layer.parameters():
+            owners[_storage_of(tensor)] = name
+    buffers = ((f"the buffer {name!r}", buffer) for name, buffer in model.named_buffers())
+    own = {id(buffer) for layer in layers.values() for buffer in layer.buffers()}  # masks of pruning
+    for where, held in (*buffers, *_found_elsewhere(model, Tensor)):
+        if id(held) not in own and (owner := owners.get(_storage_of(held))) is not None:
+            raise ValueError(
+                f"layer {owner!r} shares the memory of its weight with {where}, which would go on with the old weight: "
+                f"let it read layer.weight when it runs, or leave the layer as it is: skip=[{owner!r}]."
+            )
+
+
+def _storage_of(tensor: Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # it has none of its own, such as a sparse one
+        return id(tensor)
 
 
 def require_nothing_lost(name: str, layer: nn.Module) -> None:
@@ -122,6 +149,10 @@ def held_elsewhere(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     Found in containers, closures, bound methods, partial functions and objects, to a depth and number that are bounded:
     what is further away than that is not seen.
     """
+    return _found_elsewhere(model, nn.Module)
+
+
+def _found_elsewhere(model: nn.Module, kind: type[Held]) -> Iterator[tuple[str, Held]]:
     inside = {id(module) for module in model.modules()}
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -131,20 +162,24 @@ def held_elsewhere(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             if type(value) in _PLAIN or (type(value) in _CONTAINERS and not value):
                 continue
             # Compiled code of the module itself looks its submodules up.
-            if name not in ("_modules", "_parameters", "_buffers", "_compiled_call_impl") and _is_holder(value):
+            is_searched = name not in ("_modules", "_parameters", "_buffers", "_compiled_call_impl")
+            if is_searched and (isinstance(value, Tensor) or _is_holder(value)):
                 where = f"{path or type(module).__name__}.{name}"
                 for found in _reached_from(value, inside, seen):
-                    if found is not module:
+                    if found is not module and isinstance(found, kind):
                         yield where, found
         if len(seen) > _MOST_OBJECTS:
             return
 
 
-def _reached_from(root: Any, inside: set[int], seen: set[int]) -> Iterator[nn.Module]:
+def _reached_from(root: Any, inside: set[int], seen: set[int]) -> Iterator[nn.Module | Tensor]:
     level = [root]
     for _ in range(_DEPTH):
         following = []
         for value in level:
+            if isinstance(value, Tensor):
+                yield value
+                continue
             if isinstance(value, nn.Module):
                 yield value
                 if id(value) in inside:
@@ -154,7 +189,7 @@ def _reached_from(root: Any, inside: set[int], seen: set[int]) -> Iterator[nn.Mo
             seen.add(id(value))
             if len(seen) > _MOST_OBJECTS:
                 return
-            following += [held for held in _held_by(value) if _is_holder(held)]
+            following += [held for held in _held_by(value) if isinstance(held, Tensor) or _is_holder(held)]
         level = following
 
 

@@ -743,3 +743,33 @@ def test_paths_that_are_no_file_are_refused_with_what_to_do(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="no regular file"):
         load(model, tmp_path / "pipe")
     assert compress.LoadReport is LoadReport
+
+
+class _Holder(nn.Module):
+    """Its code reads the weight of a layer by another way than the layer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        if how == "list":
+            self.weights = [self.layer.weight]
+        elif how == "attribute":
+            self.seen = self.layer.weight.data
+        elif how == "buffer":
+            self.register_buffer("seen", self.layer.weight.data.t(), persistent=False)
+        elif how == "closure":
+            weight = self.layer.weight
+            self.product = lambda x: x @ weight.t()
+
+
+@pytest.mark.parametrize("how", ["list", "attribute", "buffer", "closure"])
+def test_a_weight_that_is_read_elsewhere_too_is_not_left_behind(file: Path, how: str) -> None:
+    save(_Holder("not at all"), file)
+    model = _Holder(how)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"'layer' shares the memory of its weight with .*skip=\['layer'\]"):
+        load(model, file)
+    assert type(model.layer) is nn.Linear
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    load(model, file, skip=["layer"])  # filled in place, so all see it
+    assert not torch.equal(model.layer.weight, before["layer.weight"])
