@@ -192,9 +192,11 @@ def follow_context(loop: asyncio.AbstractEventLoop | None = None) -> FollowHandl
     block that a function opens in such a thread and does not close (a generator dependency of FastAPI) ends with the
     step.
 
-    Tasks that run already do not follow: call it before, with ``asyncio.Runner().get_loop()``, say, or where a server
-    starts. Threads of your own are charged to the device: use :func:`bind`. Calling it again on the same loop wraps the
-    first; remove them in reverse order. A step of a task costs some microseconds more.
+    A default executor that is set afterwards, and a ``run_sync`` that was imported from anyio before, are not seen; a
+    loop that does not show its default executor (uvloop) gets a new one. Tasks that run already do not follow: call it
+    before, with ``asyncio.Runner().get_loop()``, say, or where a server starts. Threads of your own are charged to the
+    device: use :func:`bind`. Calling it again on the same loop wraps the first; remove them in reverse order. A step of
+    a task costs some microseconds more.
 
     Raises:
         RuntimeError: no loop is given, and none runs.

@@ -14,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
+
 from mempool import _core
 from mempool.errors import ConfigError, OutOfMemoryError
 
@@ -101,19 +103,23 @@ def _keep(error: BaseException, handled: BaseException | None) -> int:
     """
     if hasattr(error, "add_note"):  # Python 3.11
         error.add_note("".join(traceback.format_exception(error)).rstrip())
-    _drop_frames(error, handled, set())
+    is_plain = _drop_frames(error, handled, set())
     with _lock:
         error_id = (os.getpid() << 32) | (next(_error_ids) & 0xFFFFFFFF)
-        _errors[error_id] = error
+        if is_plain:
+            _errors[error_id] = error
         while len(_errors) > _MOST_ERRORS:
             _errors.popitem(last=False)
     return error_id
 
 
-def _drop_frames(error: BaseException | None, handled: BaseException | None, seen: set[int]) -> None:
-    """Takes the frames from an error and from those that it came of or holds, as far as callbacks raised them."""
+def _drop_frames(error: BaseException | None, handled: BaseException | None, seen: set[int]) -> bool:
+    """Takes the frames from an error and from those that it came of or holds, as far as callbacks raised them.
+
+    False if one of them carries a tensor, which must not be kept with it.
+    """
     if error is None or id(error) in seen:
-        return
+        return True
     seen.add(id(error))
     error.__traceback__ = None
     if isinstance(error, (AttributeError, NameError)):
@@ -122,8 +128,11 @@ def _drop_frames(error: BaseException | None, handled: BaseException | None, see
         error.__context__ = None
     if error.__cause__ is handled:
         error.__cause__ = None
+    carried = (*error.args, *vars(error).values(), getattr(error, "value", None))
+    is_plain = not any(isinstance(value, torch.Tensor) for value in carried)
     for other in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
-        _drop_frames(other, handled, seen)
+        is_plain &= _drop_frames(other, handled, seen)
+    return is_plain
 
 
 def _after_fork_in_child() -> None:
@@ -157,7 +166,8 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
         ``"size_overflow"``), ``device``, ``pool`` (whose limit refused, else the one that asked), and in bytes
         ``requested`` (as asked), ``allocated`` (live in that pool), ``limit`` (None when none is set), ``held`` (by the
         whole device), ``largest_free`` (contiguous); ``pressure_calls`` (callbacks that ran) and ``callback_error``
-        (the exception that a pressure callback raised, its id if the exception is no longer kept, or None).
+        (the exception that a pressure callback raised, its id if the exception is not kept any more or carried a
+        tensor, or None).
     """
     matches = list(_FIELDS.finditer(str(exc)))
     if not matches:

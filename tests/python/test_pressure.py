@@ -221,6 +221,31 @@ def test_a_failing_callback_pins_nothing_of_the_request(live_bytes: Callable[[],
             assert any("in busy" in note for note in kept.__notes__)
 
 
+def test_an_error_that_carries_a_tensor_is_named_and_not_kept(live_bytes: Callable[[], int]) -> None:
+    pool = mempool.MemoryPool("request", limit="64MiB")
+
+    class Odd(RuntimeError):
+        def __repr__(self) -> str:
+            raise ValueError("no text for it")
+
+    def busy(name: str, needed: int) -> None:
+        raise Odd(bytes_of(MIB)) from StopIteration(bytes_of(MIB))
+
+    handle = mempool.on_pressure(busy)
+    try:
+        for _ in range(6):
+            with pytest.raises(mempool.OutOfMemoryError, match="Odd") as caught, mempool.use_pool(pool):
+                bytes_of(100 * MIB)
+            info = mempool.oom_info(caught.value)
+            assert info is not None
+            assert isinstance(info["callback_error"], int)
+            del caught
+            gc.collect()
+    finally:
+        handle.remove()
+    assert live_bytes() == 0
+
+
 def test_finders_of_a_batch_size_know_the_error(enabled: None) -> None:
     find_executable_batch_size = pytest.importorskip("accelerate.utils").find_executable_batch_size
     pool = mempool.MemoryPool("training", limit="100MiB")
