@@ -11,13 +11,12 @@ import asyncio
 import functools
 import importlib
 import threading
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from mempool.errors import ConfigError
-from mempool.scopes import Entry, Place, Step, context
+from mempool.scopes import Entry, Place, Step, context, drive
 
 T = TypeVar("T")
 
@@ -47,28 +46,11 @@ def _call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return _call_in(context.get(), function, *args, **kwargs)
 
 
-@types.coroutine
-def _drive(inner: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Resumes ``inner`` with the pools of its context set around each step."""
-    value: Any = None
-    error: BaseException | None = None
-    task = asyncio.current_task()
-    while True:
-        with Step(_entries_of(context.get(), task), follows=True):
-            try:
-                yielded = inner.send(value) if error is None else inner.throw(error)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-        value, error = None, None
-        try:
-            value = yield yielded
-        except BaseException as thrown:
-            error = thrown
-
-
 async def _followed(inner: Coroutine[Any, Any, T]) -> T:
-    return await _drive(inner)
+    """Resumes ``inner`` with the pools of its context set around each step."""
+    task = asyncio.current_task()
+    result: T = await drive(inner, lambda error: (Step(_entries_of(context.get(), task), follows=True), error))
+    return result
 
 
 class _FollowingExecutor(ThreadPoolExecutor):

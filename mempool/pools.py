@@ -226,7 +226,7 @@ class PoolInfo:
 def list_pools(device: Device = None) -> list[PoolInfo]:
     """The pools that exist, also those whose MemoryPool is gone while blocks of theirs are alive.
 
-    Parents come before their children. Cheap: a microsecond or so for each pool, and each pool's figures are exact; two
+    Parents come before their children. Cheap: some microseconds for each pool, and each pool's figures are exact; two
     pools are not read at the same moment.
 
     Args:

@@ -212,7 +212,7 @@ def leave_pools() -> int:
     return len(left)
 
 
-class Step:
+class Step(contextlib.AbstractContextManager[None]):
     """Pools set for one step of a coroutine, or one call, and everything that was opened in it taken off at its end."""
 
     __slots__ = ("_entries", "_follows", "_mark", "_outer")
@@ -241,32 +241,49 @@ class Step:
 
 
 @types.coroutine
-def _drive(pool: MemoryPool, inner: Coroutine[Any, Any, T] | Awaitable[T]) -> Generator[Any, Any, T]:
-    """Resumes ``inner`` with the pool set around each step and nothing set in between."""
-    steps: Any = inner
+def drive(
+    inner: Any,
+    step_of: Callable[[BaseException | None], tuple[contextlib.AbstractContextManager[object], BaseException | None]],
+) -> Generator[Any, Any, Any]:
+    """Resumes ``inner``, each time in the step that ``step_of`` gives for what is to be thrown into it; it may change
+    that."""
     value: Any = None
     error: BaseException | None = None
+    while True:
+        step, error = step_of(error)
+        with step:
+            try:
+                yielded = inner.send(value) if error is None else inner.throw(error)
+            except StopIteration as stop:
+                return stop.value
+        del step  # while this waits it keeps no pool
+        value, error = None, None
+        try:
+            value = yield yielded
+        except BaseException as thrown:
+            error = thrown
+
+
+async def _drive(pool: MemoryPool, inner: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+    """Resumes ``inner`` with the pool set around each step and nothing set in between."""
     entry = Entry(pool)
     told = False
+
+    def step_of(
+        error: BaseException | None,
+    ) -> tuple[contextlib.AbstractContextManager[object], BaseException | None]:
+        nonlocal told
+        if pool.closed and not told:
+            # The coroutine learns of it where it waits and may clean up, in no pool. What else was to be thrown into it
+            # (a cancellation) comes first.
+            told = True
+            if error is None:
+                error = PoolClosedError(f"pool '{pool.name}' was closed: it takes no new blocks.")
+        return contextlib.nullcontext() if told else _Stay(entry), error
+
     try:
-        while True:
-            if pool.closed and not told:
-                # The coroutine learns of it where it waits and may clean up, in no pool. What else was to be thrown
-                # into it (a cancellation) comes first.
-                told = True
-                if error is None:
-                    error = PoolClosedError(f"pool '{pool.name}' was closed: it takes no new blocks.")
-            with contextlib.nullcontext() if told else _Stay(entry):
-                try:
-                    yielded = steps.send(value) if error is None else steps.throw(error)
-                except StopIteration as stop:
-                    result: T = stop.value
-                    return result
-            value, error = None, None
-            try:
-                value = yield yielded
-            except BaseException as thrown:
-                error = thrown
+        result: T = await drive(inner, step_of)
+        return result
     finally:
         entry.place.entry = None
 
