@@ -30,6 +30,7 @@ from mempool.control import (  # noqa: E402
     set_limit,
     trim,
 )
+from mempool.coroutines import bind, in_pool, to_thread  # noqa: E402
 from mempool.errors import (  # noqa: E402
     ConfigError,
     DeviceError,
@@ -45,7 +46,7 @@ from mempool.following import FollowHandle, follow_context  # noqa: E402
 from mempool.pools import MemoryPool, PoolInfo, list_pools  # noqa: E402
 from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
 from mempool.recording import TraceRecording, record_trace  # noqa: E402
-from mempool.scopes import bind, current_pool, in_pool, leave_pools, to_thread, use_pool  # noqa: E402
+from mempool.scopes import current_pool, leave_pools, use_pool  # noqa: E402
 from mempool.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history  # noqa: E402
 from mempool.stats import (  # noqa: E402
     max_memory_allocated,

@@ -15,8 +15,9 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from mempool.coroutines import drive
 from mempool.errors import ConfigError
-from mempool.scopes import Entry, Place, Step, context, drive
+from mempool.scopes import Entry, Place, Step, context
 
 T = TypeVar("T")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,17 @@ async def grow(pool: mempool.MemoryPool, size: int, steps: int) -> list[torch.Te
         kept.append(bytes_of(size))
         await asyncio.sleep(0.001 * (step % 3))
     return kept
+
+
+async def pool_after(delay: float = 0) -> mempool.MemoryPool | None:
+    await asyncio.sleep(delay)
+    return mempool.current_pool()
+
+
+async def two_pools() -> AsyncIterator[tuple[object, torch.Tensor]]:
+    for _ in range(2):
+        yield mempool.current_pool(), bytes_of(1000)
+        await asyncio.sleep(0)
 
 
 def test_two_tasks_each_in_their_pool_never_mix(enabled: None) -> None:
@@ -175,3 +189,87 @@ def test_bind_of_a_coroutine_function(enabled: None) -> None:
     kept = asyncio.run(mempool.bind(pool, grow)(pool, 64, 3))
     assert pool.used_bytes() == 3 * 64
     del kept
+
+
+def test_in_pool_refuses_what_runs_elsewhere(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.create_task(pool_after())
+        future = asyncio.gather(pool_after(), pool_after())
+        for wrong in (task, future, loop.run_in_executor(None, int), pool_after, 3, None):
+            with pytest.raises(mempool.ConfigError, match="in_pool wants a coroutine"):
+                mempool.in_pool(pool, wrong)  # type: ignore[call-overload]
+        with pytest.raises(mempool.ConfigError, match=r"mempool\.to_thread"):
+            mempool.in_pool(pool, asyncio.to_thread(bytes_of, 3))
+        assert await task is None
+        await future
+        assert await asyncio.wait_for(mempool.in_pool(pool, pool_after()), 5) is pool
+        assert len(await mempool.to_thread(pool, bytes_of, 100)) == 100
+        kept = [item async for item in mempool.in_pool(pool, two_pools())]
+        assert [where for where, _ in kept] == [pool, pool]
+        assert pool.used_bytes() == 2 * 1024
+        assert mempool.current_pool() is None
+
+    asyncio.run(main())
+    assert pool.stats()["allocation.allocated"] == 3
+
+
+def test_an_asynchronous_generator_in_a_pool_takes_what_is_sent_and_thrown(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    ended: list[object] = []
+
+    async def echo() -> Any:
+        got = None
+        try:
+            while True:
+                try:
+                    got = yield got
+                except KeyError:
+                    got = "caught"
+        finally:
+            ended.append(mempool.current_pool())
+
+    async def main() -> list[object]:
+        generator: Any = mempool.in_pool(pool, echo())
+        said = [await generator.asend(None), await generator.asend(5), await generator.athrow(KeyError())]
+        await generator.aclose()
+        return said
+
+    assert asyncio.run(main()) == [None, 5, "caught"]
+    assert ended == [pool]
+
+
+def test_in_pool_inside_of_another_stay_leaves_that_one_alone(enabled: None) -> None:
+    outer, inner = mempool.MemoryPool("outer"), mempool.MemoryPool("inner")
+
+    async def middle() -> mempool.MemoryPool | None:
+        assert await mempool.in_pool(inner, pool_after()) is inner
+        return mempool.current_pool()
+
+    assert asyncio.run(mempool.in_pool(outer, middle())) is outer
+    with mempool.use_pool(outer):
+        assert asyncio.run(mempool.in_pool(inner, pool_after())) is inner
+        assert mempool.current_pool() is outer
+
+
+def test_bind_carries_what_is_thrown_into_an_asynchronous_generator(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    rolled_back: list[object] = []
+
+    async def dependency_of_a_request() -> AsyncIterator[object]:
+        try:
+            yield mempool.current_pool()
+        except ValueError:
+            rolled_back.append(mempool.current_pool())
+
+    async def main() -> None:
+        async with contextlib.asynccontextmanager(mempool.bind(pool, dependency_of_a_request))() as where:
+            assert where is pool
+            assert mempool.current_pool() is None
+            raise ValueError
+        assert await mempool.bind(pool, lambda: pool_after())() is pool  # a function that only makes a coroutine
+
+    asyncio.run(main())
+    assert rolled_back == [pool]
