@@ -10,13 +10,14 @@ import re
 import sys
 import threading
 import traceback
+import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import torch
-
 from mempool import _core
+from mempool._tracebacks import FrameRemoval
 from mempool.errors import ConfigError, OutOfMemoryError
 
 Callback: TypeAlias = Callable[[str, int], object]
@@ -29,6 +30,12 @@ _callbacks: list[PressureHandle] = []
 _errors: OrderedDict[int, BaseException] = OrderedDict()
 _error_ids = itertools.count(1)
 _MOST_ERRORS = 64
+_TRACEBACK = "Traceback (most recent call last)"
+# The last error, with its id, if it refers to one that the program had saved, whose frames are left to it. It is kept
+# until it is the cause of an out-of-memory error, or the next one comes: such frames may hold much.
+_last_with_frames: tuple[int, BaseException] | None = None
+# Of out-of-memory errors whose cause that one became: the cause's id().
+_causes: weakref.WeakKeyDictionary[BaseException, int] = weakref.WeakKeyDictionary()
 
 
 class PressureHandle:
@@ -84,7 +91,7 @@ def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, st
                 raise  # meant for the program: the compiled side has it come again once the allocation is over
             _log.warning("a pressure callback raised %s", _text_of(error), exc_info=not failing)
             if first_id == 0:
-                first_error, first_id = _text_of(error), _keep(error, handled)
+                first_error, first_id = _text_of(error), _keep(error, handled, sys._getframe())
     return len(handles), first_error, first_id
 
 
@@ -95,44 +102,30 @@ def _text_of(error: BaseException) -> str:
         return type(error).__name__
 
 
-def _keep(error: BaseException, handled: BaseException | None) -> int:
-    """An id for the error that no other process gives out; the error itself is kept, and no frame with it.
+def _keep(error: BaseException, handled: BaseException | None, runner: types.FrameType) -> int:
+    """An id for the error that no other process gives out; the error itself is kept, and no frame of the request.
 
     A frame refers to those that called it, and so to the tensors of the request that was refused. `handled`: what was
-    being handled when the callbacks were called, which Python has put behind what they raise.
+    being handled when the callbacks were called, which Python has put behind what they raise. `runner`: the frame that
+    called the callbacks.
     """
-    if hasattr(error, "add_note"):  # Python 3.11
-        error.add_note("".join(traceback.format_exception(error)).rstrip())
-    is_plain = _drop_frames(error, handled, set())
+    global _last_with_frames
+    text = "".join(traceback.format_exception(error)).rstrip()
+    removal = FrameRemoval(handled, runner)
+    removal.apply(error)
+    is_told = any(_TRACEBACK in str(note) for note in getattr(error, "__notes__", ()))  # it is raised again and again
+    if hasattr(error, "add_note") and error.__traceback__ is None and not is_told:
+        error.add_note(text)
     with _lock:
         error_id = (os.getpid() << 32) | (next(_error_ids) & 0xFFFFFFFF)
-        if is_plain:
+        _last_with_frames = None
+        if removal.has_frames and not removal.has_tensor:
+            _last_with_frames = (error_id, error)
+        elif not removal.has_tensor:
             _errors[error_id] = error
         while len(_errors) > _MOST_ERRORS:
             _errors.popitem(last=False)
     return error_id
-
-
-def _drop_frames(error: BaseException | None, handled: BaseException | None, seen: set[int]) -> bool:
-    """Takes the frames from an error and from those that it came of or holds, as far as callbacks raised them.
-
-    False if one of them carries a tensor, which must not be kept with it.
-    """
-    if error is None or id(error) in seen:
-        return True
-    seen.add(id(error))
-    error.__traceback__ = None
-    if isinstance(error, (AttributeError, NameError)):
-        error.obj = None  # type: ignore[union-attr]
-    if error.__context__ is handled:
-        error.__context__ = None
-    if error.__cause__ is handled:
-        error.__cause__ = None
-    carried = (*error.args, *vars(error).values(), getattr(error, "value", None))
-    is_plain = not any(isinstance(value, torch.Tensor) for value in carried)
-    for other in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
-        is_plain &= _drop_frames(other, handled, seen)
-    return is_plain
 
 
 def _after_fork_in_child() -> None:
@@ -179,14 +172,30 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
     info["pool"] = re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], info["pool"])
     if info["callback_error"] is not None:
         error_id = int(info["callback_error"])
-        info["callback_error"] = _errors.get(error_id, error_id)
+        info["callback_error"] = _kept_error(exc, error_id)
     return info
+
+
+def _kept_error(exc: BaseException, error_id: int) -> BaseException | int:
+    last = _last_with_frames
+    if last is not None and last[0] == error_id:
+        return last[1]
+    if exc.__cause__ is not None and _causes.get(exc) == id(exc.__cause__):
+        return exc.__cause__
+    return _errors.get(error_id, error_id)
 
 
 def chain_callback_error(exc: BaseException | None) -> None:
     """Makes the error of a pressure callback the cause of the out-of-memory error that followed it."""
+    global _last_with_frames
     if not isinstance(exc, OutOfMemoryError) or exc.__cause__ is not None:
         return
     info = oom_info(exc)
-    if info is not None and isinstance(info["callback_error"], BaseException):
-        exc.__cause__ = info["callback_error"]
+    error = None if info is None else info["callback_error"]
+    if not isinstance(error, BaseException):
+        return
+    exc.__cause__ = error
+    with _lock:
+        if _last_with_frames is not None and _last_with_frames[1] is error:
+            _causes[exc] = id(error)
+            _last_with_frames = None
