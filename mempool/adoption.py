@@ -24,6 +24,7 @@ class AdoptReport:
     tensors: int  # that lie in the pool now
     moved_bytes: int  # copied into new storages
     kept_elsewhere_bytes: int  # of old storages that something else refers to still: a view, its base, a numpy array
+    already_there_bytes: int = 0  # of storages that lay in the pool before, and were left as they are
 
 
 def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], pool: MemoryPool) -> AdoptReport:
@@ -31,7 +32,8 @@ def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], 
 
     For what was not made in ``with use_pool(pool):`` although it stood there: transformers loads weights on threads of
     its own, safetensors maps files. Tensors and parameters stay the same objects; what shares memory among them (tied
-    parameters, views) shares it afterwards. One storage at a time is in memory twice. A storage is never exchanged
+    parameters, views) shares it afterwards. What lies in the pool already (not in a child of it) stays where it is, so
+    doing it again costs nothing. One storage at a time is in memory twice. A storage is never exchanged
     under its other users: a view or an array that is not among what is given keeps the old memory, which the report
     counts.
 
@@ -52,13 +54,17 @@ def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], 
         _require_plain(name, tensor, pool)
         if tensor.device.type != "meta":
             groups.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
-    moved = kept = 0
+    moved = kept = already_there = 0
     with use_pool(pool):
         for group in groups.values():
+            storage = group[0].untyped_storage()
+            if pool._handle.is_charged(storage.data_ptr()):
+                already_there += storage.nbytes()
+                continue
             size, left = _move(group)
             moved += size
             kept += left
-    return AdoptReport(sum(map(len, groups.values())), moved, kept)
+    return AdoptReport(sum(map(len, groups.values())), moved, kept, already_there)
 
 
 def _tensors_of(source: Any) -> list[tuple[str, Tensor]]:

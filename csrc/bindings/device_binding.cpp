@@ -225,6 +225,12 @@ void add_pool(py::module_& m) {
           "soft_limit", [](const Pool& p) { return to_limit(p.read().soft_limit); },
           [](const Pool& p, Limit limit) { p.device().ledger().set_soft_limit(p.account(), from_limit(limit)); })
       .def("stats", &pool_stats)
+      .def(
+          "is_charged",
+          [](const Pool& p, std::uintptr_t address) {
+            return p.device().is_charged(p.account(), reinterpret_cast<const void*>(address));
+          },
+          "address"_a, "Whether the live block that begins there is charged to this very pool.")
       .def("reset_peaks", [](const Pool& p) { p.device().ledger().reset_peaks(p.account()); })
       .def(
           "held_bytes", [](const Pool& p) { return p.device().pool_held_bytes(p.account()); },

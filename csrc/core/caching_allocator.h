@@ -63,6 +63,9 @@ class CachingAllocator {
   static std::size_t block_bytes(const void* address) noexcept;
   // Whose block begins at the address; nullptr: nobody's.
   static CachingAllocator* owner_of(const void* address) noexcept;
+  // Whether a live block begins at the address that is charged to this very pool, not to a child. Precondition: nobody
+  // frees it meanwhile.
+  bool is_charged(const Account& pool, const void* address) const noexcept;
   // The contiguous backed range around a block, and which stream it belongs to.
   struct Range {
     void* address = nullptr;

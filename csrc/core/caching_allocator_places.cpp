@@ -28,6 +28,13 @@ CachingAllocator* CachingAllocator::owner_of(const void* address) noexcept {
   return span != nullptr ? &span->segment->arena->family.owner : nullptr;
 }
 
+bool CachingAllocator::is_charged(const Account& pool, const void* address) const noexcept {
+  if (owner_of(address) != this) return false;
+  Span* span = nullptr;
+  const BlockTag* const tag = find_tag(address, span);
+  return tag != nullptr && tag->requested != kFreeTag && (tag->account & ~kTagFlags) == pool.id;
+}
+
 CachingAllocator::Range CachingAllocator::range_of(const void* block) noexcept {
   const Span* const span = PageMap::instance().find(block);
   if (span == nullptr) return {};

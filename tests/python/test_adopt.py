@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import copy
 
 import numpy as np
@@ -38,8 +39,12 @@ def test_a_module_made_elsewhere_moves_and_keeps_its_ties(enabled: None) -> None
     assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
     model.table[10] = -1
     assert model.row[0] == -1
-    assert mempool.adopt(model, pool).moved_bytes == size  # again: to other storages of the pool
-    del model, parameter, optimizer
+    addresses = [value.data_ptr() for value in model.state_dict().values()]
+    again = mempool.adopt(model, pool)
+    assert again == mempool.AdoptReport(tensors=4, moved_bytes=0, kept_elsewhere_bytes=0, already_there_bytes=size)
+    assert [value.data_ptr() for value in model.state_dict().values()] == addresses
+    assert pool.stats()["allocation.allocated"] == 2  # the empty buffer has no block
+    del again, model, parameter, optimizer
     assert pool.used_bytes() == 0
 
 
@@ -128,3 +133,44 @@ def test_a_pool_that_sleeps_takes_no_tensors(enabled: None) -> None:
     pool.sleep()
     with pytest.raises(mempool.PoolAsleepError):
         mempool.adopt(torch.ones(3), pool)
+
+
+def test_only_what_lies_elsewhere_moves(enabled: None) -> None:
+    pool = mempool.MemoryPool("model")
+    child = mempool.MemoryPool("part", parent=pool)
+    with mempool.use_pool(pool):
+        there = torch.arange(100.0)
+    with mempool.use_pool(child):
+        below = torch.arange(50.0)  # of another account, although it counts in this one, too
+    outside = torch.arange(1 << 20, dtype=torch.float32)
+    view = there[10:20]
+    addresses = there.data_ptr(), view.data_ptr()
+    report = mempool.adopt([there, view, below, outside], pool)
+    assert report == mempool.AdoptReport(4, 200 + (4 << 20), 0, 400)
+    assert (there.data_ptr(), view.data_ptr()) == addresses
+    assert child.used_bytes() == 0
+    assert float(below[7]) == float(outside[7]) == 7
+    large = outside.data_ptr()
+    assert mempool.adopt(outside[5:10], pool).already_there_bytes == 4 << 20  # a view is where its storage is
+    assert outside.data_ptr() == large
+
+
+def test_it_moves_nothing_again_in_a_context_that_is_followed(enabled: None) -> None:
+    pool, other = mempool.MemoryPool("p"), mempool.MemoryPool("other")
+    weight = torch.ones(1000)
+
+    async def main() -> list[int]:
+        moved = []
+        with mempool.use_pool(other):
+            for _ in range(3):
+                moved.append(mempool.adopt(weight, pool).moved_bytes)
+                await asyncio.sleep(0)
+            moved.append((await asyncio.to_thread(mempool.adopt, weight, pool)).moved_bytes)
+        return moved
+
+    loop = asyncio.new_event_loop()
+    with mempool.follow_context(loop):
+        assert loop.run_until_complete(main()) == [4000, 0, 0, 0]
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    assert pool.stats()["allocation.allocated"] == 1
