@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import sys
@@ -14,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from mempool._device import require_enabled
 from mempool.errors import ConfigError, PoolClosedError
 from mempool.pools import MemoryPool
-from mempool.scopes import Entry, Step, context, forget, is_following, require_pool, use_pool
+from mempool.scopes import Entry, is_following, require_pool, run_step, use_pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,23 +21,47 @@ Y = TypeVar("Y")
 S = TypeVar("S")
 
 
+class Held:
+    """A coroutine that its wrapper has not begun. It ends with the wrapper, silently: Python warns of that one."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def take(self) -> Any:
+        inner, self._inner = self._inner, None
+        return inner
+
+    def __del__(self) -> None:
+        close_unstarted(self._inner)
+
+
+def close_unstarted(coroutine: object) -> None:
+    if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        coroutine.close()
+
+
+def name_like(wrapper: Any, inner: object) -> None:
+    """Has tasks and warnings name the coroutine that is wrapped."""
+    for name in ("__name__", "__qualname__"):
+        setattr(wrapper, name, getattr(inner, name, getattr(wrapper, name)))
+
+
+def proceed(inner: Any, value: Any, error: BaseException | None) -> Any:
+    return inner.send(value) if error is None else inner.throw(error)
+
+
 @types.coroutine
-def drive(
-    inner: Any,
-    step_of: Callable[[BaseException | None], tuple[contextlib.AbstractContextManager[object], BaseException | None]],
-) -> Generator[Any, Any, Any]:
-    """Resumes ``inner``, each time in the step that ``step_of`` gives for what is to be thrown into it; it may change
-    that."""
+def drive(resume: Callable[[Any, BaseException | None], Any]) -> Generator[Any, Any, Any]:
+    """Goes through a coroutine: ``resume(value, error)`` sends the value into it, or throws the error, as one step."""
     value: Any = None
     error: BaseException | None = None
     while True:
-        step, error = step_of(error)
-        with step:
-            try:
-                yielded = inner.send(value) if error is None else inner.throw(error)
-            except StopIteration as stop:
-                return stop.value
-        del step  # while this waits it keeps no pool
+        try:
+            yielded = resume(value, error)
+        except StopIteration as stop:
+            return stop.value
         value, error = None, None
         try:
             value = yield yielded
@@ -46,14 +69,13 @@ def drive(
             error = thrown
 
 
-async def _drive(pool: MemoryPool, inner: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
-    """Resumes ``inner`` with the pool set around each step and nothing set in between."""
+async def _drive(pool: MemoryPool, begin: Callable[[], Awaitable[T]]) -> T:
+    """Resumes what ``begin`` returns with the pool set around each step and nothing set in between."""
     entry = Entry(pool)
+    inner = begin()
     told = False
 
-    def step_of(
-        error: BaseException | None,
-    ) -> tuple[contextlib.AbstractContextManager[object], BaseException | None]:
+    def resume(value: Any, error: BaseException | None) -> Any:
         nonlocal told
         if pool.closed and not told:
             # The coroutine learns of it where it waits and may clean up, in no pool. What else was to be thrown into it
@@ -61,37 +83,26 @@ async def _drive(pool: MemoryPool, inner: Coroutine[Any, Any, T] | Awaitable[T])
             told = True
             if error is None:
                 error = PoolClosedError(f"pool '{pool.name}' was closed: it takes no new blocks.")
-        return contextlib.nullcontext() if told else _Stay(entry), error
+        if told:
+            return proceed(inner, value, error)
+        return run_step((entry,), proceed, inner, value, error, follows=is_following(), place=entry.place)
 
     try:
-        result: T = await drive(inner, step_of)
+        result: T = await drive(resume)
         return result
     finally:
         entry.place.entry = None
 
 
-class _Stay(Step):
-    """A step of what in_pool drives: the context says so, too, for tasks and threads that the step starts."""
-
-    __slots__ = ()
-
-    def __init__(self, entry: Entry) -> None:
-        super().__init__((entry,), follows=is_following())
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        context.set((*context.get(), self._entries[0].place))
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        forget(self._entries[0])
-        super().__exit__(kind, exc, traceback)
-
-
-async def _driven(pool: MemoryPool, inner: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+async def _driven(pool: MemoryPool, held: Held) -> Any:
     if is_following():  # then whatever follows does it, in the order in which pools were entered
         with use_pool(pool):
-            return await inner
-    return await _drive(pool, inner)
+            return await held.take()
+    return await _drive(pool, held.take)
+
+
+def _advance(inner: AsyncGenerator[Y, Any], sent: Any, error: BaseException | None) -> Awaitable[Y]:
+    return inner.asend(sent) if error is None else inner.athrow(error)
 
 
 def _driven_generator(pool: MemoryPool, make: Callable[..., AsyncGenerator[Y, S]]) -> Callable[..., Any]:
@@ -104,7 +115,7 @@ def _driven_generator(pool: MemoryPool, make: Callable[..., AsyncGenerator[Y, S]
         try:
             while True:
                 try:
-                    item = await _drive(pool, inner.asend(sent) if error is None else inner.athrow(error))
+                    item = await _drive(pool, functools.partial(_advance, inner, sent, error))
                 except StopAsyncIteration:
                     return
                 sent, error = None, None
@@ -115,7 +126,7 @@ def _driven_generator(pool: MemoryPool, make: Callable[..., AsyncGenerator[Y, S]
                 except BaseException as thrown:
                     error = thrown
         finally:
-            await (inner.aclose() if pool.closed else _drive(pool, inner.aclose()))
+            await (inner.aclose() if pool.closed else _drive(pool, inner.aclose))
 
     return driven
 
@@ -180,7 +191,9 @@ def in_pool(
     if instead is not None:
         coroutine.close()
         raise ConfigError(f"in_pool would charge nothing: that coroutine's work runs elsewhere. Write {instead}.")
-    return _driven(pool, coroutine)
+    driven = _driven(pool, Held(coroutine))
+    name_like(driven, coroutine)
+    return driven
 
 
 async def to_thread(pool: MemoryPool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -11,13 +11,13 @@ import asyncio
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from mempool.coroutines import drive
+from mempool.coroutines import Held, drive, name_like, proceed
 from mempool.errors import ConfigError
-from mempool.scopes import Entry, Place, Step, context
+from mempool.scopes import Entry, Place, context, run_step
 
 T = TypeVar("T")
 
@@ -39,19 +39,22 @@ def _entries_of(places: tuple[Place, ...], task: object) -> tuple[Entry, ...]:
 
 
 def _call_in(places: tuple[Place, ...], function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    with Step(_entries_of(places, None), follows=True):
-        return function(*args, **kwargs)
+    return run_step(_entries_of(places, None), functools.partial(function, *args, **kwargs), follows=True)
 
 
 def _call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return _call_in(context.get(), function, *args, **kwargs)
 
 
-async def _followed(inner: Coroutine[Any, Any, T]) -> T:
-    """Resumes ``inner`` with the pools of its context set around each step."""
+async def _followed(held: Held) -> Any:
+    """Resumes a coroutine with the pools of its context set around each step."""
     task = asyncio.current_task()
-    result: T = await drive(inner, lambda error: (Step(_entries_of(context.get(), task), follows=True), error))
-    return result
+    inner = held.take()
+
+    def resume(value: Any, error: BaseException | None) -> Any:
+        return run_step(_entries_of(context.get(), task), proceed, inner, value, error, follows=True)
+
+    return await drive(resume)
 
 
 class _FollowingExecutor(ThreadPoolExecutor):
@@ -129,9 +132,8 @@ class FollowHandle:
         def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> Any:
             followed: Any = coroutine
             if self._is_following and asyncio.iscoroutine(coroutine):
-                followed = _followed(coroutine)
-                for name in ("__name__", "__qualname__"):
-                    setattr(followed, name, getattr(coroutine, name, getattr(followed, name)))
+                followed = _followed(Held(coroutine))
+                name_like(followed, coroutine)
             if previous is not None:
                 return previous(loop, followed, **kwargs)
             return asyncio.Task(followed, loop=loop, **kwargs)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import sys
 import threading
+import types
 import warnings
+from collections.abc import Callable
 from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mempool import _core
 from mempool._device import Device, allocator, require_enabled
 from mempool.errors import ConfigError, PoolClosedError
 from mempool.pools import MemoryPool
 from mempool.pressure import chain_callback_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
 
 
 class Place:
@@ -28,7 +36,7 @@ class Place:
 class Entry(_core.PoolEntry):
     """One stay in a pool; the compiled part keeps each thread's stack of them."""
 
-    __slots__ = ("followed", "place", "pool", "suspended", "watch")
+    __slots__ = ("block", "place", "pool", "watch")
 
     def __init__(self, pool: MemoryPool, is_checked: bool = True) -> None:
         if is_checked:
@@ -38,8 +46,7 @@ class Entry(_core.PoolEntry):
         super().__init__(pool._handle)
         self.pool = pool
         self.place = Place(self)
-        self.suspended = False  # other code of this thread ran in between: it was taken off the stack
-        self.followed = False  # taken off and put on again around each step of its context
+        self.block: tuple[types.CodeType, int] | None = None  # the code that it was opened in, and its frame's id()
         self.watch: asyncio.Handle | None = None
 
 
@@ -50,8 +57,6 @@ context: ContextVar[tuple[Place, ...]] = ContextVar("mempool.pools", default=())
 class _Local(threading.local):
     def __init__(self) -> None:
         self.watched: list[Entry] = []  # opened while an event loop ran, and not followed
-        # This thread runs a step of a context that is followed, in that event loop (None: in a worker thread).
-        self.following: tuple[asyncio.AbstractEventLoop | None] | None = None
 
 
 local = _Local()
@@ -60,11 +65,14 @@ _THE_LOOP = object()  # runs, and not a task or a callback of it
 
 def is_following() -> bool:
     """Whether what runs here is followed: not what runs in another loop that it has started."""
-    return local.following is not None and local.following[0] is asyncio._get_running_loop()
+    following = _core.following()  # (loop,), or (None,) in a worker thread
+    return following is not None and following[0] is asyncio._get_running_loop()
 
 
 class use_pool(_core.PoolScope):
     """``with use_pool(pool):`` charges the new blocks of this thread to ``pool``. Nests; workers do not inherit it.
+
+    One object may be entered again, and by several threads and tasks: each block ends its own stay.
 
     A ``with`` that stays open while a coroutine is suspended would charge other tasks' blocks to the pool. On asyncio
     that is found out, ended when mempool sees another task or the loop itself, and raised as RuntimeError at the end of
@@ -73,24 +81,39 @@ class use_pool(_core.PoolScope):
     block that ends on another thread than it began on leaves the first thread's pool at once, and warns the first time.
 
     Raises:
+        ConfigError: `pool` is no pool; on entry, when a subclass has not called ``super().__init__(pool)``.
         PoolClosedError: on entry, when the pool is closed.
         NotEnabledError: on entry, when mempool is not enabled for the pool's device.
         RuntimeError: on exit, when the block was open across an ``await``.
+        TypeError: it is copied or pickled.
     """
 
     __slots__ = ("_pool",)
 
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        self = super().__new__(cls)
+        _core.PoolScope.__init__(self)  # here: a subclass may forget it
+        return self
+
     def __init__(self, pool: MemoryPool) -> None:
-        super().__init__()
         self._pool = require_pool(pool, "use_pool")
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} is neither copied nor pickled: it stands for stays in a pool of this process. "
+            "Write use_pool(pool) where one is wanted."
+        )
 
     # Called by the compiled part, which then enters the entry, or has left it. An interrupt may strike in here only.
 
     def _open(self) -> Entry:
-        entry = Entry(self._pool)
+        pool: MemoryPool | None = getattr(self, "_pool", None)
+        if pool is None:
+            raise ConfigError(f"{type(self).__name__} has no pool: its __init__ has to call super().__init__(pool).")
+        entry = Entry(pool)
+        entry.block = _block_of(sys._getframe(1))
         loop = asyncio._get_running_loop()
-        if loop is not None:
-            entry.place.task = asyncio.current_task(loop)
+        entry.place.task = _running_task()
         outer = context.get()
         try:
             context.set((*(place for place in outer if place.entry is not None), entry.place))
@@ -102,6 +125,27 @@ class use_pool(_core.PoolScope):
         except BaseException:
             context.set(outer)
             raise
+
+    def _pick(self, entries: tuple[Entry, ...]) -> Entry:
+        """Which of them ends here: one object may be entered by several threads and tasks, and nested."""
+        block = _block_of(sys._getframe(1))
+        task = _running_task()
+        places = context.get()
+
+        def likeness(entry: Entry) -> tuple[bool, ...]:
+            place = entry.place
+            is_own = place.task is task
+            is_of_another = not is_own and isinstance(place.task, asyncio.Future) and not place.task.done()
+            return (
+                entry.block == block,  # the very `with` statement, on whatever thread or in whatever task it goes on
+                is_own and place in places,
+                is_own and entry.is_here,
+                entry.is_here and not is_of_another,
+                not is_of_another,
+                entry.is_here,
+            )
+
+        return max(reversed(entries), key=likeness)  # of those alike the last
 
     def _close(self, entry: Entry, was_elsewhere: bool, exc: BaseException | None) -> None:
         entry.place.task = None
@@ -116,6 +160,16 @@ class use_pool(_core.PoolScope):
             _warn_of_another_thread(entry)
         elif entry.suspended:
             _report_suspended(entry, exc)
+
+
+def _block_of(frame: types.FrameType) -> tuple[types.CodeType, int]:
+    """Tells blocks apart while they are open, and keeps no frame: a frame keeps those that called it."""
+    return frame.f_code, id(frame)
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    loop = asyncio._get_running_loop()
+    return None if loop is None else asyncio.current_task(loop)
 
 
 def require_pool(pool: MemoryPool, what: str) -> MemoryPool:
@@ -139,6 +193,12 @@ def end_suspended(running: object) -> None:
         if is_over or running is _THE_LOOP or entry.place.task is not running:
             local.watched.remove(entry)
             entry.suspended = entry.leave() or entry.suspended
+
+
+def _end_those_of_others() -> None:
+    """Ends the watched entries of this thread that are not of the task that runs, if a loop runs."""
+    if local.watched and asyncio._get_running_loop() is not None:
+        end_suspended(_running_task())
 
 
 def _report_suspended(entry: Entry, exc: BaseException | None) -> None:
@@ -176,9 +236,7 @@ def current_pool(device: Device = None) -> MemoryPool | None:
 
     With ``device=None`` the pool that was entered last, whichever device it is of. In a pressure callback it is None.
     """
-    if local.watched:
-        with contextlib.suppress(RuntimeError):
-            end_suspended(asyncio.current_task())
+    _end_those_of_others()
     name = None if device is None else allocator(device).name
     for entry in reversed(_core.pool_entries()):
         if entry is None:
@@ -195,10 +253,10 @@ def leave_pools() -> int:
 
     Blocks (``with use_pool``) that are open stay open, and end without an error. Returns how many pools were left.
     """
-    left = _core.leave_pools_since(0)
+    left = _core.leave_pools()
     context.set(())
     local.watched.clear()
-    return len(left)
+    return left
 
 
 def forget(entry: Entry) -> None:
@@ -210,29 +268,19 @@ def forget(entry: Entry) -> None:
         context.set(tuple(place for place in places if place is not entry.place and place.entry is not None))
 
 
-class Step(contextlib.AbstractContextManager[None]):
-    """Pools set for one step of a coroutine, or one call, and everything that was opened in it taken off at its end."""
+def run_step(
+    entries: tuple[Entry, ...], function: Callable[..., T], *args: Any, follows: bool, place: Place | None = None
+) -> T:
+    """A step of a coroutine, or a call: ``function(*args)`` with pools set, and the place in the context.
 
-    __slots__ = ("_entries", "_follows", "_mark", "_outer")
-
-    def __init__(self, entries: tuple[Entry, ...], follows: bool = False) -> None:
-        self._entries = entries  # on no stack
-        self._follows = follows  # what is opened in the step and not closed goes on in the next, without a word
-        self._outer = local.following
-        self._mark = 0
-
-    def __enter__(self) -> None:
-        if local.watched:
-            with contextlib.suppress(RuntimeError):
-                end_suspended(asyncio.current_task())
-        self._mark = _core.pool_mark()
-        for entry in self._entries:
-            entry.enter()
-        self._outer = local.following
-        local.following = (asyncio._get_running_loop(),) if self._follows else None
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        local.following = self._outer
-        chain_callback_error(exc)
-        for entry in _core.leave_pools_since(self._mark):
-            entry.suspended = entry not in self._entries and not entry.followed
+    Everything that is opened in it is taken off at its end; what `follows` goes on in the next, without a word. Setting
+    and taking off are one call of the compiled part together with the step: no interrupt can fall between.
+    """
+    _end_those_of_others()
+    following = (asyncio._get_running_loop(),) if follows else None
+    try:
+        result: T = _core.call_in_pools(entries, following, context, place, function, args)
+        return result
+    except BaseException as error:
+        chain_callback_error(error)
+        raise

@@ -3,7 +3,7 @@
 #include "pool_scope.h"
 
 #include <algorithm>
-#include <array>
+#include <optional>
 #include <vector>
 
 #include "backend/cpu_device.h"
@@ -31,24 +31,30 @@ class Entry {
   bool entered() const noexcept { return entry_.home() != nullptr; }
   bool is_here() const noexcept { return thread_ == PyThread_get_thread_ident(); }
 
+  bool suspended = false;  // other code of this thread ran in between: it was taken off the stack
+  bool followed = false;   // taken off and put on again around each step of its context
+
  private:
   const std::shared_ptr<Pool> pool_;
   PoolEntry entry_;
   unsigned long thread_ = 0;  // that entered
 };
 
-// The calling thread's entries of all devices that were made after the mark, the innermost last. nullptr: what the
-// allocator itself has entered, to keep a pressure callback out of the pool that called it.
-std::vector<Entry*> entries_since(std::uint64_t mark) {
-  std::vector<std::pair<std::uint64_t, Entry*>> found;
-  const auto gather = [&found, mark](CachingAllocator* device) {
-    if (device == nullptr) return;
-    device->for_each_entry([&found, mark](PoolEntry& entry) {
-      if (entry.order() > mark) found.emplace_back(entry.order(), static_cast<Entry*>(entry.user));
-    });
+// Visits the calling thread's entries of all devices; of one device, the innermost first. `visit` may leave its entry.
+template <typename Visit>
+void for_each_entry(Visit visit) {
+  const auto of_device = [&visit](CachingAllocator* device) {
+    if (device != nullptr) device->for_each_entry(visit);
   };
-  gather(cpu_device_if_made());
-  for (int i = 0; i < kMaxCudaDevices; ++i) gather(cuda_device_if_made(i));
+  of_device(cpu_device_if_made());
+  for (int i = 0; i < kMaxCudaDevices; ++i) of_device(cuda_device_if_made(i));
+}
+
+// The calling thread's entries, the innermost last. nullptr: what the allocator itself has entered, to keep a pressure
+// callback out of the pool that called it.
+std::vector<Entry*> own_entries() {
+  std::vector<std::pair<std::uint64_t, Entry*>> found;
+  for_each_entry([&found](PoolEntry& entry) { found.emplace_back(entry.order(), static_cast<Entry*>(entry.user)); });
   std::sort(found.begin(), found.end());
   std::vector<Entry*> out;
   for (const auto& [order, entry] : found) out.push_back(entry);
@@ -57,18 +63,105 @@ std::vector<Entry*> entries_since(std::uint64_t mark) {
 
 py::list entries() {
   py::list out;
-  for (Entry* const entry : entries_since(0)) out.append(entry != nullptr ? py::cast(entry) : py::none());
+  for (Entry* const entry : own_entries()) out.append(entry != nullptr ? py::cast(entry) : py::none());
   return out;
 }
 
-py::list leave_since(std::uint64_t mark) {
-  py::list left;
-  for (Entry* const entry : entries_since(mark)) {
-    if (entry == nullptr) continue;
-    left.append(py::cast(entry));
-    entry->leave();
-  }
+std::size_t leave_all() {
+  std::size_t left = 0;
+  for_each_entry([&left](PoolEntry& entry) {
+    if (entry.user != nullptr && static_cast<Entry*>(entry.user)->leave()) ++left;
+  });
   return left;
+}
+
+// What `following` of the call below is while this thread is in it; nullptr: in none.
+thread_local PyObject* t_following = nullptr;
+
+// One step of a coroutine, or one call. Whatever ends it, what was set for it is set no longer: its end is C++, too.
+class Step {
+ public:
+  Step(const py::tuple& entries, const py::object& following, const py::object& context, const py::object& place)
+      : context_(context), place_(place), mark_(PoolStack::mark()), outer_(t_following) {
+    t_following = following.is_none() ? nullptr : following.ptr();
+    try {
+      if (!place_.is_none()) push_place();
+      for (const py::handle each : entries) {
+        auto& entry = each.cast<Entry&>();
+        entry.enter();
+        entry.followed = true;
+        entry.suspended = false;
+      }
+    } catch (...) {
+      end();
+      throw;
+    }
+  }
+  Step(const Step&) = delete;
+  Step& operator=(const Step&) = delete;
+  ~Step() { end(); }
+
+ private:
+  void push_place() {
+    before_ = read_context();
+    const py::tuple one = py::make_tuple(place_);
+    set_ = py::reinterpret_steal<py::object>(PySequence_Concat(before_.ptr(), one.ptr()));
+    if (!set_ || !write_context(set_)) throw py::error_already_set();
+  }
+
+  void end() noexcept {
+    for_each_entry([this](PoolEntry& each) {
+      if (each.order() <= mark_ || each.user == nullptr) return;
+      auto& entry = *static_cast<Entry*>(each.user);
+      entry.leave();
+      entry.suspended = !entry.followed;
+    });
+    t_following = outer_;
+    if (set_) pop_place();
+  }
+
+  void pop_place() noexcept {
+    try {
+      const py::object now = read_context();
+      if (now.is(set_)) {
+        if (!write_context(before_)) PyErr_Clear();
+        return;
+      }
+      py::list kept;  // what was opened in the step and goes on in the next
+      for (const py::handle place : now) {
+        if (!place.is(place_)) kept.append(place);
+      }
+      if (!write_context(py::tuple(kept))) PyErr_Clear();
+    } catch (const std::exception&) {
+      // There is no memory for it: the place stays until its stay is over.
+    }
+  }
+
+  py::object read_context() const {
+    PyObject* value = nullptr;
+    if (PyContextVar_Get(context_.ptr(), nullptr, &value) != 0 || value == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(value);
+  }
+  bool write_context(const py::object& value) const noexcept {
+    PyObject* const token = PyContextVar_Set(context_.ptr(), value.ptr());
+    Py_XDECREF(token);
+    return token != nullptr;
+  }
+
+  const py::object& context_;
+  const py::object& place_;
+  const std::uint64_t mark_;
+  PyObject* const outer_;
+  py::object before_;
+  py::object set_;
+};
+
+py::object call_in_pools(const py::tuple& entries, const py::object& following, const py::object& context,
+                         const py::object& place, const py::object& function, const py::tuple& arguments) {
+  const Step step(entries, following, context, place);
+  PyObject* const result = PyObject_Call(function.ptr(), arguments.ptr(), nullptr);
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
 }
 
 // The base of mempool.use_pool. It is in C++ because an interrupt strikes between two steps of Python: the last thing
@@ -93,18 +186,34 @@ class Scope {
   static py::object exit(const py::object& self, const py::object&, const py::object& exc, const py::object&) {
     auto& open = self.cast<Scope&>().open_;
     if (open.empty()) throw PoolStateError("mempool: this `with use_pool` was not entered, or was left already.");
-    // One object may be entered by several threads, and nested; each leaves its own last entry.
-    const auto own =
-        std::find_if(open.rbegin(), open.rend(), [](const py::object& each) { return each.cast<Entry&>().is_here(); });
-    const py::object entry = own != open.rend() ? *own : open.back();
+    std::optional<py::error_already_set> interrupt;
+    const py::object entry = open.size() == 1 ? open.back() : pick(self, open, interrupt);
     remove(open, entry);
     auto& left = entry.cast<Entry&>();
     const bool was_elsewhere = left.leave() && !left.is_here();
     entry.attr("place").attr("entry") = py::none();  // no context is in it any more, whatever becomes of the next call
+    if (interrupt) throw std::move(*interrupt);
     return self.attr("_close")(entry, was_elsewhere, exc);
   }
 
  private:
+  // `_pick(entries)` of the subclass says which entry ends. It is Python, so an interrupt may strike in it: then it is
+  // asked again, and the interrupt goes on once the pool is left.
+  static py::object pick(const py::object& self, const std::vector<py::object>& open,
+                         std::optional<py::error_already_set>& interrupt) {
+    constexpr int kMostTries = 3;
+    for (int i = 0; i < kMostTries; ++i) {
+      try {
+        py::tuple entries(open.size());
+        for (std::size_t k = 0; k < open.size(); ++k) entries[k] = open[k];
+        return self.attr("_pick")(entries);
+      } catch (py::error_already_set& error) {
+        interrupt.emplace(std::move(error));
+      }
+    }
+    return open.back();
+  }
+
   static void remove(std::vector<py::object>& open, const py::object& entry) {
     open.erase(std::find_if(open.begin(), open.end(), [&](const py::object& each) { return each.is(entry); }));
   }
@@ -119,6 +228,9 @@ void add_pool_scope(py::module_& m) {
   py::class_<Entry>(m, "PoolEntry", "One stay of one thread in a pool.")
       .def(py::init<std::shared_ptr<Pool>>(), "pool"_a)
       .def_property_readonly("entered", &Entry::entered)
+      .def_property_readonly("is_here", &Entry::is_here)
+      .def_readwrite("suspended", &Entry::suspended)
+      .def_readwrite("followed", &Entry::followed)
       .def("enter", &Entry::enter)
       .def("leave", &Entry::leave, "At once, whichever thread's stack it is on. False: it was on none.");
   py::class_<Scope>(m, "PoolScope", "A context manager that enters a pool; see mempool.use_pool.")
@@ -127,9 +239,14 @@ void add_pool_scope(py::module_& m) {
       .def("__exit__", &Scope::exit, "kind"_a, "exc"_a, "traceback"_a);
   m.def("pool_entries", &entries,
         "The calling thread's entries of all devices, the innermost last. None: a pressure callback runs in no pool.");
-  m.def("pool_mark", &PoolStack::mark, "For leave_pools_since().");
-  m.def("leave_pools_since", &leave_since, "mark"_a,
-        "Leaves what this thread has entered since the mark was taken, and returns these entries.");
+  m.def("leave_pools", &leave_all, "Takes the calling thread out of all of them. Returns how many.");
+  m.def("call_in_pools", &call_in_pools, "entries"_a, "following"_a, "context"_a, "place"_a, "function"_a,
+        "arguments"_a,
+        "function(*arguments) with the entries set and, unless it is None, the place in the context. What is opened in "
+        "it and not closed is taken off at its end.");
+  m.def(
+      "following", [] { return t_following != nullptr ? py::reinterpret_borrow<py::object>(t_following) : py::none(); },
+      "What call_in_pools() was given on this thread; None outside of it.");
 }
 
 }  // namespace mempool::bindings

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -273,3 +275,19 @@ def test_bind_carries_what_is_thrown_into_an_asynchronous_generator(enabled: Non
 
     asyncio.run(main())
     assert rolled_back == [pool]
+
+
+def test_a_pool_that_is_closed_before_the_first_step_leaves_no_warning(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+
+    async def main() -> None:
+        waiting = mempool.in_pool(pool, pool_after())
+        pool.close()
+        with pytest.raises(mempool.PoolClosedError):
+            await waiting
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+    assert [str(each.message) for each in caught] == []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -269,7 +272,6 @@ def test_a_loop_of_a_worker_thread_is_watched_as_any_other(enabled: None) -> Non
 
 
 def test_nothing_is_kept_by_a_context_once_the_block_has_ended(enabled: None) -> None:
-    import gc
     import weakref
 
     gc.collect()
@@ -293,3 +295,94 @@ def test_nothing_is_kept_by_a_context_once_the_block_has_ended(enabled: None) ->
         background[0].cancel()
 
     followed(main)
+
+
+@pytest.mark.parametrize("way", ["with", "stack"])
+def test_tasks_share_one_object_and_each_ends_its_own_stay(enabled: None, way: str) -> None:
+    pool, outer = mempool.MemoryPool("p"), mempool.MemoryPool("outer")
+    scope = mempool.use_pool(pool)
+    seen: list[tuple[str, object, object]] = []
+
+    async def work(name: str, before: int, within: int) -> None:
+        for _ in range(before):
+            await asyncio.sleep(0)
+        with contextlib.ExitStack() as stack:
+            if way == "stack":
+                stack.enter_context(scope)
+                inside = await pool_after(within)
+            else:
+                with scope:
+                    inside = await pool_after(within)
+        seen.append((name, inside, mempool.current_pool()))
+
+    async def main() -> None:
+        with mempool.use_pool(outer):
+            await asyncio.gather(work("a", 0, 3), work("b", 1, 8), work("c", 2, 4), work("d", 9, 1))
+
+    followed(main)
+    assert seen == [(name, pool, outer) for name in "acbd"]
+
+
+def test_a_task_that_left_all_pools_ends_its_own_stay(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    scope = mempool.use_pool(pool)
+
+    async def leaves() -> object:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(scope)
+            mempool.leave_pools()
+            await asyncio.sleep(0)
+        return mempool.current_pool()
+
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(scope)
+            tasks = [asyncio.create_task(leaves()), asyncio.create_task(pool_after(8))]
+            assert await tasks[0] is None
+            assert mempool.current_pool() is pool
+            assert await tasks[1] is pool
+        assert mempool.current_pool() is None
+
+    followed(main)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_task_that_is_cancelled_before_it_begins_warns_of_nothing(enabled: None, follows: bool) -> None:
+    pool, other = mempool.MemoryPool("p"), mempool.MemoryPool("q")
+
+    def made() -> list[Coroutine[Any, Any, object]]:
+        return [
+            pool_after(),
+            mempool.in_pool(pool, pool_after()),
+            mempool.in_pool(other, mempool.in_pool(pool, pool_after())),
+            mempool.bind(pool, pool_after)(),
+            mempool.to_thread(pool, int),
+        ]
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(each) for each in made()]
+        assert [task.get_coro().__name__ for task in tasks[:3]] == ["pool_after"] * 3  # type: ignore[union-attr]
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 5
+        for each in made():
+            each.close()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if follows:
+            followed(main)
+        else:
+            asyncio.run(main())
+        gc.collect()
+    assert [str(each.message) for each in caught] == []
+
+
+def test_a_coroutine_that_nobody_awaits_is_warned_of_once_by_its_name(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mempool.in_pool(pool, pool_after())
+        gc.collect()
+    assert [str(each.message) for each in caught] == ["coroutine 'pool_after' was never awaited"]

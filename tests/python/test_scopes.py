@@ -131,9 +131,44 @@ def test_leave_pools_takes_this_thread_out_of_all(enabled: None) -> None:
 
 
 INTERRUPTED = """
-import _thread, random, threading, time, mempool
+import _thread, random, signal, sys, threading, time, types, mempool
+from mempool import _core, scopes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 mempool.enable("cpu")
 pool = mempool.MemoryPool("p")
+
+@types.coroutine
+def pause():
+    yield
+
+async def work():
+    while True:
+        await pause()
+
+def enter_and_leave():
+    while True:
+        with mempool.use_pool(pool):
+            pass
+
+def drive(coroutine):
+    while True:
+        coroutine.send(None)
+
+def nest(scope):
+    while True:
+        with scope, scope:
+            pass
+
+def prepare():
+    if sys.argv[1] == "use_pool":
+        return enter_and_leave
+    if sys.argv[1] == "one use_pool twice":
+        return lambda: nest(scope)
+    coroutine = mempool.in_pool(pool, work())
+    coroutine.send(None)
+    return lambda: drive(coroutine)
+
+scope = mempool.use_pool(pool)
 wanted, is_over = threading.Event(), False
 
 def strike():
@@ -149,14 +184,14 @@ striker = threading.Thread(target=strike)
 striker.start()
 left = 0
 for attempt in range(1000):
+    run = prepare()
     try:
         wanted.set()
-        while True:
-            with mempool.use_pool(pool):
-                pass
-    except KeyboardInterrupt:
-        pass
-    left += mempool.leave_pools()
+        run()
+    except KeyboardInterrupt:  # while it is handled it keeps every frame, and so nothing that they hold ends on its own
+        left += _core.following() is not None
+        left += any(place.entry is not None for place in scopes.context.get())
+        left += mempool.leave_pools()
 is_over = True
 wanted.set()
 striker.join()
@@ -164,8 +199,11 @@ print("left in the pool:", left, mempool.current_pool())
 """
 
 
-def test_no_interrupt_leaves_a_thread_in_a_pool(python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    ended = python(INTERRUPTED)
+@pytest.mark.parametrize("what", ["use_pool", "one use_pool twice", "in_pool"])
+def test_no_interrupt_leaves_a_thread_in_a_pool(
+    python: Callable[..., subprocess.CompletedProcess[str]], what: str
+) -> None:
+    ended = python(INTERRUPTED, what)
     assert (ended.stdout, ended.stderr) == ("left in the pool: 0 None\n", "")
 
 
@@ -339,3 +377,81 @@ def test_requests_whose_blocks_end_elsewhere_leave_nothing(enabled: None) -> Non
         gc.collect()
         assert len(mempool.list_pools("cpu")) == before
         assert first.submit(lambda: len(scopes.context.get())).result() <= 1
+
+
+def test_one_object_for_several_generators_ends_the_stay_of_each(enabled: None, may_warn: None) -> None:
+    """Each began on one worker and goes on on another, so neither the thread nor the context says which is which."""
+    pool = mempool.MemoryPool("p")
+    scope = mempool.use_pool(pool)
+
+    def shared() -> Iterator[None]:
+        with scope:
+            yield
+
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second, ThreadPoolExecutor(1) as third:
+        workers = (first, second)
+        steps = [shared(), shared()]
+        for worker, step in zip(workers, steps, strict=True):
+            worker.submit(next, step).result()
+        with pytest.warns(RuntimeWarning, match="ended on another"):
+            third.submit(next, steps[0], None).result()
+        assert [worker.submit(mempool.current_pool).result() for worker in workers] == [None, pool]
+        third.submit(next, steps[1], None).result()
+        assert [worker.submit(mempool.current_pool).result() for worker in workers] == [None, None]
+
+
+def test_one_object_for_several_tasks_ends_the_stay_of_each(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    scope = mempool.use_pool(pool)
+    order: list[str] = []
+
+    async def careless(name: str, steps: int) -> None:
+        with scope:
+            for _ in range(steps):
+                await asyncio.sleep(0)
+        order.append(name)
+
+    async def main() -> list[object]:
+        with scope:  # and one that does not wait
+            assert mempool.current_pool() is pool
+        outcomes = await asyncio.gather(careless("a", 1), careless("b", 3), careless("c", 0), return_exceptions=True)
+        assert mempool.current_pool() is None
+        return outcomes
+
+    outcomes = asyncio.run(main())
+    assert [type(outcome) for outcome in outcomes] == [RuntimeError, RuntimeError, type(None)]
+    assert order == ["c"]
+
+
+class Forgetful(mempool.use_pool):
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+def test_a_use_pool_that_was_not_made_properly_says_so(enabled: None) -> None:
+    pool = mempool.MemoryPool("p")
+    for scope in (Forgetful(), mempool.use_pool.__new__(mempool.use_pool, pool)):
+        with pytest.raises(mempool.ConfigError, match=r"has no pool.*super\(\).__init__\(pool\)"), scope:
+            pass
+    for scope in (Forgetful(), mempool.use_pool(pool)):
+        with pytest.raises(mempool.PoolStateError, match="not entered"):
+            scope.__exit__(None, None, None)
+    assert mempool.current_pool() is None
+
+    class Counting(mempool.use_pool):
+        def __init__(self, pool: mempool.MemoryPool) -> None:
+            super().__init__(pool)
+            self.calls = 0
+
+    with Counting(pool) as entered:
+        assert mempool.current_pool() is entered is pool
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_use_pool_is_not_copied(enabled: None, copied: Callable[[object], object]) -> None:
+    pool = mempool.MemoryPool("p")
+    scope = mempool.use_pool(pool)
+    with pytest.raises(TypeError, match=r"neither copied nor pickled.*use_pool\(pool\)"):
+        copied(scope)
+    with scope:
+        assert mempool.current_pool() is pool
