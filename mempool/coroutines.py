@@ -131,24 +131,62 @@ def _driven_generator(pool: MemoryPool, make: Callable[..., AsyncGenerator[Y, S]
     return driven
 
 
-# Coroutines of others whose work goes on in another thread or task, by module and name: in no pool of ours.
-_ELSEWHERE = {
-    ("asyncio", "to_thread"): "mempool.to_thread(pool, function, *args)",
-    ("anyio.to_thread", "run_sync"): "anyio.to_thread.run_sync(mempool.bind(pool, function))",
-    ("starlette.concurrency", "run_in_threadpool"): "run_in_threadpool(mempool.bind(pool, function))",
+_BIND = (
+    "mempool.bind(pool, function) for each function, and mempool.in_pool(pool, coroutine) for each coroutine, it runs"
+)
+_MAKE_TASKS = "mempool.in_pool(pool, coroutine) where each of the tasks that it waits for is made"
+# Whose coroutines and asynchronous generators hand their work to other threads or tasks, by the module that they are
+# defined in and by name (None: any other), and what to write instead.
+_ELSEWHERE: dict[str, dict[str | None, str]] = {
+    "asyncio.threads": {"to_thread": "mempool.to_thread(pool, function, *args)"},
+    "asyncio.tasks": {"wait": _MAKE_TASKS},
+    "anyio.to_thread": {"run_sync": "anyio.to_thread.run_sync(mempool.bind(pool, function))"},
+    "mempool.following": {"run_sync": "anyio.to_thread.run_sync(mempool.bind(pool, function))"},  # its wrapper
+    "starlette.concurrency": {"run_in_threadpool": "run_in_threadpool(mempool.bind(pool, function))", None: _BIND},
+    **{module: {None: _BIND} for module in ("anyio.to_process", "anyio.to_interpreter", "fastapi.concurrency")},
+    **{module: {None: _BIND} for module in ("asgiref.sync", "trio._threads")},
 }
-if sys.version_info < (3, 12):  # it starts a task there
-    _ELSEWHERE["asyncio", "wait_for"] = "asyncio.wait_for(mempool.in_pool(pool, coroutine), timeout)"
+_MAKES_A_TASK = sys.version_info < (3, 12)  # asyncio.wait_for does
+_TAKES_TASKS_ALONE = sys.version_info >= (3, 11)  # asyncio.wait does
 
 
-def _runs_elsewhere(coroutine: object) -> str | None:
-    """What to write instead of a coroutine that does its work on another thread or in another task."""
-    code = getattr(coroutine, "cr_code", None)
-    for (module, name), instead in _ELSEWHERE.items():
-        known = getattr(sys.modules.get(module), name, None)
-        if code is not None and getattr(inspect.unwrap(known) if known else None, "__code__", None) is code:
-            return instead
-    return None
+def _frame_of(work: object) -> types.FrameType | None:
+    frames: tuple[types.FrameType | None, ...] = tuple(
+        getattr(work, name, None) for name in ("cr_frame", "ag_frame", "gi_frame")
+    )
+    return next(filter(None, frames), None)
+
+
+def _instead_of(work: object, follows: bool) -> str | None:
+    """What to write instead of a coroutine, or an asynchronous generator, that would be charged nothing.
+
+    `follows`: what it starts is charged then, and only what others have started already is not.
+    """
+    frame = _frame_of(work)
+    if frame is None:
+        return None
+    module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+    if (module, name) == ("asyncio.tasks", "wait_for"):
+        waited = frame.f_locals.get("fut")
+        if asyncio.isfuture(waited):
+            return _MAKE_TASKS
+        if _MAKES_A_TASK and not follows:
+            return "asyncio.wait_for(mempool.in_pool(pool, coroutine), timeout)"
+        return _instead_of(waited, follows)
+    if follows and not (_TAKES_TASKS_ALONE and (module, name) == ("asyncio.tasks", "wait")):
+        return None
+    known = _ELSEWHERE.get(module, {})
+    return known.get(name, known.get(None))
+
+
+def _require_done_here(work: object) -> None:
+    instead = _instead_of(work, is_following())
+    if instead is None:
+        return
+    frame = _frame_of(work)
+    for each in (work, *(frame.f_locals.values() if frame is not None else ())):
+        close_unstarted(each)
+    raise ConfigError(f"in_pool would charge nothing: that coroutine's work runs elsewhere. Write {instead}.")
 
 
 @overload
@@ -168,10 +206,15 @@ def in_pool(
     the coroutine *starts*, and a thread that works for it, do not inherit the pool, unless :func:`follow_context` is
     on: wrap what runs there in ``in_pool``, :func:`to_thread` or :func:`bind`.
 
+    What is made to hand work on and does nothing itself is refused where it is known: ``asyncio.to_thread``, ``wait``
+    and ``wait_for``, and those of anyio's, Starlette's, FastAPI's, asgiref's and trio's threads. It cannot be seen in
+    wrappers of your own or of other libraries: ``async def f(): await asyncio.to_thread(g)`` is charged what ``f`` does
+    itself, which is nothing. Nor can tasks that were made before: they are charged where they were made.
+
     Raises:
         ConfigError: at the call, for what is no coroutine or asynchronous generator (a future or task runs elsewhere:
-            wrap the coroutine that it is made of), and, without ``follow_context``, for a coroutine that only waits for
-            a thread, such as ``asyncio.to_thread(f)``.
+            wrap the coroutine that it is made of), and for a coroutine or a generator that is known to have others do
+            its work; with ``follow_context`` on, only for one that waits for tasks.
         NotEnabledError: mempool is not enabled for the pool's device.
         PoolClosedError: the pool is closed at the start, or was closed meanwhile; it is raised inside the coroutine,
             where it waits.
@@ -179,6 +222,7 @@ def in_pool(
     require_pool(pool, "in_pool")
     require_enabled(pool.device, f"pool '{pool.name}' cannot be entered")
     if isinstance(coroutine, AsyncGenerator):
+        _require_done_here(coroutine)
         generator: AsyncGenerator[Y, S] = _driven_generator(pool, lambda: coroutine)()
         return generator
     is_generator = isinstance(coroutine, types.GeneratorType) and inspect.isawaitable(coroutine)
@@ -187,10 +231,7 @@ def in_pool(
             f"in_pool wants a coroutine or an asynchronous generator, not {coroutine!r}: what a future, a task or a "
             "thread does is not done here. Wrap the coroutines it is made of, or use mempool.to_thread."
         )
-    instead = None if is_following() else _runs_elsewhere(coroutine)
-    if instead is not None:
-        coroutine.close()
-        raise ConfigError(f"in_pool would charge nothing: that coroutine's work runs elsewhere. Write {instead}.")
+    _require_done_here(coroutine)
     driven = _driven(pool, Held(coroutine))
     name_like(driven, coroutine)
     return driven
@@ -219,7 +260,12 @@ def bind(pool: MemoryPool, function: Callable[P, T]) -> Callable[P, T]:
         raise ConfigError(f"bind cannot charge the blocks of a generator: {function!r}. Bind what consumes it.")
     require_enabled(pool.device, f"nothing can be bound to pool '{pool.name}'")
     if any(inspect.isasyncgenfunction(each) for each in kinds):
-        make: Any = function
+
+        def make(*args: P.args, **kwargs: P.kwargs) -> Any:
+            made = function(*args, **kwargs)
+            _require_done_here(made)
+            return made
+
         bound_generator: Any = functools.wraps(function)(_driven_generator(pool, make))
         return bound_generator  # type: ignore[no-any-return]
     if any(inspect.iscoroutinefunction(each) for each in kinds):

@@ -277,6 +277,48 @@ def test_bind_carries_what_is_thrown_into_an_asynchronous_generator(enabled: Non
     assert rolled_back == [pool]
 
 
+async def nothing() -> AsyncIterator[None]:
+    return
+    yield
+
+
+def test_what_only_hands_work_on_is_refused(enabled: None) -> None:
+    anyio_threads = pytest.importorskip("anyio.to_thread")
+    concurrency = pytest.importorskip("starlette.concurrency")
+    pool = mempool.MemoryPool("p")
+
+    async def main() -> None:
+        task = asyncio.create_task(asyncio.sleep(0))
+        wrong: list[tuple[Any, str]] = [
+            (asyncio.wait([task]), "each of the tasks"),
+            (asyncio.wait_for(task, 5), "each of the tasks"),
+            (asyncio.wait_for(asyncio.to_thread(int), 5), "in_pool|to_thread"),
+            (anyio_threads.run_sync(int), "bind"),
+            (concurrency.run_in_threadpool(int), "bind"),
+            (concurrency.iterate_in_threadpool(iter([])), "bind"),
+            (concurrency.run_until_first_complete((int, {})), "bind"),
+        ]
+        for work, said in wrong:
+            with pytest.raises(mempool.ConfigError, match=f"charge nothing.*({said})"):
+                mempool.in_pool(pool, work)
+        with pytest.raises(mempool.ConfigError, match="bind"):
+            async for _ in mempool.bind(pool, concurrency.iterate_in_threadpool)(iter([])):
+                pass
+        with pytest.raises(mempool.ConfigError, match="bind"):
+            await mempool.bind(pool, concurrency.run_in_threadpool)(int)
+        # What only waits, or does its work where it is, is not.
+        await mempool.in_pool(pool, asyncio.sleep(0))
+        await mempool.in_pool(pool, asyncio.Lock().acquire())
+        await task
+        assert [item async for item in mempool.in_pool(pool, nothing())] == []
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+    assert [str(each.message) for each in caught if "never awaited" in str(each.message)] == []
+
+
 def test_a_pool_that_is_closed_before_the_first_step_leaves_no_warning(enabled: None) -> None:
     pool = mempool.MemoryPool("p")
 

@@ -346,6 +346,29 @@ def test_a_task_that_left_all_pools_ends_its_own_stay(enabled: None) -> None:
     followed(main)
 
 
+def test_wrappers_that_hand_work_to_threads_and_tasks_are_charged(enabled: None) -> None:
+    concurrency = pytest.importorskip("starlette.concurrency")
+    pool = mempool.MemoryPool("p")
+
+    def pieces() -> Iterator[tuple[object, torch.Tensor]]:
+        for _ in range(2):
+            yield mempool.current_pool(), bytes_of(1024)
+
+    async def main() -> None:
+        kept = [item async for item in mempool.in_pool(pool, concurrency.iterate_in_threadpool(pieces()))]
+        assert [where for where, _ in kept] == [pool, pool]
+        assert pool.used_bytes() == 2048
+        assert await mempool.in_pool(pool, concurrency.run_in_threadpool(mempool.current_pool)) is pool
+        assert await mempool.in_pool(pool, asyncio.wait_for(pool_after(), 5)) is pool
+        task = asyncio.create_task(pool_after())  # charged where it was made
+        for wrong in (asyncio.wait([task]), asyncio.wait_for(task, 5)):
+            with pytest.raises(mempool.ConfigError, match="each of the tasks"):
+                mempool.in_pool(pool, wrong)
+        assert await task is None
+
+    followed(main)
+
+
 @pytest.mark.parametrize("follows", [True, False])
 def test_a_task_that_is_cancelled_before_it_begins_warns_of_nothing(enabled: None, follows: bool) -> None:
     pool, other = mempool.MemoryPool("p"), mempool.MemoryPool("q")
