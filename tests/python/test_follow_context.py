@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
@@ -293,55 +292,6 @@ def test_nothing_is_kept_by_a_context_once_the_block_has_ended(enabled: None) ->
         assert result() is None
         assert len(mempool.list_pools("cpu")) == before
         background[0].cancel()
-
-    followed(main)
-
-
-@pytest.mark.parametrize("way", ["with", "stack"])
-def test_tasks_share_one_object_and_each_ends_its_own_stay(enabled: None, way: str) -> None:
-    pool, outer = mempool.MemoryPool("p"), mempool.MemoryPool("outer")
-    scope = mempool.use_pool(pool)
-    seen: list[tuple[str, object, object]] = []
-
-    async def work(name: str, before: int, within: int) -> None:
-        for _ in range(before):
-            await asyncio.sleep(0)
-        with contextlib.ExitStack() as stack:
-            if way == "stack":
-                stack.enter_context(scope)
-                inside = await pool_after(within)
-            else:
-                with scope:
-                    inside = await pool_after(within)
-        seen.append((name, inside, mempool.current_pool()))
-
-    async def main() -> None:
-        with mempool.use_pool(outer):
-            await asyncio.gather(work("a", 0, 3), work("b", 1, 8), work("c", 2, 4), work("d", 9, 1))
-
-    followed(main)
-    assert seen == [(name, pool, outer) for name in "acbd"]
-
-
-def test_a_task_that_left_all_pools_ends_its_own_stay(enabled: None) -> None:
-    pool = mempool.MemoryPool("p")
-    scope = mempool.use_pool(pool)
-
-    async def leaves() -> object:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(scope)
-            mempool.leave_pools()
-            await asyncio.sleep(0)
-        return mempool.current_pool()
-
-    async def main() -> None:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(scope)
-            tasks = [asyncio.create_task(leaves()), asyncio.create_task(pool_after(8))]
-            assert await tasks[0] is None
-            assert mempool.current_pool() is pool
-            assert await tasks[1] is pool
-        assert mempool.current_pool() is None
 
     followed(main)
 
