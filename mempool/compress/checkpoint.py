@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from mempool.compress.converting import packable_layers, packed_layer, retarget
 from mempool.compress.filling import FLOATS, Filling, Shared, require_shape, tensors_of, unchanged_by_errors
-from mempool.compress.layers import Batches, require_module
+from mempool.compress.layers import Batches, not_skipped, require_module, some
 from mempool.compress.left_alone import left_alone, warn_of
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.pruning import Pruning
 from mempool.compress.replaceable import require_replaceable, require_weights_unshared
 from mempool.compress.stored_layers import stored_layers
 from mempool.compress.tensor_file import JOIN, TensorFile
+from mempool.compress.weight_readers import read_weights
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packing import require_target
 
@@ -58,10 +59,12 @@ def load(
     8 times (of the square of a layer's inputs, if that is more), and up to 1 GiB of what it gathers.
 
     Layers that the file has packed already (see ``save``) come in as they are; others become what ``convert`` makes of
-    them after ``prune_`` with these arguments. Methods that calibrate send the data through the int8 model, and read
-    the file a second time. ``weights=None`` packs nothing. ``prefix``: what the file's names begin with and the model's
-    do not. ``target``: as for ``convert``, but layers that the file has packed stay as they are. A warning says which
-    layers stay dense, as that of ``convert`` does.
+    them after ``prune_`` with these arguments. Methods that calibrate send the data through the int8 model, and
+    read the file a second time. ``weights=None`` packs nothing more. ``skip``: names of layers, or patterns, that
+    stay what they are: the file's weight of one that is packed is unpacked, to float32, and cast to the model's
+    type. ``prefix``: what the file's names begin with and the model's do not. ``target``: as for ``convert``, but
+    layers that the file has packed stay as they are. A warning says which layers stay dense, as that of ``convert``
+    does.
 
     Every parameter and persistent buffer comes from the file. ``missing="keep"``: those that the file has not keep the
     values that they have, and a Linear stays unpacked whose weight it has not (a new head on a known encoder). Float
@@ -69,16 +72,18 @@ def load(
 
     Names, shapes, types and the checksums of ``save`` are verified first, and after an error the model is what it was.
     Raises ValueError where the file is none of safetensors, lacks a tensor, has one of another shape or type or a
-    damaged one, or a weight cannot be packed; OSError where it cannot be read; TypeError where the path is none.
+    damaged one, or a weight cannot be packed, or is packed and the model's code is seen to read it; OSError where
+    it cannot be read; TypeError where the path is none.
     """
     _validate(model, weights, prefix, target, missing)
     pruning = Pruning(sparsity, method, pattern, calibration) if sparsity else None
     if pruning and weights is None:
         raise ValueError("sparsity goes with weights='int8': prune_() prunes a model that is loaded.")
     file = TensorFile(checkpoint, prefix)
+    skipped = {id(module) for module in model.modules()} - {id(module) for module in not_skipped(model, skip).values()}
     linears, read = ({}, set()) if weights is None else packable_layers(model, skip)
     reasons = left_alone(model, linears, read, skip) if weights is not None else None
-    plan = _Plan(model, file, linears, keep=missing == "keep")
+    plan = _Plan(model, file, linears, skipped, keep=missing == "keep")
     file.verify()
     plan.check()
     if pruning is None or pruning.method == "magnitude":
@@ -133,29 +138,41 @@ class _Linear:
 class _Plan:
     """What comes from where. Nothing of the model changes before ``commit``, and that does nothing that may fail."""
 
-    def __init__(self, model: nn.Module, file: TensorFile, linears: dict[str, nn.Linear], keep: bool) -> None:
-        """Raises ValueError where names, shapes or types do not fit."""
+    def __init__(
+        self, model: nn.Module, file: TensorFile, linears: dict[str, nn.Linear], skipped: set[int], keep: bool
+    ) -> None:
+        """``skipped``: the ids of modules that stay what they are. Raises ValueError where the file does not fit."""
         self._model = model
         self._file = file
         self._keep = keep
         self._new: list[tuple[nn.Module, nn.Module]] = []
         self._absent: list[Shared] = []
-        self._stored = stored_layers(model, file, keep)
+        self._stored = stored_layers(model, file, keep, skipped)
         self._tensors = tensors_of(model)
         taken = {id(stored.old) for stored in self._stored}
         taken |= self._packed_that_stay(taken)
         self._linears = self._to_pack({name: layer for name, layer in linears.items() if id(layer) not in taken})
         taken |= {id(linear.layer) for linear in self._linears.values()}
-        replaced = {stored.name: stored.old for stored in self._stored if isinstance(stored.old, nn.Linear)}
-        packed = {name: linear.layer for name, linear in self._linears.items()}
-        require_replaceable(model, {**replaced, **packed})
-        require_weights_unshared(model, {**replaced, **packed})
+        self._require_replaceable()
         self._filling = Filling(file)
         for shared in self._tensors:
             if any(id(place.module) not in taken for place in shared.places):
                 self._filling.ask(shared)
         self._filling.require_apart()
         self.kept = self._require_complete([*self._filling.missing, *self._absent])
+
+    def _require_replaceable(self) -> None:
+        """Raises ValueError for a Linear that cannot be another layer, by the name that ``skip`` takes."""
+        first = {id(module): name for name, module in self._model.named_modules()}
+        stored = {first[id(layer.old)]: layer.old for layer in self._stored if isinstance(layer.old, nn.Linear)}
+        if read := sorted(read_weights(self._model, stored)):
+            raise ValueError(
+                f"the checkpoint has packed what the model's code reads the weight of, which a packed layer has not: "
+                f"{some(read)}. skip=[{', '.join(map(repr, read[:5]))}{', …' if len(read) > 5 else ''}] unpacks them."
+            )
+        replaced = {**stored, **{name: linear.layer for name, linear in self._linears.items()}}
+        require_replaceable(self._model, replaced)
+        require_weights_unshared(self._model, replaced)
 
     def _packed_that_stay(self, stored: set[int]) -> set[int]:
         """The ids of packed layers of the model of which the file has nothing."""

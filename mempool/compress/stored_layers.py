@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -21,13 +24,14 @@ class StoredLayer:
         Raises ValueError where it is not for this layer.
         """
         if not isinstance(layer, Packed) and type(layer) is not nn.Linear:
+            advice = f" skip=[{name!r}] unpacks it." if isinstance(layer, nn.Linear) else ""
             raise ValueError(
                 f"the checkpoint has a packed layer {name!r}, and the model a {type(layer).__name__} there: it takes "
-                "the place of a torch.nn.Linear."
+                f"the place of a torch.nn.Linear.{advice}"
             )
         self.name = name
         self.old: nn.Linear | Packed = layer
-        state = {key.removeprefix(f"{name}." if name else ""): file.read(key) for key in names}
+        state = _state_of(file, name, names)
         self.kept: list[str] = []
         if "bias" not in state and layer.bias is not None:
             if not keep or layer.bias.is_meta:
@@ -37,18 +41,14 @@ class StoredLayer:
             self.kept.append(f"{name}.bias")
         if "bias" in state and layer.bias is None:
             raise ValueError(f"the checkpoint has '{name}.bias', and the model's layer has none.")
-        is_dense = "panels" in state
-        kind: type[Packed] = type(layer) if isinstance(layer, Packed) else Int8Linear if is_dense else SparseInt8Linear
+        kind = type(layer) if isinstance(layer, Packed) else _kind_of(state)
         self._checked = kind(layer.in_features, layer.out_features, bias="bias" in state, device="meta")
         self._state = state
         self._made: dict[str, Tensor | None] = {}
 
     def check(self) -> None:
         """Raises ValueError where its buffers are not sound, or of another shape than the model's layer."""
-        try:
-            self._checked.load_state_dict(self._state, assign=True)
-        except RuntimeError as error:
-            raise ValueError(f"layer {self.name!r} of the checkpoint: {error}") from error
+        _assign(self.name, self._checked, self._state)
 
     def make(self) -> None:
         """Takes the memory for what cannot go where the model's own buffers lie: on their device, if they have one."""
@@ -85,6 +85,7 @@ class StoredLayer:
             else:
                 buffers[key] = self._made.get(key)
         layer = self.old if isinstance(self.old, Packed) else new
+        layer.name_in_model = self.name or None
         layer._buffers.clear()
         layer._buffers.update(buffers)
         layer.pattern = new.pattern
@@ -92,8 +93,28 @@ class StoredLayer:
         return layer if layer is self.old else layer.train(self.old.training)
 
 
-def stored_layers(model: nn.Module, file: TensorFile, keep: bool) -> list[StoredLayer]:
-    """Those of the file that the model has a layer for, each once. Others stay unread."""
+def _state_of(file: TensorFile, name: str, names: list[str]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}." if name else ""): file.read(key) for key in names}
+
+
+def _kind_of(state: Mapping[str, Tensor]) -> type[Packed]:
+    return Int8Linear if "panels" in state else SparseInt8Linear
+
+
+def _assign(name: str, layer: Packed, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless the state is sound, and of the layer's shape."""
+    try:
+        layer.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"layer {name!r} of the checkpoint: {error}") from error
+
+
+def stored_layers(model: nn.Module, file: TensorFile, keep: bool, dense: set[int]) -> list[StoredLayer]:
+    """Those of the file that the model has a layer for, each once. Others stay unread.
+
+    ``dense``: the ids of modules that stay what they are. If one is a Linear, the file has a dense weight for it from
+    now on, unpacked each time that it is read.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     by_layer: dict[str, list[str]] = {}
     for name in file.names:
@@ -107,5 +128,17 @@ def stored_layers(model: nn.Module, file: TensorFile, keep: bool) -> list[Stored
         own_format = "format" in module._parameters or "format" in module._buffers
         if own_format and not isinstance(module, Packed):
             continue  # a module of the user's that calls a tensor of its own so
-        found[id(module)] = StoredLayer(file, name, module, names, keep)
+        if isinstance(module, nn.Linear) and id(module) in dense:
+            parts = [key for key in names if key.rpartition(".")[2] != "bias"]
+            file.make(f"{name}.weight", functools.partial(_unpacked, file, name, module, parts))
+        else:
+            found[id(module)] = StoredLayer(file, name, module, names, keep)
     return list(found.values())
+
+
+def _unpacked(file: TensorFile, name: str, layer: nn.Linear, names: list[str]) -> Tensor:
+    """The weight of a packed layer of the file, float32 [N, K]; ValueError unless it is sound, and of this shape."""
+    state = _state_of(file, name, names)
+    packed = _kind_of(state)(layer.in_features, layer.out_features, bias=False, device="meta")
+    _assign(name, packed, state)
+    return packed.dequantize()

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class TensorFile:
             raise ValueError(f"'{self.path}' is damaged: it has not what {lost!r} is tied to. {_AGAIN}")
         self._used: set[str] = set()
         self._mapped: dict[str, Tensor] = {}
+        self._made: dict[str, Callable[[], Tensor]] = {}
 
     def _objects(self, entry: str) -> dict[str, str]:
         """An entry of the metadata; empty in files that others wrote, or an earlier version."""
@@ -76,10 +77,14 @@ class TensorFile:
 
     def find(self, names: Iterable[str]) -> str | None:
         """The first of these names that the file has."""
-        return next((name for name in names if self._keys_of(name)), None)
+        return next((name for name in names if self.has(name)), None)
 
     def has(self, name: str) -> bool:
-        return bool(self._keys_of(name))
+        return name in self._made or bool(self._keys_of(name))
+
+    def make(self, name: str, of: Callable[[], Tensor]) -> None:
+        """From now on this name is what ``of`` returns, which reads others: a new tensor each time."""
+        self._made[name] = of
 
     def _keys_of(self, name: str) -> tuple[str, ...]:
         """The keys of what the model calls so: itself, or weight and mask of torch.nn.utils.prune; or none."""
@@ -94,6 +99,8 @@ class TensorFile:
 
     def read(self, name: str) -> Tensor:
         """On the file's mapping, which is not memory of a pool; a pruned weight whose mask was kept is a new tensor."""
+        if (make := self._made.get(name)) is not None:
+            return make()
         keys = self._keys_of(name)
         self._used.update(keys)
         tensors = [self._tensor(key) for key in keys]
