@@ -6,16 +6,17 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from mempool.compress import prefixes
 from mempool.compress.converting import packable_layers, packed_layer, retarget
 from mempool.compress.filling import FLOATS, Filling, Shared, require_shape, tensors_of, unchanged_by_errors
 from mempool.compress.layers import Batches, not_skipped, require_module, some
-from mempool.compress.left_alone import left_alone, warn_of
+from mempool.compress.left_alone import WEIGHT_SHARED, left_alone, warn_of
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.pruning import Pruning
 from mempool.compress.replaceable import require_replaceable, require_weights_unshared
@@ -24,6 +25,8 @@ from mempool.compress.tensor_file import JOIN, TensorFile
 from mempool.compress.weight_readers import read_weights
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packing import require_target
+
+_KEPT = "the checkpoint has no weight for"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def load(
     does.
 
     Every parameter and persistent buffer comes from the file. ``missing="keep"``: those that the file has not keep the
-    values that they have, and a Linear stays unpacked whose weight it has not (a new head on a known encoder). Float
-    types are cast to the model's, no others.
+    values that they have, and a Linear stays unpacked whose weight it has not (a new head on a known encoder); where it
+    has nothing that the model asks for, that is an error. Float types are cast to the model's, no others.
 
     Names, shapes, types and the checksums of ``save`` are verified first, and after an error the model is what it was.
     Raises ValueError where the file is none of safetensors, lacks a tensor, has one of another shape or type or a
@@ -82,10 +85,12 @@ def load(
     file = TensorFile(checkpoint, prefix)
     skipped = {id(module) for module in model.modules()} - {id(module) for module in not_skipped(model, skip).values()}
     linears, read = ({}, set()) if weights is None else packable_layers(model, skip)
-    reasons = left_alone(model, linears, read, skip) if weights is not None else None
+    reasons = {} if weights is None else left_alone(model, linears, read, skip)
     plan = _Plan(model, file, linears, skipped, keep=missing == "keep")
     file.verify()
     plan.check()
+    if weights is not None:
+        warn_of(model, plan.left_alone(reasons), plan.is_any_packed(), by="load")
     if pruning is None or pruning.method == "magnitude":
         plan.make()
         plan.pack(target, pruning)
@@ -96,8 +101,6 @@ def load(
         with unchanged_by_errors(model, plan.real):
             plan.commit()
             plan.prune(pruning, target)
-    if reasons is not None:
-        warn_of(model, reasons, any(isinstance(module, (Int8Linear, SparseInt8Linear)) for module in model.modules()))
     return LoadReport(tuple(plan.kept), file.unused())
 
 
@@ -147,6 +150,7 @@ class _Plan:
         self._keep = keep
         self._new: list[tuple[nn.Module, nn.Module]] = []
         self._absent: list[Shared] = []
+        self._left: dict[str, list[str]] = {}
         self._stored = stored_layers(model, file, keep, skipped)
         self._tensors = tensors_of(model)
         taken = {id(stored.old) for stored in self._stored}
@@ -194,9 +198,11 @@ class _Plan:
         for name, layer in linears.items():
             shared = shared_by.get(id(layer.weight))
             if shared is not None and len(shared.places) > 1:
+                self._left.setdefault(WEIGHT_SHARED, []).append(name)
                 continue
             weight = self._file.find([f"{name}.weight", *(shared.names if shared is not None else [])])
             if weight is None:
+                self._left.setdefault(_KEPT, []).append(name)
                 continue
             bias = None
             if layer.bias is not None:
@@ -217,12 +223,31 @@ class _Plan:
                     f"the checkpoint has no {shared.names[0]!r}, a buffer that the model makes itself: build the model "
                     "with meta_parameters() instead of torch.device('meta')."
                 )
-        lost = [shared.names[0] for shared in absent if not self._keep or shared.tensor.is_meta]
-        if lost:
-            raise ValueError(_missing_message(lost, self._file, self._keep))
+        is_kept = self._keep and self._file.is_used
+        if lost := [shared.names[0] for shared in absent if not is_kept or shared.tensor.is_meta]:
+            names = [name for shared in self._tensors for name in shared.names]
+            raise ValueError(_missing_message(lost, names, self._file, self._keep))
         kept = {name for shared in absent for name in shared.names}
         kept |= {name for stored in self._stored for name in stored.kept}
         return [name for shared in self._tensors for name in shared.names if name in kept]
+
+    def left_alone(self, reasons: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """What stays dense, by the reason; ``reasons``: what of it is known without the file."""
+        packed = {id(stored.old) for stored in self._stored}
+        modules = dict(self._model.named_modules())
+        left: dict[str, list[str]] = {}
+        for known in (reasons, self._left):
+            for reason, names in known.items():
+                if others := [name for name in names if id(modules.get(name)) not in packed]:
+                    left.setdefault(reason, []).extend(others)
+        if self.is_any_packed():
+            left.pop(_KEPT, None)  # the report says that
+        return left
+
+    def is_any_packed(self) -> bool:
+        """Whether the model has a packed layer in the end."""
+        is_packed = (isinstance(module, (Int8Linear, SparseInt8Linear)) for module in self._model.modules())
+        return bool(self._linears or self._stored) or any(is_packed)
 
     def check(self) -> None:
         """Raises ValueError where a packed layer of the file is not sound."""
@@ -307,13 +332,13 @@ class _Plan:
         return packed if linear.device.type == "cpu" else packed.to(linear.device)
 
 
-def _missing_message(names: list[str], file: TensorFile, keep: bool) -> str:
-    listed = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    text = f"the checkpoint has no {listed}"
-    if not file.names and file.first_keys:
-        return f"{text}: none of its names begins with {file.prefix!r}; they are {', '.join(file.first_keys)} …"
-    if re.search(r"-\d+-of-\d+\.", file.path.name):
+def _missing_message(lost: list[str], names: list[str], file: TensorFile, keep: bool) -> str:
+    """``names``: all that the model has."""
+    text = f"the checkpoint has no {some(map(repr, lost))}"
+    if re.search(r"-\d+-of-\d+\.", file.path.name) and (file.names or not file.keys):
         return f"{text}, and is one shard of several: {JOIN}"
+    if not file.is_used:
+        return f"{text}: {prefixes.advice(file.keys, names, file.prefix)}"
     if keep:
         return f"{text}, and on the meta device the model has no values to keep: build these modules with memory."
     return f"{text}: missing='keep' leaves what the model has there; prefix is what the file's names begin with."

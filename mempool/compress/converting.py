@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mempool.compress.filling import unchanged_by_errors
 from mempool.compress.layers import (
     Batches,
     layers_of,
@@ -72,12 +73,16 @@ def convert(
     if type(model) is SparseInt8Linear:
         return model.for_target(target)
     tree = ModuleTree(model)
-    if target == "cpu":
-        retarget(tree, packed_before, target)  # first: calibration data may go through them
     is_any_packed = bool(layers) or any(isinstance(m, (Int8Linear, SparseInt8Linear)) for m in model.modules())
     scales: dict[str, Tensor] = {}
+    warn_of(model, reasons, is_any_packed)
     if calibration is not None and smooth:
-        scales = _smoothing(model, layers, calibration)
+        with unchanged_by_errors(model):
+            if target == "cpu":
+                retarget(tree, packed_before, target)  # calibration data may go through them
+            scales = _smoothing(model, layers, calibration)
+    if target == "cpu":
+        retarget(tree, packed_before, target)
     for name in list(layers):
         layer = layers.pop(name)
         remove_masks(layer)
@@ -87,7 +92,6 @@ def convert(
         tree.replace(layer, packed)
     if target != "cpu":
         retarget(tree, packed_before, target)
-    warn_of(model, reasons, is_any_packed)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,7 +188,7 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
 
 
 @contextmanager
-def unchanged_by_errors(model: nn.Module, written: Callable[[], Iterator[Tensor]]) -> Iterator[None]:
+def unchanged_by_errors(model: nn.Module, written: Callable[[], Iterable[Tensor]] = tuple) -> Iterator[None]:
     """After an error each module has all that it had, the same children and tensors, and ``written`` its values."""
     kept = [(module, _own(module)) for module in model.modules()]
     values = [(tensor, tensor.detach().clone()) for tensor in written()]

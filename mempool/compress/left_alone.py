@@ -12,6 +12,7 @@ from mempool.compress.layers import not_skipped, some
 from mempool.compress.replaceable import held_elsewhere
 from mempool.nn import Int8Linear, SparseInt8Linear
 
+WEIGHT_SHARED = "another module has the weight, too, of"
 _PACKED = (Int8Linear, SparseInt8Linear)
 
 
@@ -40,7 +41,7 @@ def _reason(module: nn.Module, is_read: bool) -> str | None:
         return "the model's code reads the weight of"
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     if type(module) is nn.Linear:
-        return "another module has the weight, too, of"
+        return WEIGHT_SHARED
     if isinstance(module, nn.Linear):
         return f"of {kind}, a subclass of torch.nn.Linear, are"
     if isinstance(module, torch.jit.ScriptModule):
@@ -55,15 +56,16 @@ def _reason(module: nn.Module, is_read: bool) -> str | None:
     return None
 
 
-def warn_of(model: nn.Module, reasons: Mapping[str, list[str]], is_any_packed: bool) -> None:
-    """One warning, in one line, for the caller of ``convert``."""
+def warn_of(model: nn.Module, reasons: Mapping[str, Sequence[str]], is_any_packed: bool, by: str = "convert") -> None:
+    """One warning, in one line, for the caller of ``convert`` or ``load``; as an error it comes before any change."""
     parts = [f"{reason} {some(names)}" for reason, names in reasons.items()]
     if not is_any_packed:
         if not parts:
             parts = [_nothing_there(model)]
-        warnings.warn(f"nothing was converted: {'; '.join(parts)}.", stacklevel=3)
+        done = "converted" if by == "convert" else "packed"
+        warnings.warn(f"nothing was {done}: {'; '.join(parts)}.", stacklevel=3)
     elif parts:
-        warnings.warn(f"convert left alone: {'; '.join(parts)}.", stacklevel=3)
+        warnings.warn(f"{by} left alone: {'; '.join(parts)}.", stacklevel=3)
 
 
 def _nothing_there(model: nn.Module) -> str:

@@ -64,12 +64,17 @@ class TensorFile:
     @property
     def names(self) -> list[str]:
         """All names, also those under which the model had a tensor that is saved under another."""
-        known = [*self._keys, *self._tied]
-        return [key.removeprefix(self.prefix) for key in known if key.startswith(self.prefix)]
+        return [key.removeprefix(self.prefix) for key in self.keys if key.startswith(self.prefix)]
 
     @property
-    def first_keys(self) -> list[str]:
-        return list(self._keys)[:3]
+    def keys(self) -> list[str]:
+        """The file's own names, as ``names`` with the prefix, and those that do not begin with it."""
+        return [*self._keys, *self._tied]
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was read for the model."""
+        return bool(self._used)
 
     def unused(self) -> tuple[str, ...]:
         """The file's own names of what was not read, in its order."""
