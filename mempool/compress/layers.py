@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune
 
+from mempool.compress import name_patterns
 from mempool.compress.sharing import memory_of
 from mempool.nn import SparseInt8Linear
 
@@ -79,13 +79,10 @@ def not_skipped(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Module]:
     if not isinstance(skip, Collection) or not all(isinstance(pattern, str) for pattern in skip):
         raise TypeError(f"skip is a list of names of layers or of patterns, not {skip!r}.")
     modules = dict(model.named_modules())
-    skipped: set[str] = set()
-    for pattern in skip:
-        matched = [pattern] if pattern in modules else fnmatch.filter(modules, pattern)
-        if not any(matched):
-            known = (name for name, module in modules.items() if isinstance(module, nn.Linear))
-            raise ValueError(f"skip: no layer's name matches {pattern!r}. There are {some(known)}.")
-        skipped.update(name for name in matched if name)
+    skipped, unmatched = name_patterns.matched(modules.keys() - {""}, skip)
+    if unmatched is not None:
+        known = (name for name, module in modules.items() if isinstance(module, nn.Linear))
+        raise ValueError(f"skip: no layer's name matches {unmatched!r}. There are {some(known)}.")
     return {name: module for name, module in modules.items() if skipped.isdisjoint(_ways_to(name))}
 
 
