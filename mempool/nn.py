@@ -37,7 +37,8 @@ class _PackedLinear(nn.Module):
     multiplied by it first.
 
     ``placeholder`` is an empty parameter of the type that the dense weight had. It tells whoever asks for
-    ``next(model.parameters())`` what it would be told by a dense layer. A state dict may lack it.
+    ``next(model.parameters())`` what it would be told by a dense layer. A state dict may lack it. After ``to_empty``
+    the weight is zero, as that of a new layer, until one is loaded.
     """
 
     in_features: int
@@ -134,13 +135,19 @@ class _PackedLinear(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _PackedLinear:
-        """As in every module, but a change of type leaves buffers what they are: those of their format."""
+        """As in every module, but no change of type reaches the buffers of the format, and ``to_empty`` makes zeros."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
+        device = self.get_buffer("scales").device
+        was_meta = any(old is not None and old.is_meta for old in before.values())
+        if device.type != "meta" and (was_meta or getattr(fn, "__qualname__", "").startswith("Module.to_empty.")):
+            # Whatever lies in that memory would be masks and offsets, by which kernels read.
+            zero = packing.empty(self.pattern, self.in_features, self.out_features, self.bias is not None, device)
+            self._buffers.update({"input_scale": None, **zero})
         return self
 
     def __getattr__(self, name: str) -> Any:

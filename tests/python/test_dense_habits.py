@@ -132,3 +132,35 @@ def test_code_that_reads_the_weight_is_told_what_helps() -> None:
     pruned = convert(prune_(nn.Sequential(nn.Linear(256, 64)), pattern="2:4"), target="cuda")
     with pytest.raises(AttributeError, match=r"skip=\['0'\]"):
         _ = convert(pruned)[0].weight
+
+
+@pytest.mark.parametrize("pattern", ["dense", "unstructured", "block4", "2:4"])
+@pytest.mark.parametrize("is_on_meta", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_that_is_made_empty_is_zero_until_it_is_loaded(pattern: str, is_on_meta: bool, bias: bool) -> None:
+    dense = prune_(nn.Sequential(nn.Linear(72, 40, bias=bias)), 0.5, pattern="2:4")[0]
+    scale = torch.linspace(1, 2, 72)
+    if pattern == "dense":
+        layer: Int8Linear | SparseInt8Linear = Int8Linear.from_linear(dense, scale)
+    else:
+        layer = SparseInt8Linear.from_linear(dense, pattern, scale)
+    state = {name: buffer.clone() for name, buffer in layer.state_dict().items()}
+    expected = layer.dequantize()
+    model = nn.Sequential(layer, nn.Linear(40, 2))
+    if is_on_meta:
+        model.to("meta")
+        for packed_or_dense in model:
+            with pytest.raises(NotImplementedError, match=r"no data! Please use torch\.nn\.Module\.to_empty"):
+                packed_or_dense.to("cpu")
+    kept = [torch.full_like(buffer, 77) for buffer in state.values() for _ in range(8)]
+    del kept  # memory that is given out anew has these
+    assert model.to_empty(device="cpu")[0] is layer
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    assert torch.count_nonzero(layer.dequantize()) == 0
+    if pattern != "2:4":
+        output = layer(torch.randn(3, 72))
+        assert torch.equal(output, torch.zeros(3, 40))
+    assert (layer.bias is not None) == bias
+    layer.load_state_dict(state)
+    assert torch.equal(layer.dequantize(), expected)
+    assert not is_on_meta or layer.to("meta").get_buffer("format").is_meta
