@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from types import CodeType, CoroutineType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
-from typing import Any, TypeVar
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from mempool.compress.module_tree import is_compiled
+from mempool.compress import holders
 
 # Whatever holds parameters of the model by itself: it would go on with those that are gone, or mix them up.
 _WRAPPERS = {
@@ -22,12 +20,7 @@ _WRAPPERS = {
     "torch.optim.swa_utils.AveragedModel": "convert its .module, when nothing is averaged any more",
     "deepspeed.runtime.engine.DeepSpeedEngine": "convert its .module, unsharded",
 }
-Held = TypeVar("Held", nn.Module, Tensor)
 _OWN_TENSORS = {"weight", "bias", "weight_orig", "bias_orig", "weight_mask", "bias_mask"}
-# What it takes to find a holder that a model's forward would use, and not to walk through a whole process.
-_DEPTH = 8
-_PLAIN, _CONTAINERS = {bool, int, float, str, type(None)}, {dict, OrderedDict, list, tuple, set}
-_MOST_OBJECTS = 200_000
 
 
 def require_replaceable(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
@@ -60,7 +53,7 @@ def require_weights_unshared(model: nn.Module, layers: Mapping[str, nn.Linear]) 
             owners[_storage_of(tensor)] = name
     buffers = ((f"the buffer {name!r}", buffer) for name, buffer in model.named_buffers())
     own = {id(buffer) for layer in layers.values() for buffer in layer.buffers()}  # masks of pruning
-    for where, held in (*buffers, *_found_elsewhere(model, Tensor)):
+    for where, held in (*buffers, *holders.found_elsewhere(model, Tensor)):
         if id(held) not in own and (owner := owners.get(_storage_of(held))) is not None:
             raise ValueError(
                 f"layer {owner!r} shares the memory of its weight with {where}, which would go on with the old weight: "
@@ -146,61 +139,7 @@ def _require_no_wrapper(path: str, module: nn.Module, names: Mapping[int, str]) 
 def held_elsewhere(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that are reached from attributes of the model's modules and not as their submodules, and from where.
 
-    Found in containers, closures, bound methods, partial functions and objects, to a depth and number that are bounded:
-    what is further away than that is not seen.
+    Found in containers, closures, bound methods, partial functions, objects, weak references and attributes of classes,
+    to a depth and number that are bounded: what is further away than that is not seen.
     """
-    return _found_elsewhere(model, nn.Module)
-
-
-def _found_elsewhere(model: nn.Module, kind: type[Held]) -> Iterator[tuple[str, Held]]:
-    inside = {id(module) for module in model.modules()}
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        if is_compiled(module):  # holds what it calls, and is made anew
-            continue
-        for name, value in vars(module).items():
-            if type(value) in _PLAIN or (type(value) in _CONTAINERS and not value):
-                continue
-            # Compiled code of the module itself looks its submodules up.
-            is_searched = name not in ("_modules", "_parameters", "_buffers", "_compiled_call_impl")
-            if is_searched and (isinstance(value, Tensor) or _is_holder(value)):
-                where = f"{path or type(module).__name__}.{name}"
-                for found in _reached_from(value, inside, seen):
-                    if found is not module and isinstance(found, kind):
-                        yield where, found
-        if len(seen) > _MOST_OBJECTS:
-            return
-
-
-def _reached_from(root: Any, inside: set[int], seen: set[int]) -> Iterator[nn.Module | Tensor]:
-    level = [root]
-    for _ in range(_DEPTH):
-        following = []
-        for value in level:
-            if isinstance(value, Tensor):
-                yield value
-                continue
-            if isinstance(value, nn.Module):
-                yield value
-                if id(value) in inside:
-                    continue
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            if len(seen) > _MOST_OBJECTS:
-                return
-            following += [held for held in _held_by(value) if isinstance(held, Tensor) or _is_holder(held)]
-        level = following
-
-
-def _is_holder(value: Any) -> bool:
-    """Whether a module may be reached through a value: numbers, strings and what has only such are not tracked."""
-    if isinstance(value, (Tensor, type, ModuleType, FrameType, CodeType, GeneratorType, CoroutineType)):
-        return False
-    return gc.is_tracked(value)
-
-
-def _held_by(value: Any) -> list[Any]:
-    if isinstance(value, FunctionType):  # not its globals: they are not the model's
-        return [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
-    return gc.get_referents(value)
+    return holders.found_elsewhere(model, nn.Module)

@@ -49,7 +49,7 @@ def _paths_of(kind: type[nn.Module]) -> frozenset[Path]:
         name: member
         for base in reversed(kind.__mro__)
         for name, member in vars(base).items()
-        if isinstance(member, FunctionType) and (base.__module__ or "").partition(".")[0] not in ("torch", "mempool")
+        if type(member) is FunctionType and (base.__module__ or "").partition(".")[0] not in ("torch", "mempool")
     }
     found: set[Path] = set()
     waiting, seen = ["forward"], {"forward"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,11 +236,76 @@ def _in_slots(layer: nn.Linear) -> _Slots:
         _hold(lambda layer: [nn.Sequential(layer)]),
         _hold(lambda layer: [torch.compile(layer, backend="eager")]),
         _hold(_in_slots),
+        _hold(weakref.ref),
+        _hold(weakref.proxy),
+        _hold(lambda layer: [weakref.ref(layer)]),
+        _hold(lambda layer: {"a": weakref.proxy(layer)}),
+        _hold(lambda layer: weakref.WeakMethod(layer.forward)),
+        _hold(lambda layer: weakref.WeakValueDictionary(a=layer)),
+        _hold(lambda layer: weakref.WeakKeyDictionary({layer: 1})),
+        _hold(lambda layer: weakref.WeakSet([layer])),
+        _hold(lambda layer: type("Kind", (), {"layer": layer})),
+        _hold(lambda layer: type("Kind", (type("Base", (), {"layers": [layer]}),), {})()),
         lambda holder, layer: holder.register_forward_hook(lambda self, input, output: output + layer(*input)),
     ],
 )
 def test_a_layer_that_something_else_holds_is_refused(hold: Callable[[nn.Module, nn.Linear], object]) -> None:
     _require_refusal(_Holder(hold), r"layer 'inner\.0' is also held by _Holder\.(held|_forward_hooks)")
+
+
+class _Slotted(_Holder):
+    __slots__ = ("held",)
+
+
+@pytest.mark.parametrize("kind", [_Holder, _Slotted])
+@pytest.mark.parametrize("is_in_base", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda layer: layer,
+        lambda layer: [{"a": layer}],
+        weakref.ref,
+        weakref.proxy,
+        lambda layer: weakref.WeakValueDictionary(a=layer),
+        lambda layer: staticmethod(lambda input: layer(input)),
+        lambda layer: property(functools.partial(lambda one, self: one, layer)),
+        lambda layer: lambda self, input, by=layer: by(input),
+        lambda layer: type("Inner", (), {"layer": layer}),
+    ],
+)
+def test_a_layer_that_a_class_holds_is_refused(
+    tmp_path: Path, kind: type[_Holder], is_in_base: bool, value: Callable[[nn.Linear], object]
+) -> None:
+    held_by: type[nn.Module] = type("Holding", (kind,), {})
+    model = (type("Derived", (held_by,), {}) if is_in_base else held_by)(lambda *_: None)
+    save(model, tmp_path / "model.safetensors")
+    held_by.held = value(model.inner[0])  # type: ignore[attr-defined]
+    message = r"layer 'inner\.0' is also held by Holding\.held, outside of the model's modules"
+    _require_refusal(model, message)
+    with pytest.raises(ValueError, match=message):
+        load(model, tmp_path / "model.safetensors")
+    assert type(model.inner[0]) is nn.Linear
+    convert(model, skip=["inner.0"])
+    assert type(model.inner[1]) is Int8Linear
+
+
+def test_a_layer_in_a_slot_is_refused() -> None:
+    model = _Slotted(lambda holder, layer: None)
+    model.held = [model.inner[0]]
+    _require_refusal(model, r"layer 'inner\.0' is also held by _Slotted\.held")
+
+
+def test_references_to_what_is_gone_or_stays_are_no_obstacle() -> None:
+    gone = nn.Linear(2, 2)
+    model = _Holder(lambda holder, layer: None)
+    dead = [weakref.ref(gone), weakref.proxy(gone), weakref.WeakValueDictionary(a=gone)]
+    held_by = type("Holding", (_Holder,), {"held": dead, "proxy": dead[1], "others": weakref.WeakSet()})
+    model = held_by(lambda holder, layer: object.__setattr__(holder, "dead", [*dead, weakref.proxy(holder)]))
+    held_by.others.add(model)
+    held_by.others.add(model.inner)
+    del gone
+    expected = model(INPUT)
+    _require_same(convert(model), expected)
 
 
 def test_who_reaches_a_layer_through_its_parent_goes_on() -> None:
