@@ -65,7 +65,7 @@ class _PackedLinear(nn.Module):
 
     def stand_for(self, dtype: torch.dtype) -> None:
         """Says of which type the dense weight was, on whose device the packed one is."""
-        device = self.get_buffer("scales").device
+        device = self._buffers["scales"].device  # type: ignore[union-attr]
         known = self._parameters.get(_PLACEHOLDER)
         if known is not None and (known.dtype, known.device) == (dtype, device):
             return

@@ -43,12 +43,17 @@ def check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -
     for name, elements in (("scales", outputs), ("bias", outputs), ("input_scale", inputs)):
         if name in buffers and buffers[name].shape != (elements,):
             raise RuntimeError(f"`{name}` has shape {tuple(buffers[name].shape)}, and needs {(elements,)}.")
-        if name in buffers and not buffers[name].is_meta and not bool(torch.isfinite(buffers[name]).all()):
+        if name in buffers and not buffers[name].is_meta and not _is_finite(buffers[name]):
             raise RuntimeError(f"`{name}` has a NaN or an infinite value.")
     if any(buffer.is_meta for buffer in buffers.values()):
         return
     packed = (buffers[name] for name in packed_names(pattern))
     getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*packed, outputs, inputs)
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    """Of float32 on the CPU. By its ends, a NaN is both: thousands of small layers take their time in single calls."""
+    return not numbers.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(numbers))
 
 
 def operator(pattern: str) -> str:
@@ -180,6 +185,9 @@ _WORTH = 0.8
 
 def pattern_for(quantized: Tensor, target: str) -> str:
     """The pattern of an int8 weight [N, K] that is packed for a target, "cpu" or "cuda"."""
+    # Blocks have a byte for each weight that is not zero, at least, and bitmaps have bigger masks than blocks.
+    if quantized.numel() / 32 + int(quantized.count_nonzero()) > _WORTH * quantized.numel():
+        return "dense"  # 2:4 has half of them at most
     sparse, sparse_bytes = smaller(quantized)
     if target == "cuda":
         tiles = ops.packed_sizes("2:4", *quantized.shape)

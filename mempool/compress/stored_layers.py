@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 
@@ -13,13 +14,17 @@ from mempool.compress.tensor_file import TensorFile
 from mempool.nn import Int8Linear, SparseInt8Linear
 
 Packed = Int8Linear | SparseInt8Linear
+Alike = dict[tuple[type[Packed], int, int, bool], Packed]  # on the meta device
 
 
 class StoredLayer:
     """One of them, with its buffers still on the file's mapping, and the model's layer it is for."""
 
-    def __init__(self, file: TensorFile, name: str, layer: nn.Module, names: list[str], keep: bool) -> None:
+    def __init__(
+        self, file: TensorFile, name: str, layer: nn.Module, names: list[str], keep: bool, alike: Alike
+    ) -> None:
         """``names``: of the file, that begin with the layer's. ``keep``: a bias that it lacks is the model's own.
+        ``alike``: layers of the shapes that there were before.
 
         Raises ValueError where it is not for this layer.
         """
@@ -42,7 +47,10 @@ class StoredLayer:
         if "bias" in state and layer.bias is None:
             raise ValueError(f"the checkpoint has '{name}.bias', and the model's layer has none.")
         kind = type(layer) if isinstance(layer, Packed) else _kind_of(state)
-        self._checked = kind(layer.in_features, layer.out_features, bias="bias" in state, device="meta")
+        shape = kind, layer.in_features, layer.out_features, "bias" in state
+        if shape not in alike:
+            alike[shape] = kind(*shape[1:], device="meta")
+        self._checked = _copied(alike[shape])
         self._state = state
         self._made: dict[str, Tensor | None] = {}
 
@@ -101,6 +109,15 @@ def _kind_of(state: Mapping[str, Tensor]) -> type[Packed]:
     return Int8Linear if "panels" in state else SparseInt8Linear
 
 
+def _copied(layer: Packed) -> Packed:
+    """Another one that has the same buffers: most layers of a model are alike, and making one takes long."""
+    new = copy.copy(layer)
+    for name, value in vars(new).items():
+        if isinstance(value, dict):
+            vars(new)[name] = value.copy()
+    return new
+
+
 def _assign(name: str, layer: Packed, state: Mapping[str, Tensor]) -> None:
     """Raises ValueError unless the state is sound, and of the layer's shape."""
     try:
@@ -120,6 +137,7 @@ def stored_layers(model: nn.Module, file: TensorFile, keep: bool, dense: set[int
     for name in file.names:
         by_layer.setdefault(name.rpartition(".")[0], []).append(name)
     found: dict[int, StoredLayer] = {}
+    alike: Alike = {}
     for name, names in by_layer.items():
         module = modules.get(name)
         header = f"{name}.format" if name else "format"
@@ -132,7 +150,7 @@ def stored_layers(model: nn.Module, file: TensorFile, keep: bool, dense: set[int
             parts = [key for key in names if key.rpartition(".")[2] != "bias"]
             file.make(f"{name}.weight", functools.partial(_unpacked, file, name, module, parts))
         else:
-            found[id(module)] = StoredLayer(file, name, module, names, keep)
+            found[id(module)] = StoredLayer(file, name, module, names, keep, alike)
     return list(found.values())
 
 

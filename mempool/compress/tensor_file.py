@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mempool.compress.file_mapping import FileMapping
+
 # Entries of the file's metadata: JSON objects of strings.
 CHECKSUMS = "mempool.checksums"  # what was saved, by packed layer or, for all other tensors, by name
 TIED = "mempool.tied"  # under which name a tensor is saved that the model has under this one, too
@@ -42,6 +44,7 @@ class TensorFile:
         self.path = _one_file(path)
         self.prefix = prefix
         self._file = _opened(self.path)
+        self._mapping = _mapped(self.path)
         self._keys: dict[str, None] = dict.fromkeys(self._file.keys())
         self._metadata: dict[str, str] = self._file.metadata() or {}
         self._tied = self._objects(TIED)
@@ -114,15 +117,19 @@ class TensorFile:
         return tensors[0] if len(tensors) == 1 else tensors[0] * tensors[1]
 
     def _tensor(self, key: str) -> Tensor:
-        from safetensors import SafetensorError
-
         if (known := self._mapped.get(key)) is not None:
             return known
+        tensor = self._mapping.tensor(key) if self._mapping is not None else None
+        self._mapped[key] = tensor if tensor is not None else self._by_library(key)
+        return self._mapped[key]
+
+    def _by_library(self, key: str) -> Tensor:
+        from safetensors import SafetensorError
+
         try:
             tensor: Tensor = self._file.get_tensor(key)
         except (SafetensorError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{key!r} of '{self.path}' cannot be read as a tensor of torch: {error}") from error
-        self._mapped[key] = tensor
         return tensor
 
     def verify(self) -> None:
@@ -211,6 +218,13 @@ def _advice_for(folder: Path) -> str:
     if files:
         return f"load reads a file, and this is a folder: give its file {files[0]!r}"
     return "load reads a safetensors file, and this is a folder that has none"
+
+
+def _mapped(path: Path) -> FileMapping | None:
+    try:
+        return FileMapping(path)
+    except OSError:  # no address space for another one: the library has its own
+        return None
 
 
 def _opened(path: Path) -> Any:
