@@ -149,6 +149,7 @@ class _Plan:
         self._file = file
         self._keep = keep
         self._new: list[tuple[nn.Module, nn.Module]] = []
+        self._dense = _without_weight()  # holds what is packed next
         self._absent: list[Shared] = []
         self._left: dict[str, list[str]] = {}
         self._stored = stored_layers(model, file, keep, skipped)
@@ -315,21 +316,32 @@ class _Plan:
 
     def _packed(self, linear: _Linear, target: str, weight: Tensor | None = None) -> Int8Linear | SparseInt8Linear:
         """The packed layer in the place of a Linear and on its device, from the file's weight or the given one."""
-        dense = nn.Linear.__new__(nn.Linear)  # a new one would draw random weights first
-        nn.Module.__init__(dense)
+        dense = self._dense
         dense.out_features, dense.in_features = linear.shape
-        dense.register_parameter("bias", None)
         if weight is None:
             weight = self._file.read(linear.weight).float()
-        dense.weight = nn.Parameter(weight, requires_grad=False)
+        bias = None
         if linear.bias is not None:
-            dense.bias = nn.Parameter(self._file.read(linear.bias), requires_grad=False)
+            bias = self._file.read(linear.bias)
         elif linear.layer.bias is not None:
-            own = functools.reduce(torch.mul, _parts_of_bias(linear.layer))
-            dense.bias = nn.Parameter(own.detach().cpu(), requires_grad=False)
-        packed = packed_layer(linear.name, dense.train(linear.layer.training), target=target)
+            bias = functools.reduce(torch.mul, _parts_of_bias(linear.layer)).detach().cpu()
+        for name, part in (("weight", weight), ("bias", bias)):
+            dense._parameters[name] = None if part is None else nn.Parameter(part, requires_grad=False)
+        dense.training = linear.layer.training
+        del weight, bias, part
+        try:
+            packed = packed_layer(linear.name, dense, target=target)
+        finally:
+            dense._parameters.clear()  # before the next one comes
         assert isinstance(packed, (Int8Linear, SparseInt8Linear))
         return packed if linear.device.type == "cpu" else packed.to(linear.device)
+
+
+def _without_weight() -> nn.Linear:
+    """A Linear for which nothing was drawn, as a new one would for its weight."""
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    return linear
 
 
 def _missing_message(lost: list[str], names: list[str], file: TensorFile, keep: bool) -> str:
