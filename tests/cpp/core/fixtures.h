@@ -41,6 +41,15 @@ struct FakeDevice {
   }
 };
 
+// One whose handles stay whole and whose work is done on streams, when a test says so.
+inline FakeDevice device_with_streams(std::size_t capacity = SIZE_MAX, const Options& options = {}) {
+  return FakeDevice(options,
+                    {.personality = FakeMemory::Personality::device, .capacity_bytes = capacity, .has_streams = true});
+}
+
+// Blocks that were freed while other streams than their own use them.
+inline std::int64_t waiting(const FakeDevice& device) { return device.allocator->stats().waiting.all.count.current; }
+
 // A turn of a workload whose two halves disagree about the layout. `small_pairs`: what else it allocates and frees.
 inline void disagreeing_turn(CachingAllocator& allocator, int small_pairs) {
   std::vector<void*> blocks;

@@ -6,17 +6,12 @@
 #include "fixtures.h"
 
 using namespace mempool;
+using fixtures::device_with_streams;
 using fixtures::FakeDevice;
 using fixtures::kMiB;
+using fixtures::waiting;
 
 namespace {
-
-FakeDevice make_device(std::size_t capacity = SIZE_MAX, const Options& options = {}) {
-  return FakeDevice(options,
-                    {.personality = FakeMemory::Personality::device, .capacity_bytes = capacity, .has_streams = true});
-}
-
-std::int64_t waiting(const FakeDevice& device) { return device.allocator->stats().waiting.all.count.current; }
 
 // A block that stream 7 uses, freed while that is busy.
 void free_one_in_use(const FakeDevice& device, std::size_t bytes) {
@@ -31,7 +26,7 @@ void free_one_in_use(const FakeDevice& device, std::size_t bytes) {
 
 TEST(what_a_destroyed_stream_used_comes_back_when_the_device_was_at_rest) {
   for (const std::size_t bytes : {std::size_t{100}, 100 * std::size_t{1024}, 5 * kMiB}) {
-    const FakeDevice device = make_device();
+    const FakeDevice device = device_with_streams();
     free_one_in_use(device, bytes);
     device.allocator->trim(0, false);
     CHECK_EQ(waiting(device), 1);  // nobody has waited, so nothing is known
@@ -44,7 +39,7 @@ TEST(what_a_destroyed_stream_used_comes_back_when_the_device_was_at_rest) {
 }
 
 TEST(out_of_memory_waits_for_a_destroyed_stream) {
-  const FakeDevice device = make_device(12 * kMiB);
+  const FakeDevice device = device_with_streams(12 * kMiB);
   free_one_in_use(device, 10 * kMiB);
   void* const after = device.allocator->allocate(10 * kMiB);
   CHECK_EQ(device.memory->waits(), 1u);
@@ -53,7 +48,7 @@ TEST(out_of_memory_waits_for_a_destroyed_stream) {
 }
 
 TEST(decay_takes_back_what_a_destroyed_stream_used) {
-  const FakeDevice device = make_device(SIZE_MAX, {.decay_ms = 100});
+  const FakeDevice device = device_with_streams(SIZE_MAX, {.decay_ms = 100});
   free_one_in_use(device, 5 * kMiB);
   for (std::int64_t now_ms = 0; now_ms < 1000; now_ms += 10) device.allocator->decay(now_ms);
   CHECK_EQ(waiting(device), 0);
@@ -66,7 +61,7 @@ TEST(decay_takes_back_what_a_destroyed_stream_used) {
 }
 
 TEST(an_event_from_before_the_end_of_a_stream_still_says_when_it_is_done) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   void* const block = device.allocator->allocate(5 * kMiB);
   device.allocator->add_use(block, 7);
   device.memory->work(7);
@@ -83,7 +78,7 @@ TEST(an_event_from_before_the_end_of_a_stream_still_says_when_it_is_done) {
 
 // A driver gives a handle out again when the work of its stream is done.
 TEST(a_new_stream_of_the_same_handle_goes_on_where_the_old_one_ended) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   free_one_in_use(device, 5 * kMiB);
   device.memory->finish(7);
   device.memory->create_stream(7);
@@ -98,7 +93,7 @@ TEST(a_new_stream_of_the_same_handle_goes_on_where_the_old_one_ended) {
 }
 
 TEST(memory_of_a_destroyed_stream_serves_others_after_a_wait) {
-  const FakeDevice device = make_device(12 * kMiB);
+  const FakeDevice device = device_with_streams(12 * kMiB);
   void* const block = device.allocator->allocate(12 * kMiB, 7);
   device.memory->work(7);
   device.memory->destroy_stream(7);
@@ -110,7 +105,7 @@ TEST(memory_of_a_destroyed_stream_serves_others_after_a_wait) {
 }
 
 TEST(an_event_that_was_captured_is_no_answer) {
-  const FakeDevice device = make_device(12 * kMiB);
+  const FakeDevice device = device_with_streams(12 * kMiB);
   void* const block = device.allocator->allocate(10 * kMiB);
   device.allocator->add_use(block, 7);
   device.memory->work(7);
@@ -124,7 +119,7 @@ TEST(an_event_that_was_captured_is_no_answer) {
 }
 
 TEST(a_failed_device_hands_out_nothing_that_was_in_use_and_says_so) {
-  const FakeDevice device = make_device(12 * kMiB);
+  const FakeDevice device = device_with_streams(12 * kMiB);
   void* const block = device.allocator->allocate(10 * kMiB);
   device.allocator->add_use(block, 7);
   device.memory->work(7);

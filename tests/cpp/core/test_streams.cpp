@@ -9,22 +9,13 @@
 #include "fixtures.h"
 
 using namespace mempool;
+using fixtures::device_with_streams;
 using fixtures::FakeDevice;
 using fixtures::kMiB;
-
-namespace {
-
-FakeDevice make_device(std::size_t capacity = SIZE_MAX, const Options& options = {}) {
-  return FakeDevice(options,
-                    {.personality = FakeMemory::Personality::device, .capacity_bytes = capacity, .has_streams = true});
-}
-
-std::int64_t waiting(const FakeDevice& device) { return device.allocator->stats().waiting.all.count.current; }
-
-}  // namespace
+using fixtures::waiting;
 
 TEST(a_block_serves_its_own_stream_again_at_once) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   for (const std::size_t bytes : {std::size_t{100}, 100 * std::size_t{1024}, 5 * kMiB}) {
     void* const block = device.allocator->allocate(bytes, 1);
     device.memory->work(1);
@@ -39,7 +30,7 @@ TEST(a_block_serves_its_own_stream_again_at_once) {
 }
 
 TEST(another_stream_gets_memory_only_when_the_first_has_caught_up) {
-  const FakeDevice device = make_device(20 * kMiB);
+  const FakeDevice device = device_with_streams(20 * kMiB);
   void* const block = device.allocator->allocate(12 * kMiB, 1);
   device.memory->work(1);
   device.allocator->deallocate(block);
@@ -57,7 +48,7 @@ TEST(another_stream_gets_memory_only_when_the_first_has_caught_up) {
 }
 
 TEST(out_of_memory_waits_for_what_other_streams_have_freed) {
-  const FakeDevice device = make_device(12 * kMiB);
+  const FakeDevice device = device_with_streams(12 * kMiB);
   void* const block = device.allocator->allocate(12 * kMiB, 1);
   device.memory->work(1);
   device.allocator->deallocate(block);
@@ -70,7 +61,7 @@ TEST(out_of_memory_waits_for_what_other_streams_have_freed) {
 
 TEST(a_block_that_another_stream_uses_waits_for_it) {
   for (const std::size_t bytes : {std::size_t{100}, 100 * std::size_t{1024}, 5 * kMiB}) {
-    const FakeDevice device = make_device();
+    const FakeDevice device = device_with_streams();
     void* const block = device.allocator->allocate(bytes);
     CHECK(device.allocator->add_use(block, 7));
     device.memory->work(7);
@@ -91,7 +82,7 @@ TEST(a_block_that_another_stream_uses_waits_for_it) {
 }
 
 TEST(a_use_on_its_own_stream_is_none) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   void* const block = device.allocator->allocate(5 * kMiB, 3);
   CHECK(device.allocator->add_use(block, 3));
   device.memory->work(3);
@@ -105,7 +96,7 @@ TEST(a_use_on_its_own_stream_is_none) {
 }
 
 TEST(at_the_end_of_memory_the_oldest_that_will_do_is_waited_for) {
-  const FakeDevice device = make_device(30 * kMiB);
+  const FakeDevice device = device_with_streams(30 * kMiB);
   std::vector<void*> blocks;
   for (const std::size_t mib : {4u, 12u, 12u}) {
     blocks.push_back(device.allocator->allocate(mib * kMiB));
@@ -126,7 +117,7 @@ TEST(at_the_end_of_memory_the_oldest_that_will_do_is_waited_for) {
 }
 
 TEST(nothing_is_forgotten_while_a_stream_gives_no_events) {
-  const FakeDevice device = make_device(12 * kMiB);
+  const FakeDevice device = device_with_streams(12 * kMiB);
   void* const block = device.allocator->allocate(10 * kMiB);
   device.allocator->add_use(block, 7);
   device.memory->work(7);
@@ -141,7 +132,7 @@ TEST(nothing_is_forgotten_while_a_stream_gives_no_events) {
 }
 
 TEST(memory_that_moved_stays_mapped_until_its_stream_has_caught_up) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   std::vector<void*> blocks;
   for (int i = 0; i < 8; ++i) blocks.push_back(device.allocator->allocate(4 * kMiB));
   std::memset(blocks[0], 5, 4 * kMiB);
@@ -165,7 +156,7 @@ TEST(memory_that_moved_stays_mapped_until_its_stream_has_caught_up) {
 }
 
 TEST(no_memory_moves_out_of_a_fixed_family) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   ArenaFamily& graphs = device.allocator->open_family("graph", true);
   std::vector<void*> blocks;
   for (int i = 0; i < 8; ++i) blocks.push_back(device.allocator->allocate_from(graphs, 4 * kMiB, 0));
@@ -194,7 +185,7 @@ TEST(no_memory_moves_out_of_a_fixed_family) {
 }
 
 TEST(a_fixed_family_takes_what_is_idle_elsewhere) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   void* const block = device.allocator->allocate(32 * kMiB);
   device.allocator->deallocate(block);
   const std::size_t held = device.allocator->ledger().held();
@@ -209,7 +200,7 @@ TEST(a_fixed_family_takes_what_is_idle_elsewhere) {
 
 // A graph runs on whatever stream it is replayed on, and says nothing of it.
 TEST(a_closed_family_gives_its_memory_back_only_when_the_device_is_at_rest) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   ArenaFamily& graphs = device.allocator->open_family("graph", true);
   device.allocator->deallocate(device.allocator->allocate_from(graphs, 8 * kMiB, 1));
   device.memory->work(2);  // a replay
@@ -227,7 +218,7 @@ TEST(a_closed_family_gives_its_memory_back_only_when_the_device_is_at_rest) {
 }
 
 TEST(a_pool_lives_as_long_as_a_block_of_it_waits) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   CachingAllocator& allocator = *device.allocator;
   Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
@@ -247,7 +238,7 @@ TEST(a_pool_lives_as_long_as_a_block_of_it_waits) {
 }
 
 TEST(what_nobody_frees_records_no_events) {
-  const FakeDevice device = make_device(SIZE_MAX, {.decay_ms = 1000});
+  const FakeDevice device = device_with_streams(SIZE_MAX, {.decay_ms = 1000});
   void* const block = device.allocator->allocate(4 * kMiB);
   device.allocator->decay(0);
   const std::uint64_t events = device.memory->calls(FakeMemory::Call::record);
@@ -258,7 +249,7 @@ TEST(what_nobody_frees_records_no_events) {
 }
 
 TEST(a_thread_that_changes_over_takes_its_cache_along) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   for (int i = 0; i < 100; ++i) device.allocator->deallocate(device.allocator->allocate(6 * kMiB, 9));
   void* const block = device.allocator->allocate(6 * kMiB, 9);
   device.allocator->deallocate(block);
@@ -271,7 +262,7 @@ TEST(a_thread_that_changes_over_takes_its_cache_along) {
 }
 
 TEST(a_large_block_in_the_cache_is_a_place_for_another_size) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   CachingAllocator& allocator = *device.allocator;
   std::array<void*, 4> blocks{};  // two that go, each with one behind it that stays
   for (std::size_t i = 0; i < 4; ++i) blocks[i] = allocator.allocate((i == 0 ? 12 : 8) * kMiB, 0);
@@ -286,7 +277,7 @@ TEST(a_large_block_in_the_cache_is_a_place_for_another_size) {
 
 TEST(handles_are_small_while_much_is_stranded_in_large_ones) {
   for (const bool stranded : {false, true}) {
-    const FakeDevice device = make_device();
+    const FakeDevice device = device_with_streams();
     CachingAllocator& allocator = *device.allocator;
     constexpr std::size_t kHandle = 128 * kMiB;
     std::vector<void*> blocks;
@@ -337,7 +328,7 @@ TEST(a_refusal_while_handles_are_small_loses_nothing) {
 }
 
 TEST(sleep_waits_for_all_streams) {
-  const FakeDevice device = make_device();
+  const FakeDevice device = device_with_streams();
   CachingAllocator& allocator = *device.allocator;
   Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
@@ -364,7 +355,7 @@ TEST(sleep_waits_for_all_streams) {
 // Every backend call in turn fails once, in a walk that moves memory between streams.
 TEST(every_call_may_fail_while_streams_are_in_play) {
   const auto walk = [](std::uint64_t failing) {
-    const FakeDevice device = make_device(20 * kMiB);
+    const FakeDevice device = device_with_streams(20 * kMiB);
     CachingAllocator& allocator = *device.allocator;
     std::mt19937 random(3);
     std::vector<void*> live;
