@@ -98,7 +98,7 @@ def replay(
         _core.options(conf)
     except ConfigError as error:
         raise ConfigError(f"conf: {error}") from error
-    columns = _read(path, scale, lambda share: progress(_READING * share) if progress is not None else None)
+    columns = read_columns(path, scale, lambda share: progress(_READING * share) if progress is not None else None)
     name = {"cpu": backend or "fake", "cuda": "fake-device"}[device]
     if device == "cpu":
         columns = _without_streams(columns)
@@ -233,12 +233,13 @@ class _Columns:
         return max(1, int(scaled))
 
 
-def _read(path: StrPath, scale: float, progress: Callable[[float], object]) -> _Read:
+def read_columns(path: StrPath, scale: float = 1.0, progress: Callable[[float], object] | None = None) -> _Read:
+    """A trace's events: what each is, its block, size, stream and time; a column each. Arguments as for `replay`."""
     name = os.fsdecode(path)
     columns = _Columns(scale)
     with open(path, "rb") as raw:
         total = max(1, os.fstat(raw.fileno()).st_size)
-        lines = _Lines(_open(raw), lambda: progress(min(1.0, raw.tell() / total)))
+        lines = _Lines(_open(raw), lambda: progress(min(1.0, raw.tell() / total)) if progress is not None else None)
         try:
             for op, block, size, stream, time in _rows(lines):
                 if op in _OPS:

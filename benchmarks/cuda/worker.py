@@ -94,9 +94,9 @@ class Trace:
 
 
 def read(path: str) -> Trace:
-    from mempool.trace import _read
+    from mempool.trace import read_columns
 
-    return Trace(_read(path, 1.0))
+    return Trace(read_columns(path))
 
 
 def streams_for(device: Device, trace: Trace) -> list[Any]:

@@ -174,3 +174,19 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
         assert "[mempool.oom" not in done.stderr
     done = command("replay", str(path), "--json")
     assert json.loads(done.stdout)["peak_live_bytes"] == 32 << 20
+
+
+def test_the_cuda_benchmark_reads_traces(tmp_path: Path) -> None:
+    from benchmarks.cuda.worker import read
+
+    path = write(
+        tmp_path / "t.csv", "0,alloc,0,100,0\n1,alloc,1,50,1\n2,record_stream,0,,1\n3,free,0,,0\n4,step,0,,0\n"
+    )
+    trace = read(str(path))
+    assert [list(column) for column in (trace.ops, trace.ids, trace.sizes, trace.streams)] == [
+        [1, 1, 2, 0],
+        [0, 1, 0, 0],
+        [100, 50, 0, 0],
+        [0, 1, 1, 0],
+    ]
+    assert trace.peak_live == 150
