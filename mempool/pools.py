@@ -158,8 +158,8 @@ class MemoryPool:
         Raises:
             ConfigError: the pool is not isolated.
             NotEnabledError: mempool is not enabled for its device, so that its tensors may lie elsewhere.
-            PoolStateError: the contents could not be saved, or the system kept the memory; the pool is awake. With
-                ``keep=False`` some contents may be gone even so.
+            PoolStateError: the contents could not be saved, or the system kept the memory; the pool is awake, unless
+                the message says that it sleeps. With ``keep=False`` some contents may be gone even so.
         """
         if not isinstance(keep, bool):
             raise ConfigError(f"keep is True or False, not {keep!r}.")
@@ -171,6 +171,7 @@ class MemoryPool:
 
         Raises:
             OutOfMemoryError: the limits or the system refuse it; the pool sleeps on and is whole.
+            PoolStateError: its contents could not be read back; the pool sleeps on, and it may be tried again.
         """
         try:
             self._handle.wake()

@@ -26,12 +26,12 @@ CudaEvents::~CudaEvents() {
 
 StreamEvents::Recorded CudaEvents::record(StreamId stream, Event& out) noexcept {
   const CudaScope scope(driver_, context_);
-  if (!scope.is_entered()) return Recorded::not_now;
+  if (!scope.is_entered()) return Recorded::unavailable;
   if (stream == kPerThread) return Recorded::never;
   int capture = kCaptureNone;
   CudaDriver::Result result = driver_.is_capturing(pointer_of(stream), &capture);
   if (result != CudaDriver::kSuccess) return of_error(result);
-  if (capture != kCaptureNone) return Recorded::not_now;
+  if (capture != kCaptureNone) return Recorded::captured;
   void* event = nullptr;
   {
     const std::lock_guard guard(mutex_);
@@ -54,7 +54,8 @@ StreamEvents::Recorded CudaEvents::record(StreamId stream, Event& out) noexcept 
 // What the driver says of a stream that was destroyed is not the same everywhere. Whatever it is, the whole device can
 // be waited for; and if the device has failed, that will say so.
 StreamEvents::Recorded CudaEvents::of_error(int result) noexcept {
-  return is_of_capture(result) || result == kOutOfMemory ? Recorded::not_now : Recorded::never;
+  if (is_of_capture(result)) return Recorded::captured;
+  return result == kOutOfMemory ? Recorded::unavailable : Recorded::never;
 }
 
 StreamEvents::Progress CudaEvents::progress_of(int result) noexcept {
@@ -75,9 +76,12 @@ StreamEvents::Progress CudaEvents::wait(Event event) noexcept {
   return scope.is_entered() ? progress_of(driver_.event_synchronize(pointer_of(event))) : Progress::failed;
 }
 
-bool CudaEvents::wait_for_device() noexcept {
+StreamEvents::Obstacle CudaEvents::wait_for_device() noexcept {
   const CudaScope scope(driver_, context_);
-  return scope.is_entered() && progress_of(driver_.context_synchronize()) == Progress::done;
+  if (!scope.is_entered()) return Obstacle::unavailable;
+  const Progress progress = progress_of(driver_.context_synchronize());
+  if (progress == Progress::done) return Obstacle::none;
+  return progress == Progress::lost ? Obstacle::capture : Obstacle::failure;
 }
 
 std::string CudaEvents::failure() noexcept {

@@ -21,7 +21,7 @@ class CudaEvents final : public StreamEvents {
   Recorded record(StreamId stream, Event& out) noexcept override;
   Progress query(Event event) noexcept override;
   Progress wait(Event event) noexcept override;
-  bool wait_for_device() noexcept override;
+  Obstacle wait_for_device() noexcept override;
   std::string failure() noexcept override;
   void discard(Event event) noexcept override;
 

@@ -35,17 +35,19 @@ class PinnedBackup final : public Backup {
 
   bool save(const void* address, std::size_t bytes) noexcept override {
     const CudaScope scope(driver_, context_);
-    if (!scope.is_entered()) return false;
+    if (!scope.is_entered()) return fails("the CUDA driver cannot be used from here");
     try {
       pieces_.reserve(pieces_.size() + 1);
     } catch (const std::bad_alloc&) {
-      return false;
+      return fails("no memory is left for their records");
     }
     void* copy = nullptr;
-    if (driver_.allocate_host(&copy, bytes) != CudaDriver::kSuccess) return false;
-    if (driver_.copy_to_host(copy, number_of(address), bytes) != CudaDriver::kSuccess) {
+    CudaDriver::Result result = driver_.allocate_host(&copy, bytes);
+    if (result != CudaDriver::kSuccess) return fails("the CUDA driver gives no pinned host memory for them", result);
+    result = driver_.copy_to_host(copy, number_of(address), bytes);
+    if (result != CudaDriver::kSuccess) {
       driver_.free_host(copy);
-      return false;
+      return fails("the CUDA driver does not copy them to the host", result);
     }
     pieces_.push_back({number_of(address), bytes, copy});
     return true;
@@ -53,14 +55,26 @@ class PinnedBackup final : public Backup {
 
   bool restore() noexcept override {
     const CudaScope scope(driver_, context_);
-    if (!scope.is_entered()) return false;
+    if (!scope.is_entered()) return fails("the CUDA driver cannot be used from here");
     for (const Piece& piece : pieces_) {
-      if (driver_.copy_to_device(piece.address, piece.copy, piece.bytes) != CudaDriver::kSuccess) return false;
+      const CudaDriver::Result result = driver_.copy_to_device(piece.address, piece.copy, piece.bytes);
+      if (result != CudaDriver::kSuccess) return fails("the CUDA driver does not copy them to the device", result);
     }
     return true;
   }
 
+  std::string problem() const override {
+    const std::string what = std::string("its contents: ") + what_;
+    return result_ == CudaDriver::kSuccess ? what : what + " (error " + std::to_string(result_) + ")";
+  }
+
  private:
+  bool fails(const char* what, CudaDriver::Result result = CudaDriver::kSuccess) noexcept {
+    what_ = what;
+    result_ = result;
+    return false;
+  }
+
   struct Piece {
     CudaDriver::Address address;
     std::size_t bytes;
@@ -68,6 +82,8 @@ class PinnedBackup final : public Backup {
   };
   const CudaDriver& driver_;
   void* const context_;
+  const char* what_ = "";
+  CudaDriver::Result result_ = CudaDriver::kSuccess;
   std::vector<Piece> pieces_;
 };
 

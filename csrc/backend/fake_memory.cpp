@@ -295,12 +295,13 @@ void FakeMemory::fail_device(bool failed) {
 
 StreamEvents::Recorded FakeMemory::Streams::record(StreamId stream, Event& out) noexcept {
   const Guard guard(memory_.mutex_);
-  if (!memory_.enter(Call::record) || refused) return Recorded::not_now;
+  if (!memory_.enter(Call::record)) return Recorded::unavailable;
   try {
     if (failed || lines[stream].is_gone) return Recorded::never;
+    if (refused) return Recorded::captured;
     events[next_] = {stream, lines[stream].asked};
   } catch (const std::bad_alloc&) {
-    return Recorded::not_now;
+    return Recorded::unavailable;
   }
   out = next_++;
   return Recorded::yes;
@@ -325,14 +326,15 @@ StreamEvents::Progress FakeMemory::Streams::wait(Event event) noexcept {
   return Progress::done;
 }
 
-bool FakeMemory::Streams::wait_for_device() noexcept {
+StreamEvents::Obstacle FakeMemory::Streams::wait_for_device() noexcept {
   const Guard guard(memory_.mutex_);
-  if (refused || failed) return false;
+  if (failed) return Obstacle::failure;
+  if (refused) return Obstacle::capture;
   for (auto& [stream, line] : lines) {
     waits += line.done < line.asked ? 1 : 0;
     line.done = line.asked;
   }
-  return true;
+  return Obstacle::none;
 }
 
 void FakeMemory::Streams::discard(Event event) noexcept {
@@ -396,6 +398,7 @@ class FakeMemory::FakeBackup final : public Backup {
     }
     return true;
   }
+  std::string problem() const override { return "the fake backup has failed"; }
   bool restore() noexcept override {
     if (!enter(Call::restore)) return false;
     for (const auto& [start, copy] : copies_) {

@@ -90,7 +90,7 @@ class FakeMemory final : public PhysicalMemory {
     Recorded record(StreamId stream, Event& out) noexcept override;
     Progress query(Event event) noexcept override;
     Progress wait(Event event) noexcept override;
-    bool wait_for_device() noexcept override;
+    Obstacle wait_for_device() noexcept override;
     std::string failure() noexcept override { return failed ? "the fake device has failed" : ""; }
     void discard(Event event) noexcept override;
 

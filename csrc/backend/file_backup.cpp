@@ -22,6 +22,7 @@ bool transfer_all(char* address, std::size_t bytes, off_t offset, Transfer trans
   while (bytes > 0) {
     const ssize_t done = transfer(address, bytes, offset);
     if (done < 0 && errno == EINTR) continue;
+    if (done == 0) errno = EIO;  // the file is shorter than it was
     if (done <= 0) return false;
     address += done;
     bytes -= static_cast<std::size_t>(done);
@@ -44,7 +45,7 @@ class FileBackup final : public Backup {
     try {
       ranges_.push_back({static_cast<char*>(const_cast<void*>(address)), bytes, end_});
     } catch (const std::bad_alloc&) {
-      error_ = ENOMEM;
+      what_ = What::record;
       return false;
     }
     const Range& range = ranges_.back();
@@ -52,37 +53,51 @@ class FileBackup final : public Backup {
     const bool is_saved =
         transfer_all(range.address, bytes, range.offset,
                      [this](char* at, std::size_t n, off_t offset) { return pwrite(file_, at, n, offset); });
-    if (!is_saved) error_ = errno;
-    return is_saved;
+    return is_saved || fails(What::write);
   }
   std::string problem() const override {
-    const std::string what = file_ < 0
-                                 ? "no file can be made"
-                                 : format_bytes(static_cast<std::size_t>(end_)) + " of its contents cannot be written";
-    return what + " in '" + directory_ + "': " + std::system_category().message(error_) +
-           ". Name another folder in TMPDIR, or drop the contents with keep=False";
+    const std::string where = " in '" + directory_ + "': " + std::system_category().message(error_);
+    constexpr const char* kAdvice = ". Name another folder in TMPDIR, or drop the contents with keep=False";
+    const std::string bytes = format_bytes(static_cast<std::size_t>(end_));
+    switch (what_) {
+      case What::make:
+        return "no file can be made" + where + kAdvice;
+      case What::write:
+        return bytes + " of its contents cannot be written" + where + kAdvice;
+      case What::read:
+        return "its contents, " + bytes + ", cannot be read back from their file" + where;
+      default:
+        return "no memory is left for the records of its contents";
+    }
   }
   bool restore() noexcept override {
     for (const Range& range : ranges_) {
       const bool read =
           transfer_all(range.address, range.bytes, range.offset,
                        [this](char* at, std::size_t n, off_t offset) { return pread(file_, at, n, offset); });
-      if (!read) return false;
+      if (!read) return fails(What::read);
     }
     return true;
   }
 
  private:
+  enum class What : std::uint8_t { make, record, write, read };
   struct Range {
     char* address;
     std::size_t bytes;
     off_t offset;
   };
+  bool fails(What what) noexcept {
+    what_ = what;
+    error_ = errno;
+    return false;
+  }
 
   const std::string directory_;
   const int file_;
-  int error_;      // of errno; 0: none
-  off_t end_ = 0;  // bytes that were to be saved so far
+  What what_ = What::make;  // went wrong last
+  int error_;               // of errno, for it
+  off_t end_ = 0;           // bytes that were to be saved so far
   std::vector<Range> ranges_;
 };
 

@@ -8,6 +8,35 @@ namespace mempool {
 namespace {
 
 using ArenaGuard = std::lock_guard<AdaptiveMutex>;
+using Unsleeping = PageHeap::Unsleeping;
+
+std::string text_of(StreamClock::Obstacle obstacle, StreamEvents* events) {
+  switch (obstacle) {
+    case StreamClock::Obstacle::failure: {
+      const std::string failure = events != nullptr ? events->failure() : "";
+      return failure.empty() ? "its device does not answer." : "its device has failed: " + failure + ".";
+    }
+    case StreamClock::Obstacle::capture:
+      return "a stream of its device is being captured into a graph.";
+    default:
+      return "the driver gives no event by which the work on its device could be waited for.";
+  }
+}
+
+std::string text_of(Unsleeping why, StreamClock::Obstacle obstacle, StreamEvents* events) {
+  switch (why) {
+    case Unsleeping::pinned:
+      return "memory of it is shared with other processes. It can sleep once they have let go of it and the tensors "
+             "that "
+             "were shared are gone here, too.";
+    case Unsleeping::in_use:
+      return text_of(obstacle, events);
+    case Unsleeping::mapped:
+      return "the system keeps memory mapped where it was before it moved.";
+    default:
+      return "another thread is just putting it to sleep or waking it.";
+  }
+}
 
 bool save_all(Backup& backup, const std::vector<PageHeap::UsedRange>& used) {
   return std::all_of(used.begin(), used.end(),
@@ -22,8 +51,18 @@ bool any_of(const std::vector<Arena*>& arenas, Predicate predicate) {
   });
 }
 
-// Wakes those that sleep, with their contents. False, and all of them asleep and whole, when one cannot be woken.
-bool wake_all(const std::vector<Arena*>& arenas, Refusal& why) {
+// Whatever happens, not empty.
+std::string problem_of(const Backup& backup) noexcept {
+  try {
+    return backup.problem();
+  } catch (const std::bad_alloc&) {
+    return "no memory";  // short enough to need none
+  }
+}
+
+// Wakes those that sleep, with their contents. False, and all of them asleep and whole, when one cannot be woken:
+// `why`, or where contents could not be read back, `problem`.
+bool wake_all(const std::vector<Arena*>& arenas, Refusal& why, std::string& problem) {
   std::vector<Arena*> woken;
   woken.reserve(arenas.size());
   bool is_done = true;
@@ -39,7 +78,7 @@ bool wake_all(const std::vector<Arena*>& arenas, Refusal& why) {
     woken.push_back(arena);
     is_done = backup == nullptr || backup->restore();  // without the lock: it may take long
     if (!is_done) {
-      why = Refusal::backend;
+      problem = problem_of(*backup);
       break;
     }
   }
@@ -61,13 +100,13 @@ class Falling {
   Falling& operator=(const Falling&) = delete;
   ~Falling() { stay_awake(0); }
 
-  // False: it cannot now.
-  bool add(Arena& arena) {
+  // What keeps the arena awake; `obstacle` as of PageHeap::fall_asleep().
+  Unsleeping add(Arena& arena, StreamClock::Obstacle& obstacle) {
     Used used;
     const ArenaGuard guard(arena.mutex);
-    if (!arena.pages.fall_asleep(used)) return false;
-    arenas_.emplace_back(&arena, std::move(used));
-    return true;
+    const Unsleeping why = arena.pages.fall_asleep(used, obstacle);
+    if (why == Unsleeping::none) arenas_.emplace_back(&arena, std::move(used));
+    return why;
   }
   std::size_t size() const { return arenas_.size(); }
   Arena& arena(std::size_t i) const { return *arenas_[i].first; }
@@ -104,17 +143,17 @@ void CachingAllocator::sleep_pool(Account& pool, bool keep) {
   const std::vector<Arena*> arenas = arenas_of(*pool.family);
   if (pool.family->asleep.load() || any_of(arenas, [](const PageHeap& pages) { return pages.sound_asleep(); })) return;
   if (any_of(arenas, [](const PageHeap& pages) { return pages.is_pinned(); })) {
-    refuse_to_sleep(
-        "memory of it is shared with other processes. It can sleep once they have let go of it and the "
-        "tensors that were shared are gone here, too.");
+    refuse_to_sleep(text_of(Unsleeping::pinned, StreamClock::Obstacle::none, nullptr));
   }
   // Whatever uses the memory comes to its end first, blocks that are freed and wait for that too.
   while (await_other_streams(0)) continue;
-  if (!clocks_.wait_for_all()) refuse_to_sleep("a stream of its device is being captured into a graph.");
+  StreamClock::Obstacle obstacle = clocks_.wait_for_all();
+  if (obstacle != StreamClock::Obstacle::none) refuse_to_sleep(text_of(obstacle, memory_->stream_events()));
 
   Falling falling(arenas.size());
   for (Arena* const arena : arenas) {
-    if (!falling.add(*arena)) refuse_to_sleep("another thread is just putting it to sleep or waking it.");
+    const Unsleeping why = falling.add(*arena, obstacle);
+    if (why != Unsleeping::none) refuse_to_sleep(text_of(why, obstacle, memory_->stream_events()));
   }
   std::vector<std::unique_ptr<Backup>> backups(falling.size());
   for (std::size_t i = 0; keep && i < falling.size(); ++i) {
@@ -130,7 +169,14 @@ void CachingAllocator::sleep_pool(Account& pool, bool keep) {
     }
     falling.stay_awake(i + 1);
     Refusal why = Refusal::none;
-    pool.family->asleep.store(!wake_all(arenas, why));
+    std::string problem;
+    const bool is_awake = wake_all(arenas, why, problem);
+    pool.family->asleep.store(!is_awake);
+    if (!is_awake) {
+      throw PoolStateError(
+          "mempool: pool '" + name +
+          "' sleeps, but the system did not take all of its memory back. wake() brings back the rest.");
+    }
     refuse_to_sleep(keep ? "the system did not take its memory back."
                          : "the system did not take its memory back. Some contents may be lost.");
   }
@@ -153,10 +199,14 @@ void CachingAllocator::wake_pool(Account& pool) {
       return false;
     });
     why = Refusal::none;
-    if (wake_all(arenas, why)) {
+    std::string problem;
+    if (wake_all(arenas, why, problem)) {
       pool.family->asleep.store(false);
       if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
       return;
+    }
+    if (!problem.empty()) {
+      throw PoolStateError("mempool: pool '" + ledger_.read(pool).name + "' sleeps on: " + problem + ".");
     }
     if (released) break;
     recall();

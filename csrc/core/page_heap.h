@@ -77,7 +77,7 @@ class PageHeap {
 
   // Gives up all memory and keeps every address: an access faults until it wakes. In steps, so that contents are copied
   // without the arena's lock; from the first to the last of them blocks are freed but not made.
-  //   fall_asleep   lists what is in use. False: it sleeps already, or is on its way somewhere.
+  //   fall_asleep   lists what is in use, or says why it cannot now
   //   sleep         false: the backend kept some memory, and the heap is awake (what `backup` has not may be lost).
   //   stay_awake    instead of sleep
   //   start_waking  takes memory at the same addresses. False: refused; the heap is asleep and whole.
@@ -86,7 +86,15 @@ class PageHeap {
     void* address;
     std::size_t bytes;
   };
-  bool fall_asleep(std::vector<UsedRange>& used);  // may throw std::bad_alloc, with nothing changed
+  enum class Unsleeping : std::uint8_t {
+    none,     // it falls asleep
+    at_rest,  // it sleeps already, or is on its way somewhere
+    pinned,   // others know its handles
+    in_use,   // work may use it still, and `obstacle` says why that is not known
+    mapped,   // the backend keeps memory mapped where it was before it moved
+  };
+  // May throw std::bad_alloc, with nothing changed.
+  Unsleeping fall_asleep(std::vector<UsedRange>& used, StreamClock::Obstacle& obstacle);
   bool sleep(std::unique_ptr<Backup> backup) noexcept;
   void stay_awake() noexcept;
   bool start_waking(Refusal& why) noexcept;

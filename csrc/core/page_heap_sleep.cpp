@@ -6,12 +6,14 @@
 
 namespace mempool {
 
-bool PageHeap::fall_asleep(std::vector<UsedRange>& used) {
-  if (asleep() || is_pinned()) return false;
+PageHeap::Unsleeping PageHeap::fall_asleep(std::vector<UsedRange>& used, StreamClock::Obstacle& obstacle) {
+  if (asleep()) return Unsleeping::at_rest;
+  if (is_pinned()) return Unsleeping::pinned;
   // All work that uses the memory, or used it at another address, comes to its end first.
-  if (!clock_.wait(clock_.now())) return false;
+  obstacle = clock_.await(clock_.now());
+  if (obstacle != StreamClock::Obstacle::none) return Unsleeping::in_use;
   sweep(true);
-  if (!stale_.empty()) return false;
+  if (!stale_.empty()) return Unsleeping::mapped;
   for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
       const bool is_used = span->state == Span::State::block || span->state == Span::State::slab;
@@ -19,7 +21,7 @@ bool PageHeap::fall_asleep(std::vector<UsedRange>& used) {
     }
   }
   rest_ = Rest::falling_asleep;
-  return true;
+  return Unsleeping::none;
 }
 
 void PageHeap::stay_awake() noexcept { rest_ = Rest::awake; }

@@ -38,11 +38,12 @@ class Backup {
   Backup(const Backup&) = delete;
   Backup& operator=(const Backup&) = delete;
   virtual ~Backup() = default;
-  // Copies the range away. False: it could not; problem() says why.
+  // Copies the range away. False: it could not.
   virtual bool save(const void* address, std::size_t bytes) noexcept = 0;
-  // Where it copies to and what went wrong there, for people. May throw std::bad_alloc.
-  virtual std::string problem() const { return "no place for its contents"; }
-  // Copies all that was saved back to where it was. May be tried again after a failure.
+  // What went wrong in the call that failed last, and where it copies to, for people: not empty. May throw
+  // std::bad_alloc.
+  virtual std::string problem() const = 0;
+  // Copies all that was saved back to where it was. False: it could not; it may be tried again.
   virtual bool restore() noexcept = 0;
 };
 

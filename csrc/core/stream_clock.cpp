@@ -38,7 +38,7 @@ StreamEvents::Recorded StreamClock::mark_locked(Moment moment) noexcept {
     marks_.push_back({number, event});
   } catch (const std::bad_alloc&) {
     events_->discard(event);
-    return Recorded::not_now;
+    return Recorded::unavailable;
   }
   marked_.store(number, std::memory_order_release);
   return Recorded::yes;
@@ -94,25 +94,27 @@ void StreamClock::poll() noexcept {
 }
 
 // The lock is let go meanwhile. The count went on before, as for an event.
-bool StreamClock::wait_for_device_until(Moment moment, std::unique_lock<AdaptiveMutex>& lock) noexcept {
+StreamClock::Obstacle StreamClock::wait_for_device_until(Moment moment,
+                                                         std::unique_lock<AdaptiveMutex>& lock) noexcept {
   lock.unlock();
-  if (!events_->wait_for_device()) return false;
+  if (const Obstacle obstacle = events_->wait_for_device(); obstacle != Obstacle::none) return obstacle;
   lock.lock();
   pass(moment);
   is_gone_.store(false, std::memory_order_relaxed);
-  return true;
+  return Obstacle::none;
 }
 
-bool StreamClock::wait(Moment moment) noexcept {
-  if (events_ == nullptr || moment <= passed_.load(std::memory_order_acquire)) return true;
+StreamClock::Obstacle StreamClock::await(Moment moment) noexcept {
+  if (events_ == nullptr || moment <= passed_.load(std::memory_order_acquire)) return Obstacle::none;
   std::unique_lock lock(mutex_);
   for (int lost = 0; moment > passed_.load(std::memory_order_relaxed);) {
     const StreamEvents::Recorded recorded = mark_locked(moment);
     if (recorded == StreamEvents::Recorded::never) return wait_for_device_until(moment, lock);
-    if (recorded == StreamEvents::Recorded::not_now) return false;
+    if (recorded == StreamEvents::Recorded::captured) return Obstacle::capture;
+    if (recorded == StreamEvents::Recorded::unavailable) return Obstacle::unavailable;
     // The stream works in order: the first event that is late enough says it for all before it.
     const auto found = std::find_if(marks_.begin(), marks_.end(), [&](const Mark& m) { return m.moment >= moment; });
-    if (found == marks_.end()) return false;  // its event was lost meanwhile
+    if (found == marks_.end()) return Obstacle::capture;  // its event was lost meanwhile
     const Mark mark = *found;
     ++waiting_;
     lock.unlock();
@@ -123,10 +125,10 @@ bool StreamClock::wait(Moment moment) noexcept {
     if (--waiting_ == 0) {
       for (; !unused_.empty(); unused_.pop_front()) events_->discard(unused_.front());
     }
-    if (progress == StreamEvents::Progress::failed || (progress == StreamEvents::Progress::lost && ++lost > kMostLost))
-      return false;
+    if (progress == StreamEvents::Progress::failed) return Obstacle::failure;
+    if (progress == StreamEvents::Progress::lost && ++lost > kMostLost) return Obstacle::capture;
   }
-  return true;
+  return Obstacle::none;
 }
 
 StreamClock& StreamClocks::of(StreamId stream) {
@@ -151,10 +153,10 @@ StreamClock* StreamClocks::at(std::size_t index) noexcept {
   return index < clocks_.size() ? clocks_[index].get() : nullptr;
 }
 
-bool StreamClocks::wait_for_all() noexcept {
-  bool all = true;
-  for (std::size_t i = 0; StreamClock* const clock = at(i); ++i) all &= clock->wait(clock->now());
-  return all;
+StreamEvents::Obstacle StreamClocks::wait_for_all() noexcept {
+  StreamEvents::Obstacle worst = StreamEvents::Obstacle::none;
+  for (std::size_t i = 0; StreamClock* const clock = at(i); ++i) worst = std::max(worst, clock->await(clock->now()));
+  return worst;
 }
 
 void StreamClocks::wait_for_gone() noexcept {

@@ -24,6 +24,7 @@ namespace mempool {
 class StreamClock {
  public:
   using Moment = std::uint64_t;
+  using Obstacle = StreamEvents::Obstacle;
   static constexpr Moment kAlways = 0;  // has passed
 
   // `events`: nullptr, and every moment has passed.
@@ -44,9 +45,10 @@ class StreamClock {
     return events_ == nullptr || moment <= passed_.load(std::memory_order_acquire);
   }
   // Blocks until the whole device is at rest. False: that cannot be had now.
-  bool wait_for_device() noexcept { return events_ == nullptr || events_->wait_for_device(); }
-  // Marks and blocks. False: it cannot be known now.
-  bool wait(Moment moment) noexcept;
+  bool wait_for_device() noexcept { return events_ == nullptr || events_->wait_for_device() == Obstacle::none; }
+  // Marks and blocks, or says why it cannot be known now.
+  Obstacle await(Moment moment) noexcept;
+  bool wait(Moment moment) noexcept { return await(moment) == Obstacle::none; }
   // Whether the last moment that was to be marked can only be waited for, with all of the device: its stream is gone.
   bool is_gone() const noexcept { return is_gone_.load(std::memory_order_relaxed); }
   AdaptiveMutex& lock_for_fork() noexcept { return mutex_; }
@@ -61,7 +63,7 @@ class StreamClock {
   void pass(Moment moment) noexcept;
   void lose(Moment moment) noexcept;
   void forget(std::deque<Mark>::iterator mark) noexcept;
-  bool wait_for_device_until(Moment moment, std::unique_lock<AdaptiveMutex>& lock) noexcept;
+  Obstacle wait_for_device_until(Moment moment, std::unique_lock<AdaptiveMutex>& lock) noexcept;
 
   StreamEvents* const events_;
   const StreamId stream_;
@@ -81,8 +83,8 @@ class StreamClocks {
   explicit StreamClocks(StreamEvents* events) noexcept : events_(events) {}
   // Lives as long as this object. Throws std::bad_alloc.
   StreamClock& of(StreamId stream);
-  // Blocks until all work is done that is in any of the streams now. False: of some it cannot be known.
-  bool wait_for_all() noexcept;
+  // Blocks until all work is done that is in any of the streams now, or says what keeps that from being known of some.
+  StreamEvents::Obstacle wait_for_all() noexcept;
   // The same for streams that are gone, of which nothing else can be known.
   void wait_for_gone() noexcept;
   void lock_for_fork() noexcept;  // and every clock

@@ -21,8 +21,16 @@ class StreamEvents {
   };
   enum class Recorded : std::uint8_t {
     yes,
-    not_now,  // as while the stream is captured into a graph: ask again later
-    never,    // there is no such stream any more, or it has no events: wait_for_device() alone says that it is done
+    captured,     // the stream is captured into a graph just now: ask again later
+    unavailable,  // no memory for an event, or the driver is out of reach: ask again later
+    never,        // there is no such stream any more, or it has no events: wait_for_device() alone says that it is done
+  };
+  // Why it cannot be known that work is done; the later ones weigh more.
+  enum class Obstacle : std::uint8_t {
+    none,
+    unavailable,  // no memory for an event, or the driver is out of reach
+    capture,      // a stream is captured into a graph just now
+    failure,      // the device has failed
   };
 
   StreamEvents() = default;
@@ -35,9 +43,9 @@ class StreamEvents {
   virtual Progress query(Event event) noexcept = 0;
   // Blocks until the event is done. Never `pending`.
   virtual Progress wait(Event event) noexcept = 0;
-  // Blocks until all work of the device is done, whatever its stream, and that of streams which are gone. False: that
-  // cannot be had now.
-  virtual bool wait_for_device() noexcept = 0;
+  // Blocks until all work of the device is done, whatever its stream, and that of streams which are gone; or says why
+  // that cannot be had now.
+  virtual Obstacle wait_for_device() noexcept = 0;
   // What the device has failed with, in its driver's words; empty while it works. Then nothing more is ever done.
   virtual std::string failure() noexcept { return {}; }
   // The event is not used any more.

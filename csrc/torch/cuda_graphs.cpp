@@ -98,7 +98,8 @@ cca::CheckpointDelta CudaAllocator::setCheckpointPoolState(c10::DeviceIndex inde
   device.core.settle();  // what other streams used comes back, too
   for (const CachingAllocator::PlacedBlock& block : state->blocks) {
     TORCH_CHECK(device.core.allocate_at(family, block),
-                "mempool: the memory of a checkpointed block went back to the device meanwhile");
+                "mempool: the place of a checkpointed block is not free: its memory went back to the device meanwhile, "
+                "or other streams still use it");
     delta.dataptrs_allocd.emplace_back(block.address, block.address, raw_deleter(),
                                        c10::Device(c10::DeviceType::CUDA, index));
   }

@@ -74,10 +74,9 @@ cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
   TORCH_CHECK(cuda_manages_virtual_memory(header.device), "mempool: device ", header.device,
               " cannot manage virtual memory, and what it has is not shared with other processes");
   const ExportedBlock exported = cuda_export(header.device, address);
-  TORCH_CHECK(!exported.pieces.empty(), "mempool: the driver does not share the memory at ", address, " of device ",
-              header.device,
-              " with other processes. Where no file descriptor is left, raise the limit (ulimit -n): each "
-              "handle of memory takes one while it is shared");
+  TORCH_CHECK(!exported.pieces.empty(), "mempool: the memory at ", address, " of device ", header.device,
+              " cannot be shared with other processes. If its pool sleeps, wake() it first; if no file descriptor is "
+              "left, raise the limit (ulimit -n): each handle of memory takes one while it is shared");
   const auto base = reinterpret_cast<std::uintptr_t>(exported.base);
   std::vector<Piece> pieces;
   for (const ExportedBlock::Piece& piece : exported.pieces) pieces.push_back({piece.descriptor, piece.bytes});

@@ -1,5 +1,9 @@
 // Pools that sleep: no memory, every address kept, contents saved or dropped, all or nothing.
+#include <algorithm>
 #include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "core/current_pool.h"
 #include "core/failing_new.h"
@@ -142,8 +146,7 @@ TEST(sleep_and_wake_are_all_or_nothing) {
         allocator.wake_pool(*pool.pool);
         woke = true;
       } catch (const PoolStateError&) {
-        CHECK(!slept);
-        CHECK(!allocator.pool_asleep(*pool.pool));
+        CHECK_EQ(allocator.pool_asleep(*pool.pool), slept);  // its contents could not be read back, or saved
       } catch (const OutOfMemory&) {
         CHECK(slept);
       }
@@ -211,4 +214,142 @@ TEST(a_pool_stays_awake_when_its_records_find_no_memory) {
     if (!was_told) return;  // it allocates no more often than that
   }
   CHECK(false);
+}
+
+namespace {
+
+std::string reason_to_stay_awake(CachingAllocator& allocator, Account& pool, bool keep = true) {
+  try {
+    allocator.sleep_pool(pool, keep);
+  } catch (const PoolStateError& error) {
+    return error.what();
+  }
+  return "it sleeps";
+}
+
+}  // namespace
+
+TEST(a_pool_that_stays_awake_says_what_keeps_it_awake) {
+  const FakeDevice device = fixtures::device_with_streams();
+  FakeMemory& memory = *device.memory;
+  CachingAllocator& allocator = *device.allocator;
+  Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+  fixtures::set_current_pool(allocator, pool);
+  void* const block = allocator.allocate(5 * kMiB, 1);
+  fixtures::set_current_pool(allocator, nullptr);
+  const std::string awake = "mempool: pool 'model' stays awake: ";
+  const auto reason = [&] {
+    memory.work(1);
+    const std::string out = reason_to_stay_awake(allocator, *pool);
+    CHECK(!allocator.pool_asleep(*pool));
+    CHECK_EQ(allocator.check_structure(), "");
+    return out;
+  };
+  memory.refuse_events(true);
+  CHECK_EQ(reason(), awake + "a stream of its device is being captured into a graph.");
+  memory.fail_device(true);  // which outweighs the capture
+  CHECK_EQ(reason(), awake + "its device has failed: the fake device has failed.");
+  memory.refuse_events(false);
+  CHECK_EQ(reason(), awake + "its device has failed: the fake device has failed.");
+  memory.destroy_stream(1);
+  CHECK_EQ(reason(), awake + "its device has failed: the fake device has failed.");
+  memory.fail_device(false);
+  memory.refuse_events(true);
+  CHECK_EQ(reason(), awake + "a stream of its device is being captured into a graph.");
+  memory.refuse_events(false);
+  memory.finish(1);
+  memory.create_stream(1);
+  memory.fail_call(1);
+  CHECK_EQ(reason(), awake + "the driver gives no event by which the work on its device could be waited for.");
+  memory.fail_call(0);
+  allocator.pin_handles(block);
+  CHECK(reason().find("is shared with other processes") != std::string::npos);
+  allocator.unpin(block);
+  CHECK_EQ(reason_to_stay_awake(allocator, *pool), "it sleeps");
+  allocator.wake_pool(*pool);
+  allocator.deallocate(block);
+  allocator.drop_pool(*pool);
+  device.check_empty();
+}
+
+// Each call in turn fails: what is said is what has failed.
+TEST(a_pool_names_the_call_that_failed_as_the_reason) {
+  using Call = FakeMemory::Call;
+  const std::vector<std::pair<Call, std::string>> reasons{{Call::record, "gives no event"},
+                                                          {Call::unmap, "keeps memory mapped where it was"},
+                                                          {Call::save, "stays awake: the fake backup has failed"},
+                                                          {Call::decommit, "did not take its memory back"},
+                                                          {Call::restore, "sleeps on: the fake backup has failed"}};
+  std::vector<bool> seen(reasons.size());
+  for (std::uint64_t n = 1; n < 40; ++n) {
+    const FakeDevice device = fixtures::device_with_streams(40 * kMiB);
+    CachingAllocator& allocator = *device.allocator;
+    Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+    fixtures::set_current_pool(allocator, pool);
+    // Two free ranges become one while the stream is busy: the memory is mapped where it was, too.
+    std::vector<void*> blocks;
+    for (int i = 0; i < 5; ++i) blocks.push_back(allocator.allocate(8 * kMiB, 1));
+    for (const std::size_t i : {1u, 3u}) allocator.deallocate(std::exchange(blocks[i], nullptr));
+    device.memory->work(1);
+    blocks.push_back(allocator.allocate(16 * kMiB, 1));
+    fixtures::set_current_pool(allocator, nullptr);
+    std::vector<std::uint64_t> before;
+    for (const auto& [call, text] : reasons) before.push_back(device.memory->calls(call));
+    std::string said;
+    device.memory->fail_call(n);
+    try {
+      allocator.sleep_pool(*pool, true);
+      allocator.wake_pool(*pool);
+    } catch (const PoolStateError& error) {
+      said = error.what();
+    } catch (const OutOfMemory&) {
+      CHECK(allocator.pool_asleep(*pool));
+    }
+    device.memory->fail_call(0);
+    std::size_t named = 0;
+    for (std::size_t i = 0; i < reasons.size(); ++i) {
+      if (said.find(reasons[i].second) == std::string::npos) continue;
+      CHECK(device.memory->calls(reasons[i].first) > before[i]);
+      seen[i] = true;
+      ++named;
+    }
+    CHECK_EQ(named, said.empty() ? 0u : 1u);
+    if (allocator.pool_asleep(*pool)) allocator.wake_pool(*pool);
+    for (void* const block : blocks) allocator.deallocate(block);
+    allocator.drop_pool(*pool);
+    device.check_empty();
+  }
+  CHECK(std::all_of(seen.begin(), seen.end(), [](bool each) { return each; }));
+}
+
+// The second of two arenas keeps its memory, and what the first gave up cannot be had again.
+TEST(a_pool_that_sleeps_only_in_part_says_so_and_can_be_woken) {
+  const FakeDevice device = fixtures::device_with_streams();
+  CachingAllocator& allocator = *device.allocator;
+  Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+  fixtures::set_current_pool(allocator, pool);
+  char* const blocks[] = {static_cast<char*>(allocator.allocate(4 * kMiB, 1)),
+                          static_cast<char*>(allocator.allocate(4 * kMiB, 2))};
+  fixtures::set_current_pool(allocator, nullptr);
+  for (char* const block : blocks) std::memset(block, 7, 4 * kMiB);
+  allocator.ledger().force_limit(6 * kMiB);
+  bool is_found = false;
+  for (std::uint64_t n = 1; n < 20 && !is_found; ++n) {
+    device.memory->fail_call(n);
+    const std::string said = reason_to_stay_awake(allocator, *pool);
+    device.memory->fail_call(0);
+    is_found = said.find("mempool: pool 'model' sleeps, but the system did not take all") == 0;
+    CHECK_EQ(allocator.pool_asleep(*pool), is_found || said == "it sleeps");
+    CHECK_EQ(allocator.check_structure(), "");
+    allocator.ledger().force_limit(kNoLimit);
+    allocator.wake_pool(*pool);
+    CHECK(!allocator.pool_asleep(*pool));
+    for (const char* const block : blocks) CHECK_EQ(block[4 * kMiB - 1], 7);
+    allocator.ledger().force_limit(6 * kMiB);
+  }
+  CHECK(is_found);
+  allocator.ledger().force_limit(kNoLimit);
+  for (char* const block : blocks) allocator.deallocate(block);
+  allocator.drop_pool(*pool);
+  device.check_empty();
 }
