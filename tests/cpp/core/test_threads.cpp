@@ -7,29 +7,14 @@
 
 #include "backend/cpu_device.h"
 #include "core/current_pool.h"
+#include "core/in_threads.h"
 #include "core/size_classes.h"
 #include "fixtures.h"
 
 using namespace mempool;
 using fixtures::FakeDevice;
+using fixtures::in_threads;
 using fixtures::kMiB;
-
-namespace {
-
-template <typename Body>
-void in_threads(int count, Body body) {
-  std::vector<std::thread> threads;
-  std::atomic<int> ready{0};
-  for (int i = 0; i < count; ++i) {
-    threads.emplace_back([&, i] {
-      for (++ready; ready.load() < count;) std::this_thread::yield();
-      body(i);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
-
-}  // namespace
 
 TEST(a_pool_limit_is_exact_with_sixteen_threads_racing_at_it) {
   const FakeDevice device;
