@@ -7,14 +7,18 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/fake_memory.h"
 #include "core/caching_allocator.h"
-#include "core/current_pool.h"
+#include "core/size_classes.h"
+#include "core/stays.h"
 
 namespace mempool::fuzz {
 namespace {
+
+using fixtures::Stays;
 
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 constexpr std::size_t kMostLive = 48 * kMiB;  // keeps a run within the machine
@@ -50,11 +54,13 @@ class Machine {
     auto memory = std::make_unique<FakeMemory>(settings);
     memory_ = memory.get();
     allocator_ = std::make_unique<CachingAllocator>("fuzz", std::move(memory), options);
-    pools_.push_back(nullptr);
-    pools_.push_back(allocator_->open_pool("limited", nullptr, false, 8 * kMiB, kNoLimit));
-    pools_.push_back(allocator_->open_pool("child", pools_[1], false, kNoLimit, 2 * kMiB));
-    pools_.push_back(allocator_->open_pool("own", nullptr, true, kNoLimit, kNoLimit));
-    pools_.push_back(allocator_->open_pool("other", nullptr, true, 16 * kMiB, kNoLimit));
+    stays_ = std::make_unique<Stays>(*allocator_);
+    pools_.push_back({});
+    open_pool("limited", kRoot, false, 8 * kMiB, kNoLimit);
+    open_pool("child", 1, false, kNoLimit, 2 * kMiB);
+    open_pool("own", kRoot, true, kNoLimit, kNoLimit);
+    open_pool("other", kRoot, true, 16 * kMiB, kNoLimit);
+    renew();
   }
 
   void run() {
@@ -73,8 +79,28 @@ class Machine {
     std::size_t pool;
   };
 
+  static constexpr std::size_t kRoot = 0;
+  struct Pool {
+    Account* account = nullptr;  // as long as anything keeps it
+    std::string name = "root";
+    std::size_t parent = kRoot;
+    bool is_dropped = false;
+    std::size_t charged = 0;  // bytes, rounded, without those of the pools below
+  };
+
+  void open_pool(const std::string& name, std::size_t parent, bool isolated, std::size_t limit, std::size_t soft) {
+    pools_.push_back({allocator_->open_pool(name, pools_[parent].account, isolated, limit, soft), name, parent});
+  }
+  // A pool for a while, the last of all: stays and blocks outlive its handle.
+  void renew() {
+    const std::size_t number = pools_.size();
+    open_pool("request " + std::to_string(number), number % 2, number % 3 == 0, 4 * kMiB, kNoLimit);
+  }
+  // One of the first five, or the last.
+  std::size_t any_pool(std::size_t code) const { return code % 6 < 5 ? code % 6 : pools_.size() - 1; }
+
   void one(std::size_t op) {
-    switch (op % 16) {
+    switch (op % 20) {
       case 0:
       case 1:
       case 2:
@@ -97,37 +123,82 @@ class Machine {
         allocator_->decay(now_ms_ += static_cast<std::int64_t>(input_.two()));
         return;
       case 13:
-        return sleep_or_wake(pools_[3 + input_.next() % 2]);
+        return sleep_or_wake(pools_[3 + input_.next() % 2].account);
       case 14:
         memory_->fail_call(input_.next());
         return;
-      default:
+      case 15:
         return set_limit();
+      case 16:
+      case 17:
+        return enter(input_.next());
+      case 18:
+        return leave(input_.two());
+      default:
+        return end_some(input_.next());
     }
   }
 
+  void enter(std::size_t code) {
+    if (stays_->count() >= 24) return;
+    const std::size_t pool = any_pool(code / Stays::kThreads);
+    stays_->enter(code % Stays::kThreads, pools_[pool].account, pool);
+  }
+  void leave(std::size_t code) {
+    if (stays_->count() > 0) stays_->leave(code / Stays::kThreads, code % Stays::kThreads);
+  }
+  // Of a thread: all that it has entered since it was in so many pools, or itself. Or the last pool.
+  void end_some(std::size_t code) {
+    const std::size_t thread = code % Stays::kThreads;
+    switch (code / Stays::kThreads % 3) {
+      case 0:
+        return stays_->leave_above(thread, code / 9 % 4);
+      case 1:
+        return stays_->end_thread(thread);
+      default:
+        drop(pools_.size() - 1);
+        return renew();
+    }
+  }
+  void drop(std::size_t pool) {
+    if (!std::exchange(pools_[pool].is_dropped, true)) allocator_->drop_pool(*pools_[pool].account);
+  }
+
+  // In the pool that the thread is in, or in one that it enters for this.
   void allocate() {
-    const std::size_t pool = input_.next() % pools_.size();
+    const std::size_t choice = input_.next();
     const std::size_t code = input_.two();
     const std::size_t bytes = (code & 0xfff) << (code >> 12);  // up to 4095 << 15: 128 MiB
     if (live_ + bytes > kMostLive) return;
-    fixtures::set_current_pool(*allocator_, pools_[pool]);
-    void* address = nullptr;
-    try {
-      address = allocator_->allocate(bytes);
-    } catch (const OutOfMemory&) {
-    } catch (const PoolStateError&) {
+    const std::size_t thread = choice / 12 % Stays::kThreads;
+    const bool enters = choice % 2 == 0;
+    if (enters) {
+      const std::size_t entered = any_pool(choice / 2);
+      stays_->enter(thread, pools_[entered].account, entered);
     }
-    fixtures::set_current_pool(*allocator_, nullptr);
+    const std::size_t pool = stays_->pool_of(thread);
+    void* address = nullptr;
+    bool is_closed = false;
+    try {
+      stays_->on(thread, [&] { address = allocator_->allocate(bytes); });
+    } catch (const OutOfMemory&) {
+    } catch (const PoolClosedError&) {
+      is_closed = true;
+    } catch (const PoolAsleepError&) {
+    }
+    if (enters) stays_->leave_top(thread);
+    require(is_closed == (pools_[pool].is_dropped && bytes > 0), "a closed pool and no other refuses as one");
     if (address == nullptr) return;
     const auto fill = static_cast<unsigned char>(++stamp_ | 1);
     std::memset(address, fill, bytes);
     blocks_.push_back({static_cast<unsigned char*>(address), bytes, fill, pool});
     live_ += bytes;
+    pools_[pool].charged += round_block(bytes);
   }
 
   bool readable(const Block& block) const {
-    return pools_[block.pool] == nullptr || !allocator_->pool_asleep(*pools_[block.pool]);
+    Account* const pool = pools_[block.pool].account;
+    return pool == nullptr || !allocator_->pool_asleep(*pool);
   }
 
   void free(std::size_t which) {
@@ -139,6 +210,7 @@ class Machine {
     require(allocator_->deallocate(block.address), "a live block was not known");
     require(!allocator_->deallocate(block.address + 1), "an address inside a block was taken for one");
     live_ -= block.bytes;
+    pools_[block.pool].charged -= round_block(block.bytes);
   }
 
   void sleep_or_wake(Account* pool) {
@@ -172,15 +244,42 @@ class Machine {
     require(broken.empty(), broken);
     require(memory_->violation().empty(), memory_->violation());
     require(memory_->committed_bytes() == allocator_->ledger().held(), "held bytes against the backend's");
+    check_accounts();
     for (const Block& block : blocks_) {
       if (readable(block)) check_contents(block);
     }
   }
 
+  // Each pool is charged with its blocks and those below it, and is there as long as anything keeps it.
+  void check_accounts() {
+    std::map<std::string, Account> accounts;
+    for (const Ledger::Listed& each : allocator_->ledger().accounts()) accounts[each.account.name] = each.account;
+    std::vector<std::size_t> charged(pools_.size());
+    std::vector<std::size_t> children(pools_.size());
+    for (std::size_t i = pools_.size(); i-- > 1;) {  // a parent comes before its children
+      const Pool& pool = pools_[i];
+      charged[i] += pool.charged;
+      charged[pool.parent] += charged[i];
+      const std::size_t stays = stays_->count_in(i);
+      const bool is_alive = !pool.is_dropped || charged[i] > 0 || stays > 0 || children[i] > 0;
+      const auto found = accounts.find(pool.name);
+      require((found != accounts.end()) == is_alive, "a pool is there as long as anything keeps it");
+      if (!is_alive) continue;
+      ++children[pool.parent];
+      const Account& account = found->second;
+      require(static_cast<std::size_t>(account.blocks.bytes.current) == charged[i], "what a pool is charged with");
+      require(account.users == stays, "who is in a pool");
+    }
+    const auto all = static_cast<std::size_t>(allocator_->stats().blocks.all.bytes.current);
+    require(all == charged[kRoot] + pools_[kRoot].charged, "what the device is charged with");
+  }
+
   void finish() {
     memory_->fail_call(0);
+    for (std::size_t thread = 0; thread < Stays::kThreads; ++thread) stays_->leave_above(thread, 0);
     while (!blocks_.empty()) free(0);
-    for (std::size_t i = pools_.size(); i-- > 1;) allocator_->drop_pool(*pools_[i]);
+    for (std::size_t i = pools_.size(); i-- > 1;) drop(i);
+    require(allocator_->ledger().accounts().empty(), "pools that nobody keeps");
     require(allocator_->check_invariants().empty(), "invariants at the end");
     allocator_->trim(0);
     require(allocator_->ledger().held() == 0, "bytes are held that nobody uses");
@@ -191,7 +290,8 @@ class Machine {
   Input& input_;
   FakeMemory* memory_ = nullptr;
   std::unique_ptr<CachingAllocator> allocator_;
-  std::vector<Account*> pools_;
+  std::unique_ptr<Stays> stays_;
+  std::vector<Pool> pools_;
   std::vector<Block> blocks_;
   std::size_t live_ = 0;
   unsigned stamp_ = 0;
