@@ -11,11 +11,12 @@ you. Sizes are bytes as ``int`` or text such as ``"1.5GiB"``; a limit may also b
 
 from __future__ import annotations
 
-from mempool import _build
+from typing import TYPE_CHECKING
+
+from mempool import _build, _lazy
 
 _build.check_torch()  # before the module that links torch is loaded
 
-from mempool import compress, nn, ops  # noqa: E402
 from mempool._build import __version__  # noqa: E402
 from mempool._device import cuda_library_path  # noqa: E402
 from mempool.adoption import AdoptReport, adopt  # noqa: E402
@@ -43,11 +44,10 @@ from mempool.errors import (  # noqa: E402
     TraceError,
 )
 from mempool.following import FollowHandle, follow_context  # noqa: E402
+from mempool.packed import ops as _registers_operators  # noqa: E402, F401
 from mempool.pools import MemoryPool, PoolInfo, list_pools  # noqa: E402
 from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
-from mempool.recording import TraceRecording, record_trace  # noqa: E402
 from mempool.scopes import current_pool, leave_pools, use_pool  # noqa: E402
-from mempool.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history  # noqa: E402
 from mempool.stats import (  # noqa: E402
     max_memory_allocated,
     max_memory_reserved,
@@ -58,7 +58,12 @@ from mempool.stats import (  # noqa: E402
     reset_accumulated_memory_stats,
     reset_peak_memory_stats,
 )
-from mempool.trace import ReplayReport, replay  # noqa: E402
+
+if TYPE_CHECKING:
+    from mempool import checkpoint, compress, nn, ops
+    from mempool.observe.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history
+    from mempool.traces.recording import TraceRecording, record_trace
+    from mempool.traces.replaying import ReplayReport, replay
 
 __all__ = [
     "__version__",
@@ -111,6 +116,7 @@ __all__ = [
     "replay",
     "ReplayReport",
     # compressed weights
+    "checkpoint",
     "compress",
     "nn",
     "ops",
@@ -125,3 +131,15 @@ __all__ = [
     "SnapshotError",
     "TraceError",
 ]
+
+__getattr__, __dir__ = _lazy.exports(
+    __name__,
+    {
+        **{name: f"mempool.{name}" for name in ("checkpoint", "compress", "nn", "ops")},
+        **dict.fromkeys(
+            ("dump_snapshot", "load_snapshot", "memory_snapshot", "record_history"), "mempool.observe.snapshot"
+        ),
+        **dict.fromkeys(("TraceRecording", "record_trace"), "mempool.traces.recording"),
+        **dict.fromkeys(("ReplayReport", "replay"), "mempool.traces.replaying"),
+    },
+)

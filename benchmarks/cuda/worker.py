@@ -94,7 +94,7 @@ class Trace:
 
 
 def read(path: str) -> Trace:
-    from mempool.trace import read_columns
+    from mempool.traces.format import read_columns
 
     return Trace(read_columns(path))
 

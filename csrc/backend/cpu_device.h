@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/options.h"
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace mempool {
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "common/options.h"
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace mempool {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "backend/cuda_driver.h"
-#include "core/stream_events.h"
+#include "core/streams/stream_events.h"
 
 namespace mempool {
 

@@ -1,7 +1,7 @@
 // The clock of an allocator's decay: one detached thread that ends when nothing is held any more.
 #pragma once
 
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace mempool {
 

@@ -3,7 +3,7 @@
 
 #include <mutex>
 
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace mempool {
 

@@ -6,7 +6,7 @@
 #include <memory>
 #include <utility>
 
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace mempool::bindings {
 

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace py = pybind11;
 

@@ -19,7 +19,7 @@
 #include <memory>
 #include <string>
 
-#include "core/stream_events.h"
+#include "core/streams/stream_events.h"
 
 namespace mempool {
 

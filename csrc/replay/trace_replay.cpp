@@ -4,7 +4,7 @@
 #include <ctime>
 #include <utility>
 
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace mempool {
 namespace {

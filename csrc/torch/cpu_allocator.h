@@ -1,7 +1,7 @@
 // The adapter between torch's CPU tensors and the allocator. Needs libc10 alone of torch.
 #pragma once
 
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace mempool::torch_cpu {
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "backend/cuda_device.h"
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 #include "torch/cuda_history.h"
 #include "torch/cuda_pools.h"
 

@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from mempool.cli.common import json_option, print_json, progress
+from mempool.compress.masks import PATTERNS
+from mempool.compress.methods import METHODS
 
 
 @click.command("compress")
@@ -19,10 +21,8 @@ from mempool.cli.common import json_option, print_json, progress
 @click.option(
     "--sparsity", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="The share of weights that goes."
 )
-@click.option("--method", default="wanda", show_default=True, type=click.Choice(["magnitude", "wanda", "sparsegpt"]))
-@click.option(
-    "--pattern", default="unstructured", show_default=True, type=click.Choice(["unstructured", "2:4", "block4"])
-)
+@click.option("--method", default="wanda", show_default=True, type=click.Choice([*METHODS]))
+@click.option("--pattern", default="unstructured", show_default=True, type=click.Choice(PATTERNS))
 @click.option(
     "--epochs", default=0, show_default=True, type=click.IntRange(min=0), help="Then learn from the float32 model."
 )

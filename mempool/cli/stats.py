@@ -14,7 +14,7 @@ from rich.table import Table
 import mempool
 from mempool._text import printable
 from mempool.cli.common import console, format_size, json_option, print_json, reading
-from mempool.history import Peak, find_peaks, place_of
+from mempool.observe.history import Peak, find_peaks, place_of
 
 Groups = dict[str, list[int]]  # sizes of blocks, by name
 

@@ -14,13 +14,16 @@ A model that does not fit into memory as it is: built with no memory, packed lay
 
 from __future__ import annotations
 
-from mempool.compress.checkpoint import LoadReport, load
+from typing import TYPE_CHECKING
+
+from mempool import _lazy
 from mempool.compress.converting import convert
 from mempool.compress.distilling import distill_
 from mempool.compress.pruning import prune_
 from mempool.compress.reporting import LayerReport, Report, report
-from mempool.compress.saving import save
-from mempool.compress.skeletons import meta_parameters
+
+if TYPE_CHECKING:
+    from mempool.checkpoint import LoadReport, load, meta_parameters, save
 
 __all__ = [
     "prune_",
@@ -34,3 +37,7 @@ __all__ = [
     "LayerReport",
     "LoadReport",
 ]
+
+# Files are read and written by mempool.checkpoint, which stands above this package.
+_CHECKPOINT = ("LoadReport", "load", "meta_parameters", "save")
+__getattr__, __dir__ = _lazy.exports(__name__, dict.fromkeys(_CHECKPOINT, "mempool.checkpoint"))

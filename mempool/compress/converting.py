@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mempool.compress.filling import unchanged_by_errors
 from mempool.compress.layers import (
     Batches,
     layers_of,
@@ -22,9 +21,10 @@ from mempool.compress.layers import (
 from mempool.compress.left_alone import left_alone, warn_of
 from mempool.compress.module_tree import ModuleTree
 from mempool.compress.replaceable import lost_with, require_nothing_lost, require_replaceable
+from mempool.compress.undoing import unchanged_by_errors
 from mempool.compress.weight_readers import read_weights
-from mempool.nn import Int8Linear, SparseInt8Linear, pack_linear
-from mempool.packing import require_packable, require_target
+from mempool.packed.formats import require_packable, require_target
+from mempool.packed.linear import Int8Linear, SparseInt8Linear, pack_linear
 
 # How much of the difficulty moves from activations to weights; 0.5 as in the paper.
 SMOOTH_STRENGTH = 0.5

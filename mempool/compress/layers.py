@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune
 
 from mempool.compress import name_patterns
 from mempool.compress.sharing import memory_of
-from mempool.nn import SparseInt8Linear
+from mempool.packed.linear import SparseInt8Linear
 
 Batches = Iterable[Any]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from mempool.compress.layers import not_skipped, some
 from mempool.compress.replaceable import held_elsewhere
-from mempool.nn import Int8Linear, SparseInt8Linear
+from mempool.packed.linear import Int8Linear, SparseInt8Linear
 
 WEIGHT_SHARED = "another module has the weight, too, of"
 _PACKED = (Int8Linear, SparseInt8Linear)

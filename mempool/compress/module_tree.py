@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import nn
 
-from mempool.nn import Int8Linear, SparseInt8Linear
+from mempool.packed.linear import Int8Linear, SparseInt8Linear
 
 
 class ModuleTree:

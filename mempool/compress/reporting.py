@@ -10,7 +10,7 @@ from torch import nn
 
 from mempool import _core
 from mempool._text import render
-from mempool.nn import Int8Linear, SparseInt8Linear
+from mempool.packed.linear import Int8Linear, SparseInt8Linear
 
 if TYPE_CHECKING:
     from rich.table import Table

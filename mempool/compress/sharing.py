@@ -70,3 +70,9 @@ def in_place_of(old: Tensor, values: Tensor) -> Tensor:
     attributes: dict[str, Any] = old.__dict__
     new.__dict__.update(attributes)
     return new
+
+
+def write(tensor: Tensor, values: Tensor) -> None:
+    """Into the tensor, also one that was made in inference mode."""
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(values)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mempool._files import atomic_write
 from mempool.demo import corpus, report
 from mempool.demo.errors import DemoError
-from mempool.demo.model import Embeddings, find_weights
+from mempool.demo.model import find_weights
+from mempool.demo.report import Run
 
 REPEATS = 2
 WARMUP_PER_THREAD = 4
 # Anything that would give one of the two another allocator, or other settings, than its defaults.
 CLEARED = ("LD_PRELOAD", "MEMPOOL_CONF", "GLIBC_TUNABLES", "PYTORCH_ALLOC_CONF", "THP_MEM_ALLOC_ENABLE")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one worker returned."""
-
-    allocator: str
-    result: dict[str, Any]
-    embeddings: Embeddings
 
 
 def run(out: Path, requests: int, threads: int) -> int:

@@ -7,8 +7,9 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +20,22 @@ from rich.panel import Panel
 from rich.table import Table
 
 from mempool._files import atomic_write
-
-if TYPE_CHECKING:
-    from mempool.demo.compare import Run
+from mempool.demo.model import Embeddings
 
 MIB = 1024.0 * 1024.0
 DASH = "\N{EN DASH}"  # between the ends of a range, and for "not counted"
 
 BUSY_CORES = 0.25  # of other work, above which the times are not to be trusted
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one worker returned."""
+
+    allocator: str
+    result: dict[str, Any]
+    embeddings: Embeddings
+
 
 Result = Mapping[str, Any]  # a worker's JSON
 Value = Callable[[Result], float | None]  # None: this allocator does not count it

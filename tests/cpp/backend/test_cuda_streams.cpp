@@ -11,7 +11,7 @@
 
 #include "backend/cuda_memory.h"
 #include "check.h"
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 using namespace mempool;
 

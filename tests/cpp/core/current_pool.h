@@ -4,7 +4,7 @@
 #include <map>
 #include <memory>
 
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace fixtures {
 

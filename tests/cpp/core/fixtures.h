@@ -8,7 +8,7 @@
 #include "backend/fake_memory.h"
 #include "backend/host_memory.h"
 #include "check.h"
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace fixtures {
 

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "backend/fake_memory.h"
-#include "core/caching_allocator.h"
-#include "core/size_classes.h"
+#include "core/allocator/caching_allocator.h"
+#include "core/pages/size_classes.h"
 #include "core/stays.h"
 
 namespace mempool::fuzz {

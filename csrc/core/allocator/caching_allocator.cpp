@@ -1,0 +1,442 @@
+// An allocation's way from the request to the block, and back.
+#include "core/allocator/caching_allocator.h"
+
+#include <memory>
+#include <utility>
+
+#include "core/pages/page_map.h"
+
+namespace mempool {
+namespace {
+
+using CacheGuard = std::lock_guard<OwnerLock>;
+using ArenaGuard = std::lock_guard<AdaptiveMutex>;
+
+// Larger requests could not be rounded, or would pass the 48 bits of address that the page map knows.
+constexpr std::size_t kLargestRequest = std::size_t{1} << 47;
+
+}  // namespace
+
+// ---- allocate ----------------------------------------------------------------------------------------------------
+//
+// A cached block's way there and back takes no lock but the thread's own and touches no shared counter. Whatever is
+// rare is left to a function that is called last, so that the way itself saves no registers.
+
+void* CachingAllocator::allocate(std::size_t bytes, StreamId stream) {
+  ThreadCache* const mine = ThreadRegistry::find(slot_);
+  if (mine == nullptr || mine->pools.current() != nullptr || mine->stream() != stream ||
+      observed_.load(std::memory_order_relaxed)) [[unlikely]]
+    return allocate_slow(bytes, stream, nullptr);
+  if (bytes - 1 >= kSmallMax) return allocate_span(*mine, bytes, stream);  // 0 too
+  const std::size_t size_class = size_class_of(bytes);
+  if (!mine->lock.try_lock()) [[unlikely]]
+    return allocate_slow(bytes, stream, nullptr);
+  SmallBlock block;
+  if (!mine->pop(size_class, block)) [[unlikely]] {
+    mine->lock.unlock();
+    return allocate_slow(bytes, stream, nullptr);
+  }
+  *block.tag = {static_cast<std::uint32_t>(bytes), 0};
+  mine->shards.add(true, kSizeClasses[size_class].block_bytes, bytes);
+  if (mine->shards.is_ahead(true)) [[unlikely]]
+    return settle_and_unlock(*mine, true, block.address);
+  mine->lock.unlock();
+  return block.address;
+}
+
+void* CachingAllocator::allocate_span(ThreadCache& mine, std::size_t bytes, StreamId stream) {
+  if (bytes - 1 >= kLargestRequest) return allocate_slow(bytes, stream, nullptr);
+  const std::size_t rounded = round_block(bytes);
+  const bool is_small = rounded <= kMediumMax;
+  if (!mine.lock.try_lock()) [[unlikely]]
+    return allocate_slow(bytes, stream, nullptr);
+  Span* const span = is_small ? mine.pop_medium(rounded) : mine.pop_large(rounded);
+  if (span == nullptr) [[unlikely]] {
+    mine.lock.unlock();
+    return allocate_slow(bytes, stream, nullptr);
+  }
+  span->hand_out(bytes, 0, &mine);
+  mine.shards.add(is_small, rounded, bytes);
+  if (mine.shards.is_ahead(is_small)) [[unlikely]]
+    return settle_and_unlock(mine, is_small, span->address());
+  mine.lock.unlock();
+  return span->address();
+}
+
+void* CachingAllocator::settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept {
+  const bool settled = ledger_.settle(mine.shards, is_small);
+  mine.lock.unlock();
+  if (!settled) fold_for_peak(&mine);
+  return address;
+}
+
+void* CachingAllocator::allocate_from(ArenaFamily& family, std::size_t bytes, StreamId stream) {
+  return allocate_slow(bytes, stream, &family);
+}
+
+class CachingAllocator::Keep {
+ public:
+  explicit Keep(CachingAllocator& allocator) : allocator_(allocator) {}
+  Keep(const Keep&) = delete;
+  Keep& operator=(const Keep&) = delete;
+  ~Keep() {
+    if (account_ == nullptr) [[likely]]
+      return;
+    if (Account* const done = allocator_.ledger_.switch_user(account_, nullptr)) allocator_.retire(done);
+  }
+  // Precondition: something else keeps it at this moment.
+  void take(Account* account) {
+    if (account_ != nullptr || account == nullptr) return;
+    allocator_.ledger_.switch_user(nullptr, account);
+    account_ = account;
+  }
+
+ private:
+  CachingAllocator& allocator_;
+  Account* account_ = nullptr;
+};
+
+void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaFamily* family) {
+  if (bytes == 0) return nullptr;
+  ThreadCache* const mine = cache();
+  Keep keep(*this);
+  PressureOutcome outcome;
+  Request request{bytes, bytes <= kLargestRequest ? round_block(bytes) : 0, nullptr, mine, false, stream, family};
+  request.is_small = request.rounded <= kMediumMax;
+  Ledger::Charge charge = reserve_current(request, keep);
+  if (family == nullptr) request.family = &family_of(request.account);
+  if (request.rounded == 0) refuse(request, {.reason = OomReason::size_overflow}, nullptr, outcome);
+  request.arena = arena_of(*request.family, stream);
+  if (request.arena == nullptr) {
+    let_go(request, charge, keep);
+    refuse(request, {.reason = OomReason::metadata_refused}, nullptr, outcome);
+  }
+  if (mine != nullptr) serve_stream(*mine, request);
+  Effort effort = Effort::none;
+  while (true) {
+    if (charge.outcome != Ledger::Charge::Outcome::charged) [[unlikely]]
+      insist(request, charge);
+    Refusal why = Refusal::none;
+    void* const address = obtain(request, why);
+    if (address != nullptr) {
+      if (effort != Effort::none) ledger_.count_retry();
+      if (recorder_.enabled()) recorder_.on_alloc(address, bytes, request.account_id(), stream);
+      if (history_.enabled()) {
+        history_.on_alloc(address, request.rounded, bytes, request.account_id(), capture_stack());
+      }
+      confirm(request);
+      return address;
+    }
+    // While more room is sought, callbacks included, this request stands in nobody's way.
+    let_go(request, {}, keep);
+    if (why == Refusal::asleep) {
+      throw PoolAsleepError("mempool: pool '" + ledger_.name_of(request.account_id()) +
+                            "' is asleep: wake() it before it takes new blocks.");
+    }
+    make_room(request, why, effort, outcome);
+    charge = ledger_.reserve(request.account, request.rounded);
+  }
+}
+
+// The opposite of a reservation: its pool stays alive for this request.
+void CachingAllocator::let_go(const Request& request, const Ledger::Charge& charge, Keep& keep) {
+  if (request.account == nullptr || charge.outcome != Ledger::Charge::Outcome::charged) return;
+  keep.take(request.account);
+  ledger_.cancel(request.account, request.rounded);
+}
+
+// A thread that goes over to another stream takes its cache along.
+void CachingAllocator::serve_stream(ThreadCache& mine, const Request& request) noexcept {
+  constexpr int kStrangers = 32;  // so many that the cost of the change does not count
+  if (!request.family->is_thread_cached) return;
+  if (mine.stream() == request.stream) {
+    mine.strange_requests = 0;
+  } else if (++mine.strange_requests > kStrangers) {
+    const CacheGuard guard(mine.lock);
+    mine.serve(*request.arena);
+    mine.strange_requests = 0;
+  }
+}
+
+// Finds out which pool the thread is in and holds a place there, in one step: another thread may end the stay at any
+// moment, and the pool with it. The reserved bytes keep the pool, or else `keep` does.
+Ledger::Charge CachingAllocator::reserve_current(Request& request, Keep& keep) {
+  Ledger::Charge result;
+  if (request.cache == nullptr) return result;
+  const CacheGuard guard(request.cache->lock);
+  request.account = request.cache->pools.current();
+  if (request.account == nullptr) return result;
+  if (request.rounded == 0) {
+    keep.take(request.account);
+    return result;
+  }
+  result = ledger_.reserve(request.account, request.rounded);
+  if (result.outcome != Ledger::Charge::Outcome::charged) keep.take(request.account);
+  return result;
+}
+
+// A limit has refused, or a pool is closed: holds a place after the pressure callbacks, or throws.
+void CachingAllocator::insist(const Request& request, Ledger::Charge result) {
+  PressureOutcome outcome;
+  for (bool pressed = false; result.outcome != Ledger::Charge::Outcome::charged; pressed = true) {
+    if (result.outcome == Ledger::Charge::Outcome::closed) {
+      throw PoolClosedError("mempool: pool '" + result.pool->name + "' is closed: it takes no new blocks.");
+    }
+    if (!pressed) press(request, result.pool, request.rounded - (result.limit - result.allocated), true, outcome);
+    if (pressed || outcome.calls == 0) {
+      refuse(request,
+             {.reason = OomReason::pool_limit,
+              .pool = result.pool->name,
+              .allocated = result.allocated,
+              .limit = result.limit},
+             result.pool, outcome);
+    }
+    result = ledger_.reserve(request.account, request.rounded);
+  }
+  if (outcome.calls > 0) ledger_.count_retry();
+}
+
+// Counts the block that was found. Soft limits speak up here: the allocation has succeeded whatever their callbacks do.
+void CachingAllocator::confirm(const Request& request) {
+  Ledger::Charge result;
+  if (request.account == nullptr && request.cache != nullptr) {  // as on the fast way, so that it can lease room
+    ThreadCache& mine = *request.cache;
+    mine.lock.lock();
+    mine.shards.add(request.is_small, request.rounded, request.asked);
+    if (mine.shards.is_ahead(request.is_small)) {
+      settle_and_unlock(mine, request.is_small, nullptr);
+    } else {
+      mine.lock.unlock();
+    }
+  } else {
+    result = charge(request);
+  }
+  if (result.soft_over > 0) {
+    PressureOutcome outcome;
+    press(request, result.pool, result.soft_over, false, outcome);
+  }
+  if (ledger_.take_soft_crossing()) after_growth(request);
+}
+
+Ledger::Charge CachingAllocator::charge(const Request& request) noexcept {
+  Ledger::Charge result;
+  for (const bool force : {false, true}) {
+    {
+      std::unique_lock<OwnerLock> guard;
+      if (request.cache != nullptr) guard = std::unique_lock(request.cache->lock);
+      result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked,
+                               request.cache != nullptr ? &request.cache->shards : nullptr, force);
+    }
+    if (result.outcome != Ledger::Charge::Outcome::unsettled) break;
+    fold_for_peak(nullptr);
+  }
+  return result;
+}
+
+void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
+                                ThreadCache* mine, bool waits) noexcept {
+  Account* done = nullptr;
+  Account* idle = nullptr;
+  if (mine != nullptr) {
+    const CacheGuard guard(mine->lock);
+    if (account_id == 0 && !waits) {
+      mine->shards.subtract(is_small, rounded, asked);
+      if (mine->shards.is_behind(is_small)) ledger_.fold(mine->shards);
+    } else {
+      done = ledger_.uncharge(account_id, is_small, rounded, asked, &mine->shards, waits, &idle);
+    }
+  } else {
+    done = ledger_.uncharge(account_id, is_small, rounded, asked, nullptr, waits, &idle);
+  }
+  if (idle != nullptr) [[unlikely]]
+    clear_out(*idle);
+  if (done != nullptr) [[unlikely]]
+    retire(done);
+}
+
+// ---- free --------------------------------------------------------------------------------------------------------
+
+bool CachingAllocator::deallocate(void* address) noexcept {
+  Span* const span = PageMap::instance().find(address);
+  if (span == nullptr) [[unlikely]]
+    return address == nullptr;
+  if (span->state != Span::State::slab) return free_span(span, address);
+  Slab& slab = *span->slab;
+  const SizeClass& info = slab.info();
+  const auto offset = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(address) - span->start);
+  const std::uint32_t index = index_in_slab(info, offset);
+  if (index >= info.blocks || !begins_block(info, offset)) [[unlikely]]
+    return false;
+  BlockTag* const tag = slab.tags() + index;
+  const std::uint32_t asked = tag->requested;
+  if (asked == kFreeTag) [[unlikely]]
+    return false;
+  ThreadCache* const mine = ThreadRegistry::find(slot_);
+  if (mine == nullptr || tag->account != 0 || !mine->serves(span->home) || observed_.load(std::memory_order_relaxed) ||
+      !mine->lock.try_lock()) [[unlikely]] {
+    return free_slow(span, {address, tag});
+  }
+  if (!mine->push(slab.size_class, {address, tag})) [[unlikely]] {
+    mine->lock.unlock();
+    return free_slow(span, {address, tag});
+  }
+  tag->requested = kFreeTag;
+  mine->shards.subtract(true, info.block_bytes, asked);
+  if (mine->shards.is_behind(true)) [[unlikely]]
+    return fold_and_unlock(*mine);
+  mine->lock.unlock();
+  return true;
+}
+
+bool CachingAllocator::free_span(Span* span, void* address) noexcept {
+  if (span->address() != address || span->tag.requested == kFreeTag) [[unlikely]]
+    return false;
+  ThreadCache* const mine = ThreadRegistry::find(slot_);
+  if (span->tag.account != 0 || observed_.load(std::memory_order_relaxed) || !may_keep(span, mine) ||
+      !mine->lock.try_lock()) [[unlikely]] {
+    return free_slow(span, {address, &span->tag});
+  }
+  const bool is_small = span->bytes <= kMediumMax;
+  span->tag.requested = kFreeTag;
+  mine->shards.subtract(is_small, span->bytes, span->requested);
+  is_small ? mine->push_medium(span) : mine->push_large(span);
+  if (mine->shards.is_behind(is_small)) [[unlikely]]
+    return fold_and_unlock(*mine);
+  mine->lock.unlock();
+  return true;
+}
+
+bool CachingAllocator::fold_and_unlock(ThreadCache& mine) noexcept {
+  ledger_.fold(mine.shards);
+  mine.lock.unlock();
+  return true;
+}
+
+// Any block, by any thread. The block goes first, then its charge: a retired pool's arena may be gone right after.
+bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
+  if (observed_.load(std::memory_order_relaxed)) {
+    history_.on_free(block.address);
+    recorder_.on_free(block.address);
+  }
+  ThreadCache* const mine = cache();
+  const bool is_slab = span->state == Span::State::slab;
+  const std::size_t rounded = is_slab ? span->slab->info().block_bytes : span->bytes;
+  const bool is_small = rounded <= kMediumMax;
+  const std::size_t asked = is_small ? block.tag->requested : span->requested;
+  const std::uint32_t account = block.tag->account & ~kTagFlags;
+  const std::uint32_t flags = block.tag->account & kTagFlags;
+  if ((flags & kExported) != 0) [[unlikely]]
+    unpin(block.address);
+  if ((flags & kUsedElsewhere) != 0) {
+    defer(span, block, rounded, asked, account, mine);
+  } else {
+    if (may_keep(span, mine)) {
+      const CacheGuard guard(mine->lock);
+      *block.tag = {kFreeTag, 0};
+      if (is_slab) {
+        mine->push_or_give_back(span->slab->size_class, block);
+      } else {
+        is_small ? mine->push_medium(span) : mine->push_large(span);
+      }
+    } else {
+      give_back(span, block);
+    }
+    uncharge(account, is_small, rounded, asked, mine, false);
+  }
+  if (!is_slab && ledger_.above_soft_limit()) [[unlikely]] {
+    const std::size_t held = ledger_.held();
+    const std::size_t soft = ledger_.soft_limit();
+    if (held > soft) release(held - soft, false);
+  }
+  return true;
+}
+
+// Returns a block to its arena.
+void CachingAllocator::give_back(Span* span, const SmallBlock& block) noexcept {
+  Arena& arena = *span->segment->arena;
+  const ArenaGuard guard(arena.mutex);
+  if (span->state == Span::State::slab) {
+    arena.slabs.free(block);
+  } else {
+    span->tag = {kFreeTag, 0};
+    arena.pages.free(span);
+  }
+}
+
+// A block is freed that other streams use: it waits for them. Its charge goes before another thread can collect it.
+void CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
+                             std::uint32_t account, ThreadCache* mine) noexcept {
+  {
+    const ArenaGuard guard(span->segment->arena->mutex);  // a snapshot reads tags
+    *block.tag = {kFreeTag, kUsedElsewhere};
+  }
+  ledger_.keep(account);
+  uncharge(account, rounded <= kMediumMax, rounded, asked, mine, true);
+  if (deferred_.defer(span, block, rounded, asked, account)) return;
+  ledger_.end_waiting(rounded <= kMediumMax, rounded, asked);
+  give_back(span, block);
+  let_go(account);
+}
+
+void CachingAllocator::collect() noexcept {
+  if (deferred_.empty() || !collecting_.try_lock()) return;
+  give_back_collected();
+  collecting_.unlock();
+}
+
+void CachingAllocator::collect_all() noexcept {
+  const std::lock_guard guard(collecting_);
+  give_back_collected();
+}
+
+void CachingAllocator::give_back_collected() noexcept {
+  for (DeferredFrees::Block* block = deferred_.collect(); block != nullptr;) {
+    const std::unique_ptr<DeferredFrees::Block> done(std::exchange(block, block->next));
+    ledger_.end_waiting(done->rounded <= kMediumMax, done->rounded, done->asked);
+    if (const CompletionHook hook = completion_hook_.load(std::memory_order_relaxed)) {
+      const Arena& arena = *done->span->segment->arena;
+      hook(*this, done->block.address, done->rounded, arena.stream(), arena.family);
+    }
+    give_back(done->span, done->block);
+    let_go(done->account);
+  }
+}
+
+BlockTag* CachingAllocator::find_tag(const void* address, Span*& span) noexcept {
+  span = PageMap::instance().find(address);
+  if (span == nullptr) return nullptr;
+  if (span->state != Span::State::slab) return span->address() == address ? &span->tag : nullptr;
+  const SizeClass& info = span->slab->info();
+  const auto offset = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(address) - span->start);
+  const std::uint32_t index = index_in_slab(info, offset);
+  return index < info.blocks && begins_block(info, offset) ? span->slab->tags() + index : nullptr;
+}
+
+bool CachingAllocator::is_used_elsewhere(const void* address) noexcept {
+  Span* span = nullptr;
+  const BlockTag* const tag = find_tag(address, span);
+  return tag != nullptr && (tag->account & kUsedElsewhere) != 0;
+}
+
+bool CachingAllocator::add_use(const void* address, StreamId stream) { return add_use(address, clocks_.of(stream)); }
+
+bool CachingAllocator::add_use(const void* address, StreamClock& clock) {
+  Span* span = nullptr;
+  BlockTag* const tag = find_tag(address, span);
+  if (tag == nullptr) return false;
+  if (tag->requested == kFreeTag) return false;
+  if (recorder_.enabled()) recorder_.on_use(address, clock.stream());
+  if (&span->segment->arena->pages.clock() == &clock) return true;  // in order anyway
+  deferred_.add_use(address, clock);
+  const ArenaGuard guard(span->segment->arena->mutex);  // a snapshot reads tags
+  tag->account |= kUsedElsewhere;
+  return true;
+}
+
+std::size_t CachingAllocator::block_bytes(const void* address) noexcept {
+  const Span* const span = PageMap::instance().find(address);
+  if (span == nullptr) return 0;
+  return span->state == Span::State::slab ? span->slab->info().block_bytes : span->bytes;
+}
+
+}  // namespace mempool

@@ -1,0 +1,78 @@
+// Blocks that are freed while other streams than their own may still use them: they wait until these have caught up.
+//
+// Whoever uses a block on another stream says so (add_use). When it is freed, what is in those streams at that moment
+// has to be done before anybody gets its memory.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <unordered_map>
+#include <vector>
+
+#include "common/spin_lock.h"
+#include "core/pages/slab_heap.h"
+#include "core/streams/stream_clock.h"
+
+namespace mempool {
+
+class DeferredFrees {
+ public:
+  struct Use {
+    StreamClock* clock;
+    StreamClock::Moment moment;
+  };
+  struct Block {
+    Span* span = nullptr;
+    SmallBlock block;
+    std::size_t rounded = 0;  // bytes
+    std::size_t asked = 0;
+    std::uint32_t account = 0;
+    std::vector<Use> uses{};
+    std::size_t pending = 0;  // uses that are not over
+    Block* previous = nullptr;
+    Block* next = nullptr;
+  };
+
+  DeferredFrees() = default;
+  DeferredFrees(const DeferredFrees&) = delete;
+  DeferredFrees& operator=(const DeferredFrees&) = delete;
+  // What waits still is forgotten: for tests, whose devices end with nothing pending.
+  ~DeferredFrees();
+
+  // From now on the live block is used on that stream, too. Throws std::bad_alloc.
+  void add_use(const void* address, StreamClock& clock);
+  // A block that add_use() was called for is freed: collect() returns it one day. False: its uses are over, because
+  // there was no memory for a record and they were waited for. Where even that is not possible, nobody gets it again.
+  bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
+             std::uint32_t account) noexcept;
+  bool empty() const noexcept { return waiting_.load(std::memory_order_relaxed) == 0; }
+  std::size_t count() const noexcept { return waiting_.load(std::memory_order_relaxed); }
+
+  // Blocks whose uses are over, linked by `next`, in no order; the caller frees them and deletes the records.
+  Block* collect() noexcept;
+  // Blocks until the uses of one block are over: the oldest of at least `bytes`, else the oldest. False: none waits, or
+  // none can be waited for.
+  bool wait_for_one(std::size_t bytes) noexcept;
+  AdaptiveMutex& lock_for_fork() noexcept { return mutex_; }
+
+ private:
+  struct Line {
+    StreamClock* clock;
+    std::size_t unmarked = 0;
+    std::deque<std::pair<StreamClock::Moment, Block*>> queue{};
+  };
+  Line& line_of(StreamClock& clock);
+  bool enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block, std::size_t rounded,
+             std::size_t asked, std::uint32_t account) noexcept;
+
+  AdaptiveMutex mutex_;
+  std::unordered_map<const void*, std::vector<StreamClock*>> uses_;
+  std::vector<Line> lines_;
+  Block* oldest_ = nullptr;
+  Block* newest_ = nullptr;
+  std::atomic<std::size_t> waiting_{0};
+};
+
+}  // namespace mempool

@@ -1,0 +1,77 @@
+#include "core/observe/history.h"
+
+#include <chrono>
+#include <new>
+
+namespace mempool {
+namespace {
+
+std::int64_t now_us() {
+  using std::chrono::duration_cast;
+  using std::chrono::microseconds;
+  return duration_cast<microseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+void History::start(std::size_t most_events) {
+  const std::lock_guard guard(mutex_);
+  live_.clear();
+  events_.clear();
+  dropped_ = 0;
+  most_events_ = most_events;
+  enabled_.store(true, std::memory_order_relaxed);
+}
+
+void History::stop() {
+  const std::lock_guard guard(mutex_);
+  enabled_.store(false, std::memory_order_relaxed);
+  live_.clear();
+  events_.clear();
+}
+
+void History::append(const HistoryEvent& event) {
+  if (most_events_ == 0) return;
+  if (events_.size() == most_events_) {
+    events_.pop_front();
+    ++dropped_;
+  }
+  events_.push_back(event);
+}
+
+void History::on_alloc(const void* address, std::size_t bytes, std::size_t requested, std::uint32_t account,
+                       std::uint32_t stack) noexcept {
+  const auto key = reinterpret_cast<std::uintptr_t>(address);
+  const HistoryEvent event{HistoryEvent::Action::alloc, key, bytes, requested, stack, account, now_us()};
+  const std::lock_guard guard(mutex_);
+  if (!enabled()) return;
+  try {
+    live_.insert_or_assign(key, event);
+    append(event);
+  } catch (const std::bad_alloc&) {
+    ++dropped_;  // a diagnostic never fails the allocation that it describes
+  }
+}
+
+void History::on_free(const void* address) noexcept {
+  const auto key = reinterpret_cast<std::uintptr_t>(address);
+  const std::lock_guard guard(mutex_);
+  const auto found = live_.find(key);
+  if (found == live_.end()) return;  // older than the recording
+  HistoryEvent event = found->second;
+  live_.erase(found);
+  event.action = HistoryEvent::Action::free;
+  event.time_us = now_us();
+  try {
+    append(event);
+  } catch (const std::bad_alloc&) {
+    ++dropped_;
+  }
+}
+
+History::View History::view() const {
+  const std::lock_guard guard(mutex_);
+  return {live_, {events_.begin(), events_.end()}, dropped_};
+}
+
+}  // namespace mempool

@@ -1,0 +1,78 @@
+// Segments and free lists of one stream under one mutex, and the family that such arenas form.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/spin_lock.h"
+#include "core/pages/page_heap.h"
+#include "core/pages/slab_heap.h"
+#include "core/streams/stream_clock.h"
+
+namespace mempool {
+
+class ArenaFamily;
+class CachingAllocator;
+
+class Arena {
+ public:
+  Arena(ArenaFamily& family_in, StreamClock& clock, PhysicalMemory& memory, Ledger& ledger, const Options& options);
+
+  ArenaFamily& family;
+  StreamId stream() const noexcept { return stream_; }
+
+  AdaptiveMutex mutex;  // guards what follows
+  PageHeap pages;
+  SlabHeap slabs;
+
+  std::string check_invariants() const {
+    std::string broken = pages.check_invariants();
+    return broken.empty() ? slabs.check_invariants() : broken;
+  }
+
+ private:
+  const StreamId stream_;
+};
+
+// The arenas of one purpose, one for each stream that has asked: a block that is freed serves its own stream again at
+// once. The device's default family serves every pool that is not isolated.
+class ArenaFamily {
+ public:
+  enum class Kind : std::uint8_t {
+    shared,    // the device's default
+    isolated,  // one pool's own
+    fixed,     // captured graphs write to its addresses whenever they are replayed, freed or not: no memory moves in it
+  };
+  ArenaFamily(CachingAllocator& owner_in, std::string name_in, Kind kind_in, bool is_thread_cached_in)
+      : owner(owner_in), name(std::move(name_in)), kind(kind_in), is_thread_cached(is_thread_cached_in) {}
+  ArenaFamily(const ArenaFamily&) = delete;
+  ArenaFamily& operator=(const ArenaFamily&) = delete;
+
+  CachingAllocator& owner;
+  const std::string name;
+  const Kind kind;
+  // Whether blocks may wait in thread caches. Only the default family's may, so that closing another finds everything
+  // in its place.
+  const bool is_thread_cached;
+
+  // The arena that was made first, which lives as long as the family: found without a lock. nullptr before.
+  std::atomic<Arena*> first{nullptr};
+
+  std::atomic<bool> asleep{false};  // or on its way there: no arena gives blocks
+
+  // Guarded by the allocator's list of arenas.
+  std::vector<Arena*> arenas;
+  bool retired = false;  // nobody asks any more: its arenas go as soon as nothing is backed
+};
+
+inline Arena::Arena(ArenaFamily& family_in, StreamClock& clock, PhysicalMemory& memory, Ledger& ledger,
+                    const Options& options)
+    : family(family_in),
+      pages(memory, ledger, options, this, clock, family_in.kind != ArenaFamily::Kind::fixed),
+      slabs(pages),
+      stream_(clock.stream()) {}
+
+}  // namespace mempool

@@ -1,0 +1,129 @@
+#include "core/threads/thread_cache.h"
+
+#include <algorithm>
+#include <mutex>
+
+namespace mempool {
+namespace {
+
+using Guard = std::lock_guard<AdaptiveMutex>;
+
+// Blocks of one class that a thread may keep, within its number of bytes: as many as a layer's worth of tensors.
+constexpr std::uint16_t kBinCapacity = 64;
+
+}  // namespace
+
+ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, std::size_t most_small_bytes)
+    : owner(owner_in),
+      arena_(&arena),
+      stream_(arena.stream()),
+      served_(arena.family.is_thread_cached ? &arena : nullptr),
+      most_small_bytes_(most_small_bytes),
+      keeps_many_(arena.pages.handles_can_cut()),
+      most_medium_(keeps_many_ ? kMostMedium : 1),
+      most_large_(keeps_many_ ? kMostLarge : 1) {
+  std::size_t slots = 0;
+  for (std::size_t i = 0; i < kSmallClasses; ++i) {
+    bins_[i].block_bytes = kSizeClasses[i].block_bytes;
+    if (most_small_bytes > 0) bins_[i].capacity = kBinCapacity;
+    slots += bins_[i].capacity;
+  }
+  slots_ = std::make_unique<SmallBlock[]>(slots);
+  SmallBlock* next = slots_.get();
+  for (Bin& bin : bins_) next = (bin.slots = next) + bin.capacity;
+}
+
+bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& supply, Refusal& why) noexcept {
+  Bin& bin = bins_[size_class];
+  const std::size_t size = kSizeClasses[size_class].block_bytes;
+  // Half of the bin, so that frees which follow find room.
+  const std::size_t room = most_small_bytes_ > small_bytes_ ? (most_small_bytes_ - small_bytes_) / size : 0;
+  const std::size_t batch = std::clamp<std::size_t>(room, 1, bin.capacity / 2);
+  const Guard guard(arena_->mutex);
+  const std::size_t filled = arena_->slabs.allocate(size_class, bin.slots, batch, supply, why);
+  if (filled == 0) return false;
+  // The lowest address goes out first.
+  std::reverse(bin.slots, bin.slots + filled);
+  out = bin.slots[filled - 1];
+  bin.count = static_cast<std::uint16_t>(filled - 1);
+  small_bytes_ += (filled - 1) * size;
+  return true;
+}
+
+void ThreadCache::serve(Arena& arena) noexcept {
+  flush();
+  arena_ = &arena;
+  stream_ = arena.stream();
+  served_ = arena.family.is_thread_cached ? &arena : nullptr;
+}
+
+// The bin or the whole cache is full: the older half of the bin goes, or everything.
+void ThreadCache::make_room(std::size_t size_class) noexcept {
+  Bin& bin = bins_[size_class];
+  if (bin.count < bin.capacity) {
+    flush_small();
+    return;
+  }
+  const std::uint16_t leave = bin.count / 2;
+  SmallBlock* const first = bin.slots;
+  {
+    const Guard guard(arena_->mutex);
+    for (std::uint16_t i = 0; i < leave; ++i) arena_->slabs.free(first[i]);
+  }
+  std::copy(first + leave, first + bin.count, first);
+  bin.count = static_cast<std::uint16_t>(bin.count - leave);
+  small_bytes_ -= std::size_t{leave} * kSizeClasses[size_class].block_bytes;
+}
+
+void ThreadCache::push_or_give_back(std::size_t size_class, const SmallBlock& block) noexcept {
+  if (push(size_class, block)) return;
+  make_room(size_class);
+  if (push(size_class, block)) return;
+  const Guard guard(arena_->mutex);
+  arena_->slabs.free(block);
+}
+
+void ThreadCache::flush_small() noexcept {
+  const Guard guard(arena_->mutex);
+  for (Bin& bin : bins_) {
+    for (; bin.count > 0; --bin.count) arena_->slabs.free(bin.slots[bin.count - 1]);
+  }
+  small_bytes_ = 0;
+}
+
+void ThreadCache::evict_medium(std::size_t count) noexcept {
+  if (count == 0) return;
+  std::size_t bytes = 0;
+  std::size_t left = count;
+  {
+    const Guard guard(arena_->mutex);
+    for (Span** head = &medium_[keeps_many_ ? kMediumBins - 1 : newest_bin_]; left > 0; --head) {
+      for (; *head != nullptr && left > 0; --left) {
+        Span* const span = *head;
+        *head = span->cached_next;
+        bytes += span->bytes;
+        arena_->pages.free(span);
+      }
+    }
+  }
+  medium_count_ -= count;
+  set_span_bytes(span_bytes() - bytes);
+}
+
+void ThreadCache::evict_large(std::size_t count) noexcept {
+  if (count == 0) return;
+  std::size_t bytes = 0;
+  {
+    const Guard guard(arena_->mutex);
+    for (std::size_t i = 0; i < count; ++i) {
+      bytes += large_sizes_[i];
+      arena_->pages.free(large_[i]);
+    }
+  }
+  std::copy(large_sizes_.begin() + count, large_sizes_.begin() + large_count_, large_sizes_.begin());
+  std::copy(large_.begin() + count, large_.begin() + large_count_, large_.begin());
+  large_count_ -= count;
+  set_span_bytes(span_bytes() - bytes);
+}
+
+}  // namespace mempool

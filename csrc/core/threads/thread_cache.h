@@ -1,0 +1,174 @@
+// Free blocks of one arena that one thread keeps for itself, and that thread's shards of the ledger. The arena is that
+// of the stream which the thread has used of late, in the device's default family.
+//
+// `lock` guards everything here. Its own thread takes it for each allocation, and so nearly always without contention;
+// others take it to recall the blocks (a limit was reached, trim, a pool closes), to read statistics, at fork and at
+// thread exit. Lock order: registry, then thread caches, then arenas, then the ledger.
+//
+// Small blocks are kept up to a number of bytes. Larger ones are kept by number: they return to the arena, from all
+// threads, before it asks for memory, so that nothing more is held because of them. Yet a block that waits has not
+// merged with what is free beside it, and the next ones are placed worse. Moving what is free makes that good where any
+// granule can move; elsewhere one block of each kind waits, and only until another size is wanted.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "common/owner_lock.h"
+#include "core/accounts/ledger.h"
+#include "core/pages/arena.h"
+#include "core/threads/pool_stack.h"
+
+namespace mempool {
+
+class CachingAllocator;
+
+class ThreadCache {
+ public:
+  ThreadCache(CachingAllocator& owner, Arena& arena, std::size_t most_small_bytes);
+
+  // Whether a block of that arena may wait here. Called by the thread itself, without the lock too.
+  bool serves(const void* arena) const noexcept { return arena == served_; }
+  StreamId stream() const noexcept { return stream_; }
+  // From now on it keeps blocks of that arena. Precondition: the lock is held.
+  void serve(Arena& arena) noexcept;
+
+  // Small blocks. pop() is false when the class is empty; then refill() takes a batch from the arena. push() is false
+  // when there is no room; then push_or_give_back() makes some.
+  bool pop(std::size_t size_class, SmallBlock& out) noexcept {
+    Bin& bin = bins_[size_class];
+    if (bin.count == 0) [[unlikely]]
+      return false;
+    out = bin.slots[--bin.count];
+    small_bytes_ -= bin.block_bytes;
+    return true;
+  }
+  bool push(std::size_t size_class, const SmallBlock& block) noexcept {
+    Bin& bin = bins_[size_class];
+    const std::size_t bytes = small_bytes_ + bin.block_bytes;
+    if (bin.count == bin.capacity || bytes > most_small_bytes_) [[unlikely]]
+      return false;
+    bin.slots[bin.count++] = block;
+    small_bytes_ = bytes;
+    return true;
+  }
+  bool refill(std::size_t size_class, SmallBlock& out, const Supply& supply, Refusal& why) noexcept;
+  void push_or_give_back(std::size_t size_class, const SmallBlock& block) noexcept;
+
+  // Medium blocks, found by their exact number of pages.
+  Span* pop_medium(std::size_t bytes) noexcept {
+    Span*& head = medium_[medium_bin(bytes)];
+    Span* const span = head;
+    if (span == nullptr) return nullptr;
+    head = span->cached_next;
+    --medium_count_;
+    set_span_bytes(span_bytes() - bytes);
+    return span;
+  }
+  void push_medium(Span* span) noexcept {
+    if (medium_count_ == most_medium_) [[unlikely]]
+      evict_medium((most_medium_ + 1) / 2);
+    newest_bin_ = medium_bin(span->bytes);
+    Span*& head = medium_[newest_bin_];
+    span->cached_next = head;
+    head = span;
+    ++medium_count_;
+    set_span_bytes(span_bytes() + span->bytes);
+  }
+
+  // Large blocks of this thread's own that were freed last, found by their exact size.
+  Span* pop_large(std::size_t bytes) noexcept {
+    for (std::size_t i = large_count_; i-- > 0;) {
+      if (large_sizes_[i] != bytes) continue;
+      Span* const span = large_[i];
+      --large_count_;
+      for (; i < large_count_; ++i) {
+        large_sizes_[i] = large_sizes_[i + 1];
+        large_[i] = large_[i + 1];
+      }
+      set_span_bytes(span_bytes() - bytes);
+      return span;
+    }
+    return nullptr;
+  }
+  // pop_medium() or pop_large() has found nothing: the arena is asked next.
+  void make_way(bool is_small) noexcept {
+    if (keeps_many_) return;
+    is_small ? evict_medium(medium_count_) : evict_large(large_count_);
+  }
+  void push_large(Span* span) noexcept {
+    if (large_count_ == most_large_) [[unlikely]]
+      evict_large((most_large_ + 1) / 2);
+    large_sizes_[large_count_] = span->bytes;
+    large_[large_count_++] = span;
+    set_span_bytes(span_bytes() + span->bytes);
+  }
+  std::size_t small_bytes() const noexcept { return small_bytes_; }
+  // Medium and large ones. May be read without the lock.
+  std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
+  // Bytes of them that were there all the time since the last call: nobody has needed these.
+  std::size_t take_unused_bytes() noexcept { return std::exchange(least_span_bytes_, span_bytes()); }
+
+  // Returns every block, or the small ones, or the medium and large ones, to the arena.
+  void flush() noexcept {
+    flush_small();
+    flush_spans();
+  }
+  void flush_small() noexcept;
+  void flush_spans() noexcept {
+    evict_medium(medium_count_);
+    evict_large(large_count_);
+  }
+
+  OwnerLock lock;
+  CachingAllocator& owner;
+  Ledger::Shards shards;
+  PoolStack pools;
+  int strange_requests = 0;  // in a row, for other streams than the one that is served; its own thread alone uses it
+
+ private:
+  struct Bin {
+    SmallBlock* slots = nullptr;
+    std::uint16_t count = 0;
+    std::uint16_t capacity = 0;  // 0: this thread keeps none
+    std::uint32_t block_bytes = 0;
+  };
+  static constexpr std::size_t kMediumBins = (kMediumMax - kSmallMax) / kPageBytes;
+  static constexpr std::size_t kMostMedium = 128;
+  static constexpr std::size_t kMostLarge = 16;
+  static std::size_t medium_bin(std::size_t bytes) { return (bytes - kSmallMax) / kPageBytes - 1; }
+
+  // Only the holder of the lock writes, so that no read-modify-write is needed.
+  void set_span_bytes(std::size_t bytes) noexcept {
+    span_bytes_.store(bytes, std::memory_order_relaxed);
+    least_span_bytes_ = least_span_bytes_ < bytes ? least_span_bytes_ : bytes;
+  }
+  void evict_medium(std::size_t count) noexcept;  // the largest
+  void evict_large(std::size_t count) noexcept;   // the oldest
+  void make_room(std::size_t size_class) noexcept;
+
+  Arena* arena_;
+  StreamId stream_;
+  const void* served_;  // the arena; nullptr where no block may wait
+  const std::size_t most_small_bytes_;
+  const bool keeps_many_;  // blocks of each kind, else one
+  const std::size_t most_medium_;
+  const std::size_t most_large_;
+  std::size_t small_bytes_ = 0;
+  std::array<Bin, kSmallClasses> bins_{};
+  std::array<Span*, kMediumBins> medium_{};
+  std::size_t medium_count_ = 0;
+  std::size_t newest_bin_ = 0;                         // of medium_
+  std::array<std::size_t, kMostLarge> large_sizes_{};  // the oldest first
+  std::array<Span*, kMostLarge> large_{};
+  std::size_t large_count_ = 0;
+  std::atomic<std::size_t> span_bytes_{0};
+  std::size_t least_span_bytes_ = 0;  // since take_unused_bytes()
+  std::unique_ptr<SmallBlock[]> slots_;
+};
+
+}  // namespace mempool

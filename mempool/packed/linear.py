@@ -1,0 +1,455 @@
+"""Linear layers whose weights stay compressed while they are used: ``Int8Linear`` and ``SparseInt8Linear``.
+
+Weights are int8 with one float32 scale for each output; activations are quantized to int8 as they come, with one scale
+for each token (row); products are summed in int32. Sparse weights keep only what is not zero. The buffers are the same
+bytes on every machine and for every number of threads; a state dict of them loads anywhere. Layers are packed on the
+CPU and run there or, moved with ``.to("cuda")``, on a GPU of compute capability 8.0 or higher, with the same outputs;
+the pattern 2:4 is for GPUs alone. Inference only: nothing flows back through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mempool import _core
+from mempool.packed import formats
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Int8Linear", "SparseInt8Linear", "pack_linear"]
+
+_FLOATS = ("scales", "bias", "input_scale")
+_PLACEHOLDER = "placeholder"
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts
+_DENSE = ("weight", "weight_orig", "weight_mask")
+
+
+class _PackedLinear(nn.Module):
+    """What the packed layers share: their buffers, and how these come in.
+
+    Buffers beside those of the format: ``format`` (int32: version, pattern, N, K), ``sums`` (int32 [N]), ``scales``
+    (float32 [N]), ``bias`` (float32 [N]) if there is one, and ``input_scale`` (float32 [K]) if activations are
+    multiplied by it first.
+
+    ``placeholder`` is an empty parameter of the type that the dense weight had. It tells whoever asks for
+    ``next(model.parameters())`` what it would be told by a dense layer. A state dict may lack it. After ``to_empty``
+    the weight is zero, as that of a new layer, until one is loaded.
+    """
+
+    in_features: int
+    out_features: int
+    name_in_model: str | None = None  # where ``compress.convert`` put it
+    placeholder: nn.Parameter
+    pattern: str  # "dense", "unstructured", "block4" or "2:4"
+
+    def __init__(
+        self,
+        pattern: str,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        buffers: dict[str, Tensor],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.pattern = pattern
+        self.in_features = in_features
+        self.out_features = out_features
+        self._buffers.update({**({} if bias else {"bias": None}), "input_scale": None, **buffers})
+        self.stand_for(dtype or torch.get_default_dtype())
+
+    def stand_for(self, dtype: torch.dtype) -> None:
+        """Says of which type the dense weight was, on whose device the packed one is."""
+        device = self._buffers["scales"].device  # type: ignore[union-attr]
+        known = self._parameters.get(_PLACEHOLDER)
+        if known is not None and (known.dtype, known.device) == (dtype, device):
+            return
+        empty = torch.empty(0, dtype=dtype, device=device)
+        self._parameters[_PLACEHOLDER] = nn.Parameter(empty, requires_grad=False)
+
+    @classmethod
+    def _packed(
+        cls, linear: nn.Linear | _PackedLinear, pattern: str, quantized: Tensor, buffers: dict[str, Tensor]
+    ) -> Self:
+        """In the place of ``linear``, with its int8 weight packed and what else ``quantized_of`` returned."""
+        layer = cls.__new__(cls)
+        names = formats.packed_names(pattern)
+        packed = getattr(torch.ops.mempool, f"pack_{formats.operator(pattern)}")(quantized)
+        header = formats.header_of(pattern, linear.out_features, linear.in_features, quantized.device)
+        buffers = {"format": header, **dict(zip(names, packed, strict=True)), **buffers}
+        has_bias = linear.bias is not None
+        dtype = (linear.weight if isinstance(linear, nn.Linear) else linear.placeholder).dtype
+        _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers, dtype)
+        return layer.train(linear.training)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all buffers of this layer."""
+        return sum(buffer.nbytes for buffer in self._buffers.values() if buffer is not None)
+
+    def _non_zero(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def density(self) -> float:
+        """The share of weights that are kept, 0 to 1. For ``block4`` whole blocks count; NaN on the meta device."""
+        if self.get_buffer("sums").is_meta:
+            return float("nan")
+        return min(1.0, self._non_zero() / max(1, self.in_features * self.out_features))
+
+    def extra_repr(self) -> str:
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        if self.pattern != "dense":
+            text += f", pattern={self.pattern}"
+        return f"{text}, {_core.format_bytes(self.packed_bytes)}"  # the density would take a look at all weights
+
+    def _unpacked(self) -> Tensor:
+        raise NotImplementedError
+
+    def dequantize(self) -> Tensor:
+        """The weight as float32 [out_features, in_features], in the units of the inputs as they come."""
+        scales, input_scale = self.get_buffer("scales"), self._buffers["input_scale"]
+        weight = self._unpacked().float() * _off_gpu(scales).unsqueeze(1)  # on the CPU: the format is its
+        if input_scale is not None:
+            weight = weight * _off_gpu(input_scale)
+        return weight.to(scales.device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        device = input.device.type
+        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and input.dtype in _CAST:
+            input = input.to(torch.get_autocast_dtype(device))  # as for a dense layer, so that outputs are of that type
+        scale = self._buffers["input_scale"]
+        if scale is None and input.dtype is torch.float32:
+            return self._multiplied(input)
+        computed = input.float() if input.dtype in (torch.float16, torch.float64) else input
+        if scale is not None:
+            computed = computed * scale.to(computed.dtype)
+        return self._multiplied(computed).to(input.dtype)
+
+    def _multiplied(self, input: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _PackedLinear:
+        """As in every module, but no change of type reaches the buffers of the format, and ``to_empty`` makes zeros."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        device = self.get_buffer("scales").device
+        was_meta = any(old is not None and old.is_meta for old in before.values())
+        if device.type != "meta" and (was_meta or getattr(fn, "__qualname__", "").startswith("Module.to_empty.")):
+            # Whatever lies in that memory would be masks and offsets, by which kernels read.
+            zero = formats.empty(self.pattern, self.in_features, self.out_features, self.bias is not None, device)
+            self._buffers.update({"input_scale": None, **zero})
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in _DENSE:
+                raise
+            known = self.__dict__.get("name_in_model")
+            raise AttributeError(
+                f"{error}: its weight is packed, and this code reads a dense one. Leave the layer as it is, by "
+                f"convert(model, skip=[{repr(known) if known else 'its name'}]) or load(..., skip=...); "
+                "dequantize() makes a dense copy.",
+                name=name,
+                obj=self,
+            ) from None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if _PLACEHOLDER not in self._parameters:  # pickled before there was one
+            self.stand_for(torch.float32)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes buffers of any density, checks them, and leaves the layer as it was where they are not sound."""
+        given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        layer = prefix.removesuffix(".") or type(self).__name__
+        pattern, problem = self._pattern_of(given.get("format"))
+        if problem is not None:
+            error_msgs.append(f"{layer}: {problem}")
+            return
+        wanted = [*formats.buffer_names(pattern), *(["bias"] if self.bias is not None else [])]
+        missing = [name for name in wanted if name not in given]
+        missing_keys.extend(prefix + name for name in missing)
+        if strict:
+            unexpected_keys.extend(
+                prefix + name for name in given if name not in (*wanted, "input_scale", _PLACEHOLDER)
+            )
+        if missing:
+            return
+        names = [*wanted, *(["input_scale"] if "input_scale" in given else [])]
+        try:
+            assign = bool(local_metadata.get("assign_to_params_buffers", False))
+            buffers = {name: self._taken(name, given[name], assign) for name in names}
+            formats.check(pattern, buffers, self.out_features, self.in_features)
+        except (RuntimeError, TypeError) as error:
+            error_msgs.append(f"{layer}: {str(error).removeprefix('mempool: ')}")
+            return
+        for name in [name for name in self._buffers if name not in ("bias", "input_scale")]:
+            del self._buffers[name]
+        self._buffers.update({"input_scale": None, **buffers})
+        self.pattern = pattern
+        dtype = given[_PLACEHOLDER].dtype if assign and _PLACEHOLDER in given else self.placeholder.dtype
+        self.stand_for(dtype)
+
+    def _pattern_of(self, header: Tensor | None) -> tuple[str, str | None]:
+        """The pattern of what is to be loaded, or why it cannot be."""
+        if header is None:
+            return self.pattern, None  # what else is missing is said with it
+        if not isinstance(header, Tensor) or header.is_meta or header.dtype != torch.int32 or header.numel() != 4:
+            return "", "`format` has to be 4 numbers of int32."
+        version, pattern, outputs, inputs = header.tolist()
+        if version != formats.VERSION or not 0 <= pattern < len(formats.PATTERNS):
+            return "", f"its format is {version}.{pattern}, and this mempool reads version {formats.VERSION}."
+        if (outputs, inputs) != (self.out_features, self.in_features):
+            return "", (
+                f"its weight has {outputs} outputs and {inputs} inputs, and this layer has {self.out_features} outputs "
+                f"and {self.in_features} inputs."
+            )
+        if (formats.PATTERNS[pattern] == "dense") != (self.pattern == "dense"):
+            return "", f"its weight is {formats.PATTERNS[pattern]}, and this layer is {self.pattern}."
+        return formats.PATTERNS[pattern], None
+
+    def _taken(self, name: str, value: Tensor, assign: bool) -> Tensor:
+        """A buffer of this layer's own; with ``assign`` the given one, where kernels can read it as it lies."""
+        if value.dtype != formats.DTYPES[name]:
+            raise TypeError(f"`{name}` has to be {formats.DTYPES[name]}, and is {value.dtype}.")
+        alignment = 16 if value.is_cuda else 8  # bytes
+        if assign and value.is_contiguous() and (value.is_meta or value.data_ptr() % alignment == 0):
+            return value.detach()
+        sums = self.get_buffer("sums")
+        taken = torch.empty(value.shape, dtype=value.dtype, device=value.device if sums.is_meta else sums.device)
+        return taken.copy_(value.detach())
+
+
+class Int8Linear(_PackedLinear):
+    """``torch.nn.Linear`` with an int8 weight, for inference.
+
+    Input ``[..., in_features]``, output ``[..., out_features]`` of the same type: float32 or bfloat16; float16 and
+    float64 are computed as float32. A row with a NaN or an infinite value gives NaN in that row alone. A new layer's
+    weight is zero: use ``from_linear`` or load one.
+    """
+
+    __module__ = "mempool.nn"  # the public path, which pickles keep
+    panels: Tensor
+    sums: Tensor
+    scales: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
+        super().__init__(
+            "dense", in_features, out_features, bias, formats.empty("dense", in_features, out_features, bias, device)
+        )
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, input_scale: Tensor | None = None) -> Int8Linear:
+        """Packs the weight of ``linear``, which stays as it is. Memory comes from the current pool.
+
+        ``input_scale`` (float32 [in_features]): activations are multiplied by it, and the weight divided.
+
+        Raises TypeError if it is no Linear, ValueError if the weight is not on the CPU, has a NaN or an infinite value,
+        or more than 65,536 inputs.
+        """
+        quantized, buffers = formats.quantized_of(linear, input_scale)
+        return cls._packed(linear, "dense", quantized, buffers)
+
+    def _non_zero(self) -> int:
+        return int(torch.count_nonzero(self.panels))
+
+    def _unpacked(self) -> Tensor:
+        weight: Tensor = torch.ops.mempool.unpack_int8(_off_gpu(self.panels), self.out_features, self.in_features)
+        return weight
+
+    def _multiplied(self, input: Tensor) -> Tensor:
+        buffers = self._buffers
+        output: Tensor = torch.ops.mempool.int8_linear.default(
+            input,
+            buffers["panels"],
+            buffers["sums"],
+            buffers["scales"],
+            buffers["bias"],
+            self.in_features,
+        )
+        return output
+
+
+class SparseInt8Linear(_PackedLinear):
+    """``torch.nn.Linear`` with an int8 weight that keeps only what is not zero, for inference.
+
+    ``pattern``: ``"unstructured"`` (a bit for each weight; less memory to read, so faster for up to some 12 tokens from
+    a density of a half down), ``"block4"`` (a bit for each 4 inputs of an output; what is zero is not computed, so
+    faster for many tokens too, from 80% of zero blocks up) or ``"2:4"`` (two of each four inputs are kept at most, for
+    sparse tensor cores: runs on a GPU alone, and raises RuntimeError on the CPU). Inputs and outputs as for
+    ``Int8Linear``. Buffers: ``masks`` and ``offsets``, or ``places`` for 2:4.
+    """
+
+    __module__ = "mempool.nn"  # the public path, which pickles keep
+    masks: Tensor
+    offsets: Tensor
+    places: Tensor
+    values: Tensor
+    sums: Tensor
+    scales: Tensor
+    bias: Tensor | None
+    input_scale: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        pattern: str = "unstructured",
+        device: Any = None,
+    ) -> None:
+        _require_sparse(pattern)
+        super().__init__(
+            pattern, in_features, out_features, bias, formats.empty(pattern, in_features, out_features, bias, device)
+        )
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, pattern: str | None = None, input_scale: Tensor | None = None
+    ) -> SparseInt8Linear:
+        """As ``Int8Linear.from_linear``; ``pattern=None`` takes unstructured or block4, which needs fewer bytes.
+
+        Raises what that raises, and ValueError for another pattern or a weight that is not 2:4.
+        """
+        if pattern is not None:
+            _require_sparse(pattern)
+        quantized, buffers = formats.quantized_of(linear, input_scale)
+        if pattern is None:
+            pattern, _ = formats.smaller(quantized)
+        _require_fit(pattern, quantized)
+        return cls._packed(linear, pattern, quantized, buffers)
+
+    def repacked(self, pattern: str | None = None) -> SparseInt8Linear:
+        """The same weight in another pattern, on the same device; its outputs are the same bits.
+
+        ``pattern=None`` takes unstructured or block4, which needs fewer bytes. Scales and bias are shared with this
+        layer. Raises ValueError for another pattern, a weight that is not 2:4, or a layer on the meta device.
+        """
+        if pattern is not None:
+            _require_sparse(pattern)
+        if self.scales.is_meta:
+            raise ValueError("a layer on the meta device has no weight to pack: load it first.")
+        quantized = self._unpacked()
+        if pattern is None:
+            pattern, _ = formats.smaller(quantized)
+        _require_fit(pattern, quantized)
+        return self._repacked(quantized, pattern)
+
+    def _repacked(self, quantized: Tensor, pattern: str) -> SparseInt8Linear:
+        rest = {name: self._buffers[name] for name in _FLOATS}
+        kept = {name: buffer for name, buffer in rest.items() if buffer is not None}
+        new = self._packed(self, pattern, quantized, kept).to(self.scales.device)
+        new.name_in_model = self.name_in_model
+        return new
+
+    def for_target(self, target: str) -> SparseInt8Linear:
+        """This layer, or the same weight in the pattern that ``pack_linear`` takes for another target.
+
+        For ``"cpu"`` only a layer of 2:4 changes. A layer on the meta device stays as it is. Raises ValueError for
+        another target.
+        """
+        formats.require_target(target)
+        if self.scales.is_meta or (self.pattern == "2:4") == (target == "cuda"):
+            return self
+        if target == "cpu":
+            return self.repacked()
+        quantized = self._unpacked()
+        return self._repacked(quantized, "2:4") if formats.pattern_for(quantized, target) == "2:4" else self
+
+    def _non_zero(self) -> int:
+        if self.pattern == "block4":
+            return self.values.numel()
+        if self.pattern == "2:4":
+            return int(torch.count_nonzero(self.values))
+        return int(np.unpackbits(self.masks.cpu().numpy()).sum())
+
+    def _unpacked(self) -> Tensor:
+        unpack = getattr(torch.ops.mempool, f"unpack_{formats.operator(self.pattern)}")
+        buffers = (_off_gpu(self.get_buffer(name)) for name in formats.packed_names(self.pattern))
+        weight: Tensor = unpack(*buffers, self.out_features, self.in_features)
+        return weight
+
+    def _multiplied(self, input: Tensor) -> Tensor:
+        buffers = self._buffers
+        if self.pattern == "2:4":
+            return self._multiplied_24(input)
+        linear = torch.ops.mempool.block4_linear if self.pattern == "block4" else torch.ops.mempool.bitmap_linear
+        output: Tensor = linear.default(
+            input,
+            buffers["masks"],
+            buffers["values"],
+            buffers["offsets"],
+            buffers["sums"],
+            buffers["scales"],
+            buffers["bias"],
+            self.in_features,
+        )
+        return output
+
+    def _multiplied_24(self, input: Tensor) -> Tensor:
+        buffers = self._buffers
+        output: Tensor = torch.ops.mempool.sparse24_linear.default(
+            input,
+            buffers["values"],
+            buffers["places"],
+            buffers["sums"],
+            buffers["scales"],
+            buffers["bias"],
+            self.in_features,
+        )
+        return output
+
+
+def _off_gpu(tensor: Tensor) -> Tensor:
+    return tensor.cpu() if tensor.is_cuda else tensor
+
+
+def _require_sparse(pattern: str) -> None:
+    if pattern not in ("unstructured", "block4", "2:4"):
+        raise ValueError(f"the pattern is 'unstructured', 'block4' or '2:4', not {pattern!r}.")
+
+
+def _require_fit(pattern: str, quantized: Tensor) -> None:
+    if pattern == "2:4" and not formats.is_two_of_four(quantized):
+        raise ValueError("four inputs of an output have more than two weights: prune it with pattern='2:4' first.")
+
+
+def pack_linear(
+    linear: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu"
+) -> Int8Linear | SparseInt8Linear:
+    """The packed layer that the density of ``linear`` asks for: sparse where that takes a fifth less memory, or better.
+
+    ``target="cuda"`` takes 2:4 where the weight allows it and that saves as much, unless another pattern takes a fifth
+    less still; such a layer runs on a GPU alone. It is packed on the CPU and not moved. Other arguments and errors as
+    for ``Int8Linear.from_linear``; ValueError for another target.
+    """
+    formats.require_target(target)
+    quantized, buffers = formats.quantized_of(linear, input_scale)
+    pattern = formats.pattern_for(quantized, target)
+    if pattern == "dense":
+        return Int8Linear._packed(linear, pattern, quantized, buffers)
+    return SparseInt8Linear._packed(linear, pattern, quantized, buffers)

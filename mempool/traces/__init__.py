@@ -1,0 +1,1 @@
+"""Traces: what an allocator was asked for, recorded (``mempool.record_trace``) and replayed (``mempool.replay``)."""

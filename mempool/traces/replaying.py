@@ -1,0 +1,114 @@
+"""Replaying a trace through an allocator of its own, and what that took."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mempool import _core
+from mempool._device import Size, optional_size
+from mempool._files import StrPath
+from mempool.errors import ConfigError, OutOfMemoryError
+from mempool.traces.format import OPS, Columns, read_columns
+
+# The share of a replay that the reading of its trace takes.
+_READING = 0.9
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """What a replay took. Bytes; ``seconds`` are CPU time of the replaying thread."""
+
+    events: int  # allocations and frees
+    peak_live_bytes: int  # most requested bytes live at once: no allocator can hold less
+    peak_held_bytes: int  # most physical memory held at once
+    end_live_bytes: int
+    commits: int
+    decommits: int
+    moves: int
+    moved_bytes: int
+    map_calls_in_last_half: int
+    timeline: list[tuple[int, int, int]]  # (event, live bytes, held bytes) at some 256 moments, evenly spread
+    seconds: float
+
+    @property
+    def map_calls(self) -> int:
+        """Calls to the backend that take, give back or move memory."""
+        return self.commits + self.decommits + self.moves
+
+    @property
+    def held_per_live(self) -> float:
+        return self.peak_held_bytes / self.peak_live_bytes if self.peak_live_bytes else 0.0
+
+    @property
+    def ns_per_event(self) -> float:
+        return self.seconds * 1e9 / self.events if self.events else 0.0
+
+
+def replay(
+    path: StrPath,
+    device: str = "cpu",
+    backend: str | None = None,
+    scale: float = 1.0,
+    conf: str = "",
+    capacity: Size | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> ReplayReport:
+    """Replays a trace, one thread, and reports what it took.
+
+    Free memory decays in the time of the trace, if it has times.
+
+    Args:
+        path: the trace.
+        device: ``"cpu"``, where streams play no part: a block is free again at once; or ``"cuda"``, where each stream
+            has blocks of its own and its work is always done.
+        backend: ``"fake"`` (the default: addresses alone, so that a trace larger than the machine replays) or, on CPU,
+            ``"host"`` (real memory of this machine; it is held but not touched).
+        scale: each size is multiplied by it (and is at least one byte).
+        capacity: bytes that the device has; None for no end. With ``"fake"`` only.
+        conf: options as in MEMPOOL_CONF, ``"key:value,key:value"``; MEMPOOL_CONF itself is not read.
+        progress: called with how much is done, from 0 to 1, now and then. What it raises ends the replay.
+
+    Raises:
+        OSError: the file cannot be read.
+        TraceError: it is not a trace, or names a block that is not live; the message has the line.
+        ConfigError: a scale that is not positive or makes a size of more than 63 bits, an unknown backend or device,
+            options that do not parse.
+        OutOfMemoryError: the trace needs more than the machine, or ``capacity``, has.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"traces are replayed on 'cpu' or 'cuda', not {device!r}.")
+    if backend not in (None, "fake", "host") or (backend == "host" and device == "cuda"):
+        raise ConfigError(f"unknown backend {backend!r} for {device}: it is 'fake' or, on cpu, 'host'.")
+    if capacity is not None and backend == "host":
+        raise ConfigError("the capacity of the host is what it is: leave it out, or use the backend 'fake'.")
+    if not 0 < scale < float("inf"):
+        raise ConfigError(f"scale must be a positive number, not {scale!r}.")
+    room = optional_size(capacity, "capacity") or 0
+    try:
+        _core.options(conf)
+    except ConfigError as error:
+        raise ConfigError(f"conf: {error}") from error
+    columns = read_columns(path, scale, lambda share: progress(_READING * share) if progress is not None else None)
+    name = {"cpu": backend or "fake", "cuda": "fake-device"}[device]
+    if device == "cpu":
+        columns = _without_streams(columns)
+    events = max(1, len(columns[0]))
+
+    def on_progress(done: int) -> None:
+        if progress is not None:
+            progress(_READING + (1 - _READING) * done / events)
+
+    try:
+        report = ReplayReport(**_core.replay(*columns, name, conf, room, on_progress))
+    except MemoryError as error:
+        raise OutOfMemoryError(str(error)) from error
+    on_progress(events)
+    return report
+
+
+def _without_streams(columns: Columns) -> Columns:
+    kept = [i for i, op in enumerate(columns[0]) if op != OPS["record_stream"]]
+    ops, ids, sizes, _, times = (array("q", (column[i] for i in kept)) for column in columns)
+    return ops, ids, sizes, array("q", bytes(8 * len(kept))), times
