@@ -167,6 +167,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/structure
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: setup

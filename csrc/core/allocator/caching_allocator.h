@@ -25,7 +25,7 @@
 
 namespace mempool {
 
-class CachingAllocator {
+class CachingAllocator final : private ThreadCache::Owner {
  public:
   CachingAllocator(std::string device, std::unique_ptr<PhysicalMemory> memory, const Options& options);
   CachingAllocator(const CachingAllocator&) = delete;
@@ -187,9 +187,6 @@ class CachingAllocator {
   // `hooks` must outlive its installation; nullptr removes.
   static void set_hooks(const Hooks* hooks) noexcept;
 
-  // For ThreadRegistry.
-  void take_back(ThreadCache& ended) noexcept;
-
   // ---- fork: every lock is taken, so that the child finds whole structures. Each step for all allocators of the
   // process before the next one; the mutex of the ThreadRegistry is held from the second to the last.
   void prepare_fork();
@@ -198,6 +195,7 @@ class CachingAllocator {
   std::size_t slot() const noexcept { return slot_; }  // in the ThreadRegistry
 
  private:
+  void take_back(ThreadCache& ended) noexcept override;
   class Lenders;
   struct Request {
     std::size_t asked;

@@ -225,7 +225,6 @@ bool CachingAllocator::leave_pool(PoolEntry& entry) noexcept {
   return is_done;
 }
 
-// A thread has ended, or is not in this forked child: its blocks, its counts and its hold on a pool return.
 void CachingAllocator::take_back(ThreadCache& ended) noexcept {
   while (true) {
     Account* left = nullptr;

@@ -13,7 +13,7 @@ constexpr std::uint16_t kBinCapacity = 64;
 
 }  // namespace
 
-ThreadCache::ThreadCache(CachingAllocator& owner_in, Arena& arena, std::size_t most_small_bytes)
+ThreadCache::ThreadCache(Owner& owner_in, Arena& arena, std::size_t most_small_bytes)
     : owner(owner_in),
       arena_(&arena),
       stream_(arena.stream()),

@@ -25,11 +25,19 @@
 
 namespace mempool {
 
-class CachingAllocator;
-
 class ThreadCache {
  public:
-  ThreadCache(CachingAllocator& owner, Arena& arena, std::size_t most_small_bytes);
+  // Whose cache it is.
+  class Owner {
+   public:
+    // Its thread has ended, or is not in this forked child: its blocks, its counts and its hold on pools return.
+    virtual void take_back(ThreadCache& ended) noexcept = 0;
+
+   protected:
+    ~Owner() = default;
+  };
+
+  ThreadCache(Owner& owner, Arena& arena, std::size_t most_small_bytes);
 
   // Whether a block of that arena may wait here. Called by the thread itself, without the lock too.
   bool serves(const void* arena) const noexcept { return arena == served_; }
@@ -125,7 +133,7 @@ class ThreadCache {
   }
 
   OwnerLock lock;
-  CachingAllocator& owner;
+  Owner& owner;
   Ledger::Shards shards;
   PoolStack pools;
   int strange_requests = 0;  // in a row, for other streams than the one that is served; its own thread alone uses it

@@ -5,8 +5,6 @@
 #include <new>
 #include <stdexcept>
 
-#include "core/allocator/caching_allocator.h"
-
 namespace mempool {
 
 constinit thread_local ThreadCaches* t_caches __attribute__((tls_model("initial-exec"))) = nullptr;
@@ -76,7 +74,7 @@ void ThreadRegistry::unlock_caches_alone(std::size_t slot) noexcept {
   for_each(slot, [](ThreadCache& cache) { cache.lock.release(); });
 }
 
-ThreadCache* ThreadRegistry::obtain(std::size_t slot, CachingAllocator& owner, Arena& arena,
+ThreadCache* ThreadRegistry::obtain(std::size_t slot, ThreadCache::Owner& owner, Arena& arena,
                                     std::size_t most_bytes) noexcept {
   if (ThreadCache* present = find(slot)) return present;
   if (t_ended) return nullptr;

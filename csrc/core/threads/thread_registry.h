@@ -33,7 +33,7 @@ class ThreadRegistry {
   }
   // The calling thread's cache, made at its first use. nullptr for a thread that is ending, or without memory: the
   // caller then goes straight to the arena.
-  ThreadCache* obtain(std::size_t slot, CachingAllocator& owner, Arena& arena, std::size_t most_bytes) noexcept;
+  ThreadCache* obtain(std::size_t slot, ThreadCache::Owner& owner, Arena& arena, std::size_t most_bytes) noexcept;
 
   // `mutex` must be held: no cache comes or goes.
   template <typename Action>
