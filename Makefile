@@ -3,6 +3,7 @@
 # make demo    the sentence-embedding service: torch's allocator beside mempool
 # make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
 # make bench   the benchmarks;  make instructions  those of the hot path, counted;  make lint  the checks of style and types
+# make docs    docs/api.md from the docstrings
 # Each can be run again at any time and does only what has changed.
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python fuzz soak demo bench instructions lint format clean
+.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python fuzz soak demo bench instructions docs lint format clean
 
 setup: $(STAMPS)/built
 
@@ -38,7 +39,7 @@ $(STAMPS)/torch: FORCE | $(STAMPS)/venv
 $(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/torch
 	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \
 	  "pytest>=8" "pytest-timeout>=2.3" "matplotlib>=3.8" "safetensors>=0.4" "anyio>=4" "accelerate>=1" \
-	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8"
+	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8" "griffelib>=2"
 	touch $@
 
 $(STAMPS)/built: $(SOURCES) $(STAMPS)/dependencies $(STAMPS)/torch
@@ -162,6 +163,9 @@ bench: setup
 instructions: setup
 	$(BIN)/python -m benchmarks.alloc.instructions
 
+docs: $(STAMPS)/dependencies
+	$(BIN)/python docs/generate_api.py >docs/api.md
+
 CPP_FILES := $(shell git ls-files '*.h' '*.cpp' '*.cu')
 lint: setup
 	$(BIN)/ruff check .
@@ -169,6 +173,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/structure
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	@$(BIN)/python docs/generate_api.py | cmp -s - docs/api.md || { echo "docs/api.md is not current: run make docs"; exit 1; }
 
 format: setup
 	$(BIN)/ruff check --fix .
