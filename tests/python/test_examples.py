@@ -1,12 +1,74 @@
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+# Each snippet has a process of its own, forked from one that has imported torch: that takes longer than all of them.
+RUNNER = """
+import os, runpy, sys
+import torch, mempool
+for path in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        runpy.run_path(path, run_name="__main__")
+        break
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit(f"{path} failed")
+"""
+
+
+def test_the_snippets_of_the_documentation_run_as_they_stand(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    paths = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        for i, block in enumerate(blocks if page.name != "api.md" else []):  # it is written from docstrings
+            paths.append(tmp_path / f"{page.stem}-{i}.py")
+            paths[-1].write_text(block)
+    assert {path.stem.rpartition("-")[0] for path in paths} >= {"README", "pools", "limits", "observing", "compression"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", RUNNER, *map(str, paths)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads that wait for each other starve on a busy machine
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "huge: refused, 67,108,864 bytes were asked for" in done.stdout
+    assert "AdoptReport(tensors=2, moved_bytes=4198400, kept_elsewhere_bytes=0, already_there_bytes=0)" in done.stdout
+
+
+def test_the_readme_has_a_snippet_for_each_use() -> None:
+    text = (ROOT / "README.md").read_text()
+    uses = text.partition("## Five uses")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^\*\*", uses, re.MULTILINE)) == uses.count("```python") == 5
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    anchors = {page: set(map(anchor_of, re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE))) for page in pages}
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in anchors[target], f"{page.name}: {link}"
+
+
+def anchor_of(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize(

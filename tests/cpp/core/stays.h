@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/caching_allocator.h"
+#include "core/allocator/caching_allocator.h"
 
 namespace fixtures {
 
