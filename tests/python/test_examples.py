@@ -55,22 +55,6 @@ def test_the_readme_has_a_snippet_for_each_use() -> None:
     assert len(re.findall(r"^\*\*", uses, re.MULTILINE)) == uses.count("```python") == 5
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
-    anchors = {page: set(map(anchor_of, re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE))) for page in pages}
-    for page in pages:
-        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-            path, _, anchor = link.partition("#")
-            target = (page.parent / path).resolve() if path else page
-            assert target.exists(), f"{page.name}: {link}"
-            assert not anchor or anchor in anchors[target], f"{page.name}: {link}"
-
-
-def anchor_of(heading: str) -> str:
-    """What GitHub makes of a heading."""
-    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-
-
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
