@@ -171,10 +171,12 @@ class Page:
             yield from ("", f"{section.kind.value.capitalize()}:", "")
             for item in section.value:
                 name = getattr(item, "name", None) or item.annotation
-                is_returned = section.kind is griffe.DocstringSectionKind.returns
-                if is_returned and str(name) == str(target.returns):  # the signature says it
-                    name = None
-                yield from self.item(f"`{str(name).strip('`')}`" if name else "", item.description, target)
+                if section.kind is not griffe.DocstringSectionKind.returns:
+                    yield from self.item(f"`{name}`", item.description, target)
+                elif str(item.annotation) == str(target.returns):  # as in the signature
+                    yield from self.item("", item.description, target)
+                else:  # its text up to a colon was taken for a type
+                    yield from self.item("", f"{item.annotation}: {item.description}", target)
 
     def text(self, text: str, target: Found) -> Iterator[str]:
         """Paragraphs as they are written; what is shown as typed into Python is code."""

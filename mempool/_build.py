@@ -1,4 +1,4 @@
-"""What the compiled part was built for, and the refusal to run it with anything else."""
+"""What the compiled part was built for, and the refusal to run with another torch."""
 
 from __future__ import annotations
 

@@ -4,10 +4,17 @@ from typing import Any, TypeAlias
 
 from typing_extensions import Buffer
 
-class ConfigError(ValueError): ...
-class PoolStateError(RuntimeError): ...
-class PoolClosedError(PoolStateError): ...
-class PoolAsleepError(PoolStateError): ...
+class ConfigError(ValueError):
+    """An argument or option has a wrong type or value; the message says what would do."""
+
+class PoolStateError(RuntimeError):
+    """A pool's state does not allow the call. Inside a torch operation torch raises a plain RuntimeError instead."""
+
+class PoolClosedError(PoolStateError):
+    """The pool is closed: it takes no new blocks."""
+
+class PoolAsleepError(PoolStateError):
+    """The pool is asleep: it takes no new blocks until ``wake()``."""
 
 # (address, bytes, requested bytes, account, live, waits for other streams)
 Block: TypeAlias = tuple[int, int, int, int, bool, bool]

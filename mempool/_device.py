@@ -1,4 +1,4 @@
-"""From what users write for a device or a size to what the compiled part takes."""
+"""Devices and sizes: what users write for them becomes what the compiled part takes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def cuda(index: int | None) -> _core.Device:
     """The allocator of a CUDA device, made at the first call; None means torch's current one.
 
     Raises:
-        DeviceError: there is no CUDA, or no such device; the message says why.
+        DeviceError: there is no CUDA, or no device of that index; the message says why.
     """
     problem = cuda_problem()
     if problem is not None:
@@ -115,7 +115,7 @@ def cuda(index: int | None) -> _core.Device:
 
 
 def cuda_if_made(index: int) -> _core.Device | None:
-    """The allocator of a CUDA device, if there is one already."""
+    """The allocator of a CUDA device; None if no call has made it yet."""
     return _core.cuda_device_if_made(index)
 
 
@@ -132,11 +132,11 @@ def install_cuda(conf: str) -> None:
         raise DeviceError(f"cuda: {error}") from error
 
 
-_cuda_conf = ""  # what enable() was given, for devices that are made later
+_cuda_conf = ""  # the options that enable() was given, for devices that are made later
 
 
 class _NamesEnvironment:
-    """A ConfigError that MEMPOOL_CONF is the reason for says so."""
+    """Makes a ConfigError say that MEMPOOL_CONF is its reason, where it is."""
 
     def __enter__(self) -> None:
         pass
@@ -151,7 +151,7 @@ class _NamesEnvironment:
 
 
 def cpu_options() -> list[_core.Option]:
-    """Every option: what it is, its default and what it is set to for the CPU by the environment.
+    """Every option: its key, type, meaning, default, and the value that the environment gives it for the CPU.
 
     Raises:
         ConfigError: MEMPOOL_CONF does not parse.
@@ -173,13 +173,13 @@ def cuda_configuration() -> str:
 
 
 def cuda_library_path() -> str:
-    """The library for torch's stock pluggable allocator, for those who want no more than that.
+    """The path of the library for ``torch.cuda.memory.CUDAPluggableAllocator``.
 
-    ``CUDAPluggableAllocator(mempool.cuda_library_path(), "mempool_malloc", "mempool_free")``. It loses what torch's
-    class does not pass on: ``enable("cuda")`` keeps everything.
+    ``CUDAPluggableAllocator(mempool.cuda_library_path(), "mempool_malloc", "mempool_free")``. That class does
+    not pass on statistics, snapshots and more, which ``enable("cuda")`` serves.
 
     Raises:
-        DeviceError: there is no such library; the message says why.
+        DeviceError: this build has no CUDA half; the message says why.
     """
     problem = _extension_problem()
     if problem is not None:
@@ -213,7 +213,7 @@ def _none_for(what: str) -> str:
 
 
 def whole_bytes(handle: _core.Device | None) -> int:
-    """What a percentage is of, on that device; None: of the machine's memory that this process may use."""
+    """The bytes that a percentage is of: the device's; with None, the machine's memory that this process may use."""
     kind, _, index = handle.name.partition(":") if handle is not None else ("cpu", "", "")
     return _core.cuda_device_bytes(int(index)) if kind == "cuda" else _core.usable_memory_bytes()
 

@@ -1,4 +1,4 @@
-"""Files are written beside the one that is asked for and take its place when they are whole."""
+"""Atomic writing: a file is written beside the one that it replaces and takes its place when it is complete."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def atomic_write(path: StrPath) -> Iterator[BinaryIO]:
 def atomic_path(path: StrPath) -> Iterator[str]:
     """The name of an empty file beside ``path``, which takes its place at the end of the ``with`` block.
 
-    When the block raises, what was at ``path`` is still there, whole. Links are followed, and the mode of a file that
-    is replaced is kept. A process that is killed leaves ``.mempool-….tmp`` behind. What is no regular file (a pipe, a
-    terminal, ``/dev/stdout``) has no place to take: its own name is given. A forked child that leaves the block
+    When the block raises, what was at ``path`` is still there, unchanged. Links are followed, and the mode of a file
+    that is replaced is kept. A process that is killed leaves ``.mempool-….tmp`` behind. What is no regular file (a
+    pipe, a terminal, ``/dev/stdout``) cannot be replaced: its own name is given. A forked child that leaves the block
     changes nothing.
 
     Raises:
@@ -48,7 +48,7 @@ def atomic_path(path: StrPath) -> Iterator[str]:
         yield scratch
         if target is not None and os.getpid() == process:
             with naming(name, scratch):
-                os.chmod(scratch, mode)  # whoever wrote it may have put another file there
+                os.chmod(scratch, mode)  # the writer may have put another file there
                 _replace(scratch, target)
     finally:
         if target is not None and os.getpid() == process:
@@ -68,11 +68,11 @@ def check_writable(path: StrPath) -> None:
 
 
 def make_beside(path: str) -> str:
-    """A new empty file in the folder of ``path``, readable to whoever may read that. Its name."""
+    """Makes an empty file in the folder of ``path``, with the mode and owner of ``path``. Returns its name."""
     scratch = os.path.join(os.path.dirname(path), f".mempool-{secrets.token_hex(8)}.tmp")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        with contextlib.suppress(OSError):  # there was none, or it belongs to somebody else
+        with contextlib.suppress(OSError):  # there was none, or it belongs to another user
             before = os.stat(path)
             os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
             os.fchown(descriptor, before.st_uid, before.st_gid)
@@ -83,9 +83,9 @@ def make_beside(path: str) -> str:
 
 @contextlib.contextmanager
 def naming(name: str, scratch: str | None = None) -> Iterator[None]:
-    """An OSError says what was asked for, not the file beside it, nor nothing.
+    """Makes an OSError name the file that was asked for, not the scratch file, and not none.
 
-    With the name of the file beside it, errors of any other file are left as they are.
+    With ``scratch``, errors that name any other file stay as they are.
     """
     try:
         yield
@@ -97,10 +97,10 @@ def naming(name: str, scratch: str | None = None) -> Iterator[None]:
 
 
 def _target(name: str) -> str | None:
-    """The regular file that ``name`` leads to, or would; None for anything that is written to as it is."""
+    """The regular file that ``name`` resolves to, or would; None for what is written to directly (a pipe, a device)."""
     name = os.path.join(os.getcwd(), name)  # the folder may change before the end
     for _ in range(_MOST_LINKS):
-        # A link in /proc is an open file of a process: whoever has it open would not see another in its place.
+        # A link in /proc is an open file of a process, which would not see another file in its place.
         if f"{os.path.realpath(os.path.dirname(name))}/".startswith("/proc/"):
             return None
         if not os.path.islink(name):

@@ -9,8 +9,10 @@ from typing import Any
 
 
 def exports(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of ``package``. ``modules`` tells where each name is; where the module is the
-    name itself, it is what is meant."""
+    """The ``__getattr__`` and ``__dir__`` of ``package``.
+
+    ``modules`` maps each name to the module that defines it, or to the submodule that it is.
+    """
 
     def attribute(name: str) -> Any:
         module = modules.get(name)

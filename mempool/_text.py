@@ -1,4 +1,4 @@
-"""Text for people, made the same wherever it is shown."""
+"""Plain text for people: tables without escape codes, and names without control characters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def render(*parts: RenderableType, width: int) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with what would steer a terminal, or cannot be encoded, as escapes. Lines stay lines."""
+    """The text with control characters, and characters that cannot be encoded, as escapes. Line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
 
 

@@ -21,29 +21,29 @@ from mempool.scopes import use_pool
 class AdoptReport:
     """What :func:`adopt` did."""
 
-    tensors: int  # that lie in the pool now
+    tensors: int  # that are in the pool now
     moved_bytes: int  # copied into new storages
-    kept_elsewhere_bytes: int  # of old storages that something else refers to still: a view, its base, a numpy array
-    already_there_bytes: int = 0  # of storages that lay in the pool before, and were left as they are
+    kept_elsewhere_bytes: int  # of old storages that are still referred to: by a view, its base, a numpy array
+    already_there_bytes: int = 0  # of storages that were in the pool before, and stay as they are
 
 
 def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], pool: MemoryPool) -> AdoptReport:
     """Moves tensors into a pool, by a copy: the parameters and buffers of a module, a tensor, or several.
 
-    For what was not made in ``with use_pool(pool):`` although it stood there: transformers loads weights on threads of
-    its own, safetensors maps files. Tensors and parameters stay the same objects; what shares memory among them (tied
-    parameters, views) shares it afterwards. What lies in the pool already (not in a child of it) stays where it is, so
-    doing it again costs nothing. One storage at a time is in memory twice. A storage is never exchanged
-    under its other users: a view or an array that is not among what is given keeps the old memory, which the report
-    counts.
+    For tensors that ``with use_pool(pool):`` does not reach: transformers loads weights on threads of its own,
+    safetensors maps files. Tensors and parameters stay the same objects, and those that share memory (tied parameters,
+    views) still share it afterwards. What is in the pool already (not in a child of it) stays where it is, so that
+    adopting it again costs nothing. One storage at a time is in memory twice. A view or an array that is not among the
+    tensors given keeps the old memory, which the report counts.
 
     Raises:
-        ConfigError: `pool` is no pool, `source` is none of these, or one of its tensors is on another device than the
-            pool, is sparse, quantized or another kind without a plain storage; nothing has moved then.
+        ConfigError: `pool` is no pool; `source` is no module and no tensors; or a tensor is on another device than the
+            pool, is sparse, quantized or of another kind without a plain storage. Nothing has moved then.
         OutOfMemoryError: the pool's limit or the device's refuses a storage; those before it have moved, and all values
             are what they were.
         NotEnabledError: mempool is not enabled for the pool's device.
-        PoolClosedError: the pool is closed. PoolAsleepError: it sleeps.
+        PoolClosedError: the pool is closed.
+        PoolAsleepError: the pool is asleep.
     """
     if not isinstance(pool, MemoryPool):
         raise ConfigError(f"adopt wants a MemoryPool, not {pool!r}.")
@@ -68,7 +68,7 @@ def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], 
 
 
 def _tensors_of(source: Any) -> list[tuple[str, Tensor]]:
-    """Each tensor once, by a name for messages."""
+    """Each tensor once, with a name for messages."""
     if isinstance(source, nn.Module):
         named = [*source.named_parameters(), *source.named_buffers()]
     elif isinstance(source, Tensor):
@@ -118,7 +118,7 @@ _ALIGNMENT = 64  # of a block: a multiple of every element's size
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its storage that a tensor covers, from the first to behind the last."""
+    """The range of bytes of its storage that a tensor covers: [first, end)."""
     first = int(tensor.storage_offset()) * tensor.element_size()
     if tensor.numel() == 0:
         return first, first
@@ -127,7 +127,11 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
 
 
 def _move(group: list[Tensor]) -> tuple[int, int]:
-    """Puts the tensors of one storage into a new one of the current pool. Its bytes; those of a kept old one."""
+    """Moves the tensors of one storage into a new storage of the current pool.
+
+    Returns:
+        The bytes of the new storage, and those of the old one where it is still referred to.
+    """
     storage = group[0].untyped_storage()
     extents = [_extent(tensor) for tensor in group if tensor.numel() > 0]
     # Views of a large storage take along what they cover; each is aligned as it was.

@@ -28,24 +28,24 @@ from mempool.errors import DeviceError
 
 
 def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | None = None) -> dict[str, bool | str]:
-    """Puts mempool under every new tensor of a device.
+    """Makes mempool the allocator of every new tensor of a device.
 
-    CPU tensors that are alive keep their memory and their way of freeing it, so this can be called for the CPU at any
-    time and from any thread, also again. torch cannot change its CUDA allocator once it has used it: for CUDA call this
-    before the first CUDA tensor, right after the imports. All of the process's CUDA devices are served.
+    Live CPU tensors keep their memory and their way of freeing it, so that this can be called for the CPU at any time,
+    from any thread, and again. torch cannot change its CUDA allocator once it has used it: for CUDA call this before
+    the first CUDA tensor, right after the imports. All of the process's CUDA devices are served.
 
     Args:
-        device: ``"cpu"``, ``"cuda"``, or None for both where usable.
-        limit: most bytes the device may hold from the system, as for :func:`set_limit`; each CUDA device if CUDA is
-            named, else the CPU. None leaves it as it is.
-        soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None leaves it as it is.
+        device: ``"cpu"``, ``"cuda"``, or None for each of the two that can be used.
+        limit: most bytes that the device may hold from the system, as for :func:`set_limit`: of each CUDA device if
+            CUDA is named, else of the CPU. None changes nothing.
+        soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None changes nothing.
 
     Returns:
-        For each device True, or the reason why it is not enabled.
+        For ``"cpu"`` and ``"cuda"``, as far as asked for: True, or the reason why it is not enabled.
 
     Raises:
         ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF.
-        DeviceError: a device that was named cannot be used; for CUDA also when torch has initialized it already.
+        DeviceError: the device that was named cannot be used; for CUDA also when torch has initialized it already.
     """
     kinds = ("cpu", "cuda") if device is None else (parse_device(device).type,)
     problem = cuda_problem() if "cuda" in kinds else None
@@ -99,9 +99,9 @@ def _enable_cuda(limit: Size | None, soft_limit: Size | None) -> None:
 
 
 def disable(device: Device = None) -> None:
-    """Gives new CPU tensors back to the allocator that was in place before.
+    """Makes the allocator that was in place before serve new CPU tensors again.
 
-    Blocks that are alive stay valid and go back to mempool when they die. Without an effect when it is not enabled.
+    Live blocks stay valid and return to mempool when they are freed. Has no effect when mempool is not enabled.
 
     Raises:
         ConfigError: unknown device.
@@ -118,7 +118,11 @@ def disable(device: Device = None) -> None:
 
 
 def is_enabled(device: Device = "cpu") -> bool:
-    """Whether new tensors of the device come from mempool; None: of any. Raises ConfigError for an unknown device."""
+    """Whether new tensors of the device come from mempool; with None, those of any device.
+
+    Raises:
+        ConfigError: unknown device.
+    """
     if device is None:
         return is_cpu_enabled() or is_cuda_enabled()
     return is_cpu_enabled() if parse_device(device).type == "cpu" else is_cuda_enabled()
@@ -127,11 +131,12 @@ def is_enabled(device: Device = "cpu") -> bool:
 def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) -> None:
     """Bounds the bytes that a device *holds*: live blocks, caches and free memory not yet given back.
 
-    Free memory is given back first where that is needed to meet the new limit.
+    Free memory is given back first where the new limit needs that.
 
     Args:
-        limit: bytes, ``"8GiB"``, ``"50%"`` (of the memory usable now, see the README; on CUDA of what the device has),
-            or None for no limit.
+        limit: bytes, ``"8GiB"``, a percentage, or None for no limit. On CUDA ``"50%"`` is of the device's memory; on
+            the CPU of the smallest of the machine's memory, every enclosing control group's limit and ``ulimit -v``,
+            read now.
         device: None means the only enabled one.
         soft: set the soft limit instead: above it mempool trims and calls the pressure callbacks, but refuses nothing.
 
@@ -147,7 +152,7 @@ def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) 
 
 
 def get_limit(device: Device = None, *, soft: bool = False) -> int | None:
-    """The device's limit in bytes, None when there is none."""
+    """The device's limit on held bytes, or with ``soft`` its soft limit; None when there is none."""
     handle = allocator(device)
     return handle.soft_limit if soft else handle.limit
 
@@ -155,10 +160,17 @@ def get_limit(device: Device = None, *, soft: bool = False) -> int | None:
 def trim(device: Device = None, target_bytes: Size | int = 0) -> int:
     """Gives free memory back to the system until at most ``target_bytes`` are held.
 
-    Free blocks that wait in thread caches are included. Live blocks stay where they are.
+    Free blocks in thread caches are recalled first. Live blocks stay where they are, and so more may stay held.
+
+    Args:
+        device: None means the only enabled one.
+        target_bytes: bytes, or a size as text; 0 gives back all that can be.
 
     Returns:
         The bytes given back.
+
+    Raises:
+        ConfigError: unknown device, a size that does not parse.
     """
     is_zero = target_bytes == 0 and not isinstance(target_bytes, bool)
     handle = allocator(device)
@@ -166,7 +178,7 @@ def trim(device: Device = None, target_bytes: Size | int = 0) -> int:
 
 
 def empty_cache(device: Device = None) -> None:
-    """Gives all free memory back to the system; the name is torch.cuda's."""
+    """Gives all free memory back to the system: :func:`trim` under the name that torch.cuda has for it."""
     allocator(device).trim(0)
 
 
@@ -174,17 +186,18 @@ def empty_cache(device: Device = None) -> None:
 class DefragmentReport:
     """What :func:`defragment` did."""
 
-    regained_bytes: int  # that the largest free range has more than before
-    moved_handles: int  # pieces of memory that got another address
+    regained_bytes: int  # growth of the largest free range
+    moved_handles: int  # pieces of physical memory that were remapped to another address
     moved_bytes: int
-    largest_free_bytes: int  # the largest block that can be had now without a call to the system
+    largest_free_bytes: int  # the largest block that can be allocated now without a call to the system
     seconds: float
 
 
 def defragment(device: Device = None) -> DefragmentReport:
-    """Moves free memory together into one range, without a copy. Live blocks stay where they are.
+    """Remaps free memory into one contiguous range, without a copy. Live blocks stay where they are.
 
-    mempool does this by itself when a block finds no place. Asking for it takes the cost out of the next large request.
+    mempool does this by itself when no free range is long enough. Calling it ahead takes the cost out of the next large
+    request. Nothing is given back to the system.
     """
     handle = allocator(device)
     start = time.perf_counter()

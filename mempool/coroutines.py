@@ -95,7 +95,7 @@ async def _drive(pool: MemoryPool, begin: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _driven(pool: MemoryPool, held: Held) -> Any:
-    if is_following():  # then whatever follows does it, in the order in which pools were entered
+    if is_following():  # then the follower sets the pool, in the order in which pools were entered
         with use_pool(pool):
             return await held.take()
     return await _drive(pool, held.take)
@@ -198,13 +198,12 @@ def in_pool(pool: MemoryPool, coroutine: AsyncGenerator[Y, S]) -> AsyncGenerator
 def in_pool(
     pool: MemoryPool, coroutine: Coroutine[Any, Any, T] | AsyncGenerator[Y, S]
 ) -> Coroutine[Any, Any, T] | AsyncGenerator[Y, S]:
-    """``await in_pool(pool, coroutine)``: with the blocks that it makes charged to ``pool``, in whatever order tasks
-    run.
+    """``await in_pool(pool, coroutine)`` charges the blocks of a coroutine to ``pool``, in whatever order tasks run.
 
-    The pool is set around every resume of the coroutine, and unset while it is suspended, so tasks under
-    ``asyncio.gather`` each keep to their own. ``async for x in in_pool(pool, async_generator)`` likewise. A task that
-    the coroutine *starts*, and a thread that works for it, do not inherit the pool, unless :func:`follow_context` is
-    on: wrap what runs there in ``in_pool``, :func:`to_thread` or :func:`bind`.
+    The pool is set around every resume of the coroutine, and unset while it is suspended, so that tasks under
+    ``asyncio.gather`` are each charged to their own pool. ``async for x in in_pool(pool, async_generator)`` does the
+    same. A task that the coroutine *starts*, and a thread that works for it, do not inherit the pool, unless
+    :func:`follow_context` is on: wrap what runs there in ``in_pool``, :func:`to_thread` or :func:`bind`.
 
     What is made to hand work on and does nothing itself is refused where it is known: ``asyncio.to_thread``, ``wait``
     and ``wait_for``, and those of anyio's, Starlette's, FastAPI's, asgiref's and trio's threads. It cannot be seen in
@@ -238,17 +237,22 @@ def in_pool(
 
 
 async def to_thread(pool: MemoryPool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """``asyncio.to_thread`` with the function's blocks charged to ``pool``. Raises what :func:`bind` raises."""
+    """``asyncio.to_thread(function, ...)`` with the function's blocks charged to ``pool``.
+
+    Raises:
+        ConfigError: as for :func:`bind`.
+        NotEnabledError: mempool is not enabled for the pool's device.
+    """
     return await asyncio.to_thread(bind(pool, function), *args, **kwargs)
 
 
 def bind(pool: MemoryPool, function: Callable[P, T]) -> Callable[P, T]:
-    """``function`` with its blocks charged to ``pool``, for executors and callbacks that run on other threads.
+    """Wraps ``function`` so that its blocks are charged to ``pool``, on whichever thread it runs.
 
-    Of a coroutine function, or an asynchronous generator's, what it returns runs :func:`in_pool`.
+    What a coroutine function or an asynchronous generator function returns runs as by :func:`in_pool`.
 
     Raises:
-        ConfigError: it cannot be called, or is a generator function: its body would run outside of the call.
+        ConfigError: `function` cannot be called, or is a generator function, whose body would run outside of the call.
         NotEnabledError: mempool is not enabled for the pool's device.
     """
     require_pool(pool, "bind")
@@ -281,7 +285,7 @@ def bind(pool: MemoryPool, function: Callable[P, T]) -> Callable[P, T]:
     def bound(*args: P.args, **kwargs: P.kwargs) -> T:
         with use_pool(pool):
             result: Any = function(*args, **kwargs)
-        # Of a function that only makes one: its work is still to come.
+        # A plain function that only makes a coroutine: the work is still to come.
         is_to_come = inspect.iscoroutine(result) or inspect.isasyncgen(result)
         return in_pool(pool, result) if is_to_come else result  # type: ignore[no-any-return]
 

@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 OutOfMemoryError = torch.OutOfMemoryError
+"""torch's own class. :func:`oom_info` reads the facts from one that mempool raised."""
 
 
 class DeviceError(RuntimeError):
@@ -26,12 +27,12 @@ class DeviceError(RuntimeError):
 
 
 class NotEnabledError(DeviceError):
-    """What was asked needs mempool under the device's tensors, and ``enable()`` was not called in this process."""
+    """The call needs mempool to serve the device's tensors, and ``enable()`` was not called in this process."""
 
 
 class TraceError(ValueError):
-    """A file is not a trace of allocations; the message has the line."""
+    """A file is not an allocation trace; the message names the line."""
 
 
 class SnapshotError(ValueError):
-    """A file is not a memory snapshot."""
+    """A file is not a memory snapshot; the message says what is wrong with it."""

@@ -1,8 +1,8 @@
 """Pools that follow a context: into the tasks and threads that a task starts, and over its every ``await``.
 
-A context (``contextvars``) knows the pools that it is in; this puts them on the stack of whatever thread runs a step of
-it. Python has no hook for a switch of context, so it is done where contexts are switched: in tasks, by a task factory;
-in threads, where work is handed to them.
+A context (``contextvars``) records the pools that it is in; this module puts them on the stack of the thread that runs
+a step of it. Python has no hook for a switch of context, so that is done where contexts are switched: in tasks, by a
+task factory; in threads, where work is handed to them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 def _entries_of(places: tuple[Place, ...], task: object) -> tuple[Entry, ...]:
-    """What to enter for the stays of a context.
+    """The entries to enter for the stays of a context.
 
-    A task's own ones themselves, so that they end with their blocks; others stand in for those that it has from
-    elsewhere. A pool that is closed is entered, too: it refuses what it is asked.
+    A task's own stays are entered themselves, so that they end with their blocks; for inherited ones new entries stand
+    in. A closed pool is entered, too, and refuses allocations.
     """
     entries = []
     for place in places:
@@ -58,7 +58,7 @@ async def _followed(held: Held) -> Any:
 
 
 class _FollowingExecutor(ThreadPoolExecutor):
-    """The loop's default executor: what it is given runs in the pools of whoever gave it."""
+    """The loop's default executor: a function runs in the pools of the context that submitted it."""
 
     def __init__(self, inner: Executor | None) -> None:
         super().__init__(thread_name_prefix="asyncio")  # starts no thread before it is used
@@ -78,7 +78,7 @@ class _FollowingExecutor(ThreadPoolExecutor):
 
 
 class _AnyioThreads:
-    """``anyio.to_thread.run_sync``, which Starlette's thread pool goes through, wrapped while anybody follows."""
+    """``anyio.to_thread.run_sync``, which Starlette's thread pool goes through, wrapped while any loop follows."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -89,7 +89,7 @@ class _AnyioThreads:
     def begin(self) -> None:
         try:
             to_thread: Any = importlib.import_module("anyio.to_thread")
-        except ImportError:  # nothing goes through it then
+        except ImportError:  # it is not installed, so that nothing goes through it
             return
         with self._lock:
             self._users += 1
@@ -110,7 +110,7 @@ class _AnyioThreads:
             self._users -= 1
             if self._users == 0:
                 to_thread: Any = importlib.import_module("anyio.to_thread")
-                if to_thread.run_sync is self._wrapped:  # else somebody wrapped it again: that one goes through ours
+                if to_thread.run_sync is self._wrapped:  # else another library wrapped it again, around ours
                     to_thread.run_sync = self._original
                 self._original = self._wrapped = None
 
@@ -119,7 +119,7 @@ _anyio = _AnyioThreads()
 
 
 class FollowHandle:
-    """What :func:`follow_context` returns: ``remove()`` undoes it. Usable in a ``with``, too."""
+    """What :func:`follow_context` returns. ``remove()``, or the end of a ``with`` block, undoes it."""
 
     __slots__ = ("_executor", "_factory", "_is_following", "_loop", "_previous")
 
@@ -146,7 +146,7 @@ class FollowHandle:
         _anyio.begin()
 
     def remove(self) -> None:
-        """Tasks that are made from now on follow no more; those that run go on. Without an effect the second time."""
+        """Tasks that are created from now on do not follow; running ones go on. Has no effect the second time."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -167,21 +167,20 @@ class FollowHandle:
 
 
 def follow_context(loop: asyncio.AbstractEventLoop | None = None) -> FollowHandle:
-    """Has pools follow their context on an event loop: the running one, or the given one before it runs.
+    """Makes pools follow their context on an event loop: the running one, or the given one before it runs.
 
-    In the tasks that are made from then on ``with use_pool(pool):`` may stay open across an ``await``, and the pool
-    holds in the tasks that are started inside it (``gather``, ``TaskGroup``, ``create_task``), and in the threads that
-    work for
-    them: those of ``asyncio.to_thread``, of the loop's default executor and of ``anyio.to_thread.run_sync``, which
-    Starlette and FastAPI use. A task that outlives the block is charged to what is around the block, from then on. A
-    block that a function opens in such a thread and does not close (a generator dependency of FastAPI) ends with the
-    step.
+    In tasks that are created afterwards ``with use_pool(pool):`` may stay open across an ``await``. The pool also
+    charges the tasks that are started inside the block (``gather``, ``TaskGroup``, ``create_task``), and the threads
+    that work for them: those of ``asyncio.to_thread``, of the loop's default executor and of
+    ``anyio.to_thread.run_sync``, which Starlette and FastAPI use. A task that outlives the block is charged to what is
+    around the block, from then on. A block that a function opens in one of these threads and does not close (a
+    generator dependency of FastAPI) ends with the step. A step of a task costs a few microseconds more.
 
-    A default executor that is set afterwards, and a ``run_sync`` that was imported from anyio before, are not seen; a
-    loop that does not show its default executor (uvloop) gets a new one. Tasks that run already do not follow: call it
-    before, with ``asyncio.Runner().get_loop()``, say, or where a server starts. Threads of your own are charged to the
-    device: use :func:`bind`. Calling it again on the same loop wraps the first; remove them in reverse order. A step of
-    a task costs some microseconds more.
+    Not covered: tasks that run already (call it before, with ``asyncio.Runner().get_loop()``, or where a server
+    starts); threads of your own, which are charged to the device (use :func:`bind`); a default executor that is set
+    afterwards; a ``run_sync`` that was imported from anyio before. A loop that does not show its default executor
+    (uvloop) gets a new one. Calling it again on the same loop wraps the first call; remove the handles in reverse
+    order.
 
     Raises:
         RuntimeError: no loop is given, and none runs.

@@ -18,13 +18,14 @@ class MemoryPool:
 
     A pool bounds the *allocated* bytes of the blocks that are charged to it and to its children: a request pool within
     a model pool within the device. It shares its parent's memory, so thousands of pools cost thousands of counters;
-    with ``isolated=True`` it has segments of its own, which go back to the system when the pool is closed and empty.
+    with ``isolated=True`` it has segments of its own, which go back to the system when the pool is closed and empty,
+    and it can :meth:`sleep`.
 
     Args:
         name: shown in errors, snapshots and statistics; need not be unique.
         device: ``"cpu"``, ``"cuda:1"``, ``"cuda"`` (torch's current one); None for the only one that is enabled.
-        limit: most bytes of live blocks (rounded as the README says); None for no limit.
-        soft_limit: above it the pressure callbacks run, but nothing is refused; None for none.
+        limit: most bytes of live blocks, rounded up as for :func:`memory_allocated`; None for no limit.
+        soft_limit: bytes; above them the pressure callbacks run, but nothing is refused. None for none.
         parent: a pool whose limit and statistics include this one's.
         isolated: take memory that no other pool shares.
 
@@ -67,22 +68,27 @@ class MemoryPool:
 
     @property
     def name(self) -> str:
+        """The name that it was given."""
         return self._handle.name
 
     @property
     def device(self) -> str:
+        """``"cpu"`` or ``"cuda:N"``."""
         return self._device.name
 
     @property
     def parent(self) -> MemoryPool | None:
+        """The pool whose limit and statistics include this one's; None for the device itself."""
         return self._parent
 
     @property
     def isolated(self) -> bool:
+        """Whether it has segments of its own."""
         return self._handle.isolated
 
     @property
     def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
         return self._handle.closed
 
     def used_bytes(self) -> int:
@@ -90,16 +96,19 @@ class MemoryPool:
         return self._handle.stats()["allocated_bytes.current"]
 
     def peak_bytes(self) -> int:
-        """Most :meth:`used_bytes` ever was, or since :meth:`reset_peak`. Exact, also with many threads."""
+        """The peak of :meth:`used_bytes` since the start or :meth:`reset_peak`. Exact under any number of threads."""
         return self._handle.stats()["allocated_bytes.peak"]
 
     def total_bytes(self) -> int:
-        """Bytes of physical memory: of an isolated pool what its own segments hold, else :meth:`used_bytes`."""
+        """Bytes of physical memory: what the segments of an isolated pool hold, else :meth:`used_bytes`."""
         return self._handle.held_bytes()
 
     def stats(self) -> dict[str, int]:
-        """Counters: ``{allocation, allocated_bytes, requested_bytes}.{current, peak, allocated, freed}``, ``num_ooms``
-        and ``num_pressure_calls``."""
+        """Counters of this pool and its children.
+
+        Keys: ``{allocation, allocated_bytes, requested_bytes}.{current, peak, allocated, freed}`` (``allocation`` in
+        blocks; ``allocated`` and ``freed`` are sums), ``num_ooms`` and ``num_pressure_calls``.
+        """
         return self._handle.stats()
 
     def reset_peak(self) -> None:
@@ -107,7 +116,11 @@ class MemoryPool:
         self._handle.reset_peaks()
 
     def set_limit(self, limit: Size | None, *, soft: bool = False) -> None:
-        """Changes the limit; None removes it. Raises ConfigError, changing nothing, when more than that is in use."""
+        """Changes the limit, or with ``soft`` the soft limit; None removes it.
+
+        Raises:
+            ConfigError: the size does not parse, or more is in use than the limit allows; the limit is then unchanged.
+        """
         value = optional_size(limit, "limit", self._device)
         if soft:
             self._handle.soft_limit = value
@@ -115,7 +128,7 @@ class MemoryPool:
             self._handle.limit = value
 
     def get_limit(self, *, soft: bool = False) -> int | None:
-        """The limit in bytes, None when there is none."""
+        """The limit in bytes, or with ``soft`` the soft limit; None when there is none."""
         return self._handle.soft_limit if soft else self._handle.limit
 
     @property
@@ -137,23 +150,28 @@ class MemoryPool:
         self.set_limit(limit, soft=True)
 
     def trim(self) -> int:
-        """Gives free memory of the arena that this pool uses back to the system. Returns the bytes given back."""
+        """Gives free memory back to the system: an isolated pool's own, else that which it shares with other pools.
+
+        Returns:
+            The bytes given back.
+        """
         return self._handle.trim()
 
     @property
     def asleep(self) -> bool:
+        """Whether it sleeps: see :meth:`sleep`."""
         return self._handle.asleep
 
     def sleep(self, *, keep: bool = True) -> None:
         """Gives the memory of an isolated pool back and keeps the addresses of its tensors.
 
         Until :meth:`wake` the pool takes no new blocks, and an access to one of its tensors is a segmentation fault: it
-        never reads zeros. Freeing them is fine. Without an effect on a pool that is asleep.
+        never reads zeros. Freeing them is allowed. Has no effect on a pool that is asleep.
 
         Args:
-            keep: save the contents (CPU: in a file without a name, in ``TMPDIR``, else ``/tmp``; CUDA: in pinned host
-                memory; it needs as much room as the live blocks) and read them back at wake. False
-                drops them: after wake they read as anything.
+            keep: save the contents and read them back at wake. They take as much room as the live blocks: on the CPU in
+                a file without a name, in ``TMPDIR``, else ``/tmp``; on CUDA in pinned host memory. False drops them:
+                after wake they are undefined.
 
         Raises:
             ConfigError: the pool is not isolated.
@@ -167,11 +185,11 @@ class MemoryPool:
         self._handle.sleep(keep)
 
     def wake(self) -> None:
-        """Takes memory for the pool again, at the same addresses. Without an effect on a pool that is awake.
+        """Takes memory for the pool again, at the same addresses. Has no effect on a pool that is awake.
 
         Raises:
-            OutOfMemoryError: the limits or the system refuse it; the pool sleeps on and is whole.
-            PoolStateError: its contents could not be read back; the pool sleeps on, and it may be tried again.
+            OutOfMemoryError: a limit or the system refuses it; the pool stays asleep and keeps its contents.
+            PoolStateError: its contents could not be read back; the pool stays asleep, and waking may be tried again.
         """
         try:
             self._handle.wake()
@@ -179,11 +197,11 @@ class MemoryPool:
             raise OutOfMemoryError(str(error)) from error
 
     def close(self) -> None:
-        """Takes no new blocks from now on.
+        """Takes no new blocks from now on. Has no effect on a pool that is closed.
 
-        Inside a torch operation the refusal is a RuntimeError (torch keeps no other type); everything else raises
-        PoolClosedError. Tensors that are alive stay valid. The memory of a block goes back when its last tensor dies,
-        and the pool's record (and, of an isolated pool, its segments) with the last block. Closing again has no effect.
+        Live tensors stay valid. A block's memory is free again when its last tensor dies; an isolated pool's memory
+        goes back to the system with its last block. A later allocation in the pool is refused with PoolClosedError,
+        inside a torch operation with a RuntimeError (torch keeps no other type).
         """
         self._handle.close()
 
@@ -217,18 +235,17 @@ class PoolInfo:
     device: str
     parent: str | None  # the parent's name
     used_bytes: int  # of live blocks, its children's included
-    peak_bytes: int
+    peak_bytes: int  # of used_bytes
     limit: int | None
     soft_limit: int | None
-    isolated: bool
-    closed: bool  # it takes no new blocks: closed or forgotten, and some are alive
+    isolated: bool  # it has segments of its own
+    closed: bool  # it takes no new blocks (it was closed, or its MemoryPool is gone), and some are alive
 
 
 def list_pools(device: Device = None) -> list[PoolInfo]:
-    """The pools that exist, also those whose MemoryPool is gone while blocks of theirs are alive.
+    """All pools, those included whose MemoryPool is gone while some of their blocks are alive.
 
-    Parents come before their children. Cheap: some microseconds for each pool, and each pool's figures are exact; two
-    pools are not read at the same moment.
+    Parents come before their children. Each pool's figures are exact; two pools are not read at the same moment.
 
     Args:
         device: None for all devices.

@@ -39,7 +39,7 @@ _causes: weakref.WeakKeyDictionary[BaseException, int] = weakref.WeakKeyDictiona
 
 
 class PressureHandle:
-    """What :func:`on_pressure` returns: ``remove()`` takes the callback away."""
+    """A registered pressure callback, which :func:`on_pressure` returns."""
 
     __slots__ = ("_callback",)
 
@@ -48,10 +48,11 @@ class PressureHandle:
 
     @property
     def callback(self) -> Callback:
+        """The function that was registered."""
         return self._callback
 
     def remove(self) -> None:
-        """Takes the callback away. Without an effect the second time."""
+        """Unregisters the callback. Has no effect the second time."""
         with _lock:
             if self in _callbacks:
                 _callbacks.remove(self)
@@ -60,13 +61,23 @@ class PressureHandle:
 
 
 def on_pressure(callback: Callback) -> PressureHandle:
-    """Has ``callback(pool_name, needed_bytes)`` called when memory is short.
+    """Registers ``callback(pool_name, needed_bytes)`` to be called when memory is short.
 
-    It runs on the thread that allocates, charged to no pool: once before an allocation is refused (which is then tried
-    again), and once each time a soft limit is crossed from below. It may free tensors, allocate, and call mempool; an
-    allocation of its own that fails does not call the callbacks again. An error that it raises is logged; when the
-    allocation then fails, the error is named in the message, is ``oom_info(exc)["callback_error"]``, and becomes the
-    cause of the out-of-memory error where that leaves a ``use_pool``, ``in_pool`` or ``bind``.
+    It runs on the thread that allocates, charged to no pool: once before an allocation is refused (the allocation is
+    then tried again), and once each time a soft limit is crossed from below. It may free tensors, allocate, and call
+    mempool; an allocation of its own that fails does not call the callbacks again. An error that it raises is logged;
+    when the allocation then fails, the message names the error, ``oom_info(exc)["callback_error"]`` is the error, and
+    it becomes the cause of the out-of-memory error where that leaves a ``use_pool``, ``in_pool`` or ``bind``.
+
+    Args:
+        callback: takes the name of the pool that is short (``"default"`` for the device) and the bytes that are
+            missing. What it returns is ignored.
+
+    Returns:
+        A handle; its ``remove()`` unregisters the callback.
+
+    Raises:
+        ConfigError: `callback` cannot be called.
     """
     if not callable(callback):
         raise ConfigError(f"on_pressure wants a function of a pool's name and a number of bytes, not {callback!r}.")
@@ -80,7 +91,7 @@ def on_pressure(callback: Callback) -> PressureHandle:
 def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, str, int]:
     with _lock:
         handles = list(_callbacks)
-    handled = sys.exc_info()[1]  # what the program was just dealing with: no part of a callback's error
+    handled = sys.exc_info()[1]  # what the program was handling: no part of a callback's error
     first_error = ""
     first_id = 0
     for handle in handles:
@@ -98,16 +109,16 @@ def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, st
 def _text_of(error: BaseException) -> str:
     try:
         return repr(error)
-    except Exception:  # it is whoever wrote the error's class that is at fault
+    except Exception:  # the error's class is at fault: its repr raises
         return type(error).__name__
 
 
 def _keep(error: BaseException, handled: BaseException | None, runner: types.FrameType) -> int:
-    """An id for the error that no other process gives out; the error itself is kept, and no frame of the request.
+    """Keeps the error, without the request's frames, and returns an id for it that is unique among processes.
 
-    A frame refers to those that called it, and so to the tensors of the request that was refused. `handled`: what was
-    being handled when the callbacks were called, which Python has put behind what they raise. `runner`: the frame that
-    called the callbacks.
+    A frame refers to the frames that called it, and so to the tensors of the request that was refused. `handled`: the
+    exception that was being handled when the callbacks were called, which Python makes the context of what they raise.
+    `runner`: the frame that called the callbacks.
     """
     global _last_with_frames
     text = "".join(traceback.format_exception(error)).rstrip()
@@ -150,9 +161,9 @@ _NUMBERS = ("requested", "allocated", "held", "largest_free", "pressure_calls")
 
 
 def oom_info(exc: BaseException) -> dict[str, Any] | None:
-    """The facts of an out-of-memory error, None when it did not come from mempool.
+    """The facts of an out-of-memory error; None when it did not come from mempool.
 
-    Works on any exception that carries mempool's message, also one that was pickled in another process.
+    Reads mempool's message, and so works on an exception that was pickled in another process, too.
 
     Returns:
         ``reason`` (``"pool_limit"``, ``"device_limit"``, ``"backend_refused"``, ``"metadata_refused"`` or

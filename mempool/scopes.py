@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Place:
-    """What a context knows of a stay: contexts are copied and kept, and must keep no pool and no task alive."""
+    """A context's record of a stay. Contexts are copied and kept, and must keep no pool and no task alive."""
 
     __slots__ = ("entry", "task")
 
@@ -34,7 +34,7 @@ class Place:
 
 
 class Entry(_core.PoolEntry):
-    """One stay in a pool; the compiled part keeps each thread's stack of them."""
+    """A stay in a pool. The compiled part keeps each thread's stack of stays."""
 
     __slots__ = ("block", "place", "pool", "watch")
 
@@ -64,7 +64,7 @@ _THE_LOOP = object()  # runs, and not a task or a callback of it
 
 
 def is_following() -> bool:
-    """Whether what runs here is followed: not what runs in another loop that it has started."""
+    """Whether the code that runs here is followed: code in another loop that it has started is not."""
     following = _core.following()  # (loop,), or (None,) in a worker thread
     return following is not None and following[0] is asyncio._get_running_loop()
 
@@ -75,10 +75,10 @@ class use_pool(_core.PoolScope):
     One object may be entered again, and by several threads and tasks: each block ends its own stay.
 
     A ``with`` that stays open while a coroutine is suspended would charge other tasks' blocks to the pool. On asyncio
-    that is found out, ended when mempool sees another task or the loop itself, and raised as RuntimeError at the end of
-    the block (or noted on the exception that ends it): use :func:`in_pool` there, or :func:`follow_context`. A
-    generator that yields inside the block leaves the pool set for whoever consumes it, as with ``torch.no_grad()``. A
-    block that ends on another thread than it began on leaves the first thread's pool at once, and warns the first time.
+    mempool detects that, ends the stay when it sees another task or the loop itself, and raises RuntimeError at the end
+    of the block (or adds a note to the exception that ends it): use :func:`in_pool` there, or :func:`follow_context`. A
+    generator that yields inside the block leaves the pool set for its consumer, as with ``torch.no_grad()``. A block
+    that ends on another thread than it began on leaves the first thread's pool at once, and warns the first time.
 
     Raises:
         ConfigError: `pool` is no pool; on entry, when a subclass has not called ``super().__init__(pool)``.
@@ -104,7 +104,7 @@ class use_pool(_core.PoolScope):
             "Write use_pool(pool) where one is wanted."
         )
 
-    # Called by the compiled part, which then enters the entry, or has left it. An interrupt may strike in here only.
+    # The compiled part calls these two, and then enters the entry, or has left it. Interrupts can strike in here alone.
 
     def _open(self) -> Entry:
         pool: MemoryPool | None = getattr(self, "_pool", None)
@@ -179,7 +179,7 @@ def require_pool(pool: MemoryPool, what: str) -> MemoryPool:
 
 
 def _watch(entry: Entry, loop: asyncio.AbstractEventLoop) -> None:
-    """Has the entry end as soon as its task is suspended and mempool sees it, or soon after."""
+    """Ends the entry once its task is suspended: when mempool sees that, or soon after."""
     end_suspended(entry.place.task)
     # Runs only if control returns to the loop, and then before the suspended task goes on.
     entry.watch = loop.call_soon(end_suspended, _THE_LOOP)
@@ -208,7 +208,7 @@ def _report_suspended(entry: Entry, exc: BaseException | None) -> None:
     )
     if exc is None:
         raise RuntimeError(message)
-    # What ends the block (a cancellation, say) is worth more than this; it carries the message along.
+    # The exception that ends the block (a cancellation, say) matters more than this one; it carries the message along.
     if hasattr(exc, "add_note"):  # Python 3.11
         exc.add_note(message)
 
@@ -232,9 +232,10 @@ def _warn_of_another_thread(entry: Entry) -> None:
 
 
 def current_pool(device: Device = None) -> MemoryPool | None:
-    """The pool that this thread's new blocks of a device are charged to; None for the device itself.
+    """The pool that this thread's new blocks are charged to; None for the device itself, and in a pressure callback.
 
-    With ``device=None`` the pool that was entered last, whichever device it is of. In a pressure callback it is None.
+    Args:
+        device: None means the pool that was entered last, whichever device it is of.
     """
     _end_those_of_others()
     name = None if device is None else allocator(device).name
@@ -248,10 +249,13 @@ def current_pool(device: Device = None) -> MemoryPool | None:
 
 
 def leave_pools() -> int:
-    """Takes this thread out of every pool that it is in: after an interrupt, or of a worker thread that was left in
-    one.
+    """Takes this thread out of every pool that it is in.
 
-    Blocks (``with use_pool``) that are open stay open, and end without an error. Returns how many pools were left.
+    For use after an interrupt, and for a worker thread that was left in a pool. Open ``with use_pool`` blocks stay
+    open, and end without an error.
+
+    Returns:
+        The number of pools that were left.
     """
     left = _core.leave_pools()
     context.set(())
@@ -260,7 +264,7 @@ def leave_pools() -> int:
 
 
 def forget(entry: Entry) -> None:
-    """Takes the stay out of this context, if it is there, and those that ended elsewhere."""
+    """Removes the stay from this context, if it is there, and stays that ended elsewhere."""
     places = context.get()
     if places and places[-1] is entry.place:
         context.set(places[:-1])

@@ -25,22 +25,27 @@ def memory_stats(device: Device = None) -> OrderedDict[str, int]:
 
     A key is ``{figure}.{pool}.{metric}``: ``allocated_bytes.all.current``. ``small_pool`` counts blocks of at most
     1 MiB, ``large_pool`` the others. ``allocated`` and ``freed`` are sums since the start or the last reset.
-    ``segment`` counts contiguous backed ranges, ``inactive_split`` free ranges of the arenas (not what waits in thread
-    caches or slabs). On CPU a block is active exactly while it is allocated.
+    ``segment`` counts contiguous backed ranges, ``inactive_split`` free ranges of the arenas (free blocks in thread
+    caches and slabs are not in it). On the CPU a block is active exactly while it is allocated. ``num_moves`` and
+    ``moved_bytes`` count free memory that was remapped.
 
     Current values are exact, and so are a pool's peaks. A device's peak is never too low. It is exact while each thread
-    frees what it allocated, and else can be high by at most 256 KiB for each thread that frees what others allocated.
+    frees what it allocated; it can be too high by at most 256 KiB for each thread that frees what others allocated.
     """
     return OrderedDict(sorted(allocator(device).stats().items()))
 
 
 def memory_allocated(device: Device = None) -> int:
-    """Bytes of live blocks, rounded up as the README says."""
+    """Bytes of live blocks.
+
+    Each is rounded up: to a multiple of 64 bytes up to 1 KiB, up to 32 KiB to an eighth of the power of two below it,
+    above that to 4 KiB.
+    """
     return allocator(device).stats()["allocated_bytes.all.current"]
 
 
 def max_memory_allocated(device: Device = None) -> int:
-    """Most bytes of live blocks since the start or :func:`reset_peak_memory_stats`."""
+    """The peak of :func:`memory_allocated` since the start or :func:`reset_peak_memory_stats`."""
     return allocator(device).stats()["allocated_bytes.all.peak"]
 
 
@@ -50,7 +55,7 @@ def memory_reserved(device: Device = None) -> int:
 
 
 def max_memory_reserved(device: Device = None) -> int:
-    """Most bytes held since the start or :func:`reset_peak_memory_stats`."""
+    """The peak of :func:`memory_reserved` since the start or :func:`reset_peak_memory_stats`."""
     return allocator(device).stats()["reserved_bytes.all.peak"]
 
 
@@ -60,7 +65,7 @@ def reset_peak_memory_stats(device: Device = None) -> None:
 
 
 def reset_accumulated_memory_stats(device: Device = None) -> None:
-    """Sets the sums (``allocated``, ``freed``) to zero. Counts of OOMs, retries and system calls go on."""
+    """Sets the sums (``allocated``, ``freed``) to zero. Counts of out-of-memory errors, retries and map calls go on."""
     allocator(device).reset_sums()
 
 

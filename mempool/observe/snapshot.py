@@ -19,12 +19,14 @@ _SMALL_BYTES = 1 << 20
 
 
 def record_history(enabled: bool = True, device: Device = None, max_events: int | None = None) -> None:
-    """Remembers the Python stack of each block made from now on, and the last allocation events.
+    """Records the Python stack of each block that is allocated from now on, and the last allocation events.
 
     Costs several microseconds an allocation while it is on. Switching it on again starts anew, switching it off
-    forgets.
+    drops what was recorded.
 
     Args:
+        enabled: False switches it off.
+        device: None means the only enabled one.
         max_events: events to keep, the oldest go first; None for the option ``history_events``.
     """
     handle = allocator(device)

@@ -15,7 +15,7 @@ from mempool._files import StrPath, atomic_path, make_beside, naming
 
 
 class TraceRecording:
-    """A recording that runs; what ``with record_trace(...)`` gives."""
+    """A running recording, which ``with record_trace(...)`` gives. ``events`` is their number once it has ended."""
 
     def __init__(self, device: _core.Device) -> None:
         self._device = device

@@ -18,19 +18,19 @@ _READING = 0.9
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What a replay took. Bytes; ``seconds`` are CPU time of the replaying thread."""
+    """What a replay took."""
 
     events: int  # allocations and frees
     peak_live_bytes: int  # most requested bytes live at once: no allocator can hold less
     peak_held_bytes: int  # most physical memory held at once
-    end_live_bytes: int
-    commits: int
-    decommits: int
-    moves: int
+    end_live_bytes: int  # requested bytes that the trace never frees
+    commits: int  # calls that took memory
+    decommits: int  # calls that gave memory back
+    moves: int  # calls that remapped free memory
     moved_bytes: int
-    map_calls_in_last_half: int
-    timeline: list[tuple[int, int, int]]  # (event, live bytes, held bytes) at some 256 moments, evenly spread
-    seconds: float
+    map_calls_in_last_half: int  # of the events: a workload in its steady state has none
+    timeline: list[tuple[int, int, int]]  # (event, live bytes, held bytes) at about 256 moments, evenly spread
+    seconds: float  # CPU time of the replaying thread
 
     @property
     def map_calls(self) -> int:
@@ -39,10 +39,12 @@ class ReplayReport:
 
     @property
     def held_per_live(self) -> float:
+        """Peak held over peak live bytes."""
         return self.peak_held_bytes / self.peak_live_bytes if self.peak_live_bytes else 0.0
 
     @property
     def ns_per_event(self) -> float:
+        """Nanoseconds of CPU time an event."""
         return self.seconds * 1e9 / self.events if self.events else 0.0
 
 
