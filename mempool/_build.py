@@ -36,14 +36,14 @@ def check_torch(running: str | None = None) -> None:
 
 
 def cuda_problem(error: ImportError) -> str:
-    """Why there is no CUDA half, given what its import said: a part of a sentence, with what to do."""
+    """Why there is no CUDA half, by the error of its import: a part of a sentence, with what to do."""
     if _core.without_cuda:
         return f"mempool was built without CUDA: {_core.without_cuda}"
     return f"mempool's CUDA half {load_problem(error)}"
 
 
 def load_problem(error: ImportError | OSError) -> str:
-    """What keeps a compiled part from being loaded, and what to do: the end of a sentence that names the part."""
+    """Why a compiled part cannot be loaded, and what to do: the end of a sentence that names the part."""
     if isinstance(error, ModuleNotFoundError):
         return f"is missing in {Path(_core.__file__).parent}: {_REBUILD}"
     words = str(error.__cause__ or error)  # torch keeps the loader's words in the cause

@@ -97,7 +97,7 @@ def _run_callbacks(pool: str, needed_bytes: int, failing: bool) -> tuple[int, st
     for handle in handles:
         try:
             handle.callback(pool, needed_bytes)
-        except BaseException as error:  # the allocation goes on whatever a callback does
+        except BaseException as error:  # the allocation goes on even when a callback fails
             if isinstance(error, KeyboardInterrupt):
                 raise  # meant for the program: the compiled side has it come again once the allocation is over
             _log.warning("a pressure callback raised %s", _text_of(error), exc_info=not failing)
@@ -149,7 +149,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_core.retire_hooks)
 
 
-# A line of its own, and the last one: what stands before it may quote the message of another error.
+# The facts are the last line of a message: what stands before it may quote the message of another error.
 _FIELDS = re.compile(
     r"^\[mempool\.oom reason=(?P<reason>\w+) device=(?P<device>\S+) requested=(?P<requested>\d+) "
     r"allocated=(?P<allocated>\d+) limit=(?P<limit>\d+|none) held=(?P<held>\d+) largest_free=(?P<largest_free>\d+) "

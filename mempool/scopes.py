@@ -29,8 +29,8 @@ class Place:
     __slots__ = ("entry", "task")
 
     def __init__(self, entry: Entry) -> None:
-        self.entry: Entry | None = entry  # None once its block has ended, wherever
-        self.task: object = None  # that was running when it began
+        self.entry: Entry | None = entry  # None once its block has ended, on any thread
+        self.task: object = None  # the task that was running when the stay began
 
 
 class Entry(_core.PoolEntry):
