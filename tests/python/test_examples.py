@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mempool import _core
+from mempool.cli import commands
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
@@ -47,6 +50,21 @@ def test_the_snippets_of_the_documentation_run_as_they_stand(tmp_path: Path) -> 
     assert done.stderr == ""
     assert "huge: refused, 67,108,864 bytes were asked for" in done.stdout
     assert "AdoptReport(tensors=2, moved_bytes=4198400, kept_elsewhere_bytes=0, already_there_bytes=0)" in done.stdout
+
+
+def test_the_page_of_commands_lists_every_option_and_command() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text.partition("## MEMPOOL_CONF")[2], re.MULTILINE))
+    shown = {None: "none", True: "true", False: "false"}
+    options = {key: (kind, default) for key, kind, _, default, _ in _core.options()}
+    assert listed.keys() == options.keys()
+    for key, (kind, default) in options.items():
+        is_size = kind == "bytes" and default is not None
+        assert (_core.parse_bytes(listed[key]) if is_size else listed[key]) == (
+            default if is_size else shown.get(default, str(default))
+        )
+    for page in (text, (ROOT / "README.md").read_text()):
+        assert set(re.findall(r"^\| `mempool (\w+)", page, re.MULTILINE)) == set(commands.commands)
 
 
 def test_the_readme_has_a_snippet_for_each_use() -> None:
