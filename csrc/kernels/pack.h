@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/sparse24.h"
+#include "kernels/formats/sparse24.h"
 #include "kernels/weights.h"
 
 namespace mempool::kernels {

@@ -6,7 +6,7 @@ values, offsets, sums, scales, bias, inputs)`` take rows of float32 or bfloat16,
 exactly. The formats are described in ``csrc/kernels/weights.h``; all buffers are uint8, int32 and float32, contiguous,
 and on one device: the CPU or, where this build has kernels for it (``HAS_CUDA``), a GPU. ``sparse24_linear(input,
 values, places, sums, scales, bias, inputs)`` runs on a GPU alone; its weight has two of each four inputs that are not
-zero at most (``csrc/kernels/sparse24.h``).
+zero at most (``csrc/kernels/formats/sparse24.h``).
 
 The shapes of buffers are checked at every call. That their contents fit each other is not (nor, on a GPU, that
 ``values`` is as long as ``offsets`` say): run ``check_…`` once on buffers that come from elsewhere, as the modules of
@@ -46,7 +46,7 @@ def packed_sizes(pattern: str, outputs: int, inputs: int) -> dict[str, int]:
     if pattern == "unstructured":
         return {"masks": _up(outputs, _PANEL) * groups * _GROUP // 8, "offsets": _up(outputs, _PANEL) // _PANEL + 1}
     if pattern == "2:4":
-        tiles = (_up(outputs, 16) // 16) * (_up(inputs, 64) // 64)  # csrc/kernels/sparse24.h
+        tiles = (_up(outputs, 16) // 16) * (_up(inputs, 64) // 64)  # csrc/kernels/formats/sparse24.h
         return {"values": tiles * 512, "places": tiles * 32}
     return {"masks": outputs * _up(groups, 64) // 8, "offsets": outputs + 1}
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "kernels/cuda/arguments.h"
+#include "kernels/formats/sparse24.h"
 #include "kernels/linear.h"
-#include "kernels/sparse24.h"
 
 namespace mempool::kernels::cuda {
 

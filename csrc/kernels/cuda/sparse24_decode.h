@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/arguments.h"
-#include "kernels/sparse24.h"
+#include "kernels/formats/sparse24.h"
 
 namespace mempool::kernels::cuda {
 
