@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/formats/bitmap.h"
+#include "kernels/formats/block4.h"
+#include "kernels/formats/dense.h"
 #include "kernels/weights.h"
 
 namespace mempool::kernels {

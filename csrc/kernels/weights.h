@@ -1,13 +1,8 @@
-// Packed int8 weights: the bytes are the same for every instruction set and number of threads.
+// What packed int8 weights of all formats have in common: the bytes are the same for every instruction set and number
+// of threads, and outputs are counted in panels of 64, inputs (K) in groups of 4. formats/ has each format.
 //
-// Outputs come in panels of 64, inputs (K) in groups of 4; what is beyond N or K is zero. A panel holds
-//
-//     [K / 4 groups][64 outputs][4 inputs]  int8
-//
-// so that 64 bytes are 16 outputs of one group: what one dot-product instruction of AVX-512 VNNI takes.
-//
-// Tokens (rows of activations) are quantized to q in -127..127 and kept as q + 128, which those instructions take as
-// unsigned. The sum over K is then too large by 128 times the sum of the weights of an output: `sums` take it away.
+// Tokens (rows of activations) are quantized to q in -127..127 and kept as q + 128, which dot-product instructions take
+// as unsigned. The sum over K is then too large by 128 times the sum of the weights of an output: `sums` take it away.
 #pragma once
 
 #include <cstddef>
@@ -27,51 +22,9 @@ static constexpr std::int64_t panels_of(std::int64_t outputs) { return (outputs 
 static constexpr std::int64_t groups_of(std::int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
 // Of an output in a panel, and of a quantized token.
 static constexpr std::int64_t padded_inputs(std::int64_t inputs) { return groups_of(inputs) * kGroup; }
-static constexpr std::int64_t dense_bytes(std::int64_t outputs, std::int64_t inputs) {
-  return panels_of(outputs) * kPanel * padded_inputs(inputs);
-}
 
-struct DenseWeights {
-  const std::int8_t* panels = nullptr;  // dense_bytes(outputs, inputs)
-  const std::int32_t* sums = nullptr;   // of the weights of each output
-  const float* scales = nullptr;        // of each output: a weight is its int8 times this
-  std::int64_t outputs = 0;             // N
-  std::int64_t inputs = 0;              // K, 1 to kMostInputs
-};
-
-// The same panels without their zeros: a bit for each weight, and the others packed one behind the other. The values of
-// a panel begin on 64 bytes, and a whole vector may be read from where the last ones begin.
 inline constexpr std::int64_t kVector = 64;                                 // bytes
 inline constexpr std::int64_t kVectorsOfPanel = kPanel * kGroup / kVector;  // for each group
-
-static constexpr std::int64_t bitmap_masks(std::int64_t outputs, std::int64_t inputs) {
-  return panels_of(outputs) * groups_of(inputs) * kVectorsOfPanel;
-}
-
-struct BitmapWeights {
-  const std::uint64_t* masks = nullptr;  // bitmap_masks(); bit i: byte i of that vector is not zero
-  const std::int8_t* values = nullptr;   // kVector * (offsets of the end + 1)
-  const std::int32_t* offsets =
-      nullptr;                         // where a panel's values begin, in kVector bytes, and where the last one's end
-  const std::int32_t* sums = nullptr;  // these as in DenseWeights
-  const float* scales = nullptr;
-  std::int64_t outputs = 0;
-  std::int64_t inputs = 0;
-};
-
-// Blocks of 4 inputs of one output, those that are all zero left out: a bit for each block, and the others one behind
-// the other, an output after the other. A row of bits begins with a word.
-static constexpr std::int64_t block_words(std::int64_t inputs) { return (groups_of(inputs) + 63) / 64; }
-
-struct BlockWeights {
-  const std::uint64_t* masks = nullptr;   // [outputs][block_words(inputs)]
-  const std::int8_t* values = nullptr;    // [blocks][kGroup]
-  const std::int32_t* offsets = nullptr;  // [outputs + 1]: the first block of an output, and where the last one's end
-  const std::int32_t* sums = nullptr;     // these as in DenseWeights
-  const float* scales = nullptr;
-  std::int64_t outputs = 0;
-  std::int64_t inputs = 0;
-};
 
 // Tokens begin on whole cache lines, an odd number of them apart: else many would compete for few places in a cache.
 static constexpr std::int64_t token_stride(std::int64_t inputs) {

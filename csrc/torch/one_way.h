@@ -26,14 +26,15 @@ class OneWay : public torch::autograd::Function<OneWay> {
   }
 };
 
-// call() is the kernel of the operator of that name, of whose arguments the first may need a gradient.
-template <const char* name, typename Signature>
+// call() is the kernel of an operator (its name and signature), of whose arguments the first may need a gradient.
+template <typename Operator, typename Signature = typename Operator::Signature>
 struct OneWayOf;
-template <const char* name, typename... Arguments>
-struct OneWayOf<name, Tensor(const Tensor&, Arguments...)> {
+template <typename Operator, typename... Arguments>
+struct OneWayOf<Operator, Tensor(const Tensor&, Arguments...)> {
   static Tensor call(const Tensor& input, Arguments... arguments) {
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Tensor(const Tensor&, Arguments...)>();
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow(Operator::name().c_str(), "")
+                               .template typed<Tensor(const Tensor&, Arguments...)>();
     const auto compute = [&] {
       const at::AutoDispatchBelowADInplaceOrView guard;
       return op.call(input, arguments...);

@@ -12,7 +12,7 @@
 
 #include "kernels/cpu/finish.inl"
 #include "kernels/cpu/sum_slice.inl"
-#include "kernels/weights.h"
+#include "kernels/formats/bitmap.h"
 
 namespace mempool::kernels {
 namespace {

@@ -15,7 +15,7 @@
 
 #include "kernels/cpu/finish.inl"
 #include "kernels/cpu/unrolled.inl"
-#include "kernels/weights.h"
+#include "kernels/formats/block4.h"
 
 namespace mempool::kernels {
 namespace {

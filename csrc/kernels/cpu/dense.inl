@@ -5,7 +5,7 @@
 
 #include "kernels/cpu/finish.inl"
 #include "kernels/cpu/sum_slice.inl"
-#include "kernels/weights.h"
+#include "kernels/formats/dense.h"
 
 namespace mempool::kernels {
 namespace {

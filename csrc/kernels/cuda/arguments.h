@@ -1,5 +1,5 @@
-// What kernels on the GPU take. Packed weights are those of the CPU, byte for byte (kernels/weights.h), and those that
-// only a GPU has (kernels/formats/sparse24.h). Tokens are kept as signed bytes, so the sums of weights are not needed.
+// What kernels on the GPU take. Packed weights are those of the CPU, byte for byte (kernels/formats). Tokens are kept
+// as signed bytes, so the sums of weights are not needed.
 #pragma once
 
 #include <cuda_runtime_api.h>

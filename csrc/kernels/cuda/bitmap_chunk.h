@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/share.h"
+#include "kernels/formats/bitmap.h"
 
 namespace mempool::kernels::cuda {
 

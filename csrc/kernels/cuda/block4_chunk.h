@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/share.h"
+#include "kernels/formats/block4.h"
 
 namespace mempool::kernels::cuda {
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/arguments.h"
+#include "kernels/formats/dense.h"
 
 namespace mempool::kernels::cuda {
 

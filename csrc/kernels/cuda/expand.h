@@ -2,6 +2,9 @@
 #pragma once
 
 #include "kernels/cuda/arguments.h"
+#include "kernels/formats/bitmap.h"
+#include "kernels/formats/block4.h"
+#include "kernels/formats/dense.h"
 
 namespace mempool::kernels::cuda {
 

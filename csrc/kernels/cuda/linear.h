@@ -5,15 +5,16 @@
 #include <cstdint>
 
 #include "kernels/cuda/arguments.h"
-#include "kernels/formats/sparse24.h"
+#include "kernels/formats/formats.h"
 #include "kernels/linear.h"
 
 namespace mempool::kernels::cuda {
 
+using kernels::Format;
+
 // Of one call: beyond it a grid has too many blocks.
 inline constexpr std::int64_t kMostTokens = 65535 * 128;
 
-enum class Format : std::uint8_t { dense, bitmap, block4, sparse24 };
 enum class Kernel : std::uint8_t { decode, gemm };
 
 // Which kernel runs so many tokens (choices.cpp).

@@ -1,6 +1,8 @@
+#include "kernels/formats/sparse24.h"
+
 #include <algorithm>
 
-#include "kernels/pack.h"
+#include "common/expects.h"
 
 namespace mempool::kernels {
 namespace {
@@ -33,8 +35,12 @@ bool all_groups(std::int64_t outputs, std::int64_t inputs, Visit visit) {
 
 }  // namespace
 
-bool pack_sparse24(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* values,
-                   std::uint32_t* places, std::int32_t* sums) noexcept {
+std::array<std::int64_t, 2> Sparse24Format::sizes(std::int64_t outputs, std::int64_t inputs) noexcept {
+  return {sparse24_values(outputs, inputs), sparse24_places(outputs, inputs)};
+}
+
+bool Sparse24Format::pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* values,
+                          std::uint32_t* places, std::int32_t* sums) noexcept {
   std::fill_n(places, sparse24_places(outputs, inputs), 0U);
   std::fill_n(sums, outputs, 0);
   return all_groups(outputs, inputs, [&](std::int64_t output, std::int64_t group, const Place24& place) {
@@ -52,7 +58,8 @@ bool pack_sparse24(const std::int8_t* weights, std::int64_t outputs, std::int64_
   });
 }
 
-void unpack_sparse24(const Sparse24Weights& packed, std::int8_t* weights) noexcept {
+void Sparse24Format::unpack(const Sparse24Weights& packed, std::int8_t* weights) noexcept {
+  MEMPOOL_EXPECTS(is_sound(packed));
   std::fill_n(weights, packed.outputs * packed.inputs, std::int8_t{0});
   all_groups(packed.outputs, packed.inputs, [&](std::int64_t output, std::int64_t group, const Place24& place) {
     const unsigned places = packed.places[place.word] >> place.shift;
@@ -65,7 +72,7 @@ void unpack_sparse24(const Sparse24Weights& packed, std::int8_t* weights) noexce
   });
 }
 
-bool is_sound(const Sparse24Weights& packed) noexcept {
+bool Sparse24Format::is_sound(const Sparse24Weights& packed) noexcept {
   std::int32_t sum = 0;
   std::int64_t last = 0;
   const bool are_sound =

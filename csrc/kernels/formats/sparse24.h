@@ -1,6 +1,6 @@
-// Weights of which two of each four inputs are not zero at most ("2:4"), as registers of sparse tensor cores take them:
-// for GPUs alone. The other formats do not serve there: a bitmap's values lie at places that depend on all bits before
-// them. 0.625 bytes a weight, where whole tiles are full.
+// Int8 weights of which two of each four inputs are not zero at most ("2:4"), as registers of sparse tensor cores take
+// them: for GPUs alone. The other formats do not serve there: a bitmap's values lie at places that depend on all bits
+// before them. 0.625 bytes a weight, where whole tiles are full.
 //
 // A tile is 16 outputs by 64 inputs, one instruction. Its inputs are 16 groups of four, of which two bytes each are
 // held, and their places in 4 bits, the lower one first; places are always two different ones in order, also where
@@ -13,9 +13,11 @@
 // and columns of a square of 4 by 4, for then the inputs that a lane needs of a token are 16 bytes in a row.
 #pragma once
 
-#include <cstddef>
+#include <array>
 #include <cstdint>
+#include <tuple>
 
+#include "kernels/formats/format.h"
 #include "kernels/weights.h"
 
 namespace mempool::kernels {
@@ -62,5 +64,25 @@ static constexpr Place24 place24(std::int64_t output, std::int64_t group, std::i
   return {tile * kSparse24Bytes + lane * kSparse24LaneBytes + byte,
           tile * kSparse24Lanes + row % 8 * 4 + at / 8 * 2 + row / 8, static_cast<int>(at % 8 * 4)};
 }
+
+struct Sparse24Format {
+  using Weights = Sparse24Weights;
+  static constexpr Format kFormat = Format::sparse24;
+  static constexpr char kName[] = "sparse24";
+  static constexpr std::tuple kBuffers{Buffer<Weights, std::int8_t>{"values", &Weights::values},
+                                       Buffer<Weights, std::uint32_t>{"places", &Weights::places}};
+  static constexpr bool kReadsAnything = false;
+  static constexpr char kMisfit[] =
+      "four inputs of an output have more than two weights that are not zero: prune it with pattern=\"2:4\".";
+  static constexpr char kNotOnCpu[] =
+      "2:4 weights run on a GPU alone: move the layer and its input with .to(\"cuda\"), or make it one that the CPU "
+      "runs with layer.repacked() or mempool.compress.convert(model).";
+
+  static std::array<std::int64_t, 2> sizes(std::int64_t outputs, std::int64_t inputs) noexcept;
+  static bool pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* values,
+                   std::uint32_t* places, std::int32_t* sums) noexcept;
+  static void unpack(const Weights& packed, std::int8_t* weights) noexcept;
+  static bool is_sound(const Weights& packed) noexcept;
+};
 
 }  // namespace mempool::kernels

@@ -7,18 +7,21 @@
 
 namespace mempool::kernels {
 
-template <typename Weights>
+template <typename Format>
 struct PackedSparse {
-  PackedSparse(const Problem& problem_in, std::int64_t offset_count, std::int64_t mask_count)
-      : problem(problem_in),
-        offsets(Problem::size(offset_count)),
-        masks(Problem::size(mask_count)),
-        sums(problem.sums.size()) {}
-  Weights weights() const {
+  explicit PackedSparse(const Problem& from) : problem(from), sums(from.sums.size()) {
+    const auto [mask_count, none, offset_count] = Format::sizes(from.outputs, from.inputs);
+    masks.resize(Problem::size(mask_count));
+    offsets.resize(Problem::size(offset_count));
+    values.resize(Problem::size(Format::measure(from.weights.data(), from.outputs, from.inputs)));
+    Format::pack(from.weights.data(), from.outputs, from.inputs, masks.data(), values.data(), offsets.data(),
+                 sums.data());
+  }
+  typename Format::Weights weights() const {
     return {masks.data(),          values.data(),   offsets.data(), sums.data(),
             problem.scales.data(), problem.outputs, problem.inputs};
   }
-  bool sound() const { return is_sound(weights(), static_cast<std::int64_t>(values.size())); }
+  bool sound() const { return Format::is_sound(weights(), static_cast<std::int64_t>(values.size())); }
 
   const Problem& problem;
   std::vector<std::int32_t> offsets;
@@ -27,24 +30,8 @@ struct PackedSparse {
   std::vector<std::int32_t> sums;
 };
 
-struct PackedBitmap : PackedSparse<BitmapWeights> {
-  explicit PackedBitmap(const Problem& from)
-      : PackedSparse(from, panels_of(from.outputs) + 1, bitmap_masks(from.outputs, from.inputs)) {
-    values.resize(Problem::size(measure_bitmap(from.weights.data(), from.outputs, from.inputs, offsets.data())));
-    pack_bitmap(from.weights.data(), from.outputs, from.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-  }
-};
-
-struct PackedBlocks : PackedSparse<BlockWeights> {
-  explicit PackedBlocks(const Problem& from)
-      : PackedSparse(from, from.outputs + 1, from.outputs * block_words(from.inputs)) {
-    values.resize(
-        Problem::size(kGroup * measure_block4(from.weights.data(), from.outputs, from.inputs, offsets.data())));
-    pack_block4(from.weights.data(), from.outputs, from.inputs, offsets.data(), masks.data(), values.data(),
-                sums.data());
-  }
-};
+using PackedBitmap = PackedSparse<BitmapFormat>;
+using PackedBlocks = PackedSparse<BlockFormat>;
 
 // A problem of which two of each four inputs are not zero at most.
 inline Problem two_of_four(std::int64_t tokens, std::int64_t outputs, std::int64_t inputs, std::mt19937& random,
@@ -61,7 +48,7 @@ inline Problem two_of_four(std::int64_t tokens, std::int64_t outputs, std::int64
       problem.weights[Problem::size(kept.back())] = 0;
     }
   }
-  pack_dense(problem.weights.data(), outputs, inputs, problem.panels.data(), problem.sums.data());
+  DenseFormat::pack(problem.weights.data(), outputs, inputs, problem.panels.data(), problem.sums.data());
   return problem;
 }
 
@@ -71,12 +58,12 @@ struct PackedSparse24 {
         values(Problem::size(sparse24_values(problem.outputs, problem.inputs)), 9),
         places(Problem::size(sparse24_places(problem.outputs, problem.inputs))),
         sums(problem.sums.size()),
-        fits(pack_sparse24(problem.weights.data(), problem.outputs, problem.inputs, values.data(), places.data(),
-                           sums.data())) {}
+        fits(Sparse24Format::pack(problem.weights.data(), problem.outputs, problem.inputs, values.data(), places.data(),
+                                  sums.data())) {}
   Sparse24Weights weights() const {
     return {values.data(), places.data(), sums.data(), problem.scales.data(), problem.outputs, problem.inputs};
   }
-  bool sound() const { return is_sound(weights()); }
+  bool sound() const { return Sparse24Format::is_sound(weights()); }
 
   const Problem& problem;
   std::vector<std::int8_t> values;

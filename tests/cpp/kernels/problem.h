@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "check.h"
+#include "kernels/formats/formats.h"
 #include "kernels/kernels.h"
-#include "kernels/pack.h"
 
 namespace mempool::kernels {
 
@@ -24,7 +24,7 @@ struct Problem {
     }
     panels.resize(size(dense_bytes(outputs, inputs)));
     sums.resize(size(outputs));
-    pack_dense(weights.data(), outputs, inputs, panels.data(), sums.data());
+    DenseFormat::pack(weights.data(), outputs, inputs, panels.data(), sums.data());
     values.assign(size(count * token_stride(inputs)), kZero);
     std::uniform_int_distribution<int> byte(1, 255);
     for (std::int64_t token = 0; token < count; ++token) {

@@ -31,7 +31,7 @@ TEST(what_is_packed_as_a_bitmap_is_unpacked_as_it_was) {
       const Packed packed(problem);
       CHECK(packed.sound());
       std::vector<std::int8_t> back(problem.weights.size(), 9);
-      unpack_bitmap(packed.weights(), back.data());
+      BitmapFormat::unpack(packed.weights(), back.data());
       CHECK(back == problem.weights);
     }
   }

@@ -58,7 +58,7 @@ TEST(what_is_packed_as_blocks_is_unpacked_as_it_was) {
       const Packed packed(problem);
       CHECK(packed.sound());
       std::vector<std::int8_t> back(problem.weights.size(), 9);
-      unpack_block4(packed.weights(), back.data());
+      BlockFormat::unpack(packed.weights(), back.data());
       CHECK(back == problem.weights);
     }
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/problem.h"
+#include "kernels/quantize_weights.h"
 
 using namespace mempool::kernels;
 
@@ -35,7 +36,7 @@ TEST(packing_and_unpacking_are_inverses) {
   for (const auto& [outputs, inputs] : {std::pair{1, 1}, {63, 3}, {64, 4}, {65, 5}, {200, 33}, {1, 130}}) {
     const Problem problem(1, outputs, inputs, random, false);
     std::vector<std::int8_t> back(problem.weights.size());
-    unpack_dense(problem.panels.data(), outputs, inputs, back.data());
+    DenseFormat::unpack(problem.dense(), back.data());
     CHECK(back == problem.weights);
   }
 }
@@ -59,7 +60,7 @@ TEST(extremes_do_not_saturate) {
   Problem most(1, 3, kMostInputs, random, false);  // the largest sums that there are
   std::fill(most.weights.begin(), most.weights.end(), std::int8_t{-128});
   std::fill(most.values.begin(), most.values.end(), std::uint8_t{255});
-  pack_dense(most.weights.data(), 3, kMostInputs, most.panels.data(), most.sums.data());
+  DenseFormat::pack(most.weights.data(), 3, kMostInputs, most.panels.data(), most.sums.data());
   check_exact(most);
 }
 
@@ -136,13 +137,13 @@ TEST(weights_that_are_no_numbers_are_named) {
 TEST(a_dense_weight_that_is_not_sound_is_seen) {
   std::mt19937 random(21);
   Problem problem(1, 70, 37, random, false);
-  CHECK(is_sound(problem.dense()));
+  CHECK(DenseFormat::is_sound(problem.dense()));
   problem.panels[3] ^= 1;
-  CHECK(!is_sound(problem.dense()));
+  CHECK(!DenseFormat::is_sound(problem.dense()));
   problem.panels[3] ^= 1;
   problem.sums[69] += 1;
-  CHECK(!is_sound(problem.dense()));
+  CHECK(!DenseFormat::is_sound(problem.dense()));
   problem.sums[69] -= 1;
   problem.panels.back() = 1;  // beyond N and K
-  CHECK(!is_sound(problem.dense()));
+  CHECK(!DenseFormat::is_sound(problem.dense()));
 }

@@ -14,7 +14,7 @@ TEST(what_is_packed_as_2_of_4_is_unpacked_as_it_was) {
       const PackedSparse24 packed(problem);
       CHECK(packed.sound());
       std::vector<std::int8_t> back(problem.weights.size(), 9);
-      unpack_sparse24(packed.weights(), back.data());
+      Sparse24Format::unpack(packed.weights(), back.data());
       CHECK(back == problem.weights);
       for (std::int64_t output = 0; output < outputs; ++output) {
         const auto row = problem.weights.begin() + output * inputs;

@@ -1,0 +1,22 @@
+// The list of all packed formats: what is done for each of them, such as registering its operators, goes through it.
+#pragma once
+
+#include "kernels/formats/bitmap.h"
+#include "kernels/formats/block4.h"
+#include "kernels/formats/dense.h"
+#include "kernels/formats/sparse24.h"
+
+namespace mempool::kernels {
+
+template <typename... Formats>
+struct FormatList {
+  // Calls action(Format{}) for the traits of each.
+  template <typename Action>
+  static void each(Action action) {
+    (action(Formats{}), ...);
+  }
+};
+
+using AllFormats = FormatList<DenseFormat, BitmapFormat, BlockFormat, Sparse24Format>;
+
+}  // namespace mempool::kernels
