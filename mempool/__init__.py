@@ -49,7 +49,7 @@ from mempool.errors import (  # noqa: E402
     TraceError,
 )
 from mempool.following import FollowHandle, follow_context  # noqa: E402
-from mempool.packed import ops as _registers_operators  # noqa: E402, F401
+from mempool.packed import formats as _registers_operators  # noqa: E402, F401
 from mempool.pools import MemoryPool, PoolInfo, list_pools  # noqa: E402
 from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
 from mempool.scopes import current_pool, leave_pools, use_pool  # noqa: E402

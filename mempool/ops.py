@@ -1,7 +1,8 @@
-"""The operators ``torch.ops.mempool.*``, and what their buffers are: ``mempool.packed.ops`` registers them."""
+"""The operators ``torch.ops.mempool.*``, and what their buffers are: ``mempool.packed.formats`` has them, by format."""
 
 from __future__ import annotations
 
-from mempool.packed.ops import CUDA_PROBLEM, HAS_CUDA, MOST_INPUTS, packed_sizes
+from mempool.packed.formats import packed_sizes
+from mempool.packed.ops import CUDA_PROBLEM, HAS_CUDA, MOST_INPUTS
 
 __all__ = ["CUDA_PROBLEM", "HAS_CUDA", "MOST_INPUTS", "packed_sizes"]

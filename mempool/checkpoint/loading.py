@@ -25,7 +25,7 @@ from mempool.compress.replaceable import require_replaceable, require_weights_un
 from mempool.compress.undoing import unchanged_by_errors
 from mempool.compress.weight_readers import read_weights
 from mempool.packed.formats import require_target
-from mempool.packed.linear import Int8Linear, SparseInt8Linear
+from mempool.packed.linear import Int8Linear, SparseInt8Linear, runs_on
 
 _KEPT = "the checkpoint has no weight for"
 
@@ -291,12 +291,12 @@ class _Plan:
         """Prunes the layers that were packed by what the data says that goes through them: after ``commit``."""
         tree = ModuleTree(self._model)
         for_gpu = {stored.name: self._model.get_submodule(stored.name) for stored in self._stored}
-        for_gpu = {name: layer for name, layer in for_gpu.items() if _pattern(layer) == "2:4"}
+        for_gpu = {name: layer for name, layer in for_gpu.items() if not runs_on(layer, "cpu")}
         retarget(tree, list(for_gpu), "cpu")
         for linear, packed in self._pruned(pruning, "cpu"):
             packed.stand_for(linear.layer.weight.dtype)
             tree.replace(self._model.get_submodule(linear.name), packed)
-        sparse = [name for name in self._linears if _pattern(self._model.get_submodule(name)) not in (None, "dense")]
+        sparse = [name for name in self._linears if isinstance(self._model.get_submodule(name), SparseInt8Linear)]
         retarget(tree, sparse, target)
         for name, layer in for_gpu.items():
             tree.replace(self._model.get_submodule(name), layer)
@@ -373,7 +373,3 @@ def _require_finite(name: str, weight: Tensor) -> None:
     # Its ends are found without a copy of it; a NaN is both.
     if weight.numel() and not all(math.isfinite(end.item()) for end in torch.aminmax(weight)):
         raise ValueError(f"layer {name!r}: `weight` has a NaN or an infinite value.")
-
-
-def _pattern(layer: nn.Module) -> str | None:
-    return layer.pattern if isinstance(layer, (Int8Linear, SparseInt8Linear)) else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mempool.checkpoint.filling import require_type
 from mempool.checkpoint.tensor_file import TensorFile
 from mempool.compress.sharing import write
-from mempool.packed.linear import Int8Linear, SparseInt8Linear
+from mempool.packed.linear import Int8Linear, SparseInt8Linear, class_for
 
 Packed = Int8Linear | SparseInt8Linear
 Alike = dict[tuple[type[Packed], int, int, bool], Packed]  # on the meta device
@@ -47,7 +47,7 @@ class StoredLayer:
             self.kept.append(f"{name}.bias")
         if "bias" in state and layer.bias is None:
             raise ValueError(f"the checkpoint has '{name}.bias', and the model's layer has none.")
-        kind = type(layer) if isinstance(layer, Packed) else _kind_of(state)
+        kind: type[Packed] = type(layer) if isinstance(layer, Packed) else class_for(state["format"])
         shape = kind, layer.in_features, layer.out_features, "bias" in state
         if shape not in alike:
             alike[shape] = kind(*shape[1:], device="meta")
@@ -106,10 +106,6 @@ def _state_of(file: TensorFile, name: str, names: list[str]) -> dict[str, Tensor
     return {key.removeprefix(f"{name}." if name else ""): file.read(key) for key in names}
 
 
-def _kind_of(state: Mapping[str, Tensor]) -> type[Packed]:
-    return Int8Linear if "panels" in state else SparseInt8Linear
-
-
 def _copied(layer: Packed) -> Packed:
     """Another one that has the same buffers: most layers of a model are alike, and making one takes long."""
     new = copy.copy(layer)
@@ -158,6 +154,6 @@ def stored_layers(model: nn.Module, file: TensorFile, keep: bool, dense: set[int
 def _unpacked(file: TensorFile, name: str, layer: nn.Linear, names: list[str]) -> Tensor:
     """The weight of a packed layer of the file, float32 [N, K]; ValueError unless it is sound, and of this shape."""
     state = _state_of(file, name, names)
-    packed = _kind_of(state)(layer.in_features, layer.out_features, bias=False, device="meta")
+    packed = class_for(state["format"])(layer.in_features, layer.out_features, bias=False, device="meta")
     _assign(name, packed, state)
     return packed.dequantize()

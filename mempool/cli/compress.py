@@ -11,6 +11,7 @@ import click
 from mempool.cli.common import json_option, print_json, progress
 from mempool.compress.masks import PATTERNS
 from mempool.compress.methods import METHODS
+from mempool.packed.format import TARGETS
 
 
 @click.command("compress")
@@ -33,7 +34,7 @@ from mempool.compress.methods import METHODS
     "--target",
     default="cpu",
     show_default=True,
-    type=click.Choice(["cpu", "cuda"]),
+    type=click.Choice(TARGETS),
     help="What to write it for: 2:4 layers have a format for GPUs alone.",
 )
 @json_option

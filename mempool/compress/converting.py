@@ -23,8 +23,9 @@ from mempool.compress.module_tree import ModuleTree
 from mempool.compress.replaceable import lost_with, require_nothing_lost, require_replaceable
 from mempool.compress.undoing import unchanged_by_errors
 from mempool.compress.weight_readers import read_weights
-from mempool.packed.formats import require_packable, require_target
+from mempool.packed.formats import require_target
 from mempool.packed.linear import Int8Linear, SparseInt8Linear, pack_linear
+from mempool.packed.quantizing import require_packable
 
 # How much of the difficulty moves from activations to weights; 0.5 as in the paper.
 SMOOTH_STRENGTH = 0.5

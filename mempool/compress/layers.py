@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune
 
 from mempool.compress import name_patterns
 from mempool.compress.sharing import memory_of
-from mempool.packed.linear import SparseInt8Linear
+from mempool.packed.linear import SparseInt8Linear, runs_on
 
 Batches = Iterable[Any]
 
@@ -132,9 +132,9 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
         model.get_submodule(name).register_forward_pre_hook(hook_of(name), with_kwargs=True) for name in observers
     ]
     handles += [
-        module.register_forward_pre_hook(_refuse_of(name))
+        module.register_forward_pre_hook(_refuse_of(name, module.pattern))
         for name, module in model.named_modules()
-        if isinstance(module, SparseInt8Linear) and module.pattern == "2:4" and not module.scales.is_cuda
+        if isinstance(module, SparseInt8Linear) and not runs_on(module, "cpu") and not module.scales.is_cuda
     ]
     try:
         # Compiled code has no hooks.
@@ -152,10 +152,10 @@ def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batche
         raise ValueError(f"no calibration batch reached {some(missed)}: give others, or skip these layers.")
 
 
-def _refuse_of(name: str) -> Callable[..., None]:
+def _refuse_of(name: str, pattern: str) -> Callable[..., None]:
     def refuse(*_: Any) -> None:
         raise ValueError(
-            f"layer {name!r} is 2:4, which the CPU does not run, and calibration data goes through it: put "
+            f"layer {name!r} is {pattern}, which the CPU does not run, and calibration data goes through it: put "
             "layer.repacked() in its place."
         )
 

@@ -141,6 +141,6 @@ def _layer(name: str, module: nn.Linear | Int8Linear | SparseInt8Linear, size: i
         density = float("nan") if module.weight.is_meta else int(module.weight.count_nonzero()) / max(1, elements)
         read = module.weight.nbytes
     else:
-        kind = "int8" if module.pattern == "dense" else f"int8 {module.pattern}"
+        kind = f"int8 {module.pattern}" if isinstance(module, SparseInt8Linear) else "int8"
         density, read = module.density, module.packed_bytes
     return LayerReport(name or "(the model)", kind, shape, density, size, dense, 4 * elements / max(1, read))

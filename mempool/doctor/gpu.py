@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 
 from mempool import _device, ops
 from mempool.nn import Int8Linear, SparseInt8Linear
+from mempool.packed.format import Format
+from mempool.packed.formats import BITMAP, BLOCK4, DENSE, SPARSE24
 
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))  # outputs, inputs
 TOKENS = (1, 4, 16, 64, 128, 512, 2048)
@@ -57,11 +60,12 @@ def examine(
     rows: list[Row] = []
     tokens = list(tokens)
     for outputs, inputs in ragged:
-        for name, make in _ours().items():
-            rows += _checked(name, (outputs, inputs), make(outputs, inputs))
+        for name in _OURS:
+            rows += _checked(name, (outputs, inputs), _ours(name, outputs, inputs))
     for outputs, inputs in shapes:
-        for name, make in _ours().items():
-            rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), ring_bytes, True)
+        for name in _OURS:
+            ours = _ours(name, outputs, inputs)
+            rows += _measured(name, (outputs, inputs), tokens, rounds, ours, ring_bytes, True)
         for name, make in _peers().items():
             rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), ring_bytes, False)
     return {
@@ -114,32 +118,29 @@ def _packed(layer: Int8Linear | SparseInt8Linear, reference: Call) -> _Subject:
     return _Subject(copy, layer.packed_bytes, reference)
 
 
-def _sparse24(outputs: int, inputs: int) -> _Subject:
+def _two_of_four(outputs: int, inputs: int) -> nn.Linear:
     linear = _linear(outputs, inputs)
     random = torch.rand(outputs, -(-inputs // 4), 4, generator=torch.Generator().manual_seed(1), device="cpu")
     linear.weight.mul_((random.argsort(dim=-1) < 2).view(outputs, -1)[:, :inputs])
-    return _packed(SparseInt8Linear.from_linear(linear, "2:4"), Int8Linear.from_linear(linear))
+    return linear
 
 
-def _ours() -> dict[str, Callable[[int, int], _Subject]]:
-    def dense(outputs: int, inputs: int) -> _Subject:
-        layer = Int8Linear.from_linear(_linear(outputs, inputs))
-        return _packed(layer, layer)
+# Each format, by the weights that it is examined with.
+_OURS: dict[str, tuple[Format, Callable[[int, int], nn.Linear]]] = {
+    "int8": (DENSE, _linear),
+    "bitmap 50%": (BITMAP, functools.partial(_linear, density=0.5)),
+    "bitmap 75%": (BITMAP, functools.partial(_linear, density=0.25)),
+    "block4 80%": (BLOCK4, functools.partial(_linear, density=0.2, group=4)),
+    "2:4": (SPARSE24, _two_of_four),
+}
 
-    def sparse(pattern: str, density: float, group: int = 1) -> Callable[[int, int], _Subject]:
-        def make(outputs: int, inputs: int) -> _Subject:
-            layer = SparseInt8Linear.from_linear(_linear(outputs, inputs, density, group), pattern)
-            return _packed(layer, layer)
 
-        return make
-
-    return {
-        "int8": dense,
-        "bitmap 50%": sparse("unstructured", 0.5),
-        "bitmap 75%": sparse("unstructured", 0.25),
-        "block4 80%": sparse("block4", 0.2, group=4),
-        "2:4": _sparse24,
-    }
+def _ours(name: str, outputs: int, inputs: int) -> _Subject:
+    format, linear_of = _OURS[name]
+    linear = linear_of(outputs, inputs)
+    dense = Int8Linear.from_linear(linear)
+    layer = SparseInt8Linear.from_linear(linear, format.pattern) if format.is_sparse else dense
+    return _packed(layer, layer if "cpu" in format.targets else dense)
 
 
 def _bfloat16(outputs: int, inputs: int) -> _Subject:

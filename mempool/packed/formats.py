@@ -1,203 +1,202 @@
-"""The buffers of packed layers: their names and types, how they are made of a Linear, and what makes them sound."""
+"""The packed formats, one object each, and which of them a weight goes into.
+
+A new format is an object here and a traits struct in ``csrc/kernels/formats``, which says how its bytes lie.
+"""
 
 from __future__ import annotations
 
-import math
-import numbers
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
-from mempool.packed import ops
+from mempool.packed.format import TARGETS, VERSION, Buffer, Format, register_shapes
 
-VERSION = 1
-PATTERNS = ("dense", "unstructured", "block4", "2:4")  # by their number in `format`: none may change
-DTYPES = {
-    "format": torch.int32,
-    "panels": torch.uint8,
-    "masks": torch.uint8,
-    "values": torch.uint8,
-    "offsets": torch.int32,
-    "places": torch.int32,
-    "sums": torch.int32,
-    "scales": torch.float32,
-    "bias": torch.float32,
-    "input_scale": torch.float32,
-}
+_operators = torch.ops.mempool
+_PANEL, _GROUP, _WORD = 64, 4, 64  # outputs, inputs, bits
+_TILE_OUTPUTS, _TILE_INPUTS = 16, 64
 
 
-def buffer_names(pattern: str) -> tuple[str, ...]:
-    return ("format", *packed_names(pattern), "scales")
+def _over(value: int, unit: int) -> int:
+    return (value + unit - 1) // unit
 
 
-def packed_names(pattern: str) -> tuple[str, ...]:
-    """What packing makes of a weight, and unpacking and checking take, in their order."""
-    sparse = ("masks", "values", "offsets", "sums")
-    return {"dense": ("panels", "sums"), "2:4": ("values", "places", "sums")}.get(pattern, sparse)
+def _padded(quantized: Tensor) -> Tensor:
+    """[N, K] with as many inputs as whole groups have."""
+    return pad(quantized, (0, -quantized.shape[1] % _GROUP)).contiguous()
 
 
-def check(pattern: str, buffers: dict[str, Tensor], outputs: int, inputs: int) -> None:
-    """Raises RuntimeError unless the buffers are a weight of this shape. Those on the meta device hold nothing."""
-    buffers = {name: buffer if buffer.is_meta else buffer.cpu() for name, buffer in buffers.items()}
-    for name, elements in (("scales", outputs), ("bias", outputs), ("input_scale", inputs)):
-        if name in buffers and buffers[name].shape != (elements,):
-            raise RuntimeError(f"`{name}` has shape {tuple(buffers[name].shape)}, and needs {(elements,)}.")
-        if name in buffers and not buffers[name].is_meta and not _is_finite(buffers[name]):
-            raise RuntimeError(f"`{name}` has a NaN or an infinite value.")
-    if any(buffer.is_meta for buffer in buffers.values()):
-        return
-    packed = (buffers[name] for name in packed_names(pattern))
-    getattr(torch.ops.mempool, f"check_{operator(pattern)}")(*packed, outputs, inputs)
+def _panel_bytes(outputs: int, inputs: int) -> int:
+    return _over(outputs, _PANEL) * _PANEL * _over(inputs, _GROUP) * _GROUP
 
 
-def _is_finite(numbers: Tensor) -> bool:
-    """Of float32 on the CPU. By its ends, a NaN is both: thousands of small layers take their time in single calls."""
-    return not numbers.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(numbers))
+def _tiles(outputs: int, inputs: int) -> int:
+    return _over(outputs, _TILE_OUTPUTS) * _over(inputs, _TILE_INPUTS)
 
 
-def operator(pattern: str) -> str:
-    return {"dense": "int8", "unstructured": "bitmap", "block4": "block4", "2:4": "sparse24"}[pattern]
+# Every weight as a byte. Runs fastest where tokens are many and zeros are not.
+DENSE = Format(
+    pattern="dense",
+    number=0,
+    is_sparse=False,
+    reads_anything=True,
+    speed_rank=0,
+    buffers={"panels": Buffer(torch.uint8, _panel_bytes)},
+    pack=_operators.pack_int8.default,
+    unpack=_operators.unpack_int8.default,
+    check=_operators.check_int8.default,
+    linear=_operators.int8_linear.default,
+    bytes_of=lambda quantized: quantized.numel(),
+    kept=lambda buffers: int(torch.count_nonzero(buffers["panels"])),
+)
+
+# A bit for each weight, and those that are not zero. Less memory to read, so faster for up to some 12 tokens from a
+# density of a half down.
+BITMAP = Format(
+    pattern="unstructured",
+    number=1,
+    speed_rank=2,
+    buffers={
+        "masks": Buffer(torch.uint8, lambda outputs, inputs: _panel_bytes(outputs, inputs) // 8),
+        "values": Buffer(torch.uint8, elements_of_zero=64),  # a vector may be read from their end
+        "offsets": Buffer(torch.int32, lambda outputs, inputs: _over(outputs, _PANEL) + 1),
+    },
+    pack=_operators.pack_bitmap.default,
+    unpack=_operators.unpack_bitmap.default,
+    check=_operators.check_bitmap.default,
+    linear=_operators.bitmap_linear.default,
+    bytes_of=lambda quantized: quantized.numel() / 8 + int(quantized.count_nonzero()),
+    kept=lambda buffers: int(np.unpackbits(buffers["masks"].cpu().numpy()).sum()),
+)
 
 
-def empty(pattern: str, in_features: int, out_features: int, bias: bool, device: Any) -> dict[str, Tensor]:
-    """Buffers of a weight that is all zero."""
-    if any(isinstance(size, bool) or not isinstance(size, numbers.Integral) for size in (in_features, out_features)):
-        raise TypeError(f"in_features and out_features are whole numbers, not {in_features!r} and {out_features!r}.")
-    if not 1 <= in_features <= ops.MOST_INPUTS or out_features < 0:
-        raise ValueError(
-            f"a packed layer has 1 to {ops.MOST_INPUTS} inputs, and at least 0 outputs; asked for {in_features} and "
-            f"{out_features}."
-        )
-    sizes = ops.packed_sizes(pattern, out_features, in_features)
-    if pattern in ("unstructured", "block4"):
-        sizes["values"] = 64 if pattern == "unstructured" else 0  # a vector may be read from the end of a bitmap's
-    sizes |= {"sums": out_features, "scales": out_features}
-    if bias:
-        sizes["bias"] = out_features
-    buffers = {name: torch.zeros(size, dtype=DTYPES[name], device=device) for name, size in sizes.items()}
-    if pattern == "2:4":
-        buffers["places"].fill_(0x44444444)  # 0 and 1, in each four bits
-    return {"format": header_of(pattern, out_features, in_features, device), **buffers}
+def _block4_bytes(quantized: Tensor) -> float:
+    blocks = int(_padded(quantized).view(torch.int32).count_nonzero())
+    return quantized.numel() / 32 + _GROUP * blocks
 
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# A bit for each 4 inputs of an output, and the blocks that are not all zero. What is zero is not computed, so faster
+# for many tokens too, from 80% of zero blocks up.
+BLOCK4 = Format(
+    pattern="block4",
+    number=2,
+    speed_rank=2,
+    buffers={
+        "masks": Buffer(torch.uint8, lambda outputs, inputs: outputs * _over(_over(inputs, _GROUP), _WORD) * 8),
+        "values": Buffer(torch.uint8),
+        "offsets": Buffer(torch.int32, lambda outputs, inputs: outputs + 1),
+    },
+    pack=_operators.pack_block4.default,
+    unpack=_operators.unpack_block4.default,
+    check=_operators.check_block4.default,
+    linear=_operators.block4_linear.default,
+    bytes_of=_block4_bytes,
+    kept=lambda buffers: buffers["values"].numel(),
+)
 
 
-def require_packable(linear: nn.Linear) -> None:
-    """Raises ValueError for a layer whose weight or bias is none that can be packed, as ``quantized_of`` would."""
-    for name, tensor in _dense_tensors(linear).items():
-        _require_finite(name, tensor)
-
-
-def _dense_tensors(linear: nn.Linear) -> dict[str, Tensor]:
-    """The weight [N, K] that a layer multiplies by, and its bias; ValueError for a kind that is not packed."""
-    if not 1 <= linear.in_features <= ops.MOST_INPUTS:
-        raise ValueError(f"a packed layer has 1 to {ops.MOST_INPUTS} inputs, and it has {linear.in_features}.")
-    tensors = {"weight": _unmasked(linear, "weight")}
-    if linear.bias is not None:
-        tensors["bias"] = _unmasked(linear, "bias")
-    for name, tensor in tensors.items():
-        shape = (linear.out_features, linear.in_features)[: 2 if name == "weight" else 1]
-        if tensor.device.type != "cpu":
-            raise ValueError(f"its {name} is on {tensor.device}: packing is done on the CPU, move the layer there.")
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
-            raise ValueError(f"its {name} is a {type(tensor).__name__} ({tensor.layout}), not a plain tensor.")
-        if tensor.dtype not in _FLOATS:
-            raise ValueError(f"its {name} is {tensor.dtype}: quantized already, or no number that is packed.")
-        if tensor.shape != shape:
-            raise ValueError(f"its {name} has shape {tuple(tensor.shape)}, and the layer is made for {shape}.")
-    return tensors
-
-
-def _require_finite(name: str, tensor: Tensor) -> None:
-    """As float32, in which all is packed: float64 reaches further."""
-    if tensor.numel() and not all(math.isfinite(end.float().item()) for end in torch.aminmax(tensor)):  # copies nothing
-        row = int((~torch.isfinite(tensor.float())).nonzero()[0, 0])
-        raise ValueError(f"`{name}` has a NaN or an infinite value in row {row}, as float32.")
-
-
-def _unmasked(linear: nn.Linear, name: str) -> Tensor:
-    """A tensor of the layer. torch's pruning makes it anew at each forward, so what is there may be an old one."""
-    mask = linear._buffers.get(f"{name}_mask")
-    if mask is None:
-        tensor: Tensor = getattr(linear, name).detach()
-        return tensor
-    return (linear.get_parameter(f"{name}_orig") * mask).detach()
-
-
-def quantized_of(linear: nn.Linear, input_scale: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """A layer's weight as int8 [N, K], and the buffers that do not depend on its format."""
-    if not isinstance(linear, nn.Linear):
-        raise TypeError(f"from_linear takes a torch.nn.Linear, not {type(linear).__name__}.")
-    tensors = _dense_tensors(linear)
-    weight = tensors["weight"].float()
-    buffers: dict[str, Tensor] = {}
-    if input_scale is not None:
-        if not isinstance(input_scale, Tensor):
-            raise TypeError(f"`input_scale` is a tensor of {linear.in_features}, not {type(input_scale).__name__}.")
-        if input_scale.shape != (linear.in_features,) or not bool((input_scale.isfinite() & (input_scale != 0)).all()):
-            raise ValueError(f"`input_scale` has to be {linear.in_features} finite numbers, none of them zero.")
-        buffers["input_scale"] = input_scale.detach().to("cpu", torch.float32, copy=True)
-        weight = weight / buffers["input_scale"]
-    if "bias" in tensors:
-        _require_finite("bias", tensors["bias"])
-        buffers["bias"] = tensors["bias"].to(torch.float32, copy=True)
-    try:
-        quantized, buffers["scales"] = torch.ops.mempool.quantize_weight(weight.contiguous())
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise ValueError(str(error).removeprefix("mempool: ")) from error
-    return quantized, buffers
-
-
-def header_of(pattern: str, outputs: int, inputs: int, device: Any = None) -> Tensor:
-    return torch.tensor([VERSION, PATTERNS.index(pattern), outputs, inputs], dtype=torch.int32, device=device)
-
-
-def _sparse_bytes(quantized: Tensor, pattern: str) -> float:
-    """About what the masks and values of an int8 weight [N, K] take."""
+def _misfit_24(quantized: Tensor) -> str | None:
     outputs, inputs = quantized.shape
-    if pattern == "unstructured":
-        return outputs * inputs / 8 + int(quantized.count_nonzero())
-    padded = nn.functional.pad(quantized, (0, -inputs % 4)).contiguous()
-    return outputs * inputs / 32 + 4 * int(padded.view(torch.int32).count_nonzero())
+    fours = _padded(quantized).view(outputs, _over(inputs, _GROUP), _GROUP)
+    if not bool((fours.count_nonzero(dim=2) > 2).any()):
+        return None
+    return "four inputs of an output have more than two weights: prune it with pattern='2:4' first."
 
 
-def smaller(quantized: Tensor) -> tuple[str, float]:
-    """The sparse pattern with fewer bytes of those that every device runs, and how many they are."""
-    sizes = {pattern: _sparse_bytes(quantized, pattern) for pattern in ("unstructured", "block4")}
-    pattern = min(sizes, key=lambda name: sizes[name])
-    return pattern, sizes[pattern]
+# Two of each four inputs are kept at most, as sparse tensor cores take them: for GPUs alone.
+SPARSE24 = Format(
+    pattern="2:4",
+    number=3,
+    speed_rank=1,
+    targets=("cuda",),
+    buffers={
+        "values": Buffer(torch.uint8, lambda outputs, inputs: 512 * _tiles(outputs, inputs)),
+        # Of weights that are zero, places 0 and 1 in each four bits.
+        "places": Buffer(torch.int32, lambda outputs, inputs: 32 * _tiles(outputs, inputs), fill=0x44444444),
+    },
+    pack=_operators.pack_sparse24.default,
+    unpack=_operators.unpack_sparse24.default,
+    check=_operators.check_sparse24.default,
+    linear=_operators.sparse24_linear.default,
+    bytes_of=lambda quantized: (512 + 4 * 32) * _tiles(*quantized.shape),
+    kept=lambda buffers: int(torch.count_nonzero(buffers["values"])),
+    misfit=_misfit_24,
+)
+
+FORMATS: Mapping[str, Format] = {format.pattern: format for format in (DENSE, BITMAP, BLOCK4, SPARSE24)}
+for _format in FORMATS.values():
+    register_shapes(_format)
 
 
-def is_two_of_four(quantized: Tensor) -> bool:
-    """Whether two of each four inputs of an int8 weight [N, K] are not zero at most."""
-    outputs, inputs = quantized.shape
-    fours = nn.functional.pad(quantized, (0, -inputs % 4)).view(outputs, (inputs + 3) // 4, 4)
-    return not bool((fours.count_nonzero(dim=2) > 2).any())
+def packed_sizes(pattern: str, outputs: int, inputs: int) -> dict[str, int]:
+    """Elements of the buffers of a weight ``[outputs, inputs]`` that follow from its shape alone.
+
+    ``pattern``: ``"dense"``, ``"unstructured"``, ``"block4"`` or ``"2:4"``. How many ``values`` one of the middle two
+    has depends on the weight. Raises ValueError for another pattern.
+    """
+    if pattern not in FORMATS:
+        raise ValueError(f"the pattern is {_listed(FORMATS)}, not {pattern!r}.")
+    return FORMATS[pattern].sizes(outputs, inputs)
 
 
-# Of the bytes of a pattern that multiplies faster, for many tokens: a smaller one has to save more than the rest.
-_WORTH = 0.8
+def _listed(patterns: Iterable[str]) -> str:
+    *others, last = map(repr, patterns)
+    return f"{', '.join(others)} or {last}"
 
 
-def pattern_for(quantized: Tensor, target: str) -> str:
-    """The pattern of an int8 weight [N, K] that is packed for a target, "cpu" or "cuda"."""
-    # Blocks have a byte for each weight that is not zero, at least, and bitmaps have bigger masks than blocks.
-    if quantized.numel() / 32 + int(quantized.count_nonzero()) > _WORTH * quantized.numel():
-        return "dense"  # 2:4 has half of them at most
-    sparse, sparse_bytes = smaller(quantized)
-    if target == "cuda":
-        tiles = ops.packed_sizes("2:4", *quantized.shape)
-        bytes_24 = tiles["values"] + 4 * tiles["places"]
-        is_worth_it = bytes_24 <= _WORTH * quantized.numel() and sparse_bytes > _WORTH * bytes_24
-        if is_worth_it and is_two_of_four(quantized):
-            return "2:4"
-    return sparse if sparse_bytes <= _WORTH * quantized.numel() else "dense"
+def sparse_format(pattern: str) -> Format:
+    """Raises ValueError where it is not the name of a sparse format."""
+    sparse = {name: format for name, format in FORMATS.items() if format.is_sparse}
+    if pattern not in sparse:
+        raise ValueError(f"the pattern is {_listed(sparse)}, not {pattern!r}.")
+    return sparse[pattern]
+
+
+def is_header(value: object) -> TypeGuard[Tensor]:
+    """Whether it can be the ``format`` buffer of a layer."""
+    return isinstance(value, Tensor) and not value.is_meta and value.dtype == torch.int32 and value.numel() == 4
+
+
+def format_of(header: object) -> Format | None:
+    """The format that the ``format`` buffer of a layer names; None where it is none that this version reads."""
+    if not is_header(header):
+        return None
+    version, number, *_ = header.tolist()
+    known = {format.number: format for format in FORMATS.values()}
+    return known.get(number) if version == VERSION else None
 
 
 def require_target(target: str) -> None:
-    if target not in ("cpu", "cuda"):
+    if target not in TARGETS:
         raise ValueError(f"the target is 'cpu' or 'cuda', not {target!r}.")
+
+
+def smallest_sparse(quantized: Tensor) -> Format:
+    """The sparse format with the fewest bytes of those that every target runs."""
+    everywhere = [format for format in FORMATS.values() if format.is_sparse and format.targets == TARGETS]
+    return min(everywhere, key=lambda format: format.bytes_of(quantized))
+
+
+# Of the bytes of a format that multiplies faster: a smaller one has to save more than the rest.
+_WORTH = 0.8
+
+
+def format_for(quantized: Tensor, target: str) -> Format:
+    """The format of an int8 weight [N, K] that is packed for a target: the fastest that a slower one is not a fifth
+    smaller than."""
+    # A sparse format keeps a byte for each weight that is not zero, and a bit for each 32 weights, at least.
+    if quantized.numel() / 32 + int(quantized.count_nonzero()) > _WORTH * quantized.numel():
+        return DENSE
+    runnable = [format for format in FORMATS.values() if target in format.targets]
+    sizes = {format.pattern: format.bytes_of(quantized) for format in runnable}
+    best = DENSE
+    for rank in sorted({format.speed_rank for format in runnable if format is not DENSE}):
+        rivals = [format for format in runnable if format.speed_rank == rank and format is not DENSE]
+        smallest = min(rivals, key=lambda format: sizes[format.pattern])
+        is_worth_it = sizes[smallest.pattern] <= _WORTH * sizes[best.pattern]
+        if is_worth_it and smallest.misfit(quantized) is None:
+            best = smallest
+    return best

@@ -12,12 +12,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mempool import _core
-from mempool.packed import formats
+from mempool.packed.format import VERSION, Format
+from mempool.packed.formats import (
+    DENSE,
+    FORMATS,
+    format_for,
+    format_of,
+    is_header,
+    require_target,
+    smallest_sparse,
+    sparse_format,
+)
+from mempool.packed.quantizing import quantized_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,11 +56,11 @@ class _PackedLinear(nn.Module):
     out_features: int
     name_in_model: str | None = None  # where ``compress.convert`` put it
     placeholder: nn.Parameter
-    pattern: str  # "dense", "unstructured", "block4" or "2:4"
+    pattern: str  # the name of its format
 
     def __init__(
         self,
-        pattern: str,
+        format: Format,
         in_features: int,
         out_features: int,
         bias: bool,
@@ -58,7 +68,7 @@ class _PackedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.pattern = pattern
+        self.pattern = format.pattern
         self.in_features = in_features
         self.out_features = out_features
         self._buffers.update({**({} if bias else {"bias": None}), "input_scale": None, **buffers})
@@ -75,42 +85,42 @@ class _PackedLinear(nn.Module):
 
     @classmethod
     def _packed(
-        cls, linear: nn.Linear | _PackedLinear, pattern: str, quantized: Tensor, buffers: dict[str, Tensor]
+        cls, linear: nn.Linear | _PackedLinear, format: Format, quantized: Tensor, buffers: dict[str, Tensor]
     ) -> Self:
         """In the place of ``linear``, with its int8 weight packed and what else ``quantized_of`` returned."""
         layer = cls.__new__(cls)
-        names = formats.packed_names(pattern)
-        packed = getattr(torch.ops.mempool, f"pack_{formats.operator(pattern)}")(quantized)
-        header = formats.header_of(pattern, linear.out_features, linear.in_features, quantized.device)
-        buffers = {"format": header, **dict(zip(names, packed, strict=True)), **buffers}
+        packed = dict(zip(format.packed_names, format.pack(quantized), strict=True))
+        header = format.header(linear.out_features, linear.in_features, quantized.device)
+        buffers = {"format": header, **packed, **buffers}
         has_bias = linear.bias is not None
         dtype = (linear.weight if isinstance(linear, nn.Linear) else linear.placeholder).dtype
-        _PackedLinear.__init__(layer, pattern, linear.in_features, linear.out_features, has_bias, buffers, dtype)
+        _PackedLinear.__init__(layer, format, linear.in_features, linear.out_features, has_bias, buffers, dtype)
         return layer.train(linear.training)
+
+    @property
+    def _format(self) -> Format:
+        return FORMATS[self.pattern]
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of all buffers of this layer."""
         return sum(buffer.nbytes for buffer in self._buffers.values() if buffer is not None)
 
-    def _non_zero(self) -> int:
-        raise NotImplementedError
-
     @property
     def density(self) -> float:
         """The share of weights that are kept, 0 to 1. For ``block4`` whole blocks count; NaN on the meta device."""
         if self.get_buffer("sums").is_meta:
             return float("nan")
-        return min(1.0, self._non_zero() / max(1, self.in_features * self.out_features))
+        return min(1.0, self._format.kept(self._buffers) / max(1, self.in_features * self.out_features))
 
     def extra_repr(self) -> str:
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        if self.pattern != "dense":
+        if self._format.is_sparse:
             text += f", pattern={self.pattern}"
         return f"{text}, {_core.format_bytes(self.packed_bytes)}"  # the density would take a look at all weights
 
     def _unpacked(self) -> Tensor:
-        raise NotImplementedError
+        return self._format.unpacked(self._buffers, self.out_features, self.in_features)
 
     def dequantize(self) -> Tensor:
         """The weight as float32 [out_features, in_features], in the units of the inputs as they come."""
@@ -133,7 +143,10 @@ class _PackedLinear(nn.Module):
         return self._multiplied(computed).to(input.dtype)
 
     def _multiplied(self, input: Tensor) -> Tensor:
-        raise NotImplementedError
+        buffers, format = self._buffers, self._format
+        packed = [buffers[name] for name in format.packed_names]
+        output: Tensor = format.linear(input, *packed, buffers["scales"], buffers["bias"], self.in_features)
+        return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _PackedLinear:
         """As in every module, but no change of type reaches the buffers of the format, and ``to_empty`` makes zeros."""
@@ -184,11 +197,11 @@ class _PackedLinear(nn.Module):
         """Takes buffers of any density, checks them, and leaves the layer as it was where they are not sound."""
         given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         layer = prefix.removesuffix(".") or type(self).__name__
-        pattern, problem = self._pattern_of(given.get("format"))
-        if problem is not None:
+        format, problem = self._format_of(given.get("format"))
+        if format is None:
             error_msgs.append(f"{layer}: {problem}")
             return
-        wanted = [*formats.buffer_names(pattern), *(["bias"] if self.bias is not None else [])]
+        wanted = [*format.stored_names, *(["bias"] if self.bias is not None else [])]
         missing = [name for name in wanted if name not in given]
         missing_keys.extend(prefix + name for name in missing)
         if strict:
@@ -200,40 +213,41 @@ class _PackedLinear(nn.Module):
         names = [*wanted, *(["input_scale"] if "input_scale" in given else [])]
         try:
             assign = bool(local_metadata.get("assign_to_params_buffers", False))
-            buffers = {name: self._taken(name, given[name], assign) for name in names}
-            formats.check(pattern, buffers, self.out_features, self.in_features)
+            buffers = {name: self._taken(name, given[name], format.dtype_of(name), assign) for name in names}
+            format.require_sound(buffers, self.out_features, self.in_features)
         except (RuntimeError, TypeError) as error:
             error_msgs.append(f"{layer}: {str(error).removeprefix('mempool: ')}")
             return
         for name in [name for name in self._buffers if name not in ("bias", "input_scale")]:
             del self._buffers[name]
         self._buffers.update({"input_scale": None, **buffers})
-        self.pattern = pattern
+        self.pattern = format.pattern
         dtype = given[_PLACEHOLDER].dtype if assign and _PLACEHOLDER in given else self.placeholder.dtype
         self.stand_for(dtype)
 
-    def _pattern_of(self, header: Tensor | None) -> tuple[str, str | None]:
-        """The pattern of what is to be loaded, or why it cannot be."""
+    def _format_of(self, header: Tensor | None) -> tuple[Format | None, str]:
+        """The format of what is to be loaded, or None and why it cannot be."""
         if header is None:
-            return self.pattern, None  # what else is missing is said with it
-        if not isinstance(header, Tensor) or header.is_meta or header.dtype != torch.int32 or header.numel() != 4:
-            return "", "`format` has to be 4 numbers of int32."
-        version, pattern, outputs, inputs = header.tolist()
-        if version != formats.VERSION or not 0 <= pattern < len(formats.PATTERNS):
-            return "", f"its format is {version}.{pattern}, and this mempool reads version {formats.VERSION}."
+            return self._format, ""  # what else is missing is said with it
+        if not is_header(header):
+            return None, "`format` has to be 4 numbers of int32."
+        version, number, outputs, inputs = header.tolist()
+        format = format_of(header)
+        if format is None:
+            return None, f"its format is {version}.{number}, and this mempool reads version {VERSION}."
         if (outputs, inputs) != (self.out_features, self.in_features):
-            return "", (
+            return None, (
                 f"its weight has {outputs} outputs and {inputs} inputs, and this layer has {self.out_features} outputs "
                 f"and {self.in_features} inputs."
             )
-        if (formats.PATTERNS[pattern] == "dense") != (self.pattern == "dense"):
-            return "", f"its weight is {formats.PATTERNS[pattern]}, and this layer is {self.pattern}."
-        return formats.PATTERNS[pattern], None
+        if format.is_sparse != self._format.is_sparse:
+            return None, f"its weight is {format.pattern}, and this layer is {self.pattern}."
+        return format, ""
 
-    def _taken(self, name: str, value: Tensor, assign: bool) -> Tensor:
+    def _taken(self, name: str, value: Tensor, dtype: torch.dtype, assign: bool) -> Tensor:
         """A buffer of this layer's own; with ``assign`` the given one, where kernels can read it as it lies."""
-        if value.dtype != formats.DTYPES[name]:
-            raise TypeError(f"`{name}` has to be {formats.DTYPES[name]}, and is {value.dtype}.")
+        if value.dtype != dtype:
+            raise TypeError(f"`{name}` has to be {dtype}, and is {value.dtype}.")
         alignment = 16 if value.is_cuda else 8  # bytes
         if assign and value.is_contiguous() and (value.is_meta or value.data_ptr() % alignment == 0):
             return value.detach()
@@ -258,9 +272,8 @@ class Int8Linear(_PackedLinear):
     input_scale: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
-        super().__init__(
-            "dense", in_features, out_features, bias, formats.empty("dense", in_features, out_features, bias, device)
-        )
+        buffers = DENSE.zero(in_features, out_features, bias, device)
+        super().__init__(DENSE, in_features, out_features, bias, buffers)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, input_scale: Tensor | None = None) -> Int8Linear:
@@ -271,27 +284,8 @@ class Int8Linear(_PackedLinear):
         Raises TypeError if it is no Linear, ValueError if the weight is not on the CPU, has a NaN or an infinite value,
         or more than 65,536 inputs.
         """
-        quantized, buffers = formats.quantized_of(linear, input_scale)
-        return cls._packed(linear, "dense", quantized, buffers)
-
-    def _non_zero(self) -> int:
-        return int(torch.count_nonzero(self.panels))
-
-    def _unpacked(self) -> Tensor:
-        weight: Tensor = torch.ops.mempool.unpack_int8(_off_gpu(self.panels), self.out_features, self.in_features)
-        return weight
-
-    def _multiplied(self, input: Tensor) -> Tensor:
-        buffers = self._buffers
-        output: Tensor = torch.ops.mempool.int8_linear.default(
-            input,
-            buffers["panels"],
-            buffers["sums"],
-            buffers["scales"],
-            buffers["bias"],
-            self.in_features,
-        )
-        return output
+        quantized, buffers = quantized_of(linear, input_scale)
+        return cls._packed(linear, DENSE, quantized, buffers)
 
 
 class SparseInt8Linear(_PackedLinear):
@@ -322,10 +316,9 @@ class SparseInt8Linear(_PackedLinear):
         pattern: str = "unstructured",
         device: Any = None,
     ) -> None:
-        _require_sparse(pattern)
-        super().__init__(
-            pattern, in_features, out_features, bias, formats.empty(pattern, in_features, out_features, bias, device)
-        )
+        format = sparse_format(pattern)
+        buffers = format.zero(in_features, out_features, bias, device)
+        super().__init__(format, in_features, out_features, bias, buffers)
 
     @classmethod
     def from_linear(
@@ -335,13 +328,9 @@ class SparseInt8Linear(_PackedLinear):
 
         Raises what that raises, and ValueError for another pattern or a weight that is not 2:4.
         """
-        if pattern is not None:
-            _require_sparse(pattern)
-        quantized, buffers = formats.quantized_of(linear, input_scale)
-        if pattern is None:
-            pattern, _ = formats.smaller(quantized)
-        _require_fit(pattern, quantized)
-        return cls._packed(linear, pattern, quantized, buffers)
+        format = None if pattern is None else sparse_format(pattern)
+        quantized, buffers = quantized_of(linear, input_scale)
+        return cls._packed(linear, _fitting(format, quantized), quantized, buffers)
 
     def repacked(self, pattern: str | None = None) -> SparseInt8Linear:
         """The same weight in another pattern, on the same device; its outputs are the same bits.
@@ -349,20 +338,16 @@ class SparseInt8Linear(_PackedLinear):
         ``pattern=None`` takes unstructured or block4, which needs fewer bytes. Scales and bias are shared with this
         layer. Raises ValueError for another pattern, a weight that is not 2:4, or a layer on the meta device.
         """
-        if pattern is not None:
-            _require_sparse(pattern)
+        format = None if pattern is None else sparse_format(pattern)
         if self.scales.is_meta:
             raise ValueError("a layer on the meta device has no weight to pack: load it first.")
         quantized = self._unpacked()
-        if pattern is None:
-            pattern, _ = formats.smaller(quantized)
-        _require_fit(pattern, quantized)
-        return self._repacked(quantized, pattern)
+        return self._repacked(quantized, _fitting(format, quantized))
 
-    def _repacked(self, quantized: Tensor, pattern: str) -> SparseInt8Linear:
+    def _repacked(self, quantized: Tensor, format: Format) -> SparseInt8Linear:
         rest = {name: self._buffers[name] for name in _FLOATS}
         kept = {name: buffer for name, buffer in rest.items() if buffer is not None}
-        new = self._packed(self, pattern, quantized, kept).to(self.scales.device)
+        new = self._packed(self, format, quantized, kept).to(self.scales.device)
         new.name_in_model = self.name_in_model
         return new
 
@@ -372,70 +357,39 @@ class SparseInt8Linear(_PackedLinear):
         For ``"cpu"`` only a layer of 2:4 changes. A layer on the meta device stays as it is. Raises ValueError for
         another target.
         """
-        formats.require_target(target)
-        if self.scales.is_meta or (self.pattern == "2:4") == (target == "cuda"):
+        require_target(target)
+        if self.scales.is_meta or self._format.targets == (target,):
             return self
-        if target == "cpu":
+        if target not in self._format.targets:
             return self.repacked()
+        if all(format.targets != (target,) for format in FORMATS.values()):
+            return self
         quantized = self._unpacked()
-        return self._repacked(quantized, "2:4") if formats.pattern_for(quantized, target) == "2:4" else self
-
-    def _non_zero(self) -> int:
-        if self.pattern == "block4":
-            return self.values.numel()
-        if self.pattern == "2:4":
-            return int(torch.count_nonzero(self.values))
-        return int(np.unpackbits(self.masks.cpu().numpy()).sum())
-
-    def _unpacked(self) -> Tensor:
-        unpack = getattr(torch.ops.mempool, f"unpack_{formats.operator(self.pattern)}")
-        buffers = (_off_gpu(self.get_buffer(name)) for name in formats.packed_names(self.pattern))
-        weight: Tensor = unpack(*buffers, self.out_features, self.in_features)
-        return weight
-
-    def _multiplied(self, input: Tensor) -> Tensor:
-        buffers = self._buffers
-        if self.pattern == "2:4":
-            return self._multiplied_24(input)
-        linear = torch.ops.mempool.block4_linear if self.pattern == "block4" else torch.ops.mempool.bitmap_linear
-        output: Tensor = linear.default(
-            input,
-            buffers["masks"],
-            buffers["values"],
-            buffers["offsets"],
-            buffers["sums"],
-            buffers["scales"],
-            buffers["bias"],
-            self.in_features,
-        )
-        return output
-
-    def _multiplied_24(self, input: Tensor) -> Tensor:
-        buffers = self._buffers
-        output: Tensor = torch.ops.mempool.sparse24_linear.default(
-            input,
-            buffers["values"],
-            buffers["places"],
-            buffers["sums"],
-            buffers["scales"],
-            buffers["bias"],
-            self.in_features,
-        )
-        return output
+        format = format_for(quantized, target)
+        return self._repacked(quantized, format) if format.targets == (target,) else self
 
 
 def _off_gpu(tensor: Tensor) -> Tensor:
     return tensor.cpu() if tensor.is_cuda else tensor
 
 
-def _require_sparse(pattern: str) -> None:
-    if pattern not in ("unstructured", "block4", "2:4"):
-        raise ValueError(f"the pattern is 'unstructured', 'block4' or '2:4', not {pattern!r}.")
+def class_for(header: Any) -> type[Int8Linear | SparseInt8Linear]:
+    """Of the layer whose ``format`` buffer this is: the sparse one where it is none that can be read."""
+    format = format_of(header)
+    return SparseInt8Linear if format is None or format.is_sparse else Int8Linear
 
 
-def _require_fit(pattern: str, quantized: Tensor) -> None:
-    if pattern == "2:4" and not formats.is_two_of_four(quantized):
-        raise ValueError("four inputs of an output have more than two weights: prune it with pattern='2:4' first.")
+def runs_on(layer: nn.Module, target: str) -> bool:
+    """Whether a packed layer's format runs on a target. Modules of other kinds do."""
+    return not isinstance(layer, _PackedLinear) or target in layer._format.targets
+
+
+def _fitting(format: Format | None, quantized: Tensor) -> Format:
+    """The format, or the smallest for None. Raises ValueError where the weight does not fit it."""
+    format = format or smallest_sparse(quantized)
+    if (misfit := format.misfit(quantized)) is not None:
+        raise ValueError(misfit)
+    return format
 
 
 def pack_linear(
@@ -447,9 +401,8 @@ def pack_linear(
     less still; such a layer runs on a GPU alone. It is packed on the CPU and not moved. Other arguments and errors as
     for ``Int8Linear.from_linear``; ValueError for another target.
     """
-    formats.require_target(target)
-    quantized, buffers = formats.quantized_of(linear, input_scale)
-    pattern = formats.pattern_for(quantized, target)
-    if pattern == "dense":
-        return Int8Linear._packed(linear, pattern, quantized, buffers)
-    return SparseInt8Linear._packed(linear, pattern, quantized, buffers)
+    require_target(target)
+    quantized, buffers = quantized_of(linear, input_scale)
+    format = format_for(quantized, target)
+    kind = SparseInt8Linear if format.is_sparse else Int8Linear
+    return kind._packed(linear, format, quantized, buffers)

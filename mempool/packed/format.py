@@ -1,0 +1,175 @@
+"""What a packed format is: its buffers, its operators, and when it pays. ``formats.py`` has an object for each."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mempool.packed import ops
+
+VERSION = 1
+TARGETS = ("cpu", "cuda")  # what a layer is packed for
+_OF_EVERY_FORMAT = {
+    "format": torch.int32,
+    "sums": torch.int32,
+    "scales": torch.float32,
+    "bias": torch.float32,
+    "input_scale": torch.float32,
+}
+
+Operator: TypeAlias = Callable[..., Any]  # an OpOverload
+
+
+@dataclass(frozen=True)
+class Buffer:
+    dtype: torch.dtype
+    elements: Callable[[int, int], int] | None = None  # of a weight [outputs, inputs]; None: they depend on its values
+    elements_of_zero: int = 0  # of a weight that is all zero, where they depend on its values
+    fill: int = 0  # of a weight that is all zero
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Format:
+    """How the int8 weight ``[N, K]`` of a layer is kept while it is used.
+
+    The buffers of a layer are those of its format and, of every format, ``format`` (int32: version, number, N, K),
+    ``sums`` (int32 [N], of the weights of each output), ``scales`` (float32 [N]) and, if there are any, ``bias``
+    (float32 [N]) and ``input_scale`` (float32 [K]).
+    """
+
+    pattern: str  # what users call it
+    number: int  # in `format`: none may change
+    buffers: Mapping[str, Buffer]  # beside those of every format, in the order of its operators' arguments
+    pack: Operator  # int8 [N, K] -> (*buffers, sums)
+    unpack: Operator
+    check: Operator
+    linear: Operator
+    # About how many bytes an int8 weight takes in it.
+    bytes_of: Callable[[Tensor], float]
+    # How many of its weights are kept.
+    kept: Callable[[Mapping[str, Any]], int]
+    # Among the formats, by how fast they multiply many tokens where they run: 0 is the fastest.
+    speed_rank: int
+    targets: tuple[str, ...] = TARGETS  # that run it
+    is_sparse: bool = True
+    reads_anything: bool = False  # any bytes may be unpacked, and that operator takes no sums
+    # Why it does not take an int8 weight; None where it does.
+    misfit: Callable[[Tensor], str | None] = lambda _: None
+
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        """What ``pack`` returns and ``check`` takes, in their order."""
+        return (*self.buffers, "sums")
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """The buffers without which a layer is none."""
+        return ("format", *self.packed_names, "scales")
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.buffers[name].dtype if name in self.buffers else _OF_EVERY_FORMAT[name]
+
+    def sizes(self, outputs: int, inputs: int) -> dict[str, int]:
+        """Elements of the buffers that follow from a weight's shape alone."""
+        return {
+            name: buffer.elements(outputs, inputs)
+            for name, buffer in self.buffers.items()
+            if buffer.elements is not None
+        }
+
+    def header(self, outputs: int, inputs: int, device: Any = None) -> Tensor:
+        return torch.tensor([VERSION, self.number, outputs, inputs], dtype=torch.int32, device=device)
+
+    def zero(self, in_features: int, out_features: int, bias: bool, device: Any) -> dict[str, Tensor]:
+        """The buffers of a weight that is all zero."""
+        if any(isinstance(n, bool) or not isinstance(n, numbers.Integral) for n in (in_features, out_features)):
+            raise TypeError(
+                f"in_features and out_features are whole numbers, not {in_features!r} and {out_features!r}."
+            )
+        if not 1 <= in_features <= ops.MOST_INPUTS or out_features < 0:
+            raise ValueError(
+                f"a packed layer has 1 to {ops.MOST_INPUTS} inputs, and at least 0 outputs; asked for {in_features} "
+                f"and {out_features}."
+            )
+        buffers = {"format": self.header(out_features, in_features, device)}
+        sizes = self.sizes(out_features, in_features)
+        for name, buffer in self.buffers.items():
+            size = sizes.get(name, buffer.elements_of_zero)
+            buffers[name] = torch.full((size,), buffer.fill, dtype=buffer.dtype, device=device)
+        for name in ("sums", "scales", *(["bias"] if bias else [])):
+            buffers[name] = torch.zeros(out_features, dtype=self.dtype_of(name), device=device)
+        return buffers
+
+    def require_sound(self, buffers: Mapping[str, Tensor], outputs: int, inputs: int) -> None:
+        """Raises RuntimeError unless they are a weight of this shape. Those on the meta device hold nothing."""
+        on_cpu = {name: buffer if buffer.is_meta else buffer.cpu() for name, buffer in buffers.items()}
+        for name, elements in (("scales", outputs), ("bias", outputs), ("input_scale", inputs)):
+            buffer = on_cpu.get(name)
+            if buffer is not None and buffer.shape != (elements,):
+                raise RuntimeError(f"`{name}` has shape {tuple(buffer.shape)}, and needs {(elements,)}.")
+            if buffer is not None and not buffer.is_meta and not _is_finite(buffer):
+                raise RuntimeError(f"`{name}` has a NaN or an infinite value.")
+        if not any(buffer.is_meta for buffer in on_cpu.values()):
+            self.check(*(on_cpu[name] for name in self.packed_names), outputs, inputs)
+
+    def unpacked(self, buffers: Mapping[str, Any], outputs: int, inputs: int) -> Tensor:
+        """The int8 weight [N, K], on the CPU."""
+        names = self.buffers if self.reads_anything else self.packed_names
+        tensors = [buffers[name] for name in names]
+        weight: Tensor = self.unpack(*(each.cpu() if each.is_cuda else each for each in tensors), outputs, inputs)
+        return weight
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Of float32 on the CPU. By its ends, a NaN is both: thousands of small layers take their time in single calls."""
+    return not values.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(values))
+
+
+# What each operator returns, by shape and type alone, for torch.compile and torch.export.
+
+
+def register_shapes(format: Format) -> None:
+    """Of the operators of a format; and a refusal to run on a GPU, where this build has no kernels for one."""
+
+    def pack(weight: Tensor) -> tuple[Tensor, ...]:
+        outputs, inputs = weight.shape
+        sizes = format.sizes(outputs, inputs)
+        buffers = [
+            weight.new_empty(sizes[name] if name in sizes else _unknown_size(), dtype=buffer.dtype)
+            for name, buffer in format.buffers.items()
+        ]
+        return (*buffers, weight.new_empty(outputs, dtype=torch.int32))
+
+    def unpack(*arguments: Any) -> Tensor:
+        buffer, outputs, inputs = arguments[0], *arguments[-2:]
+        weight: Tensor = buffer.new_empty((outputs, inputs), dtype=torch.int8)
+        return weight
+
+    def linear(input: Tensor, *arguments: Any) -> Tensor:
+        scales, _, inputs = arguments[-3:]
+        return _linear(input, scales, inputs)
+
+    for operator, shapes in ((format.pack, pack), (format.unpack, unpack), (format.linear, linear)):
+        torch.library.register_fake(operator, shapes)  # type: ignore[arg-type]
+    ops.refuse_on_gpu(format.linear)
+
+
+def _unknown_size() -> torch.SymInt:
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+def _linear(input: Tensor, scales: Tensor, inputs: int) -> Tensor:
+    if input.dtype not in (torch.float32, torch.bfloat16):
+        raise RuntimeError(f"mempool: `input` has to be float32 or bfloat16, and is {input.dtype}.")
+    if input.device != scales.device:  # it stands for the meta device, too: a weight that was never loaded
+        raise RuntimeError(f"mempool: `input` is on {input.device}, and the layer's weight on {scales.device}.")
+    if input.dim() < 1 or scales.dim() != 1:
+        raise RuntimeError("mempool: `input` has to have a last dimension, and `scales` one dimension.")
+    torch._check(input.shape[-1] == inputs)  # type: ignore[no-untyped-call]
+    return input.new_empty([*input.shape[:-1], scales.shape[0]])
