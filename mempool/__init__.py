@@ -23,7 +23,7 @@ from mempool import _build, _lazy
 _build.check_torch()  # before the module that links torch is loaded
 
 from mempool._build import __version__  # noqa: E402
-from mempool._device import cuda_library_path  # noqa: E402
+from mempool._device_cuda import cuda_library_path  # noqa: E402
 from mempool.adoption import AdoptReport, adopt  # noqa: E402
 from mempool.control import (  # noqa: E402
     DefragmentReport,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mempool._device import allocator, parse_device
+from mempool._device import KINDS, allocator, parse_device
 from mempool.errors import ConfigError, PoolAsleepError
 from mempool.pools import MemoryPool
 from mempool.scopes import use_pool
@@ -109,7 +109,7 @@ def _require_plain(name: str, tensor: Tensor, pool: MemoryPool) -> None:
         raise ConfigError(
             f"adopt: {name} is {kind}, which has no storage that holds its values. Make it a dense tensor."
         )
-    where = allocator(parse_device(tensor.device)).name if tensor.device.type in ("cpu", "cuda") else str(tensor.device)
+    where = allocator(parse_device(tensor.device)).name if tensor.device.type in KINDS else str(tensor.device)
     if where != pool.device:
         raise ConfigError(f"adopt: {name} is on {tensor.device}, and pool {pool.name!r} is of {pool.device}.")
 

@@ -5,25 +5,11 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
-from mempool import _torch_cpu
-from mempool._device import (
-    Device,
-    Size,
-    allocator,
-    cpu,
-    cuda,
-    cuda_problem,
-    install_cuda,
-    is_cpu_enabled,
-    is_cuda_enabled,
-    optional_size,
-    parse_device,
-    size,
-)
+from mempool._device import KINDS, Device, Size, allocator, kind_of, optional_size, size
+from mempool._device_kind import DeviceKind
 from mempool.errors import DeviceError
 
 
@@ -47,55 +33,22 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
         ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF.
         DeviceError: the device that was named cannot be used; for CUDA also when torch has initialized it already.
     """
-    kinds = ("cpu", "cuda") if device is None else (parse_device(device).type,)
-    problem = cuda_problem() if "cuda" in kinds else None
-    if problem is not None and device is not None:
-        raise DeviceError(f"cuda: {problem}.")
-    _warn_of_unused_settings("cuda" in kinds and problem is None)
-    result: dict[str, bool | str] = {}
-    if "cpu" in kinds:
-        _enable_cpu(limit, soft_limit)
-        result["cpu"] = True
-    if "cuda" in kinds and problem is None:
+    kinds = [*KINDS.values()] if device is None else [kind_of(device)]
+    result = {kind.name: kind.problem() or True for kind in kinds}
+    usable = [kind for kind in kinds if result[kind.name] is True]
+    if device is not None and not usable:
+        raise DeviceError(f"{kinds[0].name}: {result[kinds[0].name]}.")
+    _warn_of_unused_settings(usable)
+    for kind in usable:
+        # Where no device is named, limits are those of the first kind, and another one that cannot be is no error.
+        is_meant = device is not None or kind is kinds[0]
         try:
-            _enable_cuda(limit if device is not None else None, soft_limit if device is not None else None)
+            kind.enable(limit if is_meant else None, soft_limit if is_meant else None)
         except DeviceError as error:
-            if device is not None:
+            if is_meant:
                 raise
-            problem = str(error).removeprefix("cuda: ").removeprefix("mempool: ")
-    if "cuda" in kinds:
-        result["cuda"] = True if problem is None else problem
+            result[kind.name] = str(error).removeprefix(f"{kind.name}: ").removeprefix("mempool: ")
     return result
-
-
-def _enable_cpu(limit: Size | None, soft_limit: Size | None) -> None:
-    # Everything that can fail comes before the switch: a call that raises has enabled nothing.
-    limit_bytes = optional_size(limit, "limit")
-    soft_bytes = optional_size(soft_limit, "soft_limit")
-    handle = cpu()
-    if limit_bytes is not None:
-        handle.limit = limit_bytes
-    if soft_bytes is not None:
-        handle.soft_limit = soft_bytes
-    _torch_cpu.enable()
-
-
-def _enable_cuda(limit: Size | None, soft_limit: Size | None) -> None:
-    # Devices that exist take a limit now; those that torch makes later take it with their options.
-    conf = []
-    for key, value in (("limit", limit), ("soft_limit", soft_limit)):
-        if value is not None:
-            size(value, key)  # refused here if it does not parse
-            conf.append(f"{key}:{value}")
-    was_enabled = is_cuda_enabled()
-    install_cuda(",".join(conf))
-    if was_enabled and conf:
-        for index in range(torch.cuda.device_count()):
-            handle = cuda(index)
-            if limit is not None:
-                handle.limit = size(limit, "limit", handle)
-            if soft_limit is not None:
-                handle.soft_limit = size(soft_limit, "soft_limit", handle)
 
 
 def disable(device: Device = None) -> None:
@@ -107,14 +60,8 @@ def disable(device: Device = None) -> None:
         ConfigError: unknown device.
         DeviceError: CUDA is named and enabled: torch cannot change its CUDA allocator any more.
     """
-    if device is not None and parse_device(device).type == "cuda":
-        if is_cuda_enabled():
-            raise DeviceError(
-                "cuda: torch cannot change its CUDA allocator once it is installed. Start the process without "
-                "mempool.enable('cuda') to use torch's own."
-            )
-        return
-    _torch_cpu.disable()
+    for kind in KINDS.values() if device is None else [kind_of(device)]:
+        kind.disable(is_named=device is not None)
 
 
 def is_enabled(device: Device = "cpu") -> bool:
@@ -123,9 +70,7 @@ def is_enabled(device: Device = "cpu") -> bool:
     Raises:
         ConfigError: unknown device.
     """
-    if device is None:
-        return is_cpu_enabled() or is_cuda_enabled()
-    return is_cpu_enabled() if parse_device(device).type == "cpu" else is_cuda_enabled()
+    return any(kind.is_enabled() for kind in (KINDS.values() if device is None else [kind_of(device)]))
 
 
 def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) -> None:
@@ -205,8 +150,10 @@ def defragment(device: Device = None) -> DefragmentReport:
     return DefragmentReport(regained, moves, moved, largest, time.perf_counter() - start)
 
 
-def _warn_of_unused_settings(for_cuda: bool) -> None:
-    if os.environ.get("PYTORCH_ALLOC_CONF") or (for_cuda and os.environ.get("PYTORCH_CUDA_ALLOC_CONF")):
+def _warn_of_unused_settings(kinds: Iterable[DeviceKind]) -> None:
+    if any(
+        os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", *(n for kind in kinds for n in kind.unused_settings))
+    ):
         warnings.warn(
             "PYTORCH_ALLOC_CONF configures torch's own device allocator; mempool does not read it. "
             "Use MEMPOOL_CONF (`mempool options` lists its keys).",

@@ -6,10 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
-
 from mempool import _core
-from mempool._device import Device, Size, allocator, cpu, cuda_if_made, optional_size, require_enabled
+from mempool._device import KINDS, Device, Size, allocator, optional_size, require_enabled
 from mempool.errors import ConfigError, OutOfMemoryError
 
 
@@ -250,12 +248,8 @@ def list_pools(device: Device = None) -> list[PoolInfo]:
     Args:
         device: None for all devices.
     """
-    if device is not None:
-        devices = [allocator(device)]
-    else:
-        made = (cuda_if_made(index) for index in range(torch.cuda.device_count()))
-        devices = [cpu(), *(each for each in made if each is not None)]
-    return [info for each in devices for info in _pools_of(each)]
+    made = (each for kind in KINDS.values() for each in kind.made())
+    return [info for each in (made if device is None else [allocator(device)]) for info in _pools_of(each)]
 
 
 def _pools_of(device: _core.Device) -> list[PoolInfo]:

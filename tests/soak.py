@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mempool
 from benchmarks.models.workloads import workloads
-from mempool._device import cpu
+from mempool._device_cpu import cpu
 
 MIB = 1 << 20
 

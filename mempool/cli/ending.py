@@ -19,11 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from rich.table import Table
 
 import mempool
-from mempool._device import parse_device
+from mempool._device import kind_of, parse_device
 from mempool._files import atomic_write
 from mempool._text import render
 from mempool.cli.common import format_size, shown
@@ -88,12 +87,11 @@ class Ending:
 
 def _used_devices(device: str) -> list[str]:
     found = parse_device(device)
-    if found.type == "cpu" or found.index is not None:
+    kind = kind_of(found)
+    if not kind.is_numbered or found.index is not None:
         return [str(found)]
-    if not torch.cuda.is_initialized():
-        return []
-    every = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return [each for each in every if mempool.memory_stats(each)["allocation.all.allocated"] > 0]
+    made = (each.name for each in kind.made())
+    return [each for each in made if mempool.memory_stats(each)["allocation.all.allocated"] > 0]
 
 
 def _tables(stats: dict[str, dict[str, int]], notes: dict[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.table import Table
 
-from mempool import _device
+from mempool._device_cpu import cpu_options
 from mempool.cli.common import console, format_size, json_option, print_json
 
 
@@ -13,7 +13,7 @@ from mempool.cli.common import console, format_size, json_option, print_json
 @json_option
 def command(as_json: bool) -> None:
     """List the options that MEMPOOL_CONF takes (key:value,key:value), and what they are set to for the CPU."""
-    rows = _device.cpu_options()
+    rows = cpu_options()
     if as_json:
         names = ("key", "type", "meaning", "default", "value")
         print_json([dict(zip(names, row, strict=True)) for row in rows])

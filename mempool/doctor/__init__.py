@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from mempool._device import KINDS
 from mempool.doctor.facts import gather
 
 _TIMEOUT_S = 300
@@ -45,9 +46,7 @@ Progress: TypeAlias = Callable[[float, str], None]  # how much is done, 0 to 1, 
 def examine(progress: Progress | None = None) -> dict[str, Any]:
     """The facts of this machine, and the self-checks of every device that mempool can serve."""
     facts = gather()
-    devices = ["cpu"]
-    if facts["cuda_problem"] is None:
-        devices += [f"cuda:{index}" for index in range(len(facts["cuda_devices"]))]
+    devices = [name for kind in KINDS.values() if kind.problem() is None for name in kind.names()]
     checks: list[Check] = []
     for done, device in enumerate(devices):
         if progress is not None:

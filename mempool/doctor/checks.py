@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 import mempool
-from mempool import _device
+from mempool._device import KINDS, kind_of
 
 MIB = 1 << 20
 
@@ -19,8 +19,7 @@ _PLAIN = "not on this device: it cannot manage virtual memory"
 
 def _is_plain(device: str) -> bool:
     _block(device, 1)  # its allocator is made at the first use
-    where, extension = torch.device(device), _device._torch_cuda
-    return where.type == "cuda" and extension is not None and not extension.manages_virtual_memory(where.index or 0)
+    return not kind_of(device).manages_virtual_memory(torch.device(device).index or 0)
 
 
 def _block(device: str, mib: int) -> torch.Tensor:
@@ -150,7 +149,8 @@ def main(device: str) -> int:
     """Prints a line for each check. 1 when one has failed."""
     kind = torch.device(device).type
     mempool.enable(kind)
-    checks = (*_COMMON, *((streams_are_waited_for, graphs_replay) if kind == "cuda" else ()), everything_goes_back)
+    of_streams = (streams_are_waited_for, graphs_replay) if KINDS[kind].has_streams else ()
+    checks = (*_COMMON, *of_streams, everything_goes_back)
     failed = False
     for check in checks:
         passed, detail = True, ""

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from mempool import _core, _device
+from mempool import _core
 from mempool._build import __version__
+from mempool._device_cuda import CUDA
 
 # What the compressed-weight kernels ask for, in the names of /proc/cpuinfo.
 _ISA = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi2", "amx_int8")
@@ -19,13 +20,13 @@ _ISA = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi2", "amx_int8"
 
 def gather() -> dict[str, Any]:
     """Everything by name; bytes where a name ends so, None where something is not there."""
-    problem = _device.cuda_problem()
+    problem = CUDA.problem()
     return {
         "mempool": __version__,
         "built_for_torch": _core.torch_version,
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "cuda_extension": _device._torch_cuda is not None,
+        "cuda_extension": CUDA.has_extension(),
         "cuda_problem": problem,
         "cuda_driver": _driver_version() if problem is None else None,
         "cuda_devices": _cuda_devices() if problem is None else [],

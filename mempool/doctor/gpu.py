@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mempool import _device, ops
+from mempool import ops
+from mempool._device_cuda import CUDA
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packed.format import Format
 from mempool.packed.formats import BITMAP, BLOCK4, DENSE, SPARSE24
@@ -32,7 +33,7 @@ Call = Callable[[torch.Tensor], Any]
 def problem() -> str | None:
     """Why no GPU can be examined here; None if one can."""
     if not torch.cuda.is_available():
-        return _device.cuda_problem() or "torch sees no GPU"
+        return CUDA.problem() or "torch sees no GPU"
     if ops.CUDA_PROBLEM:
         return ops.CUDA_PROBLEM
     if torch.cuda.get_device_capability() < (8, 0):

@@ -171,7 +171,7 @@ def format_of(header: object) -> Format | None:
 
 def require_target(target: str) -> None:
     if target not in TARGETS:
-        raise ValueError(f"the target is 'cpu' or 'cuda', not {target!r}.")
+        raise ValueError(f"the target is {_listed(TARGETS)}, not {target!r}.")
 
 
 def smallest_sparse(quantized: Tensor) -> Format:

@@ -160,7 +160,7 @@ class _PackedLinear(nn.Module):
         was_meta = any(old is not None and old.is_meta for old in before.values())
         if device.type != "meta" and (was_meta or getattr(fn, "__qualname__", "").startswith("Module.to_empty.")):
             # Whatever lies in that memory would be masks and offsets, by which kernels read.
-            zero = formats.empty(self.pattern, self.in_features, self.out_features, self.bias is not None, device)
+            zero = self._format.zero(self.in_features, self.out_features, self.bias is not None, device)
             self._buffers.update({"input_scale": None, **zero})
         return self
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mempool import _core
-from mempool._device import Size, optional_size
+from mempool._device import KINDS, Size, optional_size
 from mempool._files import StrPath
 from mempool.errors import ConfigError, OutOfMemoryError
 from mempool.traces.format import OPS, Columns, read_columns
@@ -79,9 +79,10 @@ def replay(
             options that do not parse.
         OutOfMemoryError: the trace needs more than the machine, or ``capacity``, has.
     """
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"traces are replayed on 'cpu' or 'cuda', not {device!r}.")
-    if backend not in (None, "fake", "host") or (backend == "host" and device == "cuda"):
+    if device not in KINDS:
+        raise ConfigError(f"traces are replayed on {' or '.join(map(repr, KINDS))}, not {device!r}.")
+    backends = KINDS[device].replay_backends
+    if backend is not None and backend not in backends:
         raise ConfigError(f"unknown backend {backend!r} for {device}: it is 'fake' or, on cpu, 'host'.")
     if capacity is not None and backend == "host":
         raise ConfigError("the capacity of the host is what it is: leave it out, or use the backend 'fake'.")
@@ -93,8 +94,8 @@ def replay(
     except ConfigError as error:
         raise ConfigError(f"conf: {error}") from error
     columns = read_columns(path, scale, lambda share: progress(_READING * share) if progress is not None else None)
-    name = {"cpu": backend or "fake", "cuda": "fake-device"}[device]
-    if device == "cpu":
+    name = backends[backend or next(iter(backends))]
+    if not KINDS[device].has_streams:
         columns = _without_streams(columns)
     events = max(1, len(columns[0]))
 

@@ -12,7 +12,7 @@ import torch
 
 import mempool
 from mempool import cli
-from mempool._device import cpu
+from mempool._device_cpu import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 

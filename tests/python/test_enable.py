@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mempool
-from mempool._device import cpu
+from mempool._device_cpu import cpu
 
 
 def test_bytes_grow_and_return_exactly(live_bytes: Callable[[], int]) -> None:

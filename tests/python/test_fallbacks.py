@@ -20,7 +20,7 @@ for round in range(3):
     assert all(float(b[0]) == 2 * i + 1 == float(b[-1]) for i, b in enumerate(blocks))
     assert float(wide.sum()) == 10 << 20
     del blocks, wide
-from mempool._device import cpu
+from mempool._device_cpu import cpu
 assert cpu().check_invariants() == ""
 print(mempool.memory_stats()["num_moves"])
 """

@@ -1,0 +1,134 @@
+"""CUDA tensors from mempool, where this build and torch's have CUDA."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+
+from mempool import _build, _core
+from mempool._device_kind import DeviceKind, NamesEnvironment, Size, bytes_of
+from mempool.errors import DeviceError
+
+_torch_cuda: ModuleType | None = None
+_import_error: ImportError | None = None  # why there is no _torch_cuda
+try:
+    _torch_cuda = importlib.import_module("mempool._torch_cuda")
+except ImportError as error:
+    _import_error = error.with_traceback(None)
+
+
+class _Cuda(DeviceKind):
+    name = "cuda"
+    is_numbered = True
+    has_streams = True
+    unused_settings = ("PYTORCH_CUDA_ALLOC_CONF",)
+    replay_backends: ClassVar = {"fake": "fake-device"}
+    _conf = ""  # what enable() was given, for devices that are made later
+
+    def problem(self) -> str | None:
+        problem = _extension_problem()
+        if problem is not None:
+            return problem
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device"
+        return _core.cuda_problem() or None
+
+    def is_enabled(self) -> bool:
+        return _torch_cuda is not None and bool(_torch_cuda.is_installed())
+
+    def enable(self, limit: Size | None, soft_limit: Size | None) -> None:
+        """Raises DeviceError when torch has initialized CUDA already."""
+        # Devices that exist take a limit now; those that torch makes later take it with their options.
+        conf = []
+        for key, value in (("limit", limit), ("soft_limit", soft_limit)):
+            if value is not None:
+                bytes_of(value, key)  # refused here if it does not parse
+                conf.append(f"{key}:{value}")
+        was_enabled = self.is_enabled()
+        self._install(",".join(conf))
+        if was_enabled and conf:
+            for index in range(torch.cuda.device_count()):
+                device, whole = self.allocator(index), functools.partial(self.whole_bytes, index)
+                if limit is not None:
+                    device.limit = bytes_of(limit, "limit", whole)
+                if soft_limit is not None:
+                    device.soft_limit = bytes_of(soft_limit, "soft_limit", whole)
+
+    def _install(self, conf: str) -> None:
+        assert _torch_cuda is not None
+        if not self.is_enabled():
+            self._conf = conf
+        try:
+            with NamesEnvironment():
+                _torch_cuda.install(self._configuration())
+        except _torch_cuda.PoolStateError as error:
+            raise DeviceError(f"cuda: {error}") from error
+
+    def _configuration(self) -> str:
+        return ",".join(part for part in (os.environ.get("MEMPOOL_CONF", ""), self._conf) if part)
+
+    def disable(self, is_named: bool) -> None:
+        if is_named and self.is_enabled():
+            raise DeviceError(
+                "cuda: torch cannot change its CUDA allocator once it is installed. Start the process without "
+                "mempool.enable('cuda') to use torch's own."
+            )
+
+    def allocator(self, index: int | None) -> _core.Device:
+        problem = self.problem()
+        if problem is not None:
+            raise DeviceError(f"cuda: {problem}.")
+        if index is None:
+            index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+        if not 0 <= index < torch.cuda.device_count():
+            raise DeviceError(f"cuda:{index}: there is no such device, torch sees {torch.cuda.device_count()}.")
+        with NamesEnvironment():
+            return _core.cuda_device(index, self._configuration())
+
+    def made(self) -> list[_core.Device]:
+        made = (_core.cuda_device_if_made(index) for index in range(torch.cuda.device_count()))
+        return [device for device in made if device is not None]
+
+    def names(self) -> list[str]:
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+
+    def whole_bytes(self, index: int) -> int:
+        return _core.cuda_device_bytes(index)
+
+    def manages_virtual_memory(self, index: int) -> bool:
+        return _torch_cuda is None or bool(_torch_cuda.manages_virtual_memory(index))
+
+    def has_extension(self) -> bool:
+        return _torch_cuda is not None
+
+
+CUDA = _Cuda()
+
+
+def _extension_problem() -> str | None:
+    """Why this build has no CUDA half that runs with this torch; None when it has one."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    return None if _import_error is None else _build.cuda_problem(_import_error)
+
+
+def cuda_library_path() -> str:
+    """The path of the library for ``torch.cuda.memory.CUDAPluggableAllocator``.
+
+    ``CUDAPluggableAllocator(mempool.cuda_library_path(), "mempool_malloc", "mempool_free")``. That class does
+    not pass on statistics, snapshots and more, which ``enable("cuda")`` serves.
+
+    Raises:
+        DeviceError: this build has no CUDA half; the message says why.
+    """
+    problem = _extension_problem()
+    if problem is not None:
+        raise DeviceError(f"cuda: {problem}.")
+    assert _torch_cuda is not None
+    assert _torch_cuda.__file__ is not None
+    return _torch_cuda.__file__

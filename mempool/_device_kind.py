@@ -1,0 +1,94 @@
+"""What mempool asks of each kind of device that it has an allocator for: ``_device.py`` has the list of them."""
+
+from __future__ import annotations
+
+import operator
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeAlias
+
+from mempool import _core
+from mempool.errors import ConfigError
+
+Size: TypeAlias = int | str
+
+
+class DeviceKind(ABC):
+    """A type of torch's devices, ``name``, whose tensors can come from mempool."""
+
+    name: str
+    # Several devices of the kind are told apart by an index, as in "cuda:1".
+    is_numbered: bool
+    # Work goes on after the call that asked for it, and each stream has blocks of its own.
+    has_streams: bool
+    # Variables of the environment by which torch's own allocator is configured, beside PYTORCH_ALLOC_CONF.
+    unused_settings: tuple[str, ...] = ()
+    # By what users call it, the backend of the core on which a trace is replayed; the first is the default.
+    replay_backends: ClassVar[Mapping[str, str]]
+
+    @abstractmethod
+    def problem(self) -> str | None:
+        """Why no tensor can come from mempool; None when it can."""
+
+    @abstractmethod
+    def is_enabled(self) -> bool: ...
+
+    @abstractmethod
+    def enable(self, limit: Size | None, soft_limit: Size | None) -> None:
+        """Puts mempool under new tensors. A call that raises has enabled nothing."""
+
+    @abstractmethod
+    def disable(self, is_named: bool) -> None:
+        """Gives new tensors back to torch's allocator. ``is_named``: DeviceError where that cannot be."""
+
+    @abstractmethod
+    def allocator(self, index: int | None) -> _core.Device:
+        """That of a device, made at the first call; None means the current one. Raises DeviceError."""
+
+    @abstractmethod
+    def made(self) -> list[_core.Device]:
+        """The allocators that there are already; that of the CPU always is."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All devices of the kind that this process sees."""
+
+    @abstractmethod
+    def whole_bytes(self, index: int) -> int:
+        """What a percentage is of."""
+
+    def manages_virtual_memory(self, index: int) -> bool:
+        return True
+
+
+class NamesEnvironment:
+    """A ConfigError that MEMPOOL_CONF is the reason for says so."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, ConfigError):
+            return
+        try:
+            _core.options(os.environ.get("MEMPOOL_CONF", ""), 1 << 40)  # a percentage parses with any
+        except ConfigError as reason:
+            raise ConfigError(f"MEMPOOL_CONF: {reason}") from error
+
+
+def bytes_of(value: Size, what: str, whole_bytes: Callable[[], int] = _core.usable_memory_bytes) -> int:
+    """Bytes of ``4096``, ``"1.5GiB"`` or ``"50%"``, of ``whole_bytes``. Raises ConfigError."""
+    if isinstance(value, str):
+        # What a percentage is of takes reading several files, and a pool is made for each request.
+        return _core.parse_bytes(value, whole_bytes() if "%" in value else 0)
+    if isinstance(value, bool):
+        raise ConfigError(f"{what} must be bytes or text such as '512MiB', not {value!r}.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{what} must be whole bytes or text such as '512MiB', not {value!r}.") from None
+    if not 0 < number < 2**63:
+        none = " Use None for no limit." if "limit" in what else ""
+        raise ConfigError(f"{what} must be at least one byte and fit 63 bits, not {number}.{none}")
+    return number
