@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -61,11 +61,11 @@ class Format:
     reads_anything: bool = False  # any bytes may be unpacked, and that operator takes no sums
     # Why it does not take an int8 weight; None where it does.
     misfit: Callable[[Tensor], str | None] = lambda _: None
+    # What `pack` returns and `check` takes, in their order.
+    packed_names: tuple[str, ...] = field(init=False)
 
-    @property
-    def packed_names(self) -> tuple[str, ...]:
-        """What ``pack`` returns and ``check`` takes, in their order."""
-        return (*self.buffers, "sums")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "packed_names", (*self.buffers, "sums"))
 
     @property
     def stored_names(self) -> tuple[str, ...]:

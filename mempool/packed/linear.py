@@ -143,7 +143,7 @@ class _PackedLinear(nn.Module):
         return self._multiplied(computed).to(input.dtype)
 
     def _multiplied(self, input: Tensor) -> Tensor:
-        buffers, format = self._buffers, self._format
+        buffers, format = self._buffers, FORMATS[self.pattern]
         packed = [buffers[name] for name in format.packed_names]
         output: Tensor = format.linear(input, *packed, buffers["scales"], buffers["bias"], self.in_features)
         return output
