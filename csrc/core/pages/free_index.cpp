@@ -4,6 +4,8 @@
 #include <bit>
 #include <climits>
 
+#include "core/pages/policy.h"
+
 namespace mempool {
 namespace {
 
@@ -88,16 +90,15 @@ Span* FreeIndex::fitting_in(std::size_t bin, std::size_t bytes, int most_looked_
 }
 
 Span* FreeIndex::best_fit(std::size_t bytes) const noexcept {
-  constexpr int kLooks = 8;
   const std::size_t own = bin_of(bytes);
   std::size_t bin = bin_above(own);
   if (bin == own) {
-    if (Span* const found = fitting_in(own, bytes, kLooks)) return found;
+    if (Span* const found = fitting_in(own, bytes, policy::kFitLooks)) return found;
     bin = bin_above(own + 1);
     // The rest of the own bin matters only where nothing larger is free.
     if (bin == kBins) return fitting_in(own, bytes, INT_MAX);
   }
-  return bin == kBins ? nullptr : fitting_in(bin, bytes, kLooks);
+  return bin == kBins ? nullptr : fitting_in(bin, bytes, policy::kFitLooks);
 }
 
 Span* FreeIndex::first_of_highest() const noexcept {

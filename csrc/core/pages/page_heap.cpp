@@ -1,36 +1,32 @@
 #include "core/pages/page_heap.h"
 
 #include <algorithm>
-#include <new>
-#include <string>
 
 #include "common/align.h"
+#include "common/expects.h"
 #include "core/pages/page_map.h"
+#include "core/pages/policy.h"
 
 namespace mempool {
 namespace {
 
-constexpr std::size_t kRecordsAtOnce = 256;
-constexpr std::size_t kChunkBytes = std::size_t{2} << 20;
-
 std::int64_t as_signed(std::size_t bytes) { return static_cast<std::int64_t>(bytes); }
+
+// Where memory comes with its address a segment is as long as what asks for it.
+std::size_t segment_bytes(const PhysicalMemory& memory, const Options& options) {
+  const std::size_t granule = memory.granule_bytes();
+  return memory.capabilities().reserves_memory ? granule : align_up(std::max(options.segment_bytes, granule), granule);
+}
 
 }  // namespace
 
 PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena, StreamClock& clock,
                    bool movable)
-    : memory_(memory),
-      ledger_(ledger),
-      capabilities_(memory.capabilities()),
-      granule_(memory.granule_bytes()),
-      chunk_(align_up(kChunkBytes, granule_)),
-      segment_bytes_(capabilities_.reserves_memory ? granule_
-                                                   : align_up(std::max(options.segment_bytes, granule_), granule_)),
-      arena_(arena),
-      clock_(clock),
-      movable_(movable),
-      stitching_(options.stitch),
-      whole_(1, granule_) {}
+    : ledger_(ledger),
+      chunk_(align_up(policy::kChunkBytes, memory.granule_bytes())),
+      space_(memory, clock, arena, segment_bytes(memory, options), movable),
+      commit_policy_(memory, ledger, options.stitch),
+      sleeper_(memory, space_.handles, ledger) {}
 
 PageHeap::~PageHeap() {
   forget_sleep();
@@ -38,123 +34,17 @@ PageHeap::~PageHeap() {
   release(SIZE_MAX, true);
 }
 
-// ---- records -----------------------------------------------------------------------------------------------------
-
-bool PageHeap::reserve_records(std::size_t spans) noexcept {
-  while (free_record_count_ < spans) {
-    try {
-      record_chunks_.reserve(record_chunks_.size() + 1);
-      record_chunks_.push_back(std::make_unique<Span[]>(kRecordsAtOnce));
-    } catch (const std::bad_alloc&) {
-      return false;
-    }
-    for (std::size_t i = 0; i < kRecordsAtOnce; ++i) return_record(&record_chunks_.back()[i]);
-  }
-  return true;
-}
-
-Span* PageHeap::take_record() noexcept {
-  Span* const span = free_records_;
-  free_records_ = span->next;
-  --free_record_count_;
-  *span = Span{};
-  return span;
-}
-
-void PageHeap::return_record(Span* span) noexcept {
-  span->bytes = 0;  // whoever still points here finds no range
-  span->next = free_records_;
-  free_records_ = span;
-  ++free_record_count_;
-}
-
-// ---- spans -------------------------------------------------------------------------------------------------------
-
-void PageHeap::index(Span* span) noexcept {
-  if (span->state == Span::State::hole) {
-    holes_.insert(span);
-    return;
-  }
-  index_of(*span).insert(span);
-  if (!span->shared) whole_.insert(span);
-  range_changes_.add(span->shared, 1, as_signed(span->bytes));
-}
-
-void PageHeap::unindex(Span* span) noexcept {
-  if (span->state == Span::State::hole) {
-    holes_.erase(span);
-    return;
-  }
-  index_of(*span).erase(span);
-  if (whole_.holds(*span)) whole_.erase(span);
-  range_changes_.add(span->shared, -1, -as_signed(span->bytes));
-}
-
-bool PageHeap::mergeable(const Span* a, const Span* b) noexcept {
-  if (a == nullptr || b == nullptr || a->state != b->state) return false;
-  if (a->state == Span::State::hole) return true;
-  return a->state == Span::State::free && a->shared == b->shared;
-}
-
-// Joins an unindexed span with its neighbours. The result is unindexed too.
-Span* PageHeap::merge(Span* span) noexcept {
-  if (Span* const previous = span->previous; mergeable(previous, span)) {
-    unindex(previous);
-    previous->bytes += span->bytes;
-    previous->moment = std::max(previous->moment, span->moment);
-    previous->next = span->next;
-    if (span->next != nullptr) span->next->previous = previous;
-    return_record(span);
-    span = previous;
-  }
-  if (Span* const next = span->next; mergeable(span, next)) {
-    unindex(next);
-    span->bytes += next->bytes;
-    span->moment = std::max(span->moment, next->moment);
-    span->next = next->next;
-    if (next->next != nullptr) next->next->previous = span;
-    return_record(next);
-  }
-  return span;
-}
-
-// Shortens `span` to its first `bytes`; returns the rest as a new, unindexed span of the same kind.
-Span* PageHeap::cut_front(Span* span, std::size_t bytes) noexcept {
-  Span* const rest = take_record();
-  rest->start = span->start + bytes;
-  rest->bytes = span->bytes - bytes;
-  rest->segment = span->segment;
-  rest->state = span->state;
-  rest->shared = span->shared;
-  rest->moment = span->moment;
-  rest->previous = span;
-  rest->next = span->next;
-  if (span->next != nullptr) span->next->previous = rest;
-  span->next = rest;
-  span->bytes = bytes;
-  return rest;
-}
-
-Span* PageHeap::isolate(Span* span, std::uintptr_t start, std::size_t bytes) noexcept {
-  if (start > span->start) {
-    Span* const rest = cut_front(span, start - span->start);
-    index(span);
-    span = rest;
-  }
-  if (bytes < span->bytes) index(cut_front(span, bytes));
-  return span;
-}
-
 // ---- blocks ------------------------------------------------------------------------------------------------------
 
 Span* PageHeap::allocate(std::size_t bytes, const Supply& supply, Refusal& why) noexcept {
-  if (!reserve_records(kRecordsForOperation)) {
+  MEMPOOL_EXPECTS(!asleep() && bytes > 0 && bytes % kPageBytes == 0);
+  if (!space_.segments.reserve_records(SegmentList::kRecordsForOperation)) {
     why = Refusal::metadata;
     return nullptr;
   }
-  Span* const span =
-      bytes <= kMediumMax ? allocate_medium(bytes, supply, why) : allocate_large(bytes, false, supply, why);
-  settle_ranges();
+  Request request{bytes, false, supply, why, 0};
+  Span* const span = bytes <= kMediumMax ? allocate_medium(bytes, supply, why) : allocate_large(request);
+  space_.segments.free().settle();
   if (span == nullptr) return nullptr;
   need_ = std::max(need_, need());
   span->state = Span::State::block;
@@ -163,27 +53,29 @@ Span* PageHeap::allocate(std::size_t bytes, const Supply& supply, Refusal& why) 
 }
 
 Span* PageHeap::allocate_at(std::uintptr_t start, std::size_t bytes) noexcept {
-  Span* span = free_span_at(start, nullptr);
+  MEMPOOL_EXPECTS(!asleep() && bytes > 0 && bytes % kPageBytes == 0);
+  Span* span = space_.segments.find(start, nullptr);
   if (span == nullptr || span->state != Span::State::free || start < span->start || start + bytes > span->end() ||
-      !reserve_records(kRecordsForOperation)) {
+      !space_.segments.reserve_records(SegmentList::kRecordsForOperation)) {
     return nullptr;
   }
-  unindex(span);
-  span = isolate(span, start, bytes);
-  settle_ranges();
+  span = space_.segments.take(span, start, bytes);
+  space_.segments.free().settle();
   span->state = Span::State::block;
   PageMap::instance().set_block(*span, span);
   return span;
 }
 
 void PageHeap::make_slab(Span* span, Slab* slab) noexcept {
+  MEMPOOL_EXPECTS(span->state == Span::State::block);
   span->state = Span::State::slab;
   span->slab = slab;
-  span->home = arena_;
+  span->home = span->segment->arena;
   PageMap::instance().set_slab(*span, span);
 }
 
 void PageHeap::free(Span* span) noexcept {
+  MEMPOOL_EXPECTS(span->state == Span::State::block || span->state == Span::State::slab);
   if (span->state == Span::State::slab) {
     PageMap::instance().set_slab(*span, nullptr);
   } else {
@@ -191,82 +83,140 @@ void PageHeap::free(Span* span) noexcept {
   }
   span->state = Span::State::free;
   span->slab = nullptr;
-  span->moment = latest_free_ = clock_.now();
-  span = merge(span);
-  if (span->shared) {
-    return_granules(span);
-  } else {
-    index(span);
-  }
-  settle_ranges();
+  span->moment = space_.note_free();
+  span = space_.segments.put(span);
+  if (span->shared) return_granules(span);
+  space_.segments.free().settle();
 }
 
-// From the shared granules; then from what is left over between large blocks and holds no whole granule: nobody else
-// can use that; then from a new shared granule. When none is to be had the ends of large ranges must do, before
-// anything is refused.
+// From the shared granules; then from what is left over between large blocks and holds no whole granule, for which
+// there is no other use; then from a new chunk. Where none is to be had the ends of large ranges serve, before anything
+// is refused.
 Span* PageHeap::allocate_medium(std::size_t bytes, const Supply& supply, Refusal& why) noexcept {
-  Span* span = shared_.best_fit(bytes);
+  const FreeRanges& free = space_.free();
+  Span* span = free.shared().best_fit(bytes);
   if (span == nullptr) {
-    span = large_.best_fit(bytes);
-    if (span != nullptr && whole_.holds(*span)) span = nullptr;
+    span = free.large().best_fit(bytes);
+    if (span != nullptr && free.whole().holds(*span)) span = nullptr;
   }
-  if (span == nullptr && take_chunk(supply, why)) span = shared_.best_fit(bytes);
-  if (span == nullptr) span = large_.best_fit(bytes);
-  if (span == nullptr) return nullptr;
-  unindex(span);
-  return isolate(span, span->start, bytes);
+  if (span == nullptr && take_chunk(supply, why)) span = free.shared().best_fit(bytes);
+  if (span == nullptr) span = free.large().best_fit(bytes);
+  return span != nullptr ? space_.segments.take(span, span->start, bytes) : nullptr;
 }
 
-// `aligned`: on a granule.
-Span* PageHeap::find_free(std::size_t bytes, bool aligned) const noexcept {
-  return aligned ? whole_.best_fit(bytes) : large_.best_fit(bytes);
+Span* PageHeap::find_free(const Request& request) const noexcept {
+  return request.is_chunk ? space_.free().whole().best_fit(request.bytes)
+                          : space_.free().large().best_fit(request.bytes);
 }
 
-Span* PageHeap::allocate_large(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
-  Span* span = find_free(bytes, aligned);
+Span* PageHeap::allocate_large(Request& request) noexcept {
+  Span* span = find_free(request);
   if (span == nullptr) {
-    if (!supply.may_grow || !grow(bytes, aligned, supply, why)) return nullptr;
-    span = find_free(bytes, aligned);
-    if (span == nullptr) {  // cannot be: growth made a range that fits
-      why = Refusal::backend;
+    if (!request.supply.may_grow || !grow(request)) return nullptr;
+    span = find_free(request);
+    MEMPOOL_EXPECTS(span != nullptr);  // growth made a range that fits
+    if (span == nullptr) {
+      request.why = Refusal::backend;
       return nullptr;
     }
   }
-  unindex(span);
-  return isolate(span, aligned ? align_up(span->start, granule_) : span->start, bytes);
+  const std::uintptr_t start = request.is_chunk ? align_up(span->start, space_.granule) : span->start;
+  return space_.segments.take(span, start, request.bytes);
 }
 
 // Moves one chunk of whole granules from the large ranges to the shared ones.
 bool PageHeap::take_chunk(const Supply& supply, Refusal& why) noexcept {
-  still_to_share_ = chunk_;  // what is new of it is counted there from the first
-  Span* span = allocate_large(chunk_, true, supply, why);
-  const std::size_t left = std::exchange(still_to_share_, 0);
+  // What is new of it counts as shared from the first, what is old changes sides in the end.
+  Request request{chunk_, true, supply, why, chunk_};
+  Span* const span = allocate_large(request);
   if (span == nullptr) return false;
   span->shared = true;
-  if (left > 0) ledger_.share(as_signed(left));
+  if (request.bytes_to_share > 0) ledger_.share(as_signed(request.bytes_to_share));
   shared_bytes_ += chunk_;
-  index(merge(span));
+  space_.segments.put(span);
   return true;
 }
 
-// Indexes a shared free span, except for the whole granules in it, which return to the large ranges.
+// Returns the whole granules in an indexed shared span to the large ranges.
 void PageHeap::return_granules(Span* span) noexcept {
-  const std::uintptr_t first = align_up(span->start, granule_);
-  const std::uintptr_t last = align_down(span->end(), granule_);
-  // Without records for the cut the granules stay shared: they are found again at the next free beside them.
-  if (first >= last || !reserve_records(2)) {
-    index(span);
-    return;
-  }
-  span = isolate(span, first, last - first);
+  const std::uintptr_t first = align_up(span->start, space_.granule);
+  const std::uintptr_t last = align_down(span->end(), space_.granule);
+  // Without records for the split the granules stay shared: the next free beside them finds them again.
+  if (first >= last || !space_.segments.reserve_records(SegmentList::kRecordsForSplit)) return;
+  span = space_.segments.take(span, first, last - first);
   span->shared = false;
-  if (is_counted()) ledger_.share(-as_signed(span->bytes));
+  if (!sound_asleep()) ledger_.share(-as_signed(span->bytes));
   shared_bytes_ -= span->bytes;
-  index(merge(span));
+  space_.segments.put(span);
 }
 
-// ---- reading -----------------------------------------------------------------------------------------------------
+// ---- giving back -------------------------------------------------------------------------------------------------
 
-std::size_t PageHeap::largest_free() const noexcept { return std::max(large_.largest_key(), shared_.largest_key()); }
+std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
+  if (asleep()) return 0;
+  // Where memory comes with its address, giving it back waits for all work of the device.
+  if (space_.capabilities.reserves_memory && !may_wait) return 0;
+  // Memory that is still mapped where it was before is not the system's again when its handle is given up.
+  space_.sweep(may_wait);
+  space_.clock.poll();
+  const FreeIndex& whole = space_.free().whole();
+  bool may_give = may_release() && space_.stale.empty() && bytes > 0 && whole.count() > 0;
+  // A captured graph that used the memory may have run on any stream.
+  if (may_give && !space_.is_movable) may_give = may_wait && space_.clock.wait_for_device();
+  std::size_t given = 0;
+  for (Span* span = may_give ? whole.first_of_highest() : nullptr; span != nullptr && given < bytes;) {
+    Span* const next = whole.next_down(span);
+    if (space_.clock.has_passed(span->moment) || (may_wait && space_.clock.wait(span->moment))) {
+      given += space_.release_from(span, bytes - given, ledger_);
+    }
+    span = next;
+  }
+  space_.segments.remove_empty();
+  if (const int changes = space_.segments.take_range_changes(); changes != 0) ledger_.count_ranges(changes);
+  space_.segments.free().settle();
+  return given;
+}
+
+// ---- sleep -------------------------------------------------------------------------------------------------------
+
+PageHeap::Unsleeping PageHeap::fall_asleep(std::vector<UsedRange>& used, StreamClock::Obstacle& obstacle) {
+  if (asleep()) return Unsleeping::at_rest;
+  if (is_pinned()) return Unsleeping::pinned;
+  // All work that uses the memory, or used it at another address, comes to its end first.
+  obstacle = space_.clock.await(space_.clock.now());
+  if (obstacle != StreamClock::Obstacle::none) return Unsleeping::in_use;
+  space_.sweep(true);
+  if (!space_.stale.empty()) return Unsleeping::mapped;
+  for (const Segment* segment = first_segment(); segment != nullptr; segment = segment->next) {
+    for (const Span* span = segment->first; span != nullptr; span = span->next) {
+      const bool is_used = span->state == Span::State::block || span->state == Span::State::slab;
+      if (is_used) used.push_back({span->address(), span->bytes});
+    }
+  }
+  sleeper_.fall();
+  return Unsleeping::none;
+}
+
+void PageHeap::forget_sleep() noexcept {
+  if (!asleep()) return;
+  const bool is_counted = !sound_asleep();
+  bool has_records = true;
+  while (const Handle* const handle = sleeper_.first_given_up()) {
+    has_records = space_.segments.reserve_records(SegmentList::kRecordsForSplit);
+    if (!has_records) break;  // it sleeps on
+    const auto start = reinterpret_cast<std::uintptr_t>(handle->address);
+    Span* const span = space_.segments.find(start, space_.free().large().first_of_highest());
+    space_.segments.make_hole(span, start, handle->bytes);
+    sleeper_.forget_first();
+  }
+  space_.segments.free().settle();
+  space_.segments.take_range_changes();  // the ledger counts none of a heap that is asleep
+  if (!has_records) return;
+  if (!is_counted) {
+    if (const int ranges = space_.segments.backed_ranges(); ranges != 0) ledger_.count_ranges(ranges);
+    ledger_.share(as_signed(shared_bytes_));
+  }
+  sleeper_.forget_sleep();
+}
 
 }  // namespace mempool

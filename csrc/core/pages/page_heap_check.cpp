@@ -57,36 +57,36 @@ std::string check_span(const Span& span, const Segment& segment, std::size_t gra
 
 std::string PageHeap::check_invariants() const {
   Sums sums;
-  for (const Segment* segment = segments_; segment != nullptr; segment = segment->next) {
+  for (const Segment* segment = first_segment(); segment != nullptr; segment = segment->next) {
     const std::size_t backed_before = sums.backed;
     const Span* last = nullptr;
     for (const Span* span = segment->first; span != nullptr; span = span->next) {
-      if (std::string broken = check_span(*span, *segment, granule_, sums); !broken.empty()) return broken;
+      if (std::string broken = check_span(*span, *segment, space_.granule, sums); !broken.empty()) return broken;
       last = span;
     }
     if (last == nullptr || last->end() != segment->start + segment->bytes) return "segment is not covered";
     if (sums.backed - backed_before != segment->backed_bytes) return "backed bytes of a segment";
   }
-  if (sums.backed != backed_bytes_) return "backed bytes";
-  if (sums.free_large != large_.bytes()) return "bytes of the large index";
-  if (sums.free_shared != shared_.bytes()) return "bytes of the shared index";
-  if (sums.whole != whole_.bytes()) return "bytes of the index of whole granules";
-  if (sums.stale != stale_.size()) return "stale spans";
-  if (sums.holes != holes_.bytes()) return "bytes of the hole index";
-  if (static_cast<std::size_t>(free_ranges_.bytes.all.current) != sums.free_large + sums.free_shared) {
+  const FreeRanges& free = space_.free();
+  if (sums.backed != backed_bytes()) return "backed bytes";
+  if (sums.free_large != free.large().bytes()) return "bytes of the large index";
+  if (sums.free_shared != free.shared().bytes()) return "bytes of the shared index";
+  if (sums.whole != free.whole().bytes()) return "bytes of the index of whole granules";
+  if (sums.stale != space_.stale.count()) return "stale spans";
+  if (sums.holes != free.holes().bytes()) return "bytes of the hole index";
+  if (static_cast<std::size_t>(free.stats().bytes.all.current) != sums.free_large + sums.free_shared) {
     return "free range statistics";
   }
   std::size_t in_handles = 0;
   std::uintptr_t end = 0;
-  for (const auto& [start, handle] : handles_) {
+  for (const auto& [start, handle] : space_.handles.all()) {
     if (start != reinterpret_cast<std::uintptr_t>(handle.address) || start < end) return "overlapping handles";
     end = start + handle.bytes;
     in_handles += handle.bytes;
   }
-  std::size_t in_sleeping = 0;
-  for (const auto& [start, handle] : sleeping_) in_sleeping += handle.bytes;
-  if (in_sleeping != sleeping_bytes_ || (in_sleeping > 0 && !asleep())) return "bytes of sleeping handles";
-  return in_handles + in_sleeping == sums.backed ? std::string{} : "bytes of the handles";
+  const std::size_t given_up = sleeper_.sum_of_handles();
+  if (given_up != sleeper_.bytes() || (given_up > 0 && !asleep())) return "bytes of sleeping handles";
+  return in_handles + given_up == sums.backed ? std::string{} : "bytes of the handles";
 }
 
 }  // namespace mempool

@@ -1,188 +1,164 @@
-// Where a range is made when no free one is long enough, and of what.
-#include <climits>
+// How a PageHeap makes a range when no free one is long enough, and of what: growth, stitching, gathering.
+//
+// Stitching: a range that is too short is made longer with free memory from elsewhere, moved under its addresses. Live
+// blocks stay where they are, nothing is copied, and what the device holds does not grow.
 #include <new>
-#include <tuple>
 
 #include "common/align.h"
 #include "core/pages/page_heap.h"
+#include "core/pages/policy.h"
 
 namespace mempool {
-namespace {
 
-// Free ranges that are looked at as a beginning of a longer one: the largest, and those that are just long enough for
-// what a range has beyond whole granules. Where memory moves, what is passed over here is not lost.
-constexpr int kLargest = 32;
-constexpr int kTightest = 128;
-
-// What more than the peak of allocated bytes may be held, so that a workload which repeats itself comes to rest: that
-// share of the peak. In a small process a few blocks are already more, so there it is bytes, up to half of the peak.
-constexpr std::size_t kShareForRest = 20;
-constexpr std::size_t kShareForRestOfWhole = 100;  // handles: what is free of one counts already
-constexpr std::size_t kBytesForRest = std::size_t{64} << 20;
-
-// New memory is taken in handles of at least that share of what is held, and at most of what can still be had.
-constexpr std::size_t kShareOfHandle = 500;
-constexpr std::size_t kShareOfLeft = 64;
-
-// Where memory comes with its address: large blocks of less than half of that share it.
-constexpr std::size_t kLeastSegment = std::size_t{20} << 20;
-
-}  // namespace
-
-bool PageHeap::grow(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
-  if (capabilities_.reserves_memory) return grow_by_segment(bytes, aligned, supply, why);
-  sweep(supply.may_wait);
-  Growth growth = plan_growth(bytes, aligned);
-  const Segment* const newest = segments_;
+bool PageHeap::grow(Request& request) noexcept {
+  if (space_.capabilities.reserves_memory) return grow_by_segment(request);
+  space_.sweep(request.supply.may_wait);
+  Growth growth = plan_growth_of(request);
+  const Segment* const newest = first_segment();
   if (growth.hole == nullptr) {
-    if (!add_segment(bytes, why)) return false;
-    growth = plan_growth(bytes, aligned);
+    if (!space_.segments.add(request.bytes, request.why)) return false;
+    growth = plan_growth_of(request);
   }
   // Free memory from elsewhere costs a fraction of new memory, and nothing of what is held.
-  const bool moves =
-      !supply.may_commit || ((!aligned || bytes > granule_) && !rests_better_on_new_memory(bytes, growth));
-  if (fill(growth, moves, supply, why)) return true;
-  if (segments_ != newest && is_empty(*segments_)) remove_segment(segments_);
+  const bool moves = !request.supply.may_commit || !rests_better_on_new_memory(request, growth);
+  if (fill(growth, moves, request)) return true;
+  Segment* const first = space_.segments.first();
+  if (first != newest && SegmentList::is_empty(*first)) space_.segments.remove(first);
   return false;
 }
 
-// Where memory comes with its address: a segment of its own, all of it, which small large blocks share if that can be
-// had.
-bool PageHeap::grow_by_segment(std::size_t bytes, bool aligned, const Supply& supply, Refusal& why) noexcept {
-  if (!supply.may_commit) return false;  // that says nothing of why there is no more
-  why = Refusal::backend;
-  const bool is_shared = !aligned && bytes < kLeastSegment / 2;
-  return (is_shared && take_segment(kLeastSegment, why)) || take_segment(align_up(bytes, granule_), why);
+Growth PageHeap::plan_growth_of(const Request& request) const noexcept {
+  return request.is_chunk ? plan_chunk(space_.free(), request.bytes)
+                          : plan_growth(space_.free(), space_.granule, request.bytes, !commit_policy_.can_stitch());
 }
 
-// The limit is asked first: what it refuses is not taken for a moment either.
-bool PageHeap::take_segment(std::size_t bytes, Refusal& why) noexcept {
-  if (!ledger_.try_hold(bytes)) {
-    why = Refusal::limit;
-    return false;
-  }
-  if (!add_segment(bytes, why)) {
-    ledger_.unhold(bytes);
-    return false;
-  }
-  Span* const hole = segments_->first;
-  Filling filling{hole, hole->start, hole->start, {}};
-  if (map_piece(filling, bytes, why)) return finish(filling, why);
-  if (!handles_.contains(hole->start)) remove_segment(segments_);
-  return false;
+bool PageHeap::rests_better_on_new_memory(const Request& request, const Growth& growth) noexcept {
+  // Of a chunk that is one granule there are always more: it is not worth a move.
+  if (request.is_chunk && request.bytes <= space_.granule) return true;
+  if (!commit_policy_.can_stitch() || space_.free().whole().count() == 0) return false;
+  return commit_policy_.rests_better_on_new_memory(request.bytes, growth.bytes);
 }
 
 // Makes the planned range, of memory that is free elsewhere and then of new memory. When that is refused, what was new
 // of it goes back at once; what has moved is free where it is now.
-bool PageHeap::fill(Growth growth, bool moves, const Supply& supply, Refusal& why) noexcept {
-  std::vector<FreePiece> pieces;
+bool PageHeap::fill(const Growth& growth, bool moves, Request& request) noexcept {
+  const Supply& supply = request.supply;
+  MovePlan plan{{}, growth, 0};
   try {
-    if (moves || !supply.lenders.empty()) pieces = plan(growth, moves, supply);
-  } catch (const std::bad_alloc&) {
-    pieces.clear();  // without memory for a plan the backend is asked instead
+    if (moves || !supply.lenders.empty()) plan = plan_moves_under(growth, moves, supply);
+  } catch (const std::bad_alloc&) {  // without memory for a plan the backend is asked instead
   }
-  if (pieces.empty() && supply.may_commit && fill_with_more(growth)) return true;
-  Filling filling{growth.hole, growth.start, growth.start, {}};
-  for (const FreePiece& piece : pieces) {
-    if (!move_piece(piece, filling)) break;
+  if (plan.pieces.empty() && supply.may_commit && fill_generously(growth, request)) return true;
+  Filling filling(space_, ledger_, plan.growth);
+  for (const FreePiece& piece : plan.pieces) {
+    if (!filling.move(piece)) break;
   }
-  const std::uintptr_t end = growth.start + growth.bytes;
-  bool is_whole = filling.end >= end;
+  const std::uintptr_t end = plan.growth.start + plan.growth.bytes;
+  bool is_whole = filling.end() >= end;
   if (!is_whole && supply.may_commit) {
-    is_whole = commit_rest(filling, end - filling.end, why);
-    if (!is_whole) give_back_new(filling);
+    is_whole = commit_rest(filling, end, request.why);
+    if (!is_whole) filling.give_back_new();
   }
-  return finish(filling, why) && is_whole;
+  return filling.finish(request.bytes_to_share, request.why) && is_whole;
 }
 
-// Where each handle costs driver calls, a small range takes more new memory than it needs, for those that follow.
-// False, and nothing changed: it is no small range, or so much is not to be had.
-bool PageHeap::fill_with_more(Growth growth) noexcept {
-  if (capabilities_.can_cut) return false;
-  const std::size_t useful = std::min(ledger_.held() / kShareOfHandle, available() / kShareOfLeft);
-  const std::size_t least = handle_bytes(align_down(useful, granule_));  // one handle: all of it or nothing
-  if (growth.bytes >= least || growth.hole->bytes < least) return false;
-  if (growth.start + growth.bytes == growth.hole->end()) growth.start = growth.hole->end() - least;
-  Filling filling{growth.hole, growth.start, growth.start, {}};
+MovePlan PageHeap::plan_moves_under(const Growth& growth, bool own, const Supply& supply) {
+  if (!commit_policy_.can_stitch()) return {{}, growth, 0};
+  std::vector<PageSpace*> sources;
+  sources.reserve(1 + supply.lenders.size());
+  if (own && space_.is_movable) sources.push_back(&space_);
+  for (PageHeap* const lender : supply.lenders) {
+    if (!lender->asleep() && lender->space_.is_movable) sources.push_back(&lender->space_);
+  }
+  MovePlan plan = plan_moves(growth, space_, sources, supply.may_wait);
+  commit_policy_.set_stranded(plan.stranded);
+  return plan;
+}
+
+bool PageHeap::commit_rest(Filling& filling, std::uintptr_t end, Refusal& why) noexcept {
+  while (filling.end() < end) {
+    if (!filling.commit(commit_policy_.handle_bytes(end - filling.end()), why)) return false;
+  }
+  return true;
+}
+
+// A small range takes more than it needs, for those that follow, where each handle costs driver calls. False, and
+// nothing changed: it is no small range, or so much is not to be had.
+bool PageHeap::fill_generously(Growth growth, Request& request) noexcept {
+  const std::size_t bytes = commit_policy_.generous_bytes(growth.bytes);
+  if (bytes == growth.bytes || growth.hole->bytes < bytes) return false;
+  if (growth.start + growth.bytes == growth.hole->end()) growth.start = growth.hole->end() - bytes;
+  Filling filling(space_, ledger_, growth);
   Refusal why = Refusal::none;
-  return commit_piece(filling, least, why) && finish(filling, why);
+  return filling.commit(bytes, why) && filling.finish(request.bytes_to_share, why);
 }
 
-// Whether the same range is made again in each turn of a workload: then it gets memory of its own, within bounds, and
-// the turns to come need no call at all.
-bool PageHeap::rests_better_on_new_memory(std::size_t bytes, const Growth& growth) noexcept {
-  if (!can_stitch() || whole_.count() == 0) return false;
-  const Ledger::Moment moment = ledger_.moment();
-  if (!recurrence_.missing(bytes, moment.allocations)) return false;
-  const std::size_t peak = moment.peak_allocated;
-  const std::size_t share = capabilities_.can_cut ? kShareForRest : kShareForRestOfWhole;
-  const std::size_t for_rest = std::max(peak / share, std::min(peak / 2, kBytesForRest));
-  return moment.held + growth.bytes <= peak + for_rest;
+// ---- memory that comes with its address --------------------------------------------------------------------------
+
+// A segment of its own, all of it, which small large blocks share if that can be had.
+bool PageHeap::grow_by_segment(Request& request) noexcept {
+  if (!request.supply.may_commit) return false;  // that says nothing of why there is no more
+  request.why = Refusal::backend;
+  const bool is_shared = !request.is_chunk && request.bytes < policy::kLeastSegment / 2;
+  if (is_shared && take_segment(policy::kLeastSegment, request)) return true;
+  return take_segment(align_up(request.bytes, space_.granule), request);
 }
 
-// How a hole, together with the free ranges at its ends, becomes a free range of `bytes`: from the end that needs less.
-// Nothing when it is too short even so.
-PageHeap::Growth PageHeap::growth_in(Span* hole, std::size_t bytes) const noexcept {
-  const auto free_neighbour = [](const Span* span) {
-    return span != nullptr && span->state == Span::State::free && !span->shared ? span : nullptr;
-  };
-  const Span* const before = free_neighbour(hole->previous);
-  const Span* const behind = free_neighbour(hole->next);
-  const std::size_t bytes_before = before != nullptr ? before->bytes : 0;
-  const std::size_t bytes_behind = behind != nullptr ? behind->bytes : 0;
-  if (bytes_before + hole->bytes + bytes_behind < bytes) return {};
-  const std::size_t at_front = std::min(hole->bytes, align_up(bytes - bytes_before, granule_));
-  const std::size_t at_back = std::min(hole->bytes, align_up(bytes - bytes_behind, granule_));
-  Growth growth{hole, hole->start, at_front};
-  if (at_back < at_front) growth = {hole, hole->end() - at_back, at_back};
-  std::size_t joined = growth.bytes;
-  growth.consumed = growth.bytes;
-  for (const Span* const end : {growth.start == hole->start ? before : nullptr,
-                                growth.start + growth.bytes == hole->end() ? behind : nullptr}) {
-    if (end == nullptr) continue;
-    joined += end->bytes;
-    growth.consumed += whole_.key(*end);
+// The limit is asked first: what it refuses is not taken for a moment either.
+bool PageHeap::take_segment(std::size_t bytes, Request& request) noexcept {
+  if (!ledger_.try_hold(bytes)) {
+    request.why = Refusal::limit;
+    return false;
   }
-  growth.leftover = joined - bytes;
-  growth.consumed -= align_down(growth.leftover, granule_);
-  growth.leftover %= granule_;
-  return growth;
+  if (!space_.segments.add(bytes, request.why)) {
+    ledger_.unhold(bytes);
+    return false;
+  }
+  Segment* const segment = space_.segments.first();
+  Filling filling(space_, ledger_, {segment->first, segment->start, bytes});
+  if (filling.commit_held(bytes, request.why)) return filling.finish(request.bytes_to_share, request.why);
+  if (!space_.handles.contains(segment->start)) space_.segments.remove(segment);
+  return false;
 }
 
-// The best place for a free range of `bytes`: where it uses up the fewest whole granules; then where the end that is
-// left over is shortest, for that is hard to use; then where the least is moved. An aligned range (a chunk, whole
-// granules) is taken from a hole alone.
-PageHeap::Growth PageHeap::plan_growth(std::size_t bytes, bool aligned) const noexcept {
-  // From the far end, so that chunks do not stand in the way of large ranges that grow from the near one.
-  if (aligned) {
-    Span* const hole = holes_.best_fit(bytes);
-    return hole != nullptr ? Growth{hole, hole->end() - bytes, bytes} : Growth{};
+// ---- gathering ---------------------------------------------------------------------------------------------------
+
+Gathering PageHeap::gather() noexcept {
+  Gathering result;
+  const std::size_t all = whole_free_bytes();
+  const std::size_t before = space_.free().large().largest_key();
+  if (!commit_policy_.can_stitch() || !space_.is_movable || all <= space_.granule ||
+      space_.free().whole().largest_key() == all ||
+      !space_.segments.reserve_records(SegmentList::kRecordsForOperation)) {
+    return result;
   }
-  Growth best;
-  const auto consider = [&](Span* hole) {
-    if (hole == nullptr || hole->state != Span::State::hole) return false;
-    const Growth growth = growth_in(hole, bytes);
-    if (growth.hole == nullptr) return false;
-    const auto cost = [](const Growth& g) { return std::make_tuple(g.consumed, g.leftover, g.bytes, g.start); };
-    if (best.hole != nullptr && cost(growth) >= cost(best)) return false;
-    best = growth;
-    return true;
-  };
-  int left = can_stitch() ? kLargest : INT_MAX;
-  for (Span* span = large_.first_of_highest(); span != nullptr && left > 0; span = large_.next_down(span), --left) {
-    // What a range begins with is saved. Two of them around a hole are the most that the next ones can do.
-    if (best.hole != nullptr && 2 * span->bytes + best.bytes < bytes) break;
-    consider(span->previous);
-    consider(span->next);
+  space_.sweep(false);
+  Refusal why = Refusal::none;
+  const Supply supply;
+  const Request request{all, false, supply, why, 0};
+  Growth growth = plan_growth_of(request);
+  if (growth.hole == nullptr && !space_.segments.add(all, why)) return result;
+  growth = plan_growth_of(request);
+  if (growth.hole == nullptr) return result;
+  const DeviceStats was = ledger_.read_stats();
+  try {
+    const MovePlan plan = plan_moves_under(growth, true, supply);
+    Filling filling(space_, ledger_, plan.growth);
+    for (const FreePiece& piece : plan.pieces) {
+      if (!filling.move(piece)) break;
+    }
+    std::size_t bytes_to_share = 0;
+    filling.finish(bytes_to_share, why);
+  } catch (const std::bad_alloc&) {
+    return result;
   }
-  const std::size_t beyond = bytes % granule_;
-  left = can_stitch() && beyond > 0 ? kTightest : 0;
-  for (Span* span = large_.first_from(beyond); span != nullptr && left > 0; span = large_.next_up(span), --left) {
-    const bool better = consider(span->previous) || consider(span->next);
-    if (better && best.consumed <= bytes - beyond) break;  // the following ones leave more over
-  }
-  if (best.hole == nullptr) consider(holes_.best_fit(align_up(bytes, granule_)));
-  return best;
+  space_.segments.free().settle();
+  const DeviceStats is = ledger_.read_stats();
+  result.moved_bytes = static_cast<std::size_t>(is.moved_bytes - was.moved_bytes);
+  result.moves = static_cast<std::size_t>(is.moves - was.moves);
+  const std::size_t after = space_.free().large().largest_key();
+  result.regained_bytes = after > before ? after - before : 0;
+  return result;
 }
 
 }  // namespace mempool

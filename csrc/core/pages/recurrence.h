@@ -10,33 +10,30 @@
 #include <cstdint>
 #include <memory>
 
+#include "core/pages/policy.h"
+
 namespace mempool {
 
 class Recurrence {
  public:
-  static constexpr std::int64_t kLongTurn = 1000;     // allocations; from here on kTurns are enough
-  static constexpr std::int64_t kShortestTurn = 100;  // of those it takes kTurnsOfShort
-
   // A range of `bytes` is missing after `now` allocations. True when this recurs. Where there is no memory to remember
   // it nothing ever does.
   bool missing(std::size_t bytes, std::int64_t now) noexcept;
 
  private:
-  static constexpr int kTurns = 2;
-  static constexpr int kTurnsOfShort = 6;
-  static constexpr std::size_t kSizes = 256;  // by a hash; a size that takes another's place starts anew
-  static constexpr std::size_t kMoments = 16;
   static constexpr std::int64_t kNever = INT64_MIN / 2;
 
   struct Entry {
     std::size_t bytes = 0;
     std::size_t next = 0;
-    std::array<std::int64_t, kMoments> moments{};
+    std::array<std::int64_t, policy::kRememberedMoments> moments{};
 
     bool has(std::int64_t moment) const noexcept;
   };
 
-  std::unique_ptr<std::array<Entry, kSizes>> entries_;
+  // By a hash of the size: a size that takes another's place starts anew.
+  using Entries = std::array<Entry, policy::kRememberedSizes>;
+  std::unique_ptr<Entries> entries_;
 };
 
 }  // namespace mempool

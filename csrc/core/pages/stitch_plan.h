@@ -7,15 +7,15 @@
 
 namespace mempool {
 
-class PageHeap;
+class PageSpace;
 struct Span;
 
 // Entirely free memory on granules. Where handles cannot be cut, one piece is one handle.
 struct FreePiece {
   std::uintptr_t start = 0;
   std::size_t bytes = 0;
-  Span* span = nullptr;  // where it lay when it was found; the plan only passes on this and whose it is
-  PageHeap* heap = nullptr;
+  Span* span = nullptr;  // where it lay when it was found; the plan only passes on this and its source
+  PageSpace* source = nullptr;
 };
 
 // What there is to choose from.
