@@ -1,4 +1,4 @@
-// Segments and free lists of one stream under one mutex, and the family that such arenas form.
+// An arena is the page heap and the slabs of one stream under one mutex; a family is the arenas of one purpose.
 #pragma once
 
 #include <atomic>
@@ -65,7 +65,7 @@ class ArenaFamily {
 
   // Guarded by the allocator's list of arenas.
   std::vector<Arena*> arenas;
-  bool retired = false;  // nobody asks any more: its arenas go as soon as nothing is backed
+  bool retired = false;  // no request comes any more: its arenas go as soon as none of their spans is backed
 };
 
 inline Arena::Arena(ArenaFamily& family_in, StreamClock& clock, PhysicalMemory& memory, Ledger& ledger,

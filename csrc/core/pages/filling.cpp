@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 
+#include "common/expects.h"
 #include "core/pages/page_map.h"
 
 namespace mempool {
@@ -66,6 +67,7 @@ bool Filling::move_handle(PageSpace& source, std::uintptr_t from, Span* near) no
   const std::size_t bytes = source.handles.bytes_at(from);
   if (!PageMap::instance().prepare(end_, bytes)) return false;
   const Span* const span = source.segments.find(from, near);
+  MEMPOOL_EXPECTS(span != nullptr && span->state == Span::State::free);
   try {
     pieces_.reserve(pieces);
   } catch (const std::bad_alloc&) {

@@ -4,6 +4,7 @@
 #include <bit>
 #include <climits>
 
+#include "common/expects.h"
 #include "core/pages/policy.h"
 
 namespace mempool {
@@ -47,6 +48,7 @@ std::size_t FreeIndex::bin_below(std::size_t bin) const noexcept {
 void FreeIndex::insert(Span* span) noexcept {
   const std::size_t own_key = key(*span);
   if (own_key == 0) return;
+  MEMPOOL_EXPECTS(!holds(*span));
   const std::size_t bin = bin_of(own_key);
   IndexLinks& own = span->links[links_];
   Span*& head = heads_[bin];
@@ -62,6 +64,7 @@ void FreeIndex::insert(Span* span) noexcept {
 void FreeIndex::erase(Span* span) noexcept {
   IndexLinks& own = span->links[links_];
   const std::size_t bin = own.bin;
+  MEMPOOL_EXPECTS(bin != 0 && bin == bin_of(key(*span)));
   if (own.next != nullptr) own.next->links[links_].previous = own.previous;
   (own.previous != nullptr ? own.previous->links[links_].next : heads_[bin]) = own.next;
   if (heads_[bin] == nullptr) {

@@ -1,8 +1,8 @@
-// Free spans by size, in bins with a bitmap: every operation touches a fixed number of cache lines, however many spans
-// there are. Up to kExactPages a bin holds one size, above it a 64th of a doubling, so what is found is the best fit or
-// little more. Within a bin the span that came last is looked at first: it is the one most likely in the cache.
-// Source of the two-level bitmap: M. Masmano et al., "TLSF: a New Dynamic Memory Allocator for Real-Time Systems",
-// ECRTS 2004.
+// Free spans found by size (segregated fit): bins with a bitmap, so every operation touches a fixed number of cache
+// lines, however many spans there are. Up to kExactPages a bin holds one size, above it a 64th of a doubling, so what
+// is found is the best fit or little more. Within a bin the span that came last is looked at first: it is the one most
+// likely in the cache. Source of the two-level bitmap: M. Masmano et al., "TLSF: a New Dynamic Memory Allocator for
+// Real-Time Systems", ECRTS 2004.
 #pragma once
 
 #include <array>
@@ -30,7 +30,7 @@ class FreeIndex {
 
   // A span whose key is 0 is not taken in.
   void insert(Span* span) noexcept;
-  // Precondition: the span is in this index, with the place and size it was inserted with.
+  // A span of this index, with the place and size that it was inserted with.
   void erase(Span* span) noexcept;
 
   // A span with a key of at least `bytes`, of the lowest bin that has one; nullptr only when none fits.

@@ -57,7 +57,7 @@ Growth plan_growth(const FreeRanges& ranges, std::size_t granule, std::size_t by
   const FreeIndex& large = ranges.large();
   int left = looks_at_all ? INT_MAX : policy::kLargestConsidered;
   for (Span* span = large.first_of_highest(); span != nullptr && left > 0; span = large.next_down(span), --left) {
-    // What a range begins with is saved. Two of them around a hole are the most that the next ones can do.
+    // What a range begins with is saved. The most that the next ranges can do is to stand at both ends of a hole.
     if (best.hole != nullptr && 2 * span->bytes + best.bytes < bytes) break;
     consider(span->previous);
     consider(span->next);

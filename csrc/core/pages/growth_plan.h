@@ -20,7 +20,7 @@ struct Growth {
 };
 
 // The best place for a free range of `bytes`, together with the free ranges at the ends of a hole. `looks_at_all`: at
-// every free range; else at so many as the policy says, for a better place would save a move and no memory.
+// every free range. Else it looks at as many as the policy says, for a better place would save a move and no memory.
 Growth plan_growth(const FreeRanges& ranges, std::size_t granule, std::size_t bytes, bool looks_at_all) noexcept;
 
 // The place for a chunk: whole granules, of a hole alone.

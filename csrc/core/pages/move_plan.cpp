@@ -12,7 +12,7 @@ struct Ends {
   const Span* before = nullptr;
   const Span* behind = nullptr;
 
-  // What lies at an end of the hole that is not filled is none of them.
+  // A free range at that end of the hole which is not filled is free to move.
   explicit Ends(const Growth& growth)
       : before(growth.start == growth.hole->start ? growth.hole->previous : nullptr),
         behind(growth.start + growth.bytes == growth.hole->end() ? growth.hole->next : nullptr) {}

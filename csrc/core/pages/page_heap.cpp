@@ -104,16 +104,12 @@ Span* PageHeap::allocate_medium(std::size_t bytes, const Supply& supply, Refusal
   return span != nullptr ? space_.segments.take(span, span->start, bytes) : nullptr;
 }
 
-Span* PageHeap::find_free(const Request& request) const noexcept {
-  return request.is_chunk ? space_.free().whole().best_fit(request.bytes)
-                          : space_.free().large().best_fit(request.bytes);
-}
-
 Span* PageHeap::allocate_large(Request& request) noexcept {
-  Span* span = find_free(request);
+  const FreeIndex& ranges = request.is_chunk ? space_.free().whole() : space_.free().large();
+  Span* span = ranges.best_fit(request.bytes);
   if (span == nullptr) {
     if (!request.supply.may_grow || !grow(request)) return nullptr;
-    span = find_free(request);
+    span = ranges.best_fit(request.bytes);
     MEMPOOL_EXPECTS(span != nullptr);  // growth made a range that fits
     if (span == nullptr) {
       request.why = Refusal::backend;

@@ -104,7 +104,7 @@ class PageHeap {
   // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
   // first. Returns the bytes given back. `may_wait`: for work that still uses it; else what is in use stays.
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
-  // Nobody writes to what is free any more: the memory of a heap that is not movable may go back.
+  // Free memory is written no more, by no captured graph: the memory of a heap that is not movable may go back.
   void let_go() noexcept { is_let_go_ = true; }
   bool open_again() noexcept { return space_.handles.open_all(); }
   // The handles that a block or a slab lies in. They stay where they are as long as it is there, unless the heap falls
@@ -142,7 +142,6 @@ class PageHeap {
 
   Span* allocate_medium(std::size_t bytes, const Supply& supply, Refusal& why) noexcept;
   Span* allocate_large(Request& request) noexcept;
-  Span* find_free(const Request& request) const noexcept;
   bool take_chunk(const Supply& supply, Refusal& why) noexcept;
   void return_granules(Span* span) noexcept;
 
@@ -153,7 +152,6 @@ class PageHeap {
   bool rests_better_on_new_memory(const Request& request, const Growth& growth) noexcept;
   bool fill(const Growth& growth, bool moves, Request& request) noexcept;
   bool fill_generously(Growth growth, Request& request) noexcept;
-  bool commit_rest(Filling& filling, std::uintptr_t end, Refusal& why) noexcept;
   // May throw std::bad_alloc.
   MovePlan plan_moves_under(const Growth& growth, bool own, const Supply& supply);
 

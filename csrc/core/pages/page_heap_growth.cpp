@@ -33,7 +33,7 @@ Growth PageHeap::plan_growth_of(const Request& request) const noexcept {
 }
 
 bool PageHeap::rests_better_on_new_memory(const Request& request, const Growth& growth) noexcept {
-  // Of a chunk that is one granule there are always more: it is not worth a move.
+  // A chunk of one granule would cost as many calls to move as to commit.
   if (request.is_chunk && request.bytes <= space_.granule) return true;
   if (!commit_policy_.can_stitch() || space_.free().whole().count() == 0) return false;
   return commit_policy_.rests_better_on_new_memory(request.bytes, growth.bytes);
@@ -54,11 +54,12 @@ bool PageHeap::fill(const Growth& growth, bool moves, Request& request) noexcept
     if (!filling.move(piece)) break;
   }
   const std::uintptr_t end = plan.growth.start + plan.growth.bytes;
-  bool is_whole = filling.end() >= end;
-  if (!is_whole && supply.may_commit) {
-    is_whole = commit_rest(filling, end, request.why);
-    if (!is_whole) filling.give_back_new();
+  while (filling.end() < end && supply.may_commit) {
+    if (filling.commit(commit_policy_.handle_bytes(end - filling.end()), request.why)) continue;
+    filling.give_back_new();
+    break;
   }
+  const bool is_whole = filling.end() >= end;
   return filling.finish(request.bytes_to_share, request.why) && is_whole;
 }
 
@@ -73,13 +74,6 @@ MovePlan PageHeap::plan_moves_under(const Growth& growth, bool own, const Supply
   MovePlan plan = plan_moves(growth, space_, sources, supply.may_wait);
   commit_policy_.set_stranded(plan.stranded);
   return plan;
-}
-
-bool PageHeap::commit_rest(Filling& filling, std::uintptr_t end, Refusal& why) noexcept {
-  while (filling.end() < end) {
-    if (!filling.commit(commit_policy_.handle_bytes(end - filling.end()), why)) return false;
-  }
-  return true;
 }
 
 // A small range takes more than it needs, for those that follow, where each handle costs driver calls. False, and

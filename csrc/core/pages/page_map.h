@@ -1,4 +1,5 @@
-// Address -> Span, for the first byte of a block and for every page of a slab. Readers take no lock; nothing is freed.
+// The page map: address -> Span, for the first page of a block and for every page of a slab. Readers take no lock, and
+// no table is ever freed.
 //
 // Two tables for each GiB of address. As no two blocks of more than kMediumMax can begin in one MiB, those have a table
 // with one entry a MiB, which stays in the cache however much memory there is. All others have one with an entry a
@@ -12,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/expects.h"
 #include "core/pages/span.h"
 
 namespace mempool {
@@ -37,8 +39,9 @@ class PageMap {
   // Makes setting possible for the range. False when there is no memory for it or the range is beyond 48 bits.
   bool prepare(std::uintptr_t start, std::size_t bytes) noexcept;
 
-  // Preconditions: prepare() succeeded for the range. `to`: the span itself, or nullptr to clear.
+  // In a range that prepare() succeeded for. `to`: the span itself, or nullptr to clear.
   void set_block(const Span& span, Span* to) noexcept {
+    MEMPOOL_EXPECTS((to == nullptr || to == &span) && is_prepared(span.start));
     if (span.bytes > kMediumMax) {
       Large& large = *root_[span.start >> kTableBits].large.load(std::memory_order_relaxed);
       const std::uintptr_t entry =
@@ -49,6 +52,7 @@ class PageMap {
     }
   }
   void set_slab(const Span& span, Span* to) noexcept {
+    MEMPOOL_EXPECTS((to == nullptr || to == &span) && is_prepared(span.start) && is_prepared(span.end() - 1));
     for (std::uintptr_t page = span.start; page < span.end(); page += kPageBytes) set_page(page, to);
   }
 
@@ -69,6 +73,9 @@ class PageMap {
     std::atomic<Pages*> pages{nullptr};
   };
 
+  bool is_prepared(std::uintptr_t address) const noexcept {
+    return root_[address >> kTableBits].large.load(std::memory_order_relaxed) != nullptr;
+  }
   static std::size_t large_entry(std::uintptr_t address) { return (address % kTableBytes) / kMediumMax; }
   static std::uintptr_t page_in_entry(std::uintptr_t address) { return (address % kMediumMax) / kPageBytes; }
   static Span* pointer_of(std::uintptr_t entry) {

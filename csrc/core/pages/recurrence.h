@@ -1,4 +1,5 @@
-// Tells a workload that repeats itself from one that does not, by the sizes for which a range had to be stitched.
+// Tells a workload that repeats itself (training steps) from one that does not, by the sizes for which a range had to
+// be stitched.
 //
 // Time is counted in allocations: a program that repeats itself makes the same number of them in each turn. A size
 // recurs when it is missing at moments that lie apart by the same number, several times in a row. The shorter the turn,

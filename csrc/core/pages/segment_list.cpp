@@ -10,6 +10,10 @@ namespace mempool {
 
 // ---- segments ----------------------------------------------------------------------------------------------------
 
+SegmentList::~SegmentList() {
+  while (first_ != nullptr) delete std::exchange(first_, first_->next);
+}
+
 bool SegmentList::add(std::size_t bytes, Refusal& why) noexcept {
   const std::size_t least = align_up(bytes, memory_.granule_bytes());
   std::size_t size = std::max(segment_bytes_, least);

@@ -29,8 +29,12 @@ class SegmentList {
   // `segment_bytes`: of a segment, unless more is asked for.
   SegmentList(PhysicalMemory& memory, Arena* arena, std::size_t segment_bytes) noexcept
       : memory_(memory), arena_(arena), segment_bytes_(segment_bytes), free_(memory.granule_bytes()) {}
+  SegmentList(const SegmentList&) = delete;
+  SegmentList& operator=(const SegmentList&) = delete;
+  // Segments with memory that the backend did not take back stay reserved.
+  ~SegmentList();
 
-  // Before an operation. False: there is no memory for so many records.
+  // Before an operation. False: there is no memory for the records.
   bool reserve_records(std::size_t spans) noexcept { return records_.reserve(spans); }
 
   // ---- segments

@@ -1,4 +1,4 @@
-// Rounding: the one place that says how many bytes a request costs.
+// Size classes and rounding: how many bytes a request costs, and which slabs small blocks are cut from.
 //
 //   up to 1 KiB      next multiple of 64
 //   up to 32 KiB     next of 8 steps in each doubling (at most 12.5% more than asked)
@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/expects.h"
 #include "core/pages/span.h"
 
 namespace mempool {
@@ -59,11 +60,15 @@ constexpr std::array<std::uint8_t, kSmallMax / kMinAlignment> make_class_table()
 }
 inline constexpr std::array<std::uint8_t, kSmallMax / kMinAlignment> kClassTable = make_class_table();
 
-// Precondition: 0 < bytes <= kSmallMax.
-constexpr std::size_t size_class_of(std::size_t bytes) { return kClassTable[(bytes - 1) / kMinAlignment]; }
+// Of a small request: more than 0 and at most kSmallMax bytes.
+constexpr std::size_t size_class_of(std::size_t bytes) {
+  MEMPOOL_EXPECTS(bytes > 0 && bytes <= kSmallMax);
+  return kClassTable[(bytes - 1) / kMinAlignment];
+}
 
-// Bytes that a request is charged. Precondition: 0 < bytes, and bytes + kPageBytes does not overflow.
+// Bytes that a request is charged. It has more than 0, and so few that a page more does not overflow.
 constexpr std::size_t round_block(std::size_t bytes) {
+  MEMPOOL_EXPECTS(bytes > 0 && bytes <= SIZE_MAX - kPageBytes);
   if (bytes <= 1024) return (bytes + 63) & ~std::size_t{63};
   if (bytes <= kSmallMax) {
     const unsigned shift = 63u - static_cast<unsigned>(__builtin_clzll(bytes - 1));

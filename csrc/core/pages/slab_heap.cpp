@@ -3,6 +3,7 @@
 #include <bit>
 #include <new>
 
+#include "common/expects.h"
 #include "core/pages/page_map.h"
 
 namespace mempool {
@@ -52,6 +53,7 @@ Slab* SlabHeap::make_slab(std::size_t size_class, Refusal& why, Obtain obtain) n
 
 std::size_t SlabHeap::allocate(std::size_t size_class, SmallBlock* out, std::size_t count, const Supply& supply,
                                Refusal& why) noexcept {
+  MEMPOOL_EXPECTS(size_class < kSmallClasses && count > 0);
   std::size_t filled = 0;
   while (filled < count) {
     Slab* slab = partial_[size_class];
@@ -76,6 +78,7 @@ std::size_t SlabHeap::allocate(std::size_t size_class, SmallBlock* out, std::siz
 }
 
 SmallBlock SlabHeap::allocate_at(std::size_t size_class, std::uintptr_t slab_start, std::uintptr_t address) noexcept {
+  MEMPOOL_EXPECTS(size_class < kSmallClasses && address >= slab_start);
   Span* const span = PageMap::instance().find(reinterpret_cast<void*>(slab_start));  // NOLINT
   Slab* slab = span != nullptr && span->state == Span::State::slab ? span->slab : nullptr;
   if (span != nullptr && (slab == nullptr || slab->size_class != size_class || span->start != slab_start)) return {};
@@ -95,6 +98,8 @@ SmallBlock SlabHeap::allocate_at(std::size_t size_class, std::uintptr_t slab_sta
 void SlabHeap::free(const SmallBlock& block) noexcept {
   Slab* const slab = PageMap::instance().find(block.address)->slab;
   const auto index = static_cast<std::uint32_t>(block.tag - slab->tags());
+  MEMPOOL_EXPECTS(block.address == slab->block(index));
+  MEMPOOL_EXPECTS((slab->free_bits[index / 64] & std::uint64_t{1} << (index % 64)) == 0);
   *block.tag = BlockTag{kFreeTag, 0};
   slab->free_bits[index / 64] |= std::uint64_t{1} << (index % 64);
   if (slab->free_blocks++ == 0) link(slab);

@@ -1,4 +1,5 @@
-// Small blocks of one arena, cut from slabs. Not thread-safe: the arena's mutex guards it.
+// Small blocks of one arena, cut from slabs: spans that hold blocks of one size class. Not thread-safe: the arena's
+// mutex guards it.
 #pragma once
 
 #include <array>
@@ -40,7 +41,8 @@ class SlabHeap {
  public:
   explicit SlabHeap(PageHeap& pages) : pages_(pages) {}
 
-  // Fills `out` with up to `count` free blocks; at least one unless refused. `supply` as for PageHeap::allocate.
+  // Fills `out` with up to `count` free blocks, of which there is at least one; at least one is filled unless refused.
+  // `supply` as for PageHeap::allocate.
   std::size_t allocate(std::size_t size_class, SmallBlock* out, std::size_t count, const Supply& supply,
                        Refusal& why) noexcept;
   // The block of that class at exactly that place, in a slab that begins at `slab_start`. Its address is nullptr when

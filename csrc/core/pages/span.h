@@ -1,5 +1,5 @@
-// The records of the page level. Memory itself is never touched by the allocator: every record lives outside of it, so
-// that the same code serves memory that the CPU cannot read.
+// The records of the page level: spans (runs of pages) and segments (reservations). Records live outside of the memory
+// that they describe, so that the same code serves memory that the CPU cannot read.
 #pragma once
 
 #include <cstddef>
@@ -61,7 +61,7 @@ struct alignas(64) Span {
     const void* home;  // of a live large block: the cache of the thread that it was given to; of a slab: its arena
   };
   State state = State::hole;
-  bool shared = false;  // lies in granules that medium blocks and slabs share; such spans merge only with each other
+  bool shared = false;  // lies in a chunk of medium blocks and slabs; shared spans coalesce only with each other
 
   Span* previous = nullptr;
   Span* next = nullptr;

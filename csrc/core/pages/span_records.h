@@ -12,7 +12,7 @@ namespace mempool {
 
 class SpanRecords {
  public:
-  // From here on take() can be called `spans` times. False: there is no memory for so many.
+  // From here on take() can be called `spans` times. False: there is no memory for them.
   bool reserve(std::size_t spans) noexcept;
   // A fresh record. One must be reserved.
   Span* take() noexcept;

@@ -1,4 +1,4 @@
-// Which free memory to move when a range has to be made: a pure function, so that it can be tested by itself.
+// Which pieces of free memory move when a range has to be made: pure functions over a list of what there is.
 #pragma once
 
 #include <cstddef>

@@ -4,12 +4,14 @@
 #include <mutex>
 #include <new>
 
+#include "common/expects.h"
+
 namespace mempool {
 namespace {
 
 using Guard = std::lock_guard<AdaptiveMutex>;
 
-// So many events may be lost to captures before a wait gives up.
+// Events that a wait loses to captures before it gives up. Not measured.
 constexpr int kMostLost = 8;
 
 }  // namespace
@@ -24,8 +26,8 @@ bool StreamClock::mark(Moment moment) noexcept {
   return mark_locked(moment) == StreamEvents::Recorded::yes;
 }
 
-// The count goes on before the event is recorded: who has read the number of this moment has asked for his work before,
-// and the event covers it.
+// The count goes on before the event is recorded: whoever has read the number of this moment has put its work into the
+// stream before, so the event covers that work.
 StreamEvents::Recorded StreamClock::mark_locked(Moment moment) noexcept {
   using Recorded = StreamEvents::Recorded;
   if (moment <= marked_.load(std::memory_order_relaxed)) return Recorded::yes;
@@ -44,7 +46,7 @@ StreamEvents::Recorded StreamClock::mark_locked(Moment moment) noexcept {
   return Recorded::yes;
 }
 
-// No longer a mark. Its event is used again only when nobody waits for it.
+// Ends a mark. Its event is discarded (and so used again) only when no thread waits for it.
 void StreamClock::forget(std::deque<Mark>::iterator mark) noexcept {
   const StreamEvents::Event event = mark->event;
   marks_.erase(mark);
@@ -52,7 +54,7 @@ void StreamClock::forget(std::deque<Mark>::iterator mark) noexcept {
     try {
       unused_.push_back(event);
       return;
-    } catch (const std::bad_alloc&) {  // who waits for it may then wait for later work as well
+    } catch (const std::bad_alloc&) {  // a thread that waits for it may then wait for later work as well
     }
   }
   events_->discard(event);
@@ -65,7 +67,7 @@ void StreamClock::pass(Moment moment) noexcept {
   if (moment > marked_.load(std::memory_order_relaxed)) marked_.store(moment, std::memory_order_release);
 }
 
-// The event of this moment says nothing. A later one says it, too; without one it must be asked for again.
+// The event of this moment was lost. A later mark says it, too; without one the moment must be marked again.
 void StreamClock::lose(Moment moment) noexcept {
   const auto same = [&](const Mark& mark) { return mark.moment == moment; };
   if (const auto found = std::find_if(marks_.begin(), marks_.end(), same); found != marks_.end()) forget(found);
@@ -120,6 +122,7 @@ StreamClock::Obstacle StreamClock::await(Moment moment) noexcept {
     lock.unlock();
     const StreamEvents::Progress progress = events_->wait(mark.event);
     lock.lock();
+    MEMPOOL_EXPECTS(progress != StreamEvents::Progress::pending);
     if (progress == StreamEvents::Progress::done) pass(mark.moment);
     if (progress == StreamEvents::Progress::lost) lose(mark.moment);
     if (--waiting_ == 0) {

@@ -1,8 +1,9 @@
-// Time on one stream: numbers for moments, and which of them have passed.
+// A stream's clock: numbers for moments of one stream, and which of them have passed. It answers when memory that work
+// on the stream used may be used by another stream.
 //
-// A moment has passed when all work is done that was in the stream then. To ask for the present one costs nothing; only
-// when somebody wants to know whether a moment has passed, an event is recorded, and it serves all moments since the
-// one before. An event that comes late says that a moment has passed later than it had, never earlier. An error never
+// A moment has passed when all work is done that was in the stream then. To ask for the present one costs nothing. An
+// event is recorded only when a caller must know whether a moment has passed, and it serves all moments since the event
+// before. An event that comes late says that a moment has passed later than it had, never earlier. An error never
 // says that one has passed.
 //
 // A stream may end while its work goes on. Its clock stays, and goes on with a later stream of the same handle: a
@@ -40,7 +41,7 @@ class StreamClock {
   bool mark(Moment moment) noexcept;
   // Asks the device how far it has come. One question, where the first of the marked moments has not passed.
   void poll() noexcept;
-  // As of the last poll or wait. Asks nobody.
+  // As of the last poll or wait, without a question to the device.
   bool has_passed(Moment moment) const noexcept {
     return events_ == nullptr || moment <= passed_.load(std::memory_order_acquire);
   }
@@ -49,7 +50,7 @@ class StreamClock {
   // Marks and blocks, or says why it cannot be known now.
   Obstacle await(Moment moment) noexcept;
   bool wait(Moment moment) noexcept { return await(moment) == Obstacle::none; }
-  // Whether the last moment that was to be marked can only be waited for, with all of the device: its stream is gone.
+  // The stream is gone, as of the last mark: its moments pass only with a wait for the whole device.
   bool is_gone() const noexcept { return is_gone_.load(std::memory_order_relaxed); }
   AdaptiveMutex& lock_for_fork() noexcept { return mutex_; }
 
@@ -71,10 +72,10 @@ class StreamClock {
   std::atomic<Moment> marked_{0};  // an event says when it has passed
   std::atomic<Moment> passed_{0};
   std::atomic<bool> is_gone_{false};
-  AdaptiveMutex mutex_;                     // a leaf; guards the rest. Nobody waits for the device with it held.
+  AdaptiveMutex mutex_;                     // a leaf; guards the rest. It is not held while the device is waited for.
   std::deque<Mark> marks_;                  // that have not passed, the oldest first
-  int waiting_ = 0;                         // threads; they hold on to events
-  std::deque<StreamEvents::Event> unused_;  // to be discarded when none waits
+  int waiting_ = 0;                         // threads in wait(), which still use the events of marks
+  std::deque<StreamEvents::Event> unused_;  // that are discarded when no thread waits
 };
 
 // The clocks of a device, one for each stream that was ever named.

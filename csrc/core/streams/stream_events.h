@@ -1,4 +1,5 @@
-// The contract toward a device whose work is done in order on streams, and later than the calls that ask for it.
+// The contract toward the events of a device (CUDA's, say), which works later than it is asked to, in order on each of
+// its streams.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,7 @@ class StreamEvents {
     pending,
     done,
     lost,    // the event says nothing: the stream was captured into a graph just then
-    failed,  // the device has failed: what it still does, and whether it will ever be done, nobody knows
+    failed,  // the device has failed: it cannot be known what it still does
   };
   enum class Recorded : std::uint8_t {
     yes,
