@@ -27,8 +27,7 @@ std::string text_of(Unsleeping why, StreamClock::Obstacle obstacle, StreamEvents
   switch (why) {
     case Unsleeping::pinned:
       return "memory of it is shared with other processes. It can sleep once they have let go of it and the tensors "
-             "that "
-             "were shared are gone here, too.";
+             "that were shared are gone here, too.";
     case Unsleeping::in_use:
       return text_of(obstacle, events);
     case Unsleeping::mapped:
