@@ -130,7 +130,7 @@ py::tuple history_view(CachingAllocator& device) {
   History::View view;
   {
     const py::gil_scoped_release release;
-    view = device.history().view();
+    view = device.observers().history().view();
   }
   py::dict live;
   Turns turns;
@@ -180,7 +180,7 @@ void start_recording(CachingAllocator& device, const std::string& path) {
   int error = 0;
   {
     const py::gil_scoped_release release;
-    started = device.start_recording(path);
+    started = device.observers().start_recording(path);
     error = errno;
   }
   if (!started) throw_os_error(error, path);
@@ -191,17 +191,17 @@ py::tuple stop_recording(CachingAllocator& device) {
   TraceRecorder::Result result;
   {
     const py::gil_scoped_release release;
-    result = device.stop_recording();
+    result = device.observers().stop_recording();
   }
   return py::make_tuple(result.events, result.error);
 }
 
 // (id, parent's id or 0, name, isolated, closed, used bytes, peak bytes, limit, soft limit) of each pool that exists.
 py::list pools(CachingAllocator& device) {
-  std::vector<Ledger::Listed> accounts;
+  std::vector<AccountRegistry::Listed> accounts;
   {
     const py::gil_scoped_release release;
-    accounts = device.ledger().accounts();
+    accounts = device.accounts().list();
   }
   py::list out;
   for (const auto& [account, parent] : accounts) {
@@ -223,7 +223,7 @@ void add_pool(py::module_& m) {
           [](const Pool& p, Limit limit) { p.device().set_pool_limit(p.account(), from_limit(limit)); })
       .def_property(
           "soft_limit", [](const Pool& p) { return to_limit(p.read().soft_limit); },
-          [](const Pool& p, Limit limit) { p.device().ledger().set_soft_limit(p.account(), from_limit(limit)); })
+          [](const Pool& p, Limit limit) { p.device().accounts().set_soft_limit(p.account(), from_limit(limit)); })
       .def("stats", &pool_stats)
       .def(
           "is_charged",
@@ -231,7 +231,7 @@ void add_pool(py::module_& m) {
             return p.device().is_charged(p.account(), reinterpret_cast<const void*>(address));
           },
           "address"_a, "Whether the live block that begins there is charged to this very pool.")
-      .def("reset_peaks", [](const Pool& p) { p.device().ledger().reset_peaks(p.account()); })
+      .def("reset_peaks", [](const Pool& p) { p.device().accounts().reset_peaks(p.account()); })
       .def(
           "held_bytes", [](const Pool& p) { return p.device().pool_held_bytes(p.account()); },
           py::call_guard<py::gil_scoped_release>())
@@ -285,11 +285,14 @@ void add_device_classes(py::module_& m) {
       .def("pools", &pools)
       .def("snapshot", &snapshot)
       .def(
-          "history_start", [](CachingAllocator& d, std::size_t most) { d.start_history(most); }, "most_events"_a)
-      .def("history_stop", [](CachingAllocator& d) { d.stop_history(); })
+          "history_start", [](CachingAllocator& d, std::size_t most) { d.observers().start_history(most); },
+          "most_events"_a)
+      .def("history_stop", [](CachingAllocator& d) { d.observers().stop_history(); })
       .def("start_recording", &start_recording, "path"_a)
       .def("stop_recording", &stop_recording)
-      .def("mark_recording", &CachingAllocator::mark_recording, "number"_a, Release())
+      .def(
+          "mark_recording", [](CachingAllocator& d, std::uint64_t number) { d.observers().mark_recording(number); },
+          "number"_a, Release())
       .def("defragment", &defragment)
       .def("history_view", &history_view)
       .def("check_invariants", &CachingAllocator::check_invariants, Release());

@@ -19,7 +19,7 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
   ~Pool() { device_.drop_pool(*account_); }
 
-  Account read() const { return device_.ledger().read(*account_); }
+  Account read() const { return device_.accounts().read(*account_); }
   CachingAllocator& device() const { return device_; }
   Account& account() const { return *account_; }
 

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CXX = """
 common
+core/allocator/policy.h
 core/streams core/accounts
 core/physical_memory.h
 core/observe core/pages

@@ -3,6 +3,8 @@
 #include <mutex>
 #include <utility>
 
+#include "common/expects.h"
+
 namespace mempool {
 namespace {
 
@@ -11,15 +13,9 @@ using Guard = std::lock_guard<SpinLock>;
 std::int64_t as_signed(std::size_t bytes) { return static_cast<std::int64_t>(bytes); }
 std::size_t as_size(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
 
-void for_each_stat(BlockStats& blocks, void (*action)(Stat&)) {
-  action(blocks.count);
-  action(blocks.bytes);
-  action(blocks.requested);
-}
-
 void for_each_stat(DeviceStats& stats, void (*action)(Stat&)) {
   for (ByPool<BlockStats>* blocks : {&stats.blocks, &stats.waiting, &stats.active}) {
-    for (BlockStats* pool : {&blocks->all, &blocks->small, &blocks->large}) for_each_stat(*pool, action);
+    for (BlockStats* pool : {&blocks->all, &blocks->small, &blocks->large}) pool->for_each(action);
   }
   stats.reserved_bytes.for_each(action);
   stats.segments.for_each(action);
@@ -37,13 +33,13 @@ void Ledger::fold_locked(Shards& shards) {
   };
   Amounts ups;
   Amounts downs;
-  for (Shards::Kind* kind : {&shards.small_, &shards.large_}) {
-    const bool is_small = kind == &shards.small_;
-    (is_small ? leased_small_ : leased_large_).subtract(kind->lease);
-    fold_in(stats_.blocks.of(is_small), kind->ups, kind->downs);
-    fold_in(stats_.active.of(is_small), kind->ups, kind->downs);
-    ups.add(kind->ups);
-    downs.add(kind->downs);
+  for (const bool is_small : {true, false}) {
+    const Shard& shard = shards.of(is_small);
+    leased_of(is_small).subtract(shard.lease);
+    fold_in(stats_.blocks.of(is_small), shard.ups, shard.downs);
+    fold_in(stats_.active.of(is_small), shard.ups, shard.downs);
+    ups.add(shard.ups);
+    downs.add(shard.downs);
   }
   fold_in(stats_.blocks.all, ups, downs);
   fold_in(stats_.active.all, ups, downs);
@@ -57,9 +53,8 @@ void Ledger::fold(Shards& shards) {
 }
 
 void Ledger::suspend_leases() {
-  constexpr int kRefusals = 64;
   const Guard guard(lock_);
-  lease_refusals_ = kRefusals;
+  lease_refusals_ = kLeaseRefusals;
 }
 
 // Whether the totals, all leases but `returned`, and `more` together stay within the peaks: those of live blocks, and
@@ -79,23 +74,22 @@ bool Ledger::has_room(bool is_small, const Amounts& more, const Amounts& returne
 }
 
 bool Ledger::settle(Shards& shards, bool is_small) {
-  // What small blocks are leased beyond the need of the moment, while there is room for many threads to do so.
-  constexpr Amounts kAdvance{256, 256 << 10, 256 << 10};
-  constexpr std::int64_t kThreads = 8;
-  Shards::Kind& kind = shards.of(is_small);
-  Amounts wanted = kind.balance().at_least_zero();
-  Amounts& of_kind = is_small ? leased_small_ : leased_large_;
+  constexpr Amounts kAdvance{kAdvanceBlocks, kAdvanceBytes, kAdvanceBytes};
+  Shard& shard = shards.of(is_small);
+  Amounts wanted = shard.balance().at_least_zero();
   const Guard guard(lock_);
-  if (has_room(is_small, wanted, kind.lease)) {
+  if (has_room(is_small, wanted, shard.lease)) {
     if (lease_refusals_ == 0) {
-      if (is_small && has_room(true, wanted.plus(kAdvance, kThreads), kind.lease)) wanted = wanted.plus(kAdvance, 1);
-      of_kind.subtract(kind.lease);
-      of_kind.add(wanted);
-      kind.lease = wanted;
+      if (is_small && has_room(true, wanted.plus(kAdvance, kLeasingThreads), shard.lease)) {
+        wanted = wanted.plus(kAdvance, 1);
+      }
+      leased_of(is_small).subtract(shard.lease);
+      leased_of(is_small).add(wanted);
+      shard.lease = wanted;
       return true;
     }
     --lease_refusals_;
-  } else if (leased().exceeds(shards.small_.lease.plus(shards.large_.lease, 1))) {
+  } else if (leased().exceeds(shards.small.lease.plus(shards.large.lease, 1))) {
     return false;
   }
   fold_locked(shards);
@@ -122,22 +116,25 @@ Ledger::Charge Ledger::reserve(Account* account, std::size_t rounded) {
 
 void Ledger::cancel(Account* account, std::size_t rounded) {
   const Guard guard(lock_);
-  for (Account* a = account; a != nullptr; a = a->parent) a->pending -= rounded;
+  for (Account* a = account; a != nullptr; a = a->parent) {
+    MEMPOOL_EXPECTS(a->pending >= rounded);
+    a->pending -= rounded;
+  }
 }
 
-Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards,
-                               bool force) {
+Ledger::Charge Ledger::confirm(Account* account, const BlockSize& size, Shards* shards, bool force) {
   Charge result;
   const Guard guard(lock_);
   if (shards != nullptr) fold_locked(*shards);
   const bool leases_are_out = leased().exceeds({});
-  if (leases_are_out && !force && !has_room(is_small, {1, as_signed(rounded), as_signed(asked)}, {})) {
+  if (leases_are_out && !force && !has_room(size.is_small(), Amounts::of(size), {})) {
     result.outcome = Charge::Outcome::unsettled;
     return result;
   }
   for (Account* a = account; a != nullptr; a = a->parent) {
-    a->pending -= rounded;
-    a->blocks.add(rounded, asked);
+    MEMPOOL_EXPECTS(a->pending >= size.rounded);  // reserve() came before
+    a->pending -= size.rounded;
+    a->blocks.add(size);
     const std::size_t used = as_size(a->blocks.bytes.current);
     // One crossing at a time: a parent that crossed too stays armed and fires at its next charge.
     if (result.soft_over == 0 && used > a->soft_limit && a->soft_armed) {
@@ -146,82 +143,38 @@ Ledger::Charge Ledger::confirm(Account* account, bool is_small, std::size_t roun
       result.soft_over = used - a->soft_limit;
     }
   }
-  if (Account* const owner = arena_owner(account)) ++owner->own_blocks;
+  if (Account* const owner = AccountRegistry::arena_owner(account)) ++owner->own_blocks;
   for (ByPool<BlockStats>* pools : {&stats_.blocks, &stats_.active}) {
-    pools->all.add(rounded, asked);
-    pools->of(is_small).add(rounded, asked);
+    pools->all.add(size);
+    pools->of(size.is_small()).add(size);
   }
   return result;
 }
 
-Account* Ledger::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
-                          Shards* shards, bool waits, Account** idle) {
+AccountRegistry::Ended Ledger::uncharge(std::uint32_t account_id, const BlockSize& size, Shards* shards, bool waits) {
   const Guard guard(lock_);
   if (shards != nullptr) fold_locked(*shards);  // before this: the order of ups and downs makes the peaks
   ByPool<BlockStats>& other = waits ? stats_.waiting : stats_.active;
   for (ByPool<BlockStats>* pools : {&stats_.blocks, &other}) {
-    for (BlockStats* blocks : {&pools->all, &pools->of(is_small)}) {
-      waits&& pools == &other ? blocks->add(rounded, asked) : blocks->subtract(rounded, asked);
+    for (BlockStats* blocks : {&pools->all, &pools->of(size.is_small())}) {
+      waits&& pools == &other ? blocks->add(size) : blocks->subtract(size);
     }
   }
   rearm_soft();
-  Account* const own = accounts_[account_id].get();
+  Account* const own = accounts_.find(account_id);
   for (Account* a = own; a != nullptr; a = a->parent) {
-    a->blocks.subtract(rounded, asked);
+    a->blocks.subtract(size);
     if (as_size(a->blocks.bytes.current) <= a->soft_limit) a->soft_armed = true;
   }
-  if (Account* const owner = arena_owner(own)) --owner->own_blocks;
-  if (idle != nullptr) *idle = find_idle(own);
-  return own != nullptr && is_done(*own) ? own : nullptr;
+  if (Account* const owner = AccountRegistry::arena_owner(own)) --owner->own_blocks;
+  return AccountRegistry::end_block(own);
 }
 
-void Ledger::keep(std::uint32_t account_id) {
-  const Guard guard(lock_);
-  if (Account* const own = accounts_[account_id].get()) ++own->users;
-}
-
-Account* Ledger::release(std::uint32_t account_id, Account** idle) {
-  const Guard guard(lock_);
-  Account* const own = accounts_[account_id].get();
-  if (own == nullptr) return nullptr;
-  --own->users;
-  if (idle != nullptr) *idle = find_idle(own);
-  return is_done(*own) ? own : nullptr;
-}
-
-// The owner of the arena that the blocks of `account` come from, if there are none and will be none. One that is done
-// is retired anyway.
-Account* Ledger::find_idle(Account* account) {
-  Account* const owner = arena_owner(account);
-  if (owner == nullptr || owner->own_blocks > 0 || is_done(*owner)) return nullptr;
-  for (const Account* a = owner; a != nullptr; a = a->parent) {
-    if (!a->closed) continue;
-    ++owner->users;
-    return owner;
-  }
-  return nullptr;
-}
-
-Account* Ledger::next_idle(const Account& closed, std::uint32_t& next_id) {
-  const Guard guard(lock_);
-  if (!closed.isolated && closed.children == 0) return nullptr;
-  while (next_id < accounts_.size()) {
-    Account* const account = accounts_[next_id++].get();
-    if (account == nullptr || !account->isolated) continue;
-    const Account* a = account;
-    while (a != nullptr && a != &closed) a = a->parent;
-    if (a == nullptr || account->own_blocks > 0) continue;
-    ++account->users;
-    return account;
-  }
-  return nullptr;
-}
-
-void Ledger::end_waiting(bool is_small, std::size_t rounded, std::size_t asked) {
+void Ledger::end_waiting(const BlockSize& size) {
   const Guard guard(lock_);
   for (ByPool<BlockStats>* pools : {&stats_.waiting, &stats_.active}) {
-    pools->all.subtract(rounded, asked);
-    pools->of(is_small).subtract(rounded, asked);
+    pools->all.subtract(size);
+    pools->of(size.is_small()).subtract(size);
   }
 }
 
@@ -241,6 +194,7 @@ bool Ledger::try_hold(std::size_t bytes) {
 
 void Ledger::unhold(std::size_t bytes) {
   const Guard guard(lock_);
+  MEMPOOL_EXPECTS(held_ >= bytes);
   held_ -= bytes;
   rearm_soft();
 }
@@ -253,6 +207,7 @@ void Ledger::count_commit(std::size_t bytes, std::size_t shared_bytes) {
 
 void Ledger::count_decommit(std::size_t bytes, std::size_t shared_bytes) {
   const Guard guard(lock_);
+  MEMPOOL_EXPECTS(held_ >= bytes);
   held_ -= bytes;
   rearm_soft();
   change_by(stats_.reserved_bytes, -as_signed(shared_bytes), -as_signed(bytes - shared_bytes));
@@ -323,113 +278,7 @@ void Ledger::set_soft_limit(std::size_t limit) {
   above_soft_.store(held_ > limit, std::memory_order_relaxed);
 }
 
-Account* Ledger::open(std::string name, Account* parent, ArenaFamily* family, bool isolated, std::size_t limit,
-                      std::size_t soft) {
-  auto account = std::make_unique<Account>();
-  account->name = std::move(name);
-  account->parent = parent;
-  account->family = family;
-  account->isolated = isolated;
-  account->limit = limit;
-  account->soft_limit = soft;
-  Account* const out = account.get();
-  const Guard guard(lock_);
-  if (free_ids_.empty()) {
-    free_ids_.reserve(accounts_.size() + 1);  // so that erase() never allocates
-    out->id = static_cast<std::uint32_t>(accounts_.size());
-    accounts_.push_back(std::move(account));
-  } else {
-    out->id = free_ids_.back();
-    free_ids_.pop_back();
-    accounts_[out->id] = std::move(account);
-  }
-  if (parent != nullptr) ++parent->children;
-  return out;
-}
-
-void Ledger::close(Account& account) {
-  const Guard guard(lock_);
-  account.closed = true;
-}
-
-Account* Ledger::switch_user(Account* from, Account* to) {
-  const Guard guard(lock_);
-  if (to != nullptr) ++to->users;
-  if (from == nullptr) return nullptr;
-  --from->users;
-  return is_done(*from) ? from : nullptr;
-}
-
-Account* Ledger::drop(Account& account) {
-  const Guard guard(lock_);
-  account.closed = true;
-  account.referenced = false;
-  return is_done(account) ? &account : nullptr;
-}
-
-Account* Ledger::erase(Account* account) {
-  std::unique_ptr<Account> gone;  // destroyed behind the lock: it frees memory
-  const Guard guard(lock_);
-  Account* const parent = account->parent;
-  gone = std::move(accounts_[account->id]);
-  free_ids_.push_back(account->id);
-  if (parent == nullptr) return nullptr;
-  --parent->children;
-  return is_done(*parent) ? parent : nullptr;
-}
-
-bool Ledger::set_limit(Account& account, std::size_t limit) {
-  const Guard guard(lock_);
-  if (limit < as_size(account.blocks.bytes.current) + account.pending) return false;
-  account.limit = limit;
-  return true;
-}
-
-void Ledger::set_soft_limit(Account& account, std::size_t limit) {
-  const Guard guard(lock_);
-  account.soft_limit = limit;
-  account.soft_armed = as_size(account.blocks.bytes.current) <= limit;
-}
-
-Account Ledger::read(const Account& account) const {
-  Account out;
-  out.name.reserve(account.name.size());  // the copy below must not allocate under the lock
-  const Guard guard(lock_);
-  out = account;
-  return out;
-}
-
-std::vector<Ledger::Listed> Ledger::accounts() const {
-  std::vector<Listed> out;
-  Listed next;
-  std::size_t name_bytes = 0;
-  for (std::size_t id = 1;;) {
-    next.account.name.reserve(name_bytes);  // as above
-    bool is_taken = false;
-    {
-      const Guard guard(lock_);
-      if (id >= accounts_.size()) return out;
-      const Account* const account = accounts_[id].get();
-      name_bytes = account != nullptr ? account->name.size() : 0;
-      if (name_bytes > next.account.name.capacity()) continue;
-      is_taken = account != nullptr;
-      if (is_taken) {
-        next.account = *account;
-        next.parent_id = account->parent != nullptr ? account->parent->id : 0;
-      }
-    }
-    ++id;
-    if (is_taken) out.push_back(next);
-  }
-}
-
-std::string Ledger::name_of(std::uint32_t account_id) const {
-  const Guard guard(lock_);
-  if (account_id >= accounts_.size() || accounts_[account_id] == nullptr) return "default";
-  return accounts_[account_id]->name;
-}
-
-DeviceStats Ledger::read_stats() {
+DeviceStats Ledger::read_stats() const {
   const Guard guard(lock_);
   return stats_;
 }
@@ -441,11 +290,6 @@ void Ledger::reset(void (*action)(Stat&)) {
   forgotten_allocations_ += before - stats_.blocks.all.count.allocated;
 }
 
-void Ledger::reset_peaks(Account& account) {
-  const Guard guard(lock_);
-  for_each_stat(account.blocks, Stat::reset_peak);
-}
-
 void Ledger::count_retry() {
   const Guard guard(lock_);
   ++stats_.alloc_retries;
@@ -455,14 +299,14 @@ void Ledger::count_oom(Account* asker, const Account* refuser) {
   const Guard guard(lock_);
   ++stats_.ooms;
   if (asker != nullptr) ++asker->ooms;
-  if (refuser != nullptr && refuser != asker) ++accounts_[refuser->id]->ooms;
+  if (refuser != nullptr && refuser != asker) ++accounts_.find(refuser->id)->ooms;
 }
 
 void Ledger::count_pressure_call(Account* asker, const Account* refuser) {
   const Guard guard(lock_);
   ++stats_.pressure_calls;
   if (asker != nullptr) ++asker->pressure_calls;
-  if (refuser != nullptr && refuser != asker) ++accounts_[refuser->id]->pressure_calls;
+  if (refuser != nullptr && refuser != asker) ++accounts_.find(refuser->id)->pressure_calls;
 }
 
 }  // namespace mempool

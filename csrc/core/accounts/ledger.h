@@ -1,5 +1,5 @@
-// Who uses how much. One ledger for each device: the totals of its root pool, the accounts of all other pools, and the
-// physical memory held.
+// Charges blocks to pools and counts the memory of one device: its totals, and the physical memory held. Whose pools
+// these are, AccountRegistry knows.
 //
 // How exact figures and a fast path go together:
 //   - The root pool has no limit on allocated bytes, so its blocks are counted in the Shards of a thread, which only
@@ -11,118 +11,31 @@
 //   - A thread that frees what another one allocated is behind until it is folded, by at most kFoldBytes and
 //     kFoldBlocks. Meanwhile the totals are too high by that much for each such thread, and so may be a peak: never too
 //     low, and exact when each thread frees what it allocated.
-//   - Every other pool may have a limit, so its blocks are counted here, under one spin lock for the whole chain of
-//     parents: a check and all its charges are one step, a limit is never passed by a byte, and no half-made charge of
-//     one thread can refuse another.
+//   - Every other pool may have a limit, so its blocks are counted in its Account, under the registry's spin lock for
+//   the
+//     whole chain of parents: a check and all its charges are one step, a limit is never passed by a byte, and no
+//     half-made charge of one thread can refuse another.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <string>
-#include <vector>
 
 #include "common/bytes.h"
 #include "common/spin_lock.h"
+#include "core/accounts/account_registry.h"
+#include "core/accounts/block_size.h"
+#include "core/accounts/shards.h"
 #include "core/accounts/stats.h"
 
 namespace mempool {
 
-class ArenaFamily;
-
-struct Account {
-  std::uint32_t id = 0;
-  std::string name;
-  Account* parent = nullptr;      // nullptr: the root pool, which is no Account
-  ArenaFamily* family = nullptr;  // where blocks come from; shared with the parent unless `isolated`
-  bool isolated = false;
-  std::size_t limit = kNoLimit;
-  std::size_t soft_limit = kNoLimit;
-  bool soft_armed = true;      // fires once for each crossing from below
-  bool closed = false;         // no new blocks
-  bool referenced = true;      // a handle of the user still exists
-  std::uint32_t children = 0;  // accounts whose parent this is; they keep it alive
-  std::uint32_t users = 0;     // threads whose new blocks are charged to it; they keep it alive
-  std::size_t pending = 0;     // bytes of blocks that are being sought: they count toward the limit and nowhere else
-  BlockStats blocks;
-  std::int64_t own_blocks = 0;  // of an isolated one: those in its arena, without the isolated ones below
-  std::int64_t ooms = 0;
-  std::int64_t pressure_calls = 0;
-};
-
 class Ledger {
  public:
-  // A thread that is this far behind the totals is folded.
-  static constexpr std::int64_t kFoldBytes = 256 << 10;  // allocated, or requested
-  static constexpr std::int64_t kFoldBlocks = 4096;
-
-  // Three figures that always change together.
-  struct Amounts {
-    std::int64_t count = 0;
-    std::int64_t bytes = 0;
-    std::int64_t requested = 0;
-
-    void add(const Amounts& other) {
-      count += other.count;
-      bytes += other.bytes;
-      requested += other.requested;
-    }
-    void subtract(const Amounts& other) {
-      count -= other.count;
-      bytes -= other.bytes;
-      requested -= other.requested;
-    }
-    Amounts plus(const Amounts& other, std::int64_t times) const {
-      return {count + times * other.count, bytes + times * other.bytes, requested + times * other.requested};
-    }
-    bool exceeds(const Amounts& other) const {
-      return count > other.count || bytes > other.bytes || requested > other.requested;
-    }
-    Amounts at_least_zero() const {
-      return {std::max<std::int64_t>(count, 0), std::max<std::int64_t>(bytes, 0), std::max<std::int64_t>(requested, 0)};
-    }
-  };
-
-  // Counts of one thread since its last fold: the blocks that the root pool is charged with.
-  class Shards {
-   public:
-    void add(bool is_small, std::size_t rounded, std::size_t asked) {
-      of(is_small).ups.add({1, static_cast<std::int64_t>(rounded), static_cast<std::int64_t>(asked)});
-    }
-    void subtract(bool is_small, std::size_t rounded, std::size_t asked) {
-      of(is_small).downs.add({1, static_cast<std::int64_t>(rounded), static_cast<std::int64_t>(asked)});
-    }
-    // After add(): ahead of the totals by more than the lease. Then settle().
-    bool is_ahead(bool is_small) const {
-      const Kind& kind = is_small ? small_ : large_;
-      return kind.balance().exceeds(kind.lease);
-    }
-    // After subtract(): so far behind that the totals look too high to others. Then fold().
-    bool is_behind(bool is_small) const {
-      const Amounts balance = (is_small ? small_ : large_).balance();
-      return balance.bytes < -kFoldBytes || balance.requested < -kFoldBytes || balance.count < -kFoldBlocks;
-    }
-    const Amounts& lease(bool is_small) const { return (is_small ? small_ : large_).lease; }
-
-   private:
-    friend class Ledger;
-    struct Kind {
-      Amounts ups;
-      Amounts downs;
-      Amounts lease;
-
-      Amounts balance() const { return ups.plus(downs, -1); }
-      // Each block counts, so without one there are no bytes either.
-      bool is_clean() const { return (ups.count | downs.count | lease.count | lease.bytes | lease.requested) == 0; }
-    };
-    bool is_clean() const { return small_.is_clean() && large_.is_clean(); }
-    Kind& of(bool is_small) { return is_small ? small_ : large_; }
-
-    Kind small_;
-    Kind large_;
-  };
+  explicit Ledger(AccountRegistry& accounts) : accounts_(accounts), lock_(accounts.lock()) {}
+  Ledger(const Ledger&) = delete;
+  Ledger& operator=(const Ledger&) = delete;
 
   struct Charge {
     enum class Outcome : std::uint8_t { charged, refused, closed, unsettled } outcome = Outcome::charged;
@@ -142,13 +55,9 @@ class Ledger {
   // `shards`: the calling thread's, whose lock it holds; nullptr for a thread that has none.
   // The outcome is `unsettled`, with nothing changed, when this could be a new peak and other threads have leases: fold
   // all shards first, then it is `charged`. `force`: never so.
-  Charge confirm(Account* account, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards, bool force);
-  // Returns the account when this was the last thing that kept a closed one alive: the caller retires it. `waits`: the
-  // block stays active, for other streams may use it still, until end_waiting().
-  // `idle`: gets the isolated pool that this was the last block of, when nobody can allocate from it any more; it is
-  // kept alive until release() is called for it.
-  Account* uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, Shards* shards,
-                    bool waits = false, Account** idle = nullptr);
+  Charge confirm(Account* account, const BlockSize& size, Shards* shards, bool force);
+  // `waits`: the block stays active, for other streams may use it still, until end_waiting().
+  AccountRegistry::Ended uncharge(std::uint32_t account_id, const BlockSize& size, Shards* shards, bool waits = false);
   // Shards that are ahead get a longer lease or are folded. False when other threads' leases stand against that: all
   // threads' must be folded, these last.
   bool settle(Shards& shards, bool is_small);
@@ -157,15 +66,8 @@ class Ledger {
   // common peak share a lock and do not take each other's leases away in turn.
   void suspend_leases();
 
-  // A block that will be uncharged keeps its pool alive until release() is called for it. release() returns the account
-  // when this was the last thing that did so: the caller retires it. `idle`: as for uncharge().
-  void keep(std::uint32_t account_id);
-  Account* release(std::uint32_t account_id, Account** idle = nullptr);
-  // The pool that is closed and those below it, one call for each, from `next_id` 0 on: those that are isolated and
-  // have no block. Kept alive until release() is called for it; nullptr: there are no more.
-  Account* next_idle(const Account& closed, std::uint32_t& next_id);
   // A block that was uncharged waits for other streams no longer.
-  void end_waiting(bool is_small, std::size_t rounded, std::size_t asked);
+  void end_waiting(const BlockSize& size);
   std::int64_t waiting_bytes() const;
 
   // Held bytes. False when the device limit would be passed.
@@ -201,43 +103,18 @@ class Ledger {
   void force_limit(std::size_t limit);
   void set_soft_limit(std::size_t limit);
 
-  Account* open(std::string name, Account* parent, ArenaFamily* family, bool isolated, std::size_t limit,
-                std::size_t soft);
-  // No new blocks.
-  void close(Account& account);
-  // The user's handle is gone. Returns the account when nothing else keeps it alive: the caller then calls erase().
-  Account* drop(Account& account);
-  // One thread's current pool changes (nullptr: root). Returns `from` when nothing keeps it alive any more.
-  Account* switch_user(Account* from, Account* to);
-  // Frees the record and its id. Returns the parent when that in turn is now free to go.
-  Account* erase(Account* account);
-
-  // False, and nothing changed, when more than `limit` is allocated.
-  bool set_limit(Account& account, std::size_t limit);
-  void set_soft_limit(Account& account, std::size_t limit);
-  Account read(const Account& account) const;  // a copy, taken at one moment
-  struct Listed {
-    Account account;              // its `parent` may be gone
-    std::uint32_t parent_id = 0;  // 0: the root
-  };
-  // Every account, each as it is at one moment, by id. No lock is held for longer than one takes.
-  std::vector<Listed> accounts() const;
-  std::string name_of(std::uint32_t account_id) const;
-
-  DeviceStats read_stats();
+  DeviceStats read_stats() const;
   void reset(void (*action)(Stat&));
-  void reset_peaks(Account& account);
   // Both count for the device, for the pool that asked, and for the pool whose limit refused. Either may be nullptr.
   void count_oom(Account* asker, const Account* refuser);
   void count_pressure_call(Account* asker, const Account* refuser);
   void count_retry();
 
-  SpinLock& lock_for_fork() { return lock_; }
-
  private:
   void fold_locked(Shards& shards);
   bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
   Amounts leased() const { return leased_small_.plus(leased_large_, 1); }
+  Amounts& leased_of(bool is_small) { return is_small ? leased_small_ : leased_large_; }
   void rearm_soft() {
     above_soft_.store(held_ > soft_limit_, std::memory_order_relaxed);
     // Between the folds of two threads the totals may stand below zero.
@@ -246,18 +123,9 @@ class Ledger {
       soft_armed_ = true;
     }
   }
-  // The pool whose own arena the blocks of `account` come from; nullptr: the device's.
-  static Account* arena_owner(Account* account) {
-    while (account != nullptr && !account->isolated) account = account->parent;
-    return account;
-  }
-  static Account* find_idle(Account* account);  // keeps it alive
-  static bool is_done(const Account& account) {
-    return account.closed && !account.referenced && account.children == 0 && account.users == 0 &&
-           account.pending == 0 && account.blocks.count.current == 0;
-  }
 
-  mutable SpinLock lock_;
+  AccountRegistry& accounts_;
+  SpinLock& lock_;  // the registry's
   DeviceStats stats_;
   Amounts leased_small_;
   Amounts leased_large_;
@@ -268,9 +136,7 @@ class Ledger {
   std::size_t soft_limit_ = kNoLimit;
   bool soft_armed_ = true;
   std::atomic<bool> above_soft_{false};
-  std::atomic<bool> soft_crossed_{false};              // read without the lock on the way of every large block
-  std::vector<std::unique_ptr<Account>> accounts_{1};  // by id; slot 0 is the root pool, which has no record
-  std::vector<std::uint32_t> free_ids_;
+  std::atomic<bool> soft_crossed_{false};  // read without the lock on the way of every large block
 };
 
 }  // namespace mempool

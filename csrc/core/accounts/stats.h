@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/accounts/block_size.h"
+
 namespace mempool {
 
 // One figure. `allocated` and `freed` only grow (until they are reset); current = allocated - freed since the start.
@@ -46,19 +48,24 @@ struct BlockStats {
   Stat bytes;
   Stat requested;
 
-  void add(std::size_t rounded, std::size_t asked) {
+  void add(const BlockSize& size) {
     count.add(1);
-    bytes.add(static_cast<std::int64_t>(rounded));
-    requested.add(static_cast<std::int64_t>(asked));
+    bytes.add(static_cast<std::int64_t>(size.rounded));
+    requested.add(static_cast<std::int64_t>(size.asked));
   }
-  void subtract(std::size_t rounded, std::size_t asked) {
+  void subtract(const BlockSize& size) {
     count.subtract(1);
-    bytes.subtract(static_cast<std::int64_t>(rounded));
-    requested.subtract(static_cast<std::int64_t>(asked));
+    bytes.subtract(static_cast<std::int64_t>(size.rounded));
+    requested.subtract(static_cast<std::int64_t>(size.asked));
+  }
+  void for_each(void (*action)(Stat&)) {
+    action(count);
+    action(bytes);
+    action(requested);
   }
 };
 
-// Torch's division: blocks up to kMediumMax are its "small_pool", others its "large_pool".
+// Torch's division: BlockSize::is_small() says which of its pools a block counts for.
 template <typename T>
 struct ByPool {
   T all;

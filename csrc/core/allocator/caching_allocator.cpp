@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "core/allocator/policy.h"
 #include "core/pages/page_map.h"
 
 namespace mempool {
@@ -11,9 +12,6 @@ namespace {
 
 using CacheGuard = std::lock_guard<OwnerLock>;
 using ArenaGuard = std::lock_guard<AdaptiveMutex>;
-
-// Larger requests could not be rounded, or would pass the 48 bits of address that the page map knows.
-constexpr std::size_t kLargestRequest = std::size_t{1} << 47;
 
 }  // namespace
 
@@ -24,8 +22,7 @@ constexpr std::size_t kLargestRequest = std::size_t{1} << 47;
 
 void* CachingAllocator::allocate(std::size_t bytes, StreamId stream) {
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (mine == nullptr || mine->pools.current() != nullptr || mine->stream() != stream ||
-      observed_.load(std::memory_order_relaxed)) [[unlikely]]
+  if (mine == nullptr || mine->pools.current() != nullptr || mine->stream() != stream || observers_.any()) [[unlikely]]
     return allocate_slow(bytes, stream, nullptr);
   if (bytes - 1 >= kSmallMax) return allocate_span(*mine, bytes, stream);  // 0 too
   const std::size_t size_class = size_class_of(bytes);
@@ -37,8 +34,9 @@ void* CachingAllocator::allocate(std::size_t bytes, StreamId stream) {
     return allocate_slow(bytes, stream, nullptr);
   }
   *block.tag = {static_cast<std::uint32_t>(bytes), 0};
-  mine->shards.add(true, kSizeClasses[size_class].block_bytes, bytes);
-  if (mine->shards.is_ahead(true)) [[unlikely]]
+  Shard& shard = mine->shards.small;
+  shard.add({kSizeClasses[size_class].block_bytes, bytes});
+  if (shard.is_ahead()) [[unlikely]]
     return settle_and_unlock(*mine, true, block.address);
   mine->lock.unlock();
   return block.address;
@@ -46,19 +44,19 @@ void* CachingAllocator::allocate(std::size_t bytes, StreamId stream) {
 
 void* CachingAllocator::allocate_span(ThreadCache& mine, std::size_t bytes, StreamId stream) {
   if (bytes - 1 >= kLargestRequest) return allocate_slow(bytes, stream, nullptr);
-  const std::size_t rounded = round_block(bytes);
-  const bool is_small = rounded <= kMediumMax;
+  const BlockSize size{round_block(bytes), bytes};
   if (!mine.lock.try_lock()) [[unlikely]]
     return allocate_slow(bytes, stream, nullptr);
-  Span* const span = is_small ? mine.pop_medium(rounded) : mine.pop_large(rounded);
+  Span* const span = mine.pop_span(size);
   if (span == nullptr) [[unlikely]] {
     mine.lock.unlock();
     return allocate_slow(bytes, stream, nullptr);
   }
   span->hand_out(bytes, 0, &mine);
-  mine.shards.add(is_small, rounded, bytes);
-  if (mine.shards.is_ahead(is_small)) [[unlikely]]
-    return settle_and_unlock(mine, is_small, span->address());
+  Shard& shard = mine.shards.of(size.is_small());
+  shard.add(size);
+  if (shard.is_ahead()) [[unlikely]]
+    return settle_and_unlock(mine, size.is_small(), span->address());
   mine.lock.unlock();
   return span->address();
 }
@@ -82,12 +80,12 @@ class CachingAllocator::Keep {
   ~Keep() {
     if (account_ == nullptr) [[likely]]
       return;
-    if (Account* const done = allocator_.ledger_.switch_user(account_, nullptr)) allocator_.retire(done);
+    if (Account* const done = allocator_.accounts_.release(account_)) allocator_.retire(done);
   }
   // Precondition: something else keeps it at this moment.
   void take(Account* account) {
     if (account_ != nullptr || account == nullptr) return;
-    allocator_.ledger_.switch_user(nullptr, account);
+    allocator_.accounts_.keep(account);
     account_ = account;
   }
 
@@ -101,11 +99,10 @@ void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaF
   ThreadCache* const mine = cache();
   Keep keep(*this);
   PressureOutcome outcome;
-  Request request{bytes, bytes <= kLargestRequest ? round_block(bytes) : 0, nullptr, mine, false, stream, family};
-  request.is_small = request.rounded <= kMediumMax;
+  Request request{{bytes <= kLargestRequest ? round_block(bytes) : 0, bytes}, nullptr, mine, stream, family};
   Ledger::Charge charge = reserve_current(request, keep);
   if (family == nullptr) request.family = &family_of(request.account);
-  if (request.rounded == 0) refuse(request, {.reason = OomReason::size_overflow}, nullptr, outcome);
+  if (request.size.rounded == 0) refuse(request, {.reason = OomReason::size_overflow}, nullptr, outcome);
   request.arena = arena_of(*request.family, stream);
   if (request.arena == nullptr) {
     let_go(request, charge, keep);
@@ -120,21 +117,18 @@ void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaF
     void* const address = obtain(request, why);
     if (address != nullptr) {
       if (effort != Effort::none) ledger_.count_retry();
-      if (recorder_.enabled()) recorder_.on_alloc(address, bytes, request.account_id(), stream);
-      if (history_.enabled()) {
-        history_.on_alloc(address, request.rounded, bytes, request.account_id(), capture_stack());
-      }
+      if (observers_.any()) observers_.on_alloc(address, request.size, request.account_id(), stream, &capture_stack);
       confirm(request);
       return address;
     }
     // While more room is sought, callbacks included, this request stands in nobody's way.
     let_go(request, {}, keep);
     if (why == Refusal::asleep) {
-      throw PoolAsleepError("mempool: pool '" + ledger_.name_of(request.account_id()) +
+      throw PoolAsleepError("mempool: pool '" + accounts_.name_of(request.account_id()) +
                             "' is asleep: wake() it before it takes new blocks.");
     }
     make_room(request, why, effort, outcome);
-    charge = ledger_.reserve(request.account, request.rounded);
+    charge = ledger_.reserve(request.account, request.size.rounded);
   }
 }
 
@@ -142,12 +136,11 @@ void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaF
 void CachingAllocator::let_go(const Request& request, const Ledger::Charge& charge, Keep& keep) {
   if (request.account == nullptr || charge.outcome != Ledger::Charge::Outcome::charged) return;
   keep.take(request.account);
-  ledger_.cancel(request.account, request.rounded);
+  ledger_.cancel(request.account, request.size.rounded);
 }
 
 // A thread that goes over to another stream takes its cache along.
 void CachingAllocator::serve_stream(ThreadCache& mine, const Request& request) noexcept {
-  constexpr int kStrangers = 32;  // so many that the cost of the change does not count
   if (!request.family->is_thread_cached) return;
   if (mine.stream() == request.stream) {
     mine.strange_requests = 0;
@@ -166,11 +159,11 @@ Ledger::Charge CachingAllocator::reserve_current(Request& request, Keep& keep) {
   const CacheGuard guard(request.cache->lock);
   request.account = request.cache->pools.current();
   if (request.account == nullptr) return result;
-  if (request.rounded == 0) {
+  if (request.size.rounded == 0) {
     keep.take(request.account);
     return result;
   }
-  result = ledger_.reserve(request.account, request.rounded);
+  result = ledger_.reserve(request.account, request.size.rounded);
   if (result.outcome != Ledger::Charge::Outcome::charged) keep.take(request.account);
   return result;
 }
@@ -182,7 +175,7 @@ void CachingAllocator::insist(const Request& request, Ledger::Charge result) {
     if (result.outcome == Ledger::Charge::Outcome::closed) {
       throw PoolClosedError("mempool: pool '" + result.pool->name + "' is closed: it takes no new blocks.");
     }
-    if (!pressed) press(request, result.pool, request.rounded - (result.limit - result.allocated), true, outcome);
+    if (!pressed) press(request, result.pool, request.size.rounded - (result.limit - result.allocated), true, outcome);
     if (pressed || outcome.calls == 0) {
       refuse(request,
              {.reason = OomReason::pool_limit,
@@ -191,7 +184,7 @@ void CachingAllocator::insist(const Request& request, Ledger::Charge result) {
               .limit = result.limit},
              result.pool, outcome);
     }
-    result = ledger_.reserve(request.account, request.rounded);
+    result = ledger_.reserve(request.account, request.size.rounded);
   }
   if (outcome.calls > 0) ledger_.count_retry();
 }
@@ -202,9 +195,10 @@ void CachingAllocator::confirm(const Request& request) {
   if (request.account == nullptr && request.cache != nullptr) {  // as on the fast way, so that it can lease room
     ThreadCache& mine = *request.cache;
     mine.lock.lock();
-    mine.shards.add(request.is_small, request.rounded, request.asked);
-    if (mine.shards.is_ahead(request.is_small)) {
-      settle_and_unlock(mine, request.is_small, nullptr);
+    Shard& shard = mine.shards.of(request.size.is_small());
+    shard.add(request.size);
+    if (shard.is_ahead()) {
+      settle_and_unlock(mine, request.size.is_small(), nullptr);
     } else {
       mine.lock.unlock();
     }
@@ -224,7 +218,7 @@ Ledger::Charge CachingAllocator::charge(const Request& request) noexcept {
     {
       std::unique_lock<OwnerLock> guard;
       if (request.cache != nullptr) guard = std::unique_lock(request.cache->lock);
-      result = ledger_.confirm(request.account, request.is_small, request.rounded, request.asked,
+      result = ledger_.confirm(request.account, request.size,
                                request.cache != nullptr ? &request.cache->shards : nullptr, force);
     }
     if (result.outcome != Ledger::Charge::Outcome::unsettled) break;
@@ -233,25 +227,22 @@ Ledger::Charge CachingAllocator::charge(const Request& request) noexcept {
   return result;
 }
 
-void CachingAllocator::uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked,
-                                ThreadCache* mine, bool waits) noexcept {
-  Account* done = nullptr;
-  Account* idle = nullptr;
+void CachingAllocator::uncharge(std::uint32_t account_id, const BlockSize& size, ThreadCache* mine,
+                                bool waits) noexcept {
+  AccountRegistry::Ended ended;
   if (mine != nullptr) {
     const CacheGuard guard(mine->lock);
     if (account_id == 0 && !waits) {
-      mine->shards.subtract(is_small, rounded, asked);
-      if (mine->shards.is_behind(is_small)) ledger_.fold(mine->shards);
+      Shard& shard = mine->shards.of(size.is_small());
+      shard.subtract(size);
+      if (shard.is_behind()) ledger_.fold(mine->shards);
     } else {
-      done = ledger_.uncharge(account_id, is_small, rounded, asked, &mine->shards, waits, &idle);
+      ended = ledger_.uncharge(account_id, size, &mine->shards, waits);
     }
   } else {
-    done = ledger_.uncharge(account_id, is_small, rounded, asked, nullptr, waits, &idle);
+    ended = ledger_.uncharge(account_id, size, nullptr, waits);
   }
-  if (idle != nullptr) [[unlikely]]
-    clear_out(*idle);
-  if (done != nullptr) [[unlikely]]
-    retire(done);
+  end(ended);
 }
 
 // ---- free --------------------------------------------------------------------------------------------------------
@@ -272,8 +263,8 @@ bool CachingAllocator::deallocate(void* address) noexcept {
   if (asked == kFreeTag) [[unlikely]]
     return false;
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (mine == nullptr || tag->account != 0 || !mine->serves(span->home) || observed_.load(std::memory_order_relaxed) ||
-      !mine->lock.try_lock()) [[unlikely]] {
+  if (mine == nullptr || tag->account != 0 || !mine->serves(span->home) || observers_.any() || !mine->lock.try_lock())
+      [[unlikely]] {
     return free_slow(span, {address, tag});
   }
   if (!mine->push(slab.size_class, {address, tag})) [[unlikely]] {
@@ -281,8 +272,9 @@ bool CachingAllocator::deallocate(void* address) noexcept {
     return free_slow(span, {address, tag});
   }
   tag->requested = kFreeTag;
-  mine->shards.subtract(true, info.block_bytes, asked);
-  if (mine->shards.is_behind(true)) [[unlikely]]
+  Shard& shard = mine->shards.small;
+  shard.subtract({info.block_bytes, asked});
+  if (shard.is_behind()) [[unlikely]]
     return fold_and_unlock(*mine);
   mine->lock.unlock();
   return true;
@@ -292,15 +284,15 @@ bool CachingAllocator::free_span(Span* span, void* address) noexcept {
   if (span->address() != address || span->tag.requested == kFreeTag) [[unlikely]]
     return false;
   ThreadCache* const mine = ThreadRegistry::find(slot_);
-  if (span->tag.account != 0 || observed_.load(std::memory_order_relaxed) || !may_keep(span, mine) ||
-      !mine->lock.try_lock()) [[unlikely]] {
+  if (span->tag.account != 0 || observers_.any() || !may_keep(span, mine) || !mine->lock.try_lock()) [[unlikely]] {
     return free_slow(span, {address, &span->tag});
   }
-  const bool is_small = span->bytes <= kMediumMax;
+  const BlockSize size{span->bytes, span->requested};
   span->tag.requested = kFreeTag;
-  mine->shards.subtract(is_small, span->bytes, span->requested);
-  is_small ? mine->push_medium(span) : mine->push_large(span);
-  if (mine->shards.is_behind(is_small)) [[unlikely]]
+  Shard& shard = mine->shards.of(size.is_small());
+  shard.subtract(size);
+  mine->push_span(span);
+  if (shard.is_behind()) [[unlikely]]
     return fold_and_unlock(*mine);
   mine->lock.unlock();
   return true;
@@ -314,21 +306,17 @@ bool CachingAllocator::fold_and_unlock(ThreadCache& mine) noexcept {
 
 // Any block, by any thread. The block goes first, then its charge: a retired pool's arena may be gone right after.
 bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
-  if (observed_.load(std::memory_order_relaxed)) {
-    history_.on_free(block.address);
-    recorder_.on_free(block.address);
-  }
+  observers_.on_free(block.address);
   ThreadCache* const mine = cache();
   const bool is_slab = span->state == Span::State::slab;
-  const std::size_t rounded = is_slab ? span->slab->info().block_bytes : span->bytes;
-  const bool is_small = rounded <= kMediumMax;
-  const std::size_t asked = is_small ? block.tag->requested : span->requested;
+  const BlockSize size = is_slab ? BlockSize{span->slab->info().block_bytes, block.tag->requested}
+                                 : BlockSize{span->bytes, span->requested};
   const std::uint32_t account = block.tag->account & ~kTagFlags;
   const std::uint32_t flags = block.tag->account & kTagFlags;
   if ((flags & kExported) != 0) [[unlikely]]
     unpin(block.address);
   if ((flags & kUsedElsewhere) != 0) {
-    defer(span, block, rounded, asked, account, mine);
+    defer(span, block, size, account, mine);
   } else {
     if (may_keep(span, mine)) {
       const CacheGuard guard(mine->lock);
@@ -336,12 +324,12 @@ bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
       if (is_slab) {
         mine->push_or_give_back(span->slab->size_class, block);
       } else {
-        is_small ? mine->push_medium(span) : mine->push_large(span);
+        mine->push_span(span);
       }
     } else {
       give_back(span, block);
     }
-    uncharge(account, is_small, rounded, asked, mine, false);
+    uncharge(account, size, mine, false);
   }
   if (!is_slab && ledger_.above_soft_limit()) [[unlikely]] {
     const std::size_t held = ledger_.held();
@@ -364,18 +352,18 @@ void CachingAllocator::give_back(Span* span, const SmallBlock& block) noexcept {
 }
 
 // A block is freed that other streams use: it waits for them. Its charge goes before another thread can collect it.
-void CachingAllocator::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
-                             std::uint32_t account, ThreadCache* mine) noexcept {
+void CachingAllocator::defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account,
+                             ThreadCache* mine) noexcept {
   {
     const ArenaGuard guard(span->segment->arena->mutex);  // a snapshot reads tags
     *block.tag = {kFreeTag, kUsedElsewhere};
   }
-  ledger_.keep(account);
-  uncharge(account, rounded <= kMediumMax, rounded, asked, mine, true);
-  if (deferred_.defer(span, block, rounded, asked, account)) return;
-  ledger_.end_waiting(rounded <= kMediumMax, rounded, asked);
+  accounts_.keep_for_block(account);
+  uncharge(account, size, mine, true);
+  if (deferred_.defer(span, block, size, account)) return;
+  ledger_.end_waiting(size);
   give_back(span, block);
-  let_go(account);
+  end(accounts_.release_block(account));
 }
 
 void CachingAllocator::collect() noexcept {
@@ -392,13 +380,13 @@ void CachingAllocator::collect_all() noexcept {
 void CachingAllocator::give_back_collected() noexcept {
   for (DeferredFrees::Block* block = deferred_.collect(); block != nullptr;) {
     const std::unique_ptr<DeferredFrees::Block> done(std::exchange(block, block->next));
-    ledger_.end_waiting(done->rounded <= kMediumMax, done->rounded, done->asked);
+    ledger_.end_waiting(done->size);
     if (const CompletionHook hook = completion_hook_.load(std::memory_order_relaxed)) {
       const Arena& arena = *done->span->segment->arena;
-      hook(*this, done->block.address, done->rounded, arena.stream(), arena.family);
+      hook(*this, done->block.address, done->size.rounded, arena.stream(), arena.family);
     }
     give_back(done->span, done->block);
-    let_go(done->account);
+    end(accounts_.release_block(done->account));
   }
 }
 
@@ -425,7 +413,7 @@ bool CachingAllocator::add_use(const void* address, StreamClock& clock) {
   BlockTag* const tag = find_tag(address, span);
   if (tag == nullptr) return false;
   if (tag->requested == kFreeTag) return false;
-  if (recorder_.enabled()) recorder_.on_use(address, clock.stream());
+  observers_.on_use(address, clock.stream());
   if (&span->segment->arena->pages.clock() == &clock) return true;  // in order anyway
   deferred_.add_use(address, clock);
   const ArenaGuard guard(span->segment->arena->mutex);  // a snapshot reads tags

@@ -16,9 +16,8 @@
 #include "core/accounts/ledger.h"
 #include "core/allocator/deferred_frees.h"
 #include "core/allocator/hooks.h"
-#include "core/observe/history.h"
+#include "core/observe/observers.h"
 #include "core/observe/snapshot.h"
-#include "core/observe/trace_recorder.h"
 #include "core/pages/arena.h"
 #include "core/physical_memory.h"
 #include "core/threads/thread_registry.h"
@@ -176,13 +175,8 @@ class CachingAllocator final : private ThreadCache::Owner {
   const std::string& device() const noexcept { return device_; }
   const Options& options() const noexcept { return options_; }
   Ledger& ledger() noexcept { return ledger_; }
-  const History& history() const noexcept { return history_; }
-  void start_history(std::size_t most_events);
-  void stop_history();
-  // Writes every allocation and free to a file until stopped, as TraceRecorder says.
-  bool start_recording(const std::string& path);
-  TraceRecorder::Result stop_recording();
-  void mark_recording(std::uint64_t number) noexcept { recorder_.mark(number); }
+  AccountRegistry& accounts() noexcept { return accounts_; }
+  Observers& observers() noexcept { return observers_; }
 
   // `hooks` must outlive its installation; nullptr removes.
   static void set_hooks(const Hooks* hooks) noexcept;
@@ -198,11 +192,9 @@ class CachingAllocator final : private ThreadCache::Owner {
   void take_back(ThreadCache& ended) noexcept override;
   class Lenders;
   struct Request {
-    std::size_t asked;
-    std::size_t rounded;
+    BlockSize size;
     Account* account;
     ThreadCache* cache;
-    bool is_small;  // torch's word: at most kMediumMax
     StreamId stream;
     ArenaFamily* family;
     Arena* arena = nullptr;
@@ -231,7 +223,7 @@ class CachingAllocator final : private ThreadCache::Owner {
   void collect_all() noexcept;
   void give_back_collected() noexcept;
   void give_back(Span* span, const SmallBlock& block) noexcept;
-  void defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked, std::uint32_t account,
+  void defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account,
              ThreadCache* mine) noexcept;
   // Both are called with the cache's lock held. The first returns `address`, the second true.
   [[gnu::noinline]] void* settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept;
@@ -239,8 +231,6 @@ class CachingAllocator final : private ThreadCache::Owner {
   static std::uint32_t capture_stack();
   void reset(void (*action)(Stat&));
   void make_room_for_snapshot(Snapshot& out);
-  // Preconditions: observers_mutex_ is held, or there is no other thread.
-  void update_observed() noexcept { observed_.store(history_.enabled() || recorder_.enabled()); }
   // What keeps a request's pool alive while none of its bytes are reserved.
   class Keep;
   Ledger::Charge reserve_current(Request& request, Keep& keep);
@@ -248,8 +238,7 @@ class CachingAllocator final : private ThreadCache::Owner {
   void let_go(const Request& request, const Ledger::Charge& charge, Keep& keep);
   void confirm(const Request& request);
   Ledger::Charge charge(const Request& request) noexcept;
-  void uncharge(std::uint32_t account_id, bool is_small, std::size_t rounded, std::size_t asked, ThreadCache* cache,
-                bool waits) noexcept;
+  void uncharge(std::uint32_t account_id, const BlockSize& size, ThreadCache* cache, bool waits) noexcept;
   void* obtain(const Request& request, Refusal& why) noexcept;
   bool is_hopeless(const Request& request, Refusal& why) const noexcept;
   bool may_fit(const Request& request) noexcept;
@@ -280,7 +269,7 @@ class CachingAllocator final : private ThreadCache::Owner {
   void fold_for_peak(ThreadCache* mine) noexcept;
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
   void retire(Account* account) noexcept;
-  void let_go(std::uint32_t account_id) noexcept;  // what Ledger::keep() has kept
+  void end(const AccountRegistry::Ended& ended) noexcept;
   void clear_out(Account& idle) noexcept;
   void clear_out_below(const Account& closed) noexcept;
   void forget_retired() noexcept;
@@ -308,15 +297,13 @@ class CachingAllocator final : private ThreadCache::Owner {
   const std::string device_;
   const Options options_;
   const std::unique_ptr<PhysicalMemory> memory_;
-  Ledger ledger_;
-  History history_;
-  TraceRecorder recorder_;
-  std::mutex observers_mutex_;         // held while one of them starts or stops
-  std::atomic<bool> observed_{false};  // by either of them: such allocations take the slow way
+  AccountRegistry accounts_;
+  Ledger ledger_{accounts_};
+  Observers observers_;
   const std::size_t slot_;
   StreamClocks clocks_;
   DeferredFrees deferred_;
-  std::mutex collecting_;  // held until what was collected is free; before all other locks but observers_mutex_
+  std::mutex collecting_;  // held until what was collected is free; before all other locks but that of observers_
   // Also those of retired families whose memory would not go back yet. The first of either is the default.
   std::vector<std::unique_ptr<ArenaFamily>> families_;
   std::vector<std::unique_ptr<Arena>> arenas_;

@@ -3,13 +3,12 @@
 #include <utility>
 
 #include "core/allocator/caching_allocator.h"
+#include "core/allocator/policy.h"
 
 namespace mempool {
 namespace {
 
 using ArenaGuard = std::lock_guard<AdaptiveMutex>;
-
-constexpr std::size_t kSmallBytesWorthwhile = std::size_t{1} << 20;
 
 }  // namespace
 
@@ -44,10 +43,10 @@ ThreadCache* CachingAllocator::make_cache() noexcept {
 
 Account* CachingAllocator::open_pool(std::string name, Account* parent, bool isolated, std::size_t limit,
                                      std::size_t soft_limit) {
-  if (!isolated) return ledger_.open(std::move(name), parent, &family_of(parent), false, limit, soft_limit);
+  if (!isolated) return accounts_.open(std::move(name), parent, &family_of(parent), false, limit, soft_limit);
   ArenaFamily& family = add_family(name, ArenaFamily::Kind::isolated);
   try {
-    return ledger_.open(std::move(name), parent, &family, true, limit, soft_limit);
+    return accounts_.open(std::move(name), parent, &family, true, limit, soft_limit);
   } catch (...) {
     close_family(family);
     throw;
@@ -123,33 +122,33 @@ Arena* CachingAllocator::arena_of(ArenaFamily& family, StreamId stream) noexcept
 }
 
 void CachingAllocator::close_pool(Account& pool) noexcept {
-  ledger_.close(pool);
+  accounts_.close(pool);
   clear_out_below(pool);
 }
 
 void CachingAllocator::drop_pool(Account& pool) noexcept {
-  ledger_.keep(pool.id);
-  if (ledger_.drop(pool) == nullptr) clear_out_below(pool);
-  if (Account* const done = ledger_.release(pool.id)) retire(done);
+  accounts_.keep(&pool);
+  if (accounts_.drop(pool) == nullptr) clear_out_below(pool);
+  if (Account* const done = accounts_.release(&pool)) retire(done);
 }
 
 // Pools that nobody can allocate from any more and that have no block: what they hold goes back, though their handles
 // may live on.
 void CachingAllocator::clear_out_below(const Account& closed) noexcept {
-  for (std::uint32_t next_id = 0; Account* const idle = ledger_.next_idle(closed, next_id);) clear_out(*idle);
+  for (std::uint32_t next_id = 0; Account* const idle = accounts_.next_idle(closed, next_id);) clear_out(*idle);
 }
 
-void CachingAllocator::let_go(std::uint32_t account_id) noexcept {
-  Account* idle = nullptr;
-  Account* const last = ledger_.release(account_id, &idle);
-  if (idle != nullptr) clear_out(*idle);
-  if (last != nullptr) retire(last);
+void CachingAllocator::end(const AccountRegistry::Ended& ended) noexcept {
+  if (ended.idle != nullptr) [[unlikely]]
+    clear_out(*ended.idle);
+  if (ended.done != nullptr) [[unlikely]]
+    retire(ended.done);
 }
 
 // Precondition: the ledger keeps the pool alive for this call.
 void CachingAllocator::clear_out(Account& idle) noexcept {
   // A block that waits for other streams keeps it alive as well. Then what sleeps sleeps on: it holds no memory.
-  const bool is_empty = ledger_.read(idle).users == 1;
+  const bool is_empty = accounts_.read(idle).users == 1;
   {
     const std::lock_guard guard(arenas_mutex_);
     for (Arena* const arena : idle.family->arenas) {
@@ -159,7 +158,7 @@ void CachingAllocator::clear_out(Account& idle) noexcept {
     }
     if (is_empty) idle.family->asleep.store(false);
   }
-  if (Account* const done = ledger_.release(idle.id)) retire(done);
+  if (Account* const done = accounts_.release(&idle)) retire(done);
 }
 
 // Frees the record of a pool that nothing uses any more, its arena, and parents that only waited for it.
@@ -175,7 +174,7 @@ void CachingAllocator::retire(Account* account) noexcept {
       }
       close_family(*account->family);
     }
-    account = ledger_.erase(account);
+    account = accounts_.erase(account);
   }
 }
 
@@ -200,7 +199,7 @@ void CachingAllocator::forget_retired() noexcept {
 void CachingAllocator::enter_pool(PoolEntry& entry, Account* pool) {
   ThreadCache* const mine = cache();
   if (mine == nullptr) throw std::bad_alloc();
-  ledger_.switch_user(nullptr, pool);
+  accounts_.keep(pool);
   const std::lock_guard guard(mine->lock);
   mine->pools.push(entry, pool, *mine);
 }
@@ -221,7 +220,7 @@ bool CachingAllocator::leave_pool(PoolEntry& entry) noexcept {
       if (is_done) left = home->pools.pop(entry);
     }
   }
-  if (Account* const done = ledger_.switch_user(left, nullptr)) retire(done);
+  if (Account* const done = accounts_.release(left)) retire(done);
   return is_done;
 }
 
@@ -241,12 +240,12 @@ void CachingAllocator::take_back(ThreadCache& ended) noexcept {
       }
     }
     if (is_last) return;
-    if (Account* const done = ledger_.switch_user(left, nullptr)) retire(done);
+    if (Account* const done = accounts_.release(left)) retire(done);
   }
 }
 
 std::size_t CachingAllocator::pool_held_bytes(const Account& pool) {
-  if (!pool.isolated) return static_cast<std::size_t>(ledger_.read(pool).blocks.bytes.current);
+  if (!pool.isolated) return static_cast<std::size_t>(accounts_.read(pool).blocks.bytes.current);
   return family_held_bytes(*pool.family);
 }
 
@@ -256,8 +255,8 @@ std::size_t CachingAllocator::trim_pool(Account& pool) noexcept {
 }
 
 void CachingAllocator::set_pool_limit(Account& pool, std::size_t limit) {
-  if (ledger_.set_limit(pool, limit)) return;
-  const auto used = static_cast<std::size_t>(ledger_.read(pool).blocks.bytes.current);
+  if (accounts_.set_limit(pool, limit)) return;
+  const auto used = static_cast<std::size_t>(accounts_.read(pool).blocks.bytes.current);
   throw ConfigError("a limit of " + format_bytes(limit) + " (" + std::to_string(limit) + " bytes) for pool '" +
                     pool.name + "' is below the " + std::to_string(used) +
                     " bytes that it has in use: free tensors first. The limit is unchanged.");
@@ -355,13 +354,10 @@ Gathering CachingAllocator::defragment() noexcept {
 }
 
 std::int64_t CachingAllocator::decay_tick_ms() const noexcept {
-  return std::clamp<std::int64_t>(options_.decay_ms / 20, 1, 40);
+  return std::clamp<std::int64_t>(options_.decay_ms / kDecayTicks, kShortestTickMs, kLongestTickMs);
 }
 
 std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
-  // A slice at a time, so that no allocation waits long for the arena.
-  constexpr std::size_t kSlice = std::size_t{64} << 20;
-  constexpr std::size_t kMarginShare = 32;
   if (options_.decay_ms == kNeverDecays) return 0;
   std::size_t unused = 0;
   {
@@ -389,13 +385,13 @@ std::size_t CachingAllocator::decay(std::int64_t now_ms) noexcept {
   }
   highest -= std::min(highest, recall_unused(now_ms, unused));
   // Demand comes back in other sizes and places: what that may cost it stays as well.
-  const std::size_t stays = highest + highest / kMarginShare;
+  const std::size_t stays = highest + highest / kDecayMarginShare;
   const std::size_t held = ledger_.held();
   if (held < stays + memory_->granule_bytes()) return 0;
   const std::size_t surplus = held - stays;
   std::size_t given = 0;
   while (given < surplus) {
-    const std::size_t slice = release(std::min(kSlice, surplus - given), false);
+    const std::size_t slice = release(std::min(kDecaySlice, surplus - given), false);
     if (slice == 0) break;
     given += slice;
   }

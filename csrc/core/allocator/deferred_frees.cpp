@@ -6,13 +6,12 @@
 #include <new>
 #include <utility>
 
+#include "core/allocator/policy.h"
+
 namespace mempool {
 namespace {
 
 using Guard = std::lock_guard<AdaptiveMutex>;
-
-// Small blocks share events: one for so many, or when somebody looks.
-constexpr std::size_t kShareAnEvent = 64;
 
 }  // namespace
 
@@ -33,8 +32,7 @@ DeferredFrees::Line& DeferredFrees::line_of(StreamClock& clock) {
   return lines_.back();
 }
 
-bool DeferredFrees::defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
-                          std::uint32_t account) noexcept {
+bool DeferredFrees::defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account) noexcept {
   std::vector<StreamClock*> clocks;
   {
     const Guard guard(mutex_);
@@ -43,19 +41,18 @@ bool DeferredFrees::defer(Span* span, const SmallBlock& block, std::size_t round
       uses_.erase(found);
     }
     if (clocks.empty()) return false;
-    if (enter(clocks, span, block, rounded, asked, account)) return true;
+    if (enter(clocks, span, block, size, account)) return true;
   }
   // Without a record its streams are waited for here and now.
   return !std::all_of(clocks.begin(), clocks.end(), [](StreamClock* clock) { return clock->wait(clock->now()); });
 }
 
-// Precondition: the mutex is held. False, and nothing done, without memory.
 bool DeferredFrees::enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block,
-                          std::size_t rounded, std::size_t asked, std::uint32_t account) noexcept {
+                          const BlockSize& size, std::uint32_t account) noexcept {
   std::unique_ptr<Block> record;
   std::size_t entered = 0;
   try {
-    record = std::make_unique<Block>(Block{span, block, rounded, asked, account});
+    record = std::make_unique<Block>(Block{span, block, size, account});
     record->uses.reserve(clocks.size());
     for (StreamClock* const clock : clocks) {
       record->uses.push_back({clock, clock->now()});
@@ -68,7 +65,7 @@ bool DeferredFrees::enter(const std::vector<StreamClock*>& clocks, Span* span, c
   }
   for (const Use& use : record->uses) {
     Line& line = line_of(*use.clock);
-    if (++line.unmarked < kShareAnEvent && rounded <= kMediumMax) continue;
+    if (++line.unmarked < kShareAnEvent && size.is_small()) continue;
     line.clock->mark(use.moment);
     line.unmarked = 0;
   }
@@ -102,14 +99,13 @@ DeferredFrees::Block* DeferredFrees::collect() noexcept {
 }
 
 bool DeferredFrees::wait_for_one(std::size_t bytes) noexcept {
-  constexpr std::size_t kMostTried = 64;
   std::vector<std::vector<Use>> tries;
   {
     const Guard guard(mutex_);
     try {
       for (const bool only_large : {true, false}) {
         for (const Block* block = oldest_; block != nullptr && tries.size() < kMostTried; block = block->next) {
-          if ((block->rounded >= bytes) == only_large) tries.push_back(block->uses);
+          if ((block->size.rounded >= bytes) == only_large) tries.push_back(block->uses);
         }
       }
     } catch (const std::bad_alloc&) {

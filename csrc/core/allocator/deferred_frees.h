@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/spin_lock.h"
+#include "core/accounts/block_size.h"
 #include "core/pages/slab_heap.h"
 #include "core/streams/stream_clock.h"
 
@@ -26,8 +27,7 @@ class DeferredFrees {
   struct Block {
     Span* span = nullptr;
     SmallBlock block;
-    std::size_t rounded = 0;  // bytes
-    std::size_t asked = 0;
+    BlockSize size;
     std::uint32_t account = 0;
     std::vector<Use> uses{};
     std::size_t pending = 0;  // uses that are not over
@@ -45,8 +45,7 @@ class DeferredFrees {
   void add_use(const void* address, StreamClock& clock);
   // A block that add_use() was called for is freed: collect() returns it one day. False: its uses are over, because
   // there was no memory for a record and they were waited for. Where even that is not possible, nobody gets it again.
-  bool defer(Span* span, const SmallBlock& block, std::size_t rounded, std::size_t asked,
-             std::uint32_t account) noexcept;
+  bool defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account) noexcept;
   bool empty() const noexcept { return waiting_.load(std::memory_order_relaxed) == 0; }
   std::size_t count() const noexcept { return waiting_.load(std::memory_order_relaxed); }
 
@@ -64,8 +63,9 @@ class DeferredFrees {
     std::deque<std::pair<StreamClock::Moment, Block*>> queue{};
   };
   Line& line_of(StreamClock& clock);
-  bool enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block, std::size_t rounded,
-             std::size_t asked, std::uint32_t account) noexcept;
+  // Expects that the mutex is held. False, and nothing done, without memory.
+  bool enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block, const BlockSize& size,
+             std::uint32_t account) noexcept;
 
   AdaptiveMutex mutex_;
   std::unordered_map<const void*, std::vector<StreamClock*>> uses_;

@@ -4,7 +4,7 @@
 namespace mempool {
 
 void CachingAllocator::prepare_fork() {
-  observers_mutex_.lock();
+  observers_.prepare_fork();
   collecting_.lock();
 }
 
@@ -14,28 +14,21 @@ void CachingAllocator::lock_for_fork() {
   for (const auto& arena : arenas_) arena->mutex.lock();
   deferred_.lock_for_fork().lock();
   clocks_.lock_for_fork();
-  ledger_.lock_for_fork().lock();
-  history_.lock_for_fork().lock();
-  recorder_.lock_for_fork().lock();
+  accounts_.lock().lock();
+  observers_.lock_for_fork();
   demand_mutex_.lock();
 }
 
 void CachingAllocator::after_fork(bool in_child) noexcept {
-  if (in_child) {
-    recorder_.abandon();
-    update_observed();
-  }
   demand_mutex_.unlock();
-  recorder_.lock_for_fork().unlock();
-  history_.lock_for_fork().unlock();
-  ledger_.lock_for_fork().unlock();
+  observers_.after_fork(in_child);
+  accounts_.lock().unlock();
   clocks_.unlock_after_fork();
   deferred_.lock_for_fork().unlock();
   for (const auto& arena : arenas_) arena->mutex.unlock();
   arenas_mutex_.unlock();
   ThreadRegistry::instance().unlock_caches_alone(slot_);
   collecting_.unlock();
-  observers_mutex_.unlock();
 }
 
 }  // namespace mempool

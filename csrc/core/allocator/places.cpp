@@ -76,11 +76,9 @@ bool CachingAllocator::allocate_at(ArenaFamily& family, const PlacedBlock& place
       span->hand_out(place.requested, 0, nullptr);
     }
   }
-  confirm({.asked = place.requested,
-           .rounded = place.rounded,
+  confirm({.size = {place.rounded, place.requested},
            .account = nullptr,
            .cache = cache(),
-           .is_small = place.rounded <= kMediumMax,
            .stream = place.stream,
            .family = &family,
            .arena = arena});

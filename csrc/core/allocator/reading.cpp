@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/allocator/caching_allocator.h"
+#include "core/allocator/policy.h"
 
 namespace mempool {
 namespace {
@@ -78,40 +79,14 @@ void CachingAllocator::reset(void (*action)(Stat&)) {
                  [&] { retired_ranges_.for_each(action); });
 }
 
-void CachingAllocator::start_history(std::size_t most_events) {
-  const std::lock_guard guard(observers_mutex_);
-  history_.start(most_events);
-  update_observed();
-}
-
-void CachingAllocator::stop_history() {
-  const std::lock_guard guard(observers_mutex_);
-  history_.stop();
-  update_observed();
-}
-
-bool CachingAllocator::start_recording(const std::string& path) {
-  const std::lock_guard guard(observers_mutex_);
-  const bool started = recorder_.start(path);
-  update_observed();
-  return started;
-}
-
-TraceRecorder::Result CachingAllocator::stop_recording() {
-  const std::lock_guard guard(observers_mutex_);
-  const TraceRecorder::Result result = recorder_.stop();
-  update_observed();
-  return result;
-}
-
 // Every thread that allocates waits while a snapshot is taken. So what takes longest, fresh memory for so many records,
 // is had before: for the blocks that are live now, as many free ones in slabs, and some that come meanwhile.
 void CachingAllocator::make_room_for_snapshot(Snapshot& out) {
   const DeviceStats now = stats();
   const auto blocks = static_cast<std::size_t>(now.blocks.all.count.current + now.free_ranges.count.all.current);
-  out.blocks.resize(2 * blocks + 4096);  // touches it, too
+  out.blocks.resize(2 * blocks + kSnapshotSpareBlocks);  // touches it, too
   out.blocks.clear();
-  out.segments.reserve(static_cast<std::size_t>(now.segments.all.current) + 64);
+  out.segments.reserve(static_cast<std::size_t>(now.segments.all.current) + kSnapshotSpareSegments);
 }
 
 Snapshot CachingAllocator::snapshot() {
@@ -131,7 +106,7 @@ Snapshot CachingAllocator::snapshot() {
     if (block.account >= is_named.size()) is_named.resize(block.account + 1);
     if (is_named[block.account]) continue;
     is_named[block.account] = true;
-    out.pools.emplace(block.account, ledger_.name_of(block.account));
+    out.pools.emplace(block.account, accounts_.name_of(block.account));
   }
   return out;
 }

@@ -127,7 +127,7 @@ class Falling {
 }  // namespace
 
 void CachingAllocator::sleep_pool(Account& pool, bool keep) {
-  const std::string name = ledger_.read(pool).name;
+  const std::string name = accounts_.read(pool).name;
   const auto refuse_to_sleep = [&name](const std::string& reason) {
     throw PoolStateError("mempool: pool '" + name + "' stays awake: " + reason);
   };
@@ -189,7 +189,7 @@ void CachingAllocator::wake_pool(Account& pool) {
   std::size_t needed = 0;
   for (const bool released : {false, true}) {
     if (any_of(arenas, [](const PageHeap& pages) { return pages.asleep() && !pages.sound_asleep(); })) {
-      throw PoolStateError("mempool: pool '" + ledger_.read(pool).name +
+      throw PoolStateError("mempool: pool '" + accounts_.read(pool).name +
                            "': another thread is just putting it to sleep or waking it.");
     }
     needed = 0;
@@ -211,7 +211,7 @@ void CachingAllocator::wake_pool(Account& pool) {
     recall();
     release(needed, true);
   }
-  const Account account = ledger_.read(pool);
+  const Account account = accounts_.read(pool);
   ledger_.count_oom(&pool, nullptr);
   throw OutOfMemory({.reason = why == Refusal::limit ? OomReason::device_limit : OomReason::backend_refused,
                      .device = device_,

@@ -52,8 +52,8 @@ void* CachingAllocator::obtain(const Request& request, Refusal& why) noexcept {
 
 // More than there can ever be, or than the device's limit: whatever else is given up for it would be for nothing.
 bool CachingAllocator::is_hopeless(const Request& request, Refusal& why) const noexcept {
-  const bool is_over_limit = request.rounded > ledger_.limit();
-  if (!is_over_limit && request.rounded <= memory_->capacity_bytes()) return false;
+  const bool is_over_limit = request.size.rounded > ledger_.limit();
+  if (!is_over_limit && request.size.rounded <= memory_->capacity_bytes()) return false;
   why = is_over_limit ? Refusal::limit : Refusal::backend;
   return true;
 }
@@ -68,7 +68,7 @@ bool CachingAllocator::may_fit(const Request& request) noexcept {
   const std::size_t held = ledger_.held();
   const std::size_t limit = ledger_.limit();
   const std::size_t new_bytes = std::min(memory_->available_bytes(), limit > held ? limit - held : 0);
-  return request.rounded <= free || request.rounded - free <= new_bytes;
+  return request.size.rounded <= free || request.size.rounded - free <= new_bytes;
 }
 
 // The other arenas with free memory, locked: what they have moves to the one that grows before new memory is asked for.
@@ -111,15 +111,15 @@ void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why
     why = Refusal::asleep;
     return nullptr;
   }
-  if (request.rounded <= kSmallMax) {
+  if (request.size.rounded <= kSmallMax) {
     SmallBlock block;
-    if (arena.slabs.allocate(size_class_of(request.rounded), &block, 1, supply, why) == 0) return nullptr;
-    *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
+    if (arena.slabs.allocate(size_class_of(request.size.rounded), &block, 1, supply, why) == 0) return nullptr;
+    *block.tag = {static_cast<std::uint32_t>(request.size.asked), request.account_id()};
     return block.address;
   }
-  Span* const span = arena.pages.allocate(request.rounded, supply, why);
+  Span* const span = arena.pages.allocate(request.size.rounded, supply, why);
   if (span == nullptr) return nullptr;
-  span->hand_out(request.asked, request.account_id(), nullptr);
+  span->hand_out(request.size.asked, request.account_id(), nullptr);
   return span->address();
 }
 
@@ -127,27 +127,27 @@ void* CachingAllocator::take(const Request& request, bool may_grow, Refusal& why
 void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refusal& why) noexcept {
   ThreadCache& mine = *request.cache;
   const CacheGuard cache_guard(mine.lock);
-  if (request.rounded <= kSmallMax) {
-    const std::size_t size_class = size_class_of(request.rounded);
+  if (request.size.rounded <= kSmallMax) {
+    const std::size_t size_class = size_class_of(request.size.rounded);
     SmallBlock block;
     if (!mine.pop(size_class, block)) {
       const Lenders lenders(*this, *request.arena, may_grow);
       if (!mine.refill(size_class, block, {may_grow, lenders.heaps(), request.may_commit, request.may_wait}, why))
         return nullptr;
     }
-    *block.tag = {static_cast<std::uint32_t>(request.asked), request.account_id()};
+    *block.tag = {static_cast<std::uint32_t>(request.size.asked), request.account_id()};
     return block.address;
   }
-  Span* span = request.is_small ? mine.pop_medium(request.rounded) : mine.pop_large(request.rounded);
+  Span* span = mine.pop_span(request.size);
   if (span == nullptr) {
-    mine.make_way(request.is_small);
+    mine.make_way(request.size.is_small());
     const Lenders lenders(*this, *request.arena, may_grow);
     const ArenaGuard guard(request.arena->mutex);
-    span = request.arena->pages.allocate(request.rounded,
+    span = request.arena->pages.allocate(request.size.rounded,
                                          {may_grow, lenders.heaps(), request.may_commit, request.may_wait}, why);
   }
   if (span == nullptr) return nullptr;
-  span->hand_out(request.asked, request.account_id(), &mine);
+  span->hand_out(request.size.asked, request.account_id(), &mine);
   return span->address();
 }
 
@@ -156,7 +156,7 @@ void* CachingAllocator::take_cached(const Request& request, bool may_grow, Refus
 // arena (given back, their bytes can be asked for anew at another address); the user's callbacks. Throws OutOfMemory
 // when nothing is left to try.
 void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, PressureOutcome& outcome) {
-  const std::size_t wanted = request.rounded + memory_->granule_bytes();
+  const std::size_t wanted = request.size.rounded + memory_->granule_bytes();
   // A try that only moves memory says nothing of why there is no more.
   why = request.refusal = why != Refusal::none ? why : request.refusal;
   if (effort == Effort::none && is_hopeless(request, why)) effort = Effort::released;
@@ -167,7 +167,7 @@ void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, 
       effort = Effort::recalled;
       return;
     case Effort::recalled:
-      if (await_other_streams(request.rounded)) return;  // and again, as long as any waits
+      if (await_other_streams(request.size.rounded)) return;  // and again, as long as any waits
       effort = Effort::awaited;
       [[fallthrough]];
     case Effort::awaited:
@@ -183,12 +183,12 @@ void CachingAllocator::make_room(Request& request, Refusal why, Effort& effort, 
       effort = Effort::released;
       return;
     case Effort::released:
-      press(request, nullptr, request.rounded, true, outcome);
+      press(request, nullptr, request.size.rounded, true, outcome);
       if (outcome.calls > 0) {
         effort = Effort::pressed;
         if (is_hopeless(request, why)) return;
         recall();  // what the callbacks freed lies in caches and arenas
-        while (await_other_streams(request.rounded)) continue;
+        while (await_other_streams(request.size.rounded)) continue;
         release(wanted, true);
         request.may_commit = true;
         return;
@@ -234,14 +234,14 @@ void CachingAllocator::press(const Request& request, const Account* refuser, std
   const Account* const named = refuser != nullptr ? refuser : request.account;
   const std::string pool = named != nullptr ? named->name : "default";
   const std::size_t before = outcome.calls;
-  ledger_.switch_user(nullptr, request.account);  // keeps it alive meanwhile
+  accounts_.keep(request.account);  // keeps it alive meanwhile
   PoolEntry root;
   if (request.cache != nullptr) enter_pool(root, nullptr);
   t_pressing = true;
   hooks->pressure(pool.c_str(), needed, failing, outcome);
   t_pressing = false;
   leave_pool(root);
-  ledger_.switch_user(request.account, nullptr);
+  accounts_.release(request.account);
   if (outcome.calls > before) ledger_.count_pressure_call(request.account, refuser);
 }
 
@@ -249,11 +249,11 @@ void CachingAllocator::refuse(const Request& request, OomInfo info, const Accoun
                               const PressureOutcome& outcome) {
   ledger_.count_oom(request.account, refuser);
   info.device = device_;
-  info.requested = request.asked;
+  info.requested = request.size.asked;
   info.held = ledger_.held();
   if (refuser == nullptr) {
     if (request.account != nullptr) {
-      const Account account = ledger_.read(*request.account);
+      const Account account = accounts_.read(*request.account);
       info.pool = account.name;
       info.allocated = static_cast<std::size_t>(account.blocks.bytes.current);
     } else {

@@ -39,10 +39,10 @@ void History::append(const HistoryEvent& event) {
   events_.push_back(event);
 }
 
-void History::on_alloc(const void* address, std::size_t bytes, std::size_t requested, std::uint32_t account,
+void History::on_alloc(const void* address, const BlockSize& size, std::uint32_t account,
                        std::uint32_t stack) noexcept {
   const auto key = reinterpret_cast<std::uintptr_t>(address);
-  const HistoryEvent event{HistoryEvent::Action::alloc, key, bytes, requested, stack, account, now_us()};
+  const HistoryEvent event{HistoryEvent::Action::alloc, key, size.rounded, size.asked, stack, account, now_us()};
   const std::lock_guard guard(mutex_);
   if (!enabled()) return;
   try {

@@ -1,5 +1,4 @@
-// What record_history(True) keeps: the stack and time of each live block, and the last events. Off by default; while it
-// is off an allocation pays one relaxed load for it.
+// What record_history(True) keeps: the stack and time of each live block, and the last events. Off by default.
 #pragma once
 
 #include <atomic>
@@ -9,6 +8,8 @@
 #include <mutex>
 #include <unordered_map>
 #include <vector>
+
+#include "core/accounts/block_size.h"
 
 namespace mempool {
 
@@ -29,8 +30,7 @@ class History {
   void start(std::size_t most_events);
   void stop();
 
-  void on_alloc(const void* address, std::size_t bytes, std::size_t requested, std::uint32_t account,
-                std::uint32_t stack) noexcept;
+  void on_alloc(const void* address, const BlockSize& size, std::uint32_t account, std::uint32_t stack) noexcept;
   // Call before the block can be handed out again.
   void on_free(const void* address) noexcept;
 

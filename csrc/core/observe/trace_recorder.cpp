@@ -9,10 +9,10 @@
 #include <new>
 #include <utility>
 
+#include "core/allocator/policy.h"
+
 namespace mempool {
 namespace {
-
-constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
 
 std::int64_t now_ns() {
   using namespace std::chrono;
@@ -34,7 +34,7 @@ bool TraceRecorder::start(const std::string& path) {
     errno = EBUSY;
     return false;
   }
-  buffer_.reserve(kBufferBytes + 256);
+  buffer_.reserve(kRecorderBufferBytes + 256);
   file_ = std::fopen(path.c_str(), "we");
   if (file_ == nullptr) return false;
   std::setvbuf(file_, nullptr, _IONBF, 0);
@@ -119,7 +119,7 @@ void TraceRecorder::write(const char* op, std::uint64_t id, const std::size_t* b
       std::snprintf(line.data(), line.size(), "%" PRIu64 ",%s,%" PRIu64 ",%s,%zu,%" PRId64 ",%u,%u\n", result_.events++,
                     op, id, size.data(), number_of(stream), now_ns() - start_ns_, thread_number(), account);
   buffer_.append(line.data(), static_cast<std::size_t>(length));  // within what start() reserved
-  if (buffer_.size() >= kBufferBytes) flush();
+  if (buffer_.size() >= kRecorderBufferBytes) flush();
 }
 
 void TraceRecorder::flush() noexcept {

@@ -1,5 +1,4 @@
-// Writes each allocation and free to a file, in the format that replays read (CSV; one line an event). Off by default;
-// while it is off an allocation pays for it what it pays for History: one relaxed load for both.
+// Writes each allocation and free to a file, in the format that replays read (CSV; one line an event). Off by default.
 #pragma once
 
 #include <atomic>

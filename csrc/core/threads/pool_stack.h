@@ -1,7 +1,7 @@
 // The pools that one thread has entered, of one device. The innermost is charged with the thread's new blocks.
 //
 // A stack belongs to its thread's cache, whose lock guards it: so an entry can be taken off by any thread, at once,
-// also from the middle. Each entry keeps its account alive (Ledger::switch_user).
+// also from the middle. Each entry keeps its account alive (AccountRegistry::keep).
 #pragma once
 
 #include <atomic>

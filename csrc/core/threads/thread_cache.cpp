@@ -8,9 +8,6 @@ namespace {
 
 using Guard = std::lock_guard<AdaptiveMutex>;
 
-// Blocks of one class that a thread may keep, within its number of bytes: as many as a layer's worth of tensors.
-constexpr std::uint16_t kBinCapacity = 64;
-
 }  // namespace
 
 ThreadCache::ThreadCache(Owner& owner_in, Arena& arena, std::size_t most_small_bytes)

@@ -19,7 +19,9 @@
 #include <utility>
 
 #include "common/owner_lock.h"
-#include "core/accounts/ledger.h"
+#include "core/accounts/block_size.h"
+#include "core/accounts/shards.h"
+#include "core/allocator/policy.h"
 #include "core/pages/arena.h"
 #include "core/threads/pool_stack.h"
 
@@ -115,6 +117,15 @@ class ThreadCache {
     large_[large_count_++] = span;
     set_span_bytes(span_bytes() + span->bytes);
   }
+
+  // Either of them.
+  [[gnu::always_inline]] Span* pop_span(const BlockSize& size) noexcept {
+    return size.is_small() ? pop_medium(size.rounded) : pop_large(size.rounded);
+  }
+  [[gnu::always_inline]] void push_span(Span* span) noexcept {
+    span->bytes <= kMediumMax ? push_medium(span) : push_large(span);
+  }
+
   std::size_t small_bytes() const noexcept { return small_bytes_; }
   // Medium and large ones. May be read without the lock.
   std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
@@ -134,7 +145,7 @@ class ThreadCache {
 
   OwnerLock lock;
   Owner& owner;
-  Ledger::Shards shards;
+  Shards shards;
   PoolStack pools;
   int strange_requests = 0;  // in a row, for other streams than the one that is served; its own thread alone uses it
 
@@ -146,8 +157,6 @@ class ThreadCache {
     std::uint32_t block_bytes = 0;
   };
   static constexpr std::size_t kMediumBins = (kMediumMax - kSmallMax) / kPageBytes;
-  static constexpr std::size_t kMostMedium = 128;
-  static constexpr std::size_t kMostLarge = 16;
   static std::size_t medium_bin(std::size_t bytes) { return (bytes - kSmallMax) / kPageBytes - 1; }
 
   // Only the holder of the lock writes, so that no read-modify-write is needed.

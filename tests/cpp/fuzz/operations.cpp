@@ -253,7 +253,7 @@ class Machine {
   // Each pool is charged with its blocks and those below it, and is there as long as anything keeps it.
   void check_accounts() {
     std::map<std::string, Account> accounts;
-    for (const Ledger::Listed& each : allocator_->ledger().accounts()) accounts[each.account.name] = each.account;
+    for (const AccountRegistry::Listed& each : allocator_->accounts().list()) accounts[each.account.name] = each.account;
     std::vector<std::size_t> charged(pools_.size());
     std::vector<std::size_t> children(pools_.size());
     for (std::size_t i = pools_.size(); i-- > 1;) {  // a parent comes before its children
@@ -279,7 +279,7 @@ class Machine {
     for (std::size_t thread = 0; thread < Stays::kThreads; ++thread) stays_->leave_above(thread, 0);
     while (!blocks_.empty()) free(0);
     for (std::size_t i = pools_.size(); i-- > 1;) drop(i);
-    require(allocator_->ledger().accounts().empty(), "pools that nobody keeps");
+    require(allocator_->accounts().list().empty(), "pools that nobody keeps");
     require(allocator_->check_invariants().empty(), "invariants at the end");
     allocator_->trim(0);
     require(allocator_->ledger().held() == 0, "bytes are held that nobody uses");

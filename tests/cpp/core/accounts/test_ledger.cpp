@@ -6,11 +6,15 @@
 
 #include "check.h"
 #include "core/accounts/ledger.h"
-#include "core/pages/span.h"
 
 using mempool::Account;
+using mempool::AccountRegistry;
+using mempool::Amounts;
+using mempool::BlockSize;
 using mempool::kNoLimit;
 using mempool::Ledger;
+using mempool::Shard;
+using mempool::Shards;
 using Outcome = Ledger::Charge::Outcome;
 
 namespace {
@@ -20,67 +24,72 @@ Ledger::Charge charge(Ledger& ledger, Account* account, std::size_t rounded, std
     const Ledger::Charge reserved = ledger.reserve(account, rounded);
     if (reserved.outcome != Outcome::charged) return reserved;
   }
-  return ledger.confirm(account, true, rounded, asked, nullptr, false);
+  return ledger.confirm(account, {rounded, asked}, nullptr, false);
 }
 }  // namespace
 
 TEST(a_charge_goes_up_the_chain_or_nowhere) {
-  Ledger ledger;
-  Account* const model = ledger.open("model", nullptr, nullptr, false, 1000, kNoLimit);
-  Account* const request = ledger.open("request", model, nullptr, false, kNoLimit, kNoLimit);
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
+  Account* const model = accounts.open("model", nullptr, nullptr, false, 1000, kNoLimit);
+  Account* const request = accounts.open("request", model, nullptr, false, kNoLimit, kNoLimit);
   CHECK(charge(ledger, request, 960, 950).outcome == Outcome::charged);
   const Ledger::Charge refused = charge(ledger, request, 64, 1);
   CHECK(refused.outcome == Outcome::refused);
   CHECK(refused.pool == model);
   CHECK_EQ(refused.allocated, 960u);
   CHECK_EQ(refused.limit, 1000u);
-  CHECK_EQ(ledger.read(*request).blocks.bytes.current, 960);
-  CHECK_EQ(ledger.read(*model).blocks.requested.current, 950);
+  CHECK_EQ(accounts.read(*request).blocks.bytes.current, 960);
+  CHECK_EQ(accounts.read(*model).blocks.requested.current, 950);
   CHECK_EQ(ledger.read_stats().blocks.all.bytes.current, 960);
   CHECK(charge(ledger, request, 40, 40).outcome == Outcome::charged);
-  ledger.uncharge(request->id, true, 960, 950, nullptr);
-  CHECK_EQ(ledger.read(*model).blocks.bytes.current, 40);
-  CHECK_EQ(ledger.read(*model).blocks.bytes.peak, 1000);
-  CHECK_EQ(ledger.read(*model).blocks.bytes.freed, 960);
+  ledger.uncharge(request->id, {960, 950}, nullptr);
+  CHECK_EQ(accounts.read(*model).blocks.bytes.current, 40);
+  CHECK_EQ(accounts.read(*model).blocks.bytes.peak, 1000);
+  CHECK_EQ(accounts.read(*model).blocks.bytes.freed, 960);
 }
 
 TEST(a_closed_pool_goes_with_its_last_block_and_its_id_is_used_again) {
-  Ledger ledger;
-  Account* const parent = ledger.open("parent", nullptr, nullptr, false, kNoLimit, kNoLimit);
-  Account* const pool = ledger.open("pool", parent, nullptr, false, kNoLimit, kNoLimit);
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
+  Account* const parent = accounts.open("parent", nullptr, nullptr, false, kNoLimit, kNoLimit);
+  Account* const pool = accounts.open("pool", parent, nullptr, false, kNoLimit, kNoLimit);
   const std::uint32_t id = pool->id;
   charge(ledger, pool, 64, 64);
-  ledger.close(*pool);
+  accounts.close(*pool);
   CHECK(charge(ledger, pool, 64, 64).outcome == Outcome::closed);
-  CHECK(ledger.drop(*pool) == nullptr);
-  CHECK(ledger.drop(*parent) == nullptr);  // its child still has a block
-  CHECK(ledger.uncharge(id, true, 64, 64, nullptr) == pool);
-  CHECK(ledger.erase(pool) == parent);
-  CHECK(ledger.erase(parent) == nullptr);
-  const Account* const again = ledger.open("again", nullptr, nullptr, false, kNoLimit, kNoLimit);
+  CHECK(accounts.drop(*pool) == nullptr);
+  CHECK(accounts.drop(*parent) == nullptr);  // its child still has a block
+  CHECK(ledger.uncharge(id, {64, 64}, nullptr).done == pool);
+  CHECK(accounts.erase(pool) == parent);
+  CHECK(accounts.erase(parent) == nullptr);
+  const Account* const again = accounts.open("again", nullptr, nullptr, false, kNoLimit, kNoLimit);
   CHECK(again->id <= 2);
 }
 
 TEST(one_thread_alone_has_an_exact_peak) {
-  Ledger ledger;
-  Ledger::Shards shards;
+  constexpr std::size_t kLarge = mempool::kSmallPoolMax + 4096;
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
+  Shards shards;
   const auto add = [&] {
-    shards.add(true, 1024, 1000);
-    if (shards.is_ahead(true)) CHECK(ledger.settle(shards, true));
+    shards.small.add({1024, 1000});
+    if (shards.small.is_ahead()) CHECK(ledger.settle(shards, true));
   };
   for (int i = 0; i < 10; ++i) add();
-  for (int i = 0; i < 10; ++i) shards.subtract(true, 1024, 1000);
-  ledger.confirm(nullptr, false, 5000, 4999, &shards, false);
+  for (int i = 0; i < 10; ++i) shards.small.subtract({1024, 1000});
+  ledger.confirm(nullptr, {kLarge, kLarge - 1}, &shards, false);
   for (int i = 0; i < 3; ++i) add();
   ledger.fold(shards);
   const mempool::DeviceStats stats = ledger.read_stats();
-  CHECK_EQ(stats.blocks.all.bytes.peak, 10240);
+  CHECK_EQ(stats.blocks.all.bytes.peak, static_cast<std::int64_t>(kLarge) + 3072);
+  CHECK_EQ(stats.blocks.small.bytes.peak, 10240);
   CHECK_EQ(stats.blocks.all.count.peak, 10);
   CHECK_EQ(stats.blocks.small.requested.peak, 10000);
-  CHECK_EQ(stats.blocks.all.bytes.current, 5000 + 3072);
+  CHECK_EQ(stats.blocks.all.bytes.current, static_cast<std::int64_t>(kLarge) + 3072);
   CHECK_EQ(stats.blocks.all.count.allocated, 14);
   CHECK_EQ(stats.blocks.small.bytes.freed, 10240);
-  CHECK_EQ(stats.blocks.large.requested.current, 4999);
+  CHECK_EQ(stats.blocks.large.requested.current, static_cast<std::int64_t>(kLarge) - 1);
 }
 
 namespace {
@@ -92,13 +101,14 @@ struct Threads {
 
   void add(std::size_t thread, std::size_t bytes) { add(thread, bytes, bytes - 1); }
   void add(std::size_t thread, std::size_t bytes, std::size_t asked) {
-    const bool is_small = bytes <= mempool::kMediumMax;
-    shards[thread].add(is_small, bytes, asked);
+    const BlockSize size{bytes, asked};
+    Shard& shard = shards[thread].of(size.is_small());
+    shard.add(size);
     now.add({1, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(asked)});
     high.count = std::max(high.count, now.count);
     high.bytes = std::max(high.bytes, now.bytes);
     high.requested = std::max(high.requested, now.requested);
-    if (!shards[thread].is_ahead(is_small) || ledger.settle(shards[thread], is_small)) return;
+    if (!shard.is_ahead() || ledger.settle(shards[thread], size.is_small())) return;
     for (std::size_t other = 0; other < kCount; ++other) {
       if (other != thread) ledger.fold(shards[other]);
     }
@@ -108,16 +118,18 @@ struct Threads {
   }
   void subtract(std::size_t thread, std::size_t bytes) { subtract(thread, bytes, bytes - 1); }
   void subtract(std::size_t thread, std::size_t bytes, std::size_t asked) {
-    const bool is_small = bytes <= mempool::kMediumMax;
-    shards[thread].subtract(is_small, bytes, asked);
+    const BlockSize size{bytes, asked};
+    Shard& shard = shards[thread].of(size.is_small());
+    shard.subtract(size);
     now.subtract({1, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(asked)});
-    if (shards[thread].is_behind(is_small)) ledger.fold(shards[thread]);
+    if (shard.is_behind()) ledger.fold(shards[thread]);
   }
 
-  Ledger ledger;
-  std::array<Ledger::Shards, kCount> shards;
-  Ledger::Amounts now;
-  Ledger::Amounts high;
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
+  std::array<Shards, kCount> shards;
+  Amounts now;
+  Amounts high;
   int recalls = 0;
 };
 
@@ -139,9 +151,9 @@ TEST(leases_never_hide_a_peak) {
         threads.subtract(live.back().first, live.back().second);
         live.pop_back();
       }
-      for (const Ledger::Shards& shards : threads.shards) leased_steps += shards.lease(false).bytes > 0;
+      for (const Shards& shards : threads.shards) leased_steps += shards.large.lease.bytes > 0;
     }
-    for (Ledger::Shards& shards : threads.shards) threads.ledger.fold(shards);
+    for (Shards& shards : threads.shards) threads.ledger.fold(shards);
     const mempool::DeviceStats stats = threads.ledger.read_stats();
     CHECK_EQ(stats.blocks.large.bytes.peak, threads.high.bytes);
     CHECK_EQ(stats.blocks.all.bytes.peak, threads.high.bytes);
@@ -176,13 +188,13 @@ TEST(peaks_are_never_too_low_and_at_most_a_fold_a_thread_too_high) {
         threads.subtract(by_another ? random() % Threads::kCount : gone.thread, gone.bytes, gone.asked);
         live.pop_back();
       }
-      for (const Ledger::Shards& shards : threads.shards) leased_steps += shards.lease(true).bytes > 0;
+      for (const Shards& shards : threads.shards) leased_steps += shards.small.lease.bytes > 0;
     }
-    for (Ledger::Shards& shards : threads.shards) threads.ledger.fold(shards);
+    for (Shards& shards : threads.shards) threads.ledger.fold(shards);
     const mempool::DeviceStats stats = threads.ledger.read_stats();
     constexpr std::int64_t kKinds = 2;
-    constexpr std::int64_t kBytes = kKinds * static_cast<std::int64_t>(Threads::kCount) * Ledger::kFoldBytes;
-    constexpr std::int64_t kBlocks = kKinds * static_cast<std::int64_t>(Threads::kCount) * Ledger::kFoldBlocks;
+    constexpr std::int64_t kBytes = kKinds * static_cast<std::int64_t>(Threads::kCount) * mempool::kFoldBytes;
+    constexpr std::int64_t kBlocks = kKinds * static_cast<std::int64_t>(Threads::kCount) * mempool::kFoldBlocks;
     CHECK(stats.blocks.all.bytes.peak >= threads.high.bytes);
     CHECK(stats.blocks.all.bytes.peak <= threads.high.bytes + kBytes);
     CHECK(stats.blocks.all.requested.peak >= threads.high.requested);
@@ -204,7 +216,7 @@ TEST(a_lease_of_blocks_alone_is_a_lease) {
   for (int i = 0; i < 2900; ++i) threads.add(1, 64);
   for (int i = 0; i < 3100; ++i) threads.add(0, 64);
   for (int i = 0; i < 3100; ++i) threads.subtract(0, 64);
-  for (Ledger::Shards& shards : threads.shards) threads.ledger.fold(shards);
+  for (Shards& shards : threads.shards) threads.ledger.fold(shards);
   CHECK_EQ(threads.high.count, 7000);
   CHECK_EQ(threads.ledger.read_stats().blocks.all.count.peak, 7000);
 }
@@ -217,10 +229,10 @@ TEST(handing_many_small_blocks_for_a_large_one_does_not_make_up_peaks) {
     threads.add(1, 32 << 10);
     threads.subtract(0, 32 << 10);
   }
-  for (Ledger::Shards& shards : threads.shards) threads.ledger.fold(shards);
+  for (Shards& shards : threads.shards) threads.ledger.fold(shards);
   const mempool::DeviceStats stats = threads.ledger.read_stats();
-  CHECK(stats.blocks.all.count.peak <= threads.high.count + Ledger::kFoldBlocks);
-  CHECK(stats.blocks.all.requested.peak <= threads.high.requested + Ledger::kFoldBytes);
+  CHECK(stats.blocks.all.count.peak <= threads.high.count + mempool::kFoldBlocks);
+  CHECK(stats.blocks.all.requested.peak <= threads.high.requested + mempool::kFoldBytes);
 }
 
 TEST(two_threads_at_their_common_peak_lease_and_touch_nothing_shared) {
@@ -235,30 +247,32 @@ TEST(two_threads_at_their_common_peak_lease_and_touch_nothing_shared) {
   const int recalls = threads.recalls;
   for (int i = 0; i < 100; ++i) {
     for (const std::size_t thread : {0u, 1u}) {
-      threads.shards[thread].add(false, kBlock, kBlock - 1);
-      CHECK(!threads.shards[thread].is_ahead(false));
+      threads.shards[thread].large.add({kBlock, kBlock - 1});
+      CHECK(!threads.shards[thread].large.is_ahead());
     }
     for (const std::size_t thread : {0u, 1u}) {
-      threads.shards[thread].subtract(false, kBlock, kBlock - 1);
-      CHECK(!threads.shards[thread].is_behind(false));
+      threads.shards[thread].large.subtract({kBlock, kBlock - 1});
+      CHECK(!threads.shards[thread].large.is_behind());
     }
   }
   CHECK_EQ(threads.recalls, recalls);
 }
 
 TEST(a_soft_limit_fires_once_for_each_crossing) {
-  Ledger ledger;
-  Account* const pool = ledger.open("pool", nullptr, nullptr, false, kNoLimit, 100);
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
+  Account* const pool = accounts.open("pool", nullptr, nullptr, false, kNoLimit, 100);
   CHECK_EQ(charge(ledger, pool, 64, 64).soft_over, 0u);
   CHECK_EQ(charge(ledger, pool, 64, 64).soft_over, 28u);
   CHECK_EQ(charge(ledger, pool, 64, 64).soft_over, 0u);
-  ledger.uncharge(pool->id, true, 64, 64, nullptr);
-  ledger.uncharge(pool->id, true, 64, 64, nullptr);
+  ledger.uncharge(pool->id, {64, 64}, nullptr);
+  ledger.uncharge(pool->id, {64, 64}, nullptr);
   CHECK_EQ(charge(ledger, pool, 64, 64).soft_over, 28u);
 }
 
 TEST(held_bytes_never_pass_the_device_limit) {
-  Ledger ledger;
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
   CHECK(ledger.set_limit(100));
   CHECK(ledger.try_hold(60));
   CHECK(!ledger.try_hold(41));
@@ -271,34 +285,28 @@ TEST(held_bytes_never_pass_the_device_limit) {
 }
 
 TEST(a_reservation_counts_toward_the_limit_and_nowhere_else) {
-  Ledger ledger;
-  Account* const pool = ledger.open("pool", nullptr, nullptr, false, 100, kNoLimit);
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
+  Account* const pool = accounts.open("pool", nullptr, nullptr, false, 100, kNoLimit);
   CHECK(ledger.reserve(pool, 64).outcome == Outcome::charged);
   CHECK(ledger.reserve(pool, 64).outcome == Outcome::refused);
-  CHECK(!ledger.set_limit(*pool, 63));
-  CHECK_EQ(ledger.read(*pool).blocks.bytes.current, 0);
-  CHECK(ledger.drop(*pool) == nullptr);
+  CHECK(!accounts.set_limit(*pool, 63));
+  CHECK_EQ(accounts.read(*pool).blocks.bytes.current, 0);
+  CHECK(accounts.drop(*pool) == nullptr);
   ledger.cancel(pool, 64);
-  CHECK_EQ(ledger.read(*pool).blocks.bytes.peak, 0);
-  CHECK_EQ(ledger.read(*pool).blocks.bytes.allocated, 0);
+  CHECK_EQ(accounts.read(*pool).blocks.bytes.peak, 0);
+  CHECK_EQ(accounts.read(*pool).blocks.bytes.allocated, 0);
   CHECK_EQ(ledger.read_stats().blocks.all.bytes.peak, 0);
 }
 
-TEST(a_pool_in_use_by_a_thread_outlives_its_handle) {
-  Ledger ledger;
-  Account* const pool = ledger.open("pool", nullptr, nullptr, false, kNoLimit, kNoLimit);
-  CHECK(ledger.switch_user(nullptr, pool) == nullptr);
-  CHECK(ledger.drop(*pool) == nullptr);
-  CHECK(ledger.switch_user(pool, nullptr) == pool);
-}
-
 TEST(a_refusal_counts_for_the_asker_and_for_the_pool_that_refused) {
-  Ledger ledger;
-  Account* const parent = ledger.open("parent", nullptr, nullptr, false, 10, kNoLimit);
-  Account* const child = ledger.open("child", parent, nullptr, false, kNoLimit, kNoLimit);
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
+  Account* const parent = accounts.open("parent", nullptr, nullptr, false, 10, kNoLimit);
+  Account* const child = accounts.open("child", parent, nullptr, false, kNoLimit, kNoLimit);
   ledger.count_oom(child, parent);
   ledger.count_oom(parent, parent);
-  CHECK_EQ(ledger.read(*child).ooms, 1);
-  CHECK_EQ(ledger.read(*parent).ooms, 2);
+  CHECK_EQ(accounts.read(*child).ooms, 1);
+  CHECK_EQ(accounts.read(*parent).ooms, 2);
   CHECK_EQ(ledger.read_stats().ooms, 2);
 }

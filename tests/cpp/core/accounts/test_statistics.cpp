@@ -33,10 +33,10 @@ struct Model {
     action(pools.of(rounded <= kMediumMax));
   }
   static void add(ByPool<BlockStats>& pools, Counted block) {
-    on(pools, block.rounded, [&](BlockStats& stats) { stats.add(block.rounded, block.requested); });
+    on(pools, block.rounded, [&](BlockStats& stats) { stats.add({block.rounded, block.requested}); });
   }
   static void subtract(ByPool<BlockStats>& pools, Counted block) {
-    on(pools, block.rounded, [&](BlockStats& stats) { stats.subtract(block.rounded, block.requested); });
+    on(pools, block.rounded, [&](BlockStats& stats) { stats.subtract({block.rounded, block.requested}); });
   }
   void reset(void (*action)(Stat&)) {
     for (ByPool<BlockStats>* pools : {&live, &active}) {

@@ -182,7 +182,7 @@ TEST(the_message_and_the_fields_of_a_refusal) {
     CHECK_EQ(std::string(to_string(error.info().reason)), "device_limit");
   }
   CHECK_EQ(device.allocator->stats().ooms, 2);
-  CHECK_EQ(device.allocator->ledger().read(*pool).ooms, 1);
+  CHECK_EQ(device.allocator->accounts().read(*pool).ooms, 1);
   device.allocator->deallocate(block);
   device.allocator->drop_pool(*pool);
   device.check_empty();
@@ -225,7 +225,7 @@ TEST(an_isolated_pool_has_memory_of_its_own_and_takes_it_along) {
   void* const outside = device.allocator->allocate(100);
   CHECK_EQ(device.allocator->pool_held_bytes(*pool), 8 * kMiB);
   CHECK_EQ(device.allocator->ledger().held(), 10 * kMiB);
-  CHECK_EQ(device.allocator->ledger().read(*pool).blocks.bytes.current,
+  CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.current,
            static_cast<std::int64_t>(round_block(100) + round_block(5 * kMiB)));
   device.allocator->deallocate(large);
   CHECK_EQ(device.allocator->trim_pool(*pool), 6 * kMiB);
@@ -270,19 +270,19 @@ TEST(limits_below_what_is_in_use_are_refused) {
 TEST(history_knows_live_blocks_and_the_last_events) {
   const FakeDevice device;
   void* const before = device.allocator->allocate(10);
-  device.allocator->start_history(3);
+  device.allocator->observers().start_history(3);
   void* const first = device.allocator->allocate(100);
   void* const second = device.allocator->allocate(5 * kMiB);
   device.allocator->deallocate(before);
   device.allocator->deallocate(first);
   device.allocator->deallocate(device.allocator->allocate(100));
-  const History::View view = device.allocator->history().view();
+  const History::View view = device.allocator->observers().history().view();
   CHECK_EQ(view.live.size(), 1u);
   CHECK_EQ(view.live.begin()->second.requested, 5 * kMiB);
   CHECK_EQ(view.events.size(), 3u);
   CHECK_EQ(view.dropped, 2u);
   CHECK(view.events.back().action == HistoryEvent::Action::free);
-  device.allocator->stop_history();
+  device.allocator->observers().stop_history();
   device.allocator->deallocate(second);
   device.check_empty();
 }
@@ -369,8 +369,8 @@ TEST(a_refused_allocation_leaves_no_trace_in_any_figure) {
   const DeviceStats stats = device.allocator->stats();
   CHECK_EQ(stats.blocks.all.bytes.peak, 0);
   CHECK_EQ(stats.blocks.all.count.allocated, 0);
-  CHECK_EQ(device.allocator->ledger().read(*pool).blocks.bytes.peak, 0);
-  CHECK_EQ(device.allocator->ledger().read(*pool).blocks.bytes.freed, 0);
+  CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.peak, 0);
+  CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.freed, 0);
   device.allocator->drop_pool(*pool);
   device.check_empty();
 }

@@ -60,7 +60,7 @@ TEST(a_pool_at_its_limit_presses_with_what_is_missing) {
   void* const block = device.allocator->allocate(2 * kMiB);
   CHECK_EQ(g_pool, "p");
   CHECK_EQ(g_needed, kMiB);
-  CHECK_EQ(device.allocator->ledger().read(*pool).pressure_calls, 1);
+  CHECK_EQ(device.allocator->accounts().read(*pool).pressure_calls, 1);
   fixtures::set_current_pool(*device.allocator, nullptr);
   device.allocator->deallocate(block);
   device.allocator->drop_pool(*pool);

@@ -113,7 +113,7 @@ class Walk {
     while (model_.count() > 0) free(0);
     check();
     for (std::size_t pool = pools_.size(); pool-- > 1;) drop(pool);
-    CHECK(allocator_.ledger().accounts().empty());
+    CHECK(allocator_.accounts().list().empty());
   }
 
  private:
@@ -225,7 +225,7 @@ class Walk {
   // Each pool is charged with its blocks and those below it, and is there as long as anything keeps it.
   void check_accounts() {
     std::map<std::string, Account> accounts;
-    for (const Ledger::Listed& each : allocator_.ledger().accounts()) accounts[each.account.name] = each.account;
+    for (const AccountRegistry::Listed& each : allocator_.accounts().list()) accounts[each.account.name] = each.account;
     std::vector<std::size_t> charged(pools_.size());
     std::vector<std::size_t> children(pools_.size());
     std::size_t alive = 0;

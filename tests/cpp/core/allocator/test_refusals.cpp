@@ -180,7 +180,7 @@ TEST(a_closed_pool_holds_nothing_once_its_last_block_is_gone) {
       CHECK_EQ(allocator.pool_held_bytes(*pool), 0u);
       CHECK_EQ(allocator.pool_held_bytes(*apart), 0u);
       CHECK_EQ(allocator.ledger().held(), 0u);
-      CHECK_EQ(allocator.ledger().read(*pool).name, "weights");
+      CHECK_EQ(allocator.accounts().read(*pool).name, "weights");
       for (Account* const each : {apart, below, pool}) allocator.drop_pool(*each);
       device.check_empty();
     }

@@ -77,13 +77,13 @@ TEST(figures_are_read_and_reset_while_others_allocate) {
         for (const SnapshotBlock& block : allocator.snapshot().blocks) CHECK(block.bytes > 0);
         CHECK(allocator.stats().blocks.all.bytes.current >= 0);
         CHECK_EQ(allocator.check_structure(), "");
-        CHECK_EQ(allocator.ledger().accounts().size(), 2u);
-        CHECK(allocator.ledger().read(*pool).name == "pool");
+        CHECK_EQ(allocator.accounts().list().size(), 2u);
+        CHECK(allocator.accounts().read(*pool).name == "pool");
         for (const CachingAllocator::PlacedBlock& block : allocator.live_blocks(family)) CHECK(block.rounded > 0);
         CHECK(allocator.family_held_bytes(family) + allocator.pool_held_bytes(*isolated) <= std::size_t{1} << 40);
         allocator.largest_free();
         allocator.ledger().moment();
-        allocator.ledger().reset_peaks(*pool);
+        allocator.accounts().reset_peaks(*pool);
         round % 2 == 0 ? allocator.reset_peaks() : allocator.reset_sums();
       });
   allocator.close_family(family);
@@ -217,7 +217,7 @@ TEST(limits_change_and_pools_close_while_others_allocate) {
           allocator.set_limit((round % 2 == 0 ? 64 : 96) * kMiB);
         } catch (const ConfigError&) {
         }
-        allocator.ledger().set_soft_limit(*pool, kMiB);
+        allocator.accounts().set_soft_limit(*pool, kMiB);
         allocator.set_soft_limit(round % 3 == 0 ? 32 * kMiB : kNoLimit);
         if (round % 16 != 15) return;
         current = allocator.open_pool("request", nullptr, round % 32 == 31, 8 * kMiB, 2 * kMiB);
@@ -226,7 +226,7 @@ TEST(limits_change_and_pools_close_while_others_allocate) {
       });
   past.push_back(current);
   for (Account* const pool : past) allocator.drop_pool(*pool);
-  CHECK(allocator.ledger().accounts().empty());
+  CHECK(allocator.accounts().list().empty());
   allocator.set_soft_limit(kNoLimit);
   CachingAllocator::set_hooks(nullptr);
   device.check_empty();

@@ -36,7 +36,7 @@ TEST(a_pool_limit_is_exact_with_sixteen_threads_racing_at_it) {
   std::size_t count = 0;
   for (const auto& mine : blocks) count += mine.size();
   CHECK_EQ(count * 64, kLimit);
-  const Account account = device.allocator->ledger().read(*parent);
+  const Account account = device.allocator->accounts().read(*parent);
   CHECK_EQ(static_cast<std::size_t>(account.blocks.bytes.current), kLimit);
   CHECK_EQ(static_cast<std::size_t>(account.blocks.bytes.peak), kLimit);
   in_threads(16, [&](int i) {
@@ -135,7 +135,7 @@ TEST(a_stay_ends_at_once_whoever_leaves_it) {
   const auto await = [&turn](int wanted) {
     while (turn.load() != wanted) std::this_thread::yield();
   };
-  const auto charged = [&](Account* pool) { return allocator.ledger().read(*pool).blocks.bytes.current; };
+  const auto charged = [&](Account* pool) { return allocator.accounts().read(*pool).blocks.bytes.current; };
   std::thread other([&] {
     allocator.enter_pool(entries[0], outer);
     allocator.enter_pool(entries[1], inner);
@@ -170,7 +170,7 @@ TEST(a_stay_ends_at_once_whoever_leaves_it) {
   CHECK_EQ(charged(inner), 0);
   allocator.drop_pool(*outer);
   allocator.drop_pool(*inner);
-  CHECK(allocator.ledger().accounts().empty());
+  CHECK(allocator.accounts().list().empty());
   device.check_empty();
 }
 
@@ -203,7 +203,7 @@ TEST(pools_end_under_threads_that_allocate_in_them) {
   });
   is_over = true;
   leaver.join();
-  CHECK(allocator.ledger().accounts().empty());
+  CHECK(allocator.accounts().list().empty());
   device.check_empty();
 }
 
