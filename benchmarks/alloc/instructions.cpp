@@ -27,10 +27,10 @@ int main(int count, char** words) {
   mempool::torch_cpu::enable(device);
   mempool::PoolEntry entry;
   if (count > 3 && std::strcmp(words[3], "pool") == 0) {
-    device.enter_pool(entry, device.open_pool("pool", nullptr, false, std::size_t{1} << 30, mempool::kNoLimit));
+    device.pools().enter(entry, device.pools().open("pool", nullptr, false, std::size_t{1} << 30, mempool::kNoLimit));
   }
   c10::Allocator& allocator = *c10::GetAllocator(c10::DeviceType::CPU);
   for (long i = 0; i < pairs; ++i) use(allocator.allocate(bytes));
-  device.leave_pool(entry);
+  device.pools().leave(entry);
   return 0;
 }

@@ -95,9 +95,9 @@ bool cuda_let_in(int ordinal, int peer) noexcept {
   if (!cuda_manages_virtual_memory(ordinal)) return true;  // torch's own call has let it in
   CudaMemory* const memory = g_memory[static_cast<std::size_t>(ordinal)];
   memory->let_in(peer);
-  if (device->open_again()) return true;
+  if (device->arenas().open_again()) return true;
   memory->shut_out(peer);
-  device->open_again();
+  device->arenas().open_again();
   return false;
 }
 

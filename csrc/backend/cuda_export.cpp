@@ -11,6 +11,7 @@
 
 #include "backend/cuda_device.h"
 #include "backend/cuda_driver.h"
+#include "core/allocator/found_block.h"
 
 namespace mempool {
 namespace {
@@ -82,7 +83,7 @@ bool open_all(Exports& all, int ordinal, const std::vector<Handle>& handles, std
 
 ExportedBlock cuda_export(int ordinal, void* block) {
   CachingAllocator* const device = cuda_device_if_made(ordinal);
-  if (device == nullptr || CachingAllocator::owner_of(block) != device) return {};
+  if (device == nullptr || owner_of(block) != device) return {};
   Exports& all = exports();
   device->set_unpin_hook(end_export);
   const std::vector<Handle> handles = device->pin_handles(block);

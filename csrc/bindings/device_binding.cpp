@@ -153,7 +153,7 @@ std::shared_ptr<Pool> open_pool(CachingAllocator& device, std::string name, std:
     throw PoolClosedError("mempool: pool '" + parent->read().name + "' is closed: it takes no children.");
   }
   Account* const account =
-      device.open_pool(std::move(name), above, isolated, from_limit(limit), from_limit(soft_limit));
+      device.pools().open(std::move(name), above, isolated, from_limit(limit), from_limit(soft_limit));
   return std::make_shared<Pool>(device, account, std::move(parent));
 }
 
@@ -164,7 +164,7 @@ py::tuple defragment(CachingAllocator& device) {
   {
     const py::gil_scoped_release release;
     done = device.defragment();
-    largest = device.largest_free();
+    largest = device.arenas().largest_free();
   }
   return py::make_tuple(done.regained_bytes, done.moves, done.moved_bytes, largest);
 }
@@ -220,7 +220,7 @@ void add_pool(py::module_& m) {
       .def_property_readonly("closed", [](const Pool& p) { return p.read().closed; })
       .def_property(
           "limit", [](const Pool& p) { return to_limit(p.read().limit); },
-          [](const Pool& p, Limit limit) { p.device().set_pool_limit(p.account(), from_limit(limit)); })
+          [](const Pool& p, Limit limit) { p.device().pools().set_limit(p.account(), from_limit(limit)); })
       .def_property(
           "soft_limit", [](const Pool& p) { return to_limit(p.read().soft_limit); },
           [](const Pool& p, Limit limit) { p.device().accounts().set_soft_limit(p.account(), from_limit(limit)); })
@@ -233,7 +233,7 @@ void add_pool(py::module_& m) {
           "address"_a, "Whether the live block that begins there is charged to this very pool.")
       .def("reset_peaks", [](const Pool& p) { p.device().accounts().reset_peaks(p.account()); })
       .def(
-          "held_bytes", [](const Pool& p) { return p.device().pool_held_bytes(p.account()); },
+          "held_bytes", [](const Pool& p) { return p.device().pools().held_bytes(p.account()); },
           py::call_guard<py::gil_scoped_release>())
       .def(
           "trim", [](const Pool& p) { return p.device().trim_pool(p.account()); },
@@ -249,7 +249,8 @@ void add_pool(py::module_& m) {
                                return p.device().pool_asleep(p.account());
                              })
       .def(
-          "close", [](const Pool& p) { p.device().close_pool(p.account()); }, py::call_guard<py::gil_scoped_release>());
+          "close", [](const Pool& p) { p.device().pools().close(p.account()); },
+          py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -25,9 +25,9 @@ class Entry {
   void enter() {
     if (entry_.home() != nullptr) throw PoolStateError("mempool: this entry is on a thread's stack already.");
     thread_ = PyThread_get_thread_ident();
-    pool_->device().enter_pool(entry_, &pool_->account());
+    pool_->device().pools().enter(entry_, &pool_->account());
   }
-  bool leave() noexcept { return pool_->device().leave_pool(entry_); }
+  bool leave() noexcept { return pool_->device().pools().leave(entry_); }
   bool entered() const noexcept { return entry_.home() != nullptr; }
   bool is_here() const noexcept { return thread_ == PyThread_get_thread_ident(); }
 
@@ -44,7 +44,7 @@ class Entry {
 template <typename Visit>
 void for_each_entry(Visit visit) {
   const auto of_device = [&visit](CachingAllocator* device) {
-    if (device != nullptr) device->for_each_entry(visit);
+    if (device != nullptr) device->pools().for_each_entry(visit);
   };
   of_device(cpu_device_if_made());
   for (int i = 0; i < kMaxCudaDevices; ++i) of_device(cuda_device_if_made(i));

@@ -17,7 +17,7 @@ class Pool {
       : device_(device), account_(account), parent_(std::move(parent)) {}
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
-  ~Pool() { device_.drop_pool(*account_); }
+  ~Pool() { device_.pools().drop(*account_); }
 
   Account read() const { return device_.accounts().read(*account_); }
   CachingAllocator& device() const { return device_; }

@@ -120,7 +120,7 @@ const Hooks kHooks{.pressure = pressure, .capture_stack = capture_stack};
 
 }  // namespace
 
-void install_hooks() { CachingAllocator::set_hooks(&kHooks); }
+void install_hooks() { set_hooks(&kHooks); }
 
 void retire_hooks() {
   g_retired.store(true);

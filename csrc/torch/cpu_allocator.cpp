@@ -7,6 +7,8 @@
 #include <atomic>
 #include <mutex>
 
+#include "core/allocator/found_block.h"
+
 namespace mempool::torch_cpu {
 namespace {
 
@@ -25,15 +27,14 @@ void report(void* address, std::size_t bytes) {
 
 // Every block of ours, and every pointer that raw_deallocate is given, passes here.
 void deleter(void* address) {
-  if (g_has_reported.load(std::memory_order_relaxed) && is_reported() && CachingAllocator::block_bytes(address) != 0)
-      [[unlikely]]
+  if (g_has_reported.load(std::memory_order_relaxed) && is_reported() && block_bytes(address) != 0) [[unlikely]]
     c10::profiledCPUMemoryReporter().Delete(address);
   if (g_device->deallocate(address)) [[likely]]
     return;
   // A pointer that is not ours was made by the allocator before us (raw_allocate ahead of enable(), or while disabled),
   // and goes back to it. Inside our blocks it can only be one that is free already.
   const c10::DeleterFnPtr previous = g_previous->raw_deleter();
-  if (previous != nullptr && CachingAllocator::block_bytes(address) == 0) previous(address);
+  if (previous != nullptr && block_bytes(address) == 0) previous(address);
 }
 
 void* allocate_block(std::size_t bytes) {

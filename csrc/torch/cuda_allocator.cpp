@@ -14,6 +14,7 @@
 
 #include "backend/cuda_memory.h"
 #include "common/errors.h"
+#include "core/allocator/found_block.h"
 
 namespace mempool::torch_cuda {
 namespace {
@@ -169,8 +170,8 @@ void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t st
   } catch (const PoolStateError& error) {
     TORCH_CHECK(false, error.what());
   }
-  const std::size_t rounded = pool != nullptr && pool->foreign != nullptr ? pool->foreign->bytes_of(address)
-                                                                          : CachingAllocator::block_bytes(address);
+  const std::size_t rounded =
+      pool != nullptr && pool->foreign != nullptr ? pool->foreign->bytes_of(address) : block_bytes(address);
   if (history_.is_on()) {
     history_.on_alloc(index, address, rounded, stream, pool != nullptr ? pool->id : c10::MempoolId_t{0, 0}, context);
   }
@@ -255,7 +256,7 @@ void* CudaAllocator::after_out_of_memory(int index, std::size_t bytes, cudaStrea
 c10::DeleterFnPtr CudaAllocator::raw_deleter() const { return &deleter; }
 
 void CudaAllocator::raw_delete(void* address) {
-  CachingAllocator* const core = CachingAllocator::owner_of(address);
+  CachingAllocator* const core = owner_of(address);
   if (core == nullptr || history_.is_on() || !is_caching_.load(std::memory_order_relaxed) || is_forked_child() ||
       c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled()) [[unlikely]] {
     free_slow(address);
@@ -266,7 +267,7 @@ void CudaAllocator::raw_delete(void* address) {
 
 void CudaAllocator::free_slow(void* address) {
   if (address == nullptr || is_forked_child()) return;
-  CachingAllocator* const core = CachingAllocator::owner_of(address);
+  CachingAllocator* const core = owner_of(address);
   if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
     (*interpreter)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));
   }
@@ -280,11 +281,11 @@ void CudaAllocator::free_slow(void* address) {
   }
   const int i = number_of(core);
   TORCH_CHECK(i >= 0, "invalid device pointer: ", address);
-  const auto rounded = CachingAllocator::block_bytes(address);
+  const auto rounded = block_bytes(address);
   if (history_.is_on()) {
-    const CachingAllocator::Range range = CachingAllocator::range_of(address);
+    const BackedRange range = backed_range_of(address);
     history_.on_free(i, address, rounded, stream_of(range.stream), find_device(i)->pools.id_of(range.family),
-                     !CachingAllocator::is_used_elsewhere(address));
+                     !is_used_elsewhere(address));
   }
   TORCH_CHECK(core->deallocate(address), "invalid device pointer: ", address);
   report_to_profiler(i, address, -static_cast<std::int64_t>(rounded));
@@ -300,7 +301,7 @@ void CudaAllocator::recordStream(const c10::DataPtr& block, c10::cuda::CUDAStrea
 }
 
 void CudaAllocator::use_on(void* address, int device, cudaStream_t stream) {
-  CachingAllocator* const core = CachingAllocator::owner_of(address);
+  CachingAllocator* const core = owner_of(address);
   // A copy between devices may be on a stream of either: the clock is that of the stream's own device.
   if (core != nullptr && core->add_use(address, device_at(device).core.clock_of(id_of(stream)))) return;
   bool is_added = false;

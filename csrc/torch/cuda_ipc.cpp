@@ -12,6 +12,7 @@
 
 #include "backend/cuda_export.h"
 #include "backend/cuda_import.h"
+#include "core/allocator/found_block.h"
 #include "torch/cuda_allocator.h"
 
 namespace mempool::torch_cuda {
@@ -64,7 +65,7 @@ int take_descriptor(std::int64_t process, std::int64_t descriptor) {
 
 // The memory stays where it is until the block is freed. torch keeps it as long as a receiver has it.
 cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
-  CachingAllocator* const core = CachingAllocator::owner_of(address);
+  CachingAllocator* const core = owner_of(address);
   TORCH_CHECK(core != nullptr, "invalid device pointer: ", address);
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));

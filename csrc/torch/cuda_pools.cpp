@@ -24,7 +24,7 @@ void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> fore
     return;
   }
   auto pool = std::make_shared<PrivatePool>(*this, id);
-  pool->family = &device_.open_family("torch pool " + text_of(id), true);
+  pool->family = &device_.arenas().open("torch pool " + text_of(id), ArenaFamily::Kind::fixed);
   if (foreign != nullptr) {
     pool->foreign = std::make_unique<ForeignPool>(std::move(foreign), device_number(device_));
     foreign_.fetch_add(1);
@@ -33,7 +33,7 @@ void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> fore
 }
 
 PrivatePool::~PrivatePool() {
-  if (family != nullptr) owner.device().close_family(*family);
+  if (family != nullptr) owner.device().arenas().close(*family);
   if (foreign == nullptr) return;
   foreign->trim();
   owner.leave(std::move(foreign));

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "core/allocator/found_block.h"
 #include "torch/cuda_allocator.h"
 
 namespace mempool::torch_cuda {
@@ -54,7 +55,7 @@ TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
   out.inactive_split_bytes = to_torch(stats.free_ranges.bytes);
   for (const PoolPointer& pool : device.pools.all()) {
     auto& held = out.reserved_bytes_by_private_pools[pool->id][0];
-    held.current = held.peak = static_cast<std::int64_t>(device.core.family_held_bytes(*pool->family) +
+    held.current = held.peak = static_cast<std::int64_t>(device.core.arenas().held_bytes(*pool->family) +
                                                          (pool->foreign != nullptr ? pool->foreign->held() : 0));
   }
   out.num_alloc_retries = stats.alloc_retries;
@@ -87,11 +88,11 @@ void CudaAllocator::cacheInfo(c10::DeviceIndex index, std::size_t* largest_block
   std::size_t total = 0;
   const c10::cuda::CUDAGuard guard(index);
   C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  *largest_block = std::max({*largest_block, free, device.core.largest_free()});
+  *largest_block = std::max({*largest_block, free, device.core.arenas().largest_free()});
 }
 
 void* CudaAllocator::getBaseAllocation(void* address, std::size_t* bytes) {
-  const CachingAllocator::Range range = CachingAllocator::range_of(address);
+  const BackedRange range = backed_range_of(address);
   TORCH_CHECK(range.address != nullptr, "invalid device pointer: ", address);
   if (bytes != nullptr) *bytes = range.bytes;
   return range.address;
@@ -188,12 +189,12 @@ void CudaAllocator::popCompileContext() {
 }
 
 void CudaAllocator::annotateMemory(const void* address, const std::string& text) {
-  const CachingAllocator* const core = CachingAllocator::owner_of(address);
+  const CachingAllocator* const core = owner_of(address);
   TORCH_CHECK(core != nullptr, "invalid device pointer: ", address);
-  const CachingAllocator::Range range = CachingAllocator::range_of(address);
+  const BackedRange range = backed_range_of(address);
   const int i = number_of(core);
   TORCH_CHECK(i >= 0, "invalid device pointer: ", address);
-  history_.add(TraceEntry::ANNOTATE, i, reinterpret_cast<std::size_t>(address), CachingAllocator::block_bytes(address),
+  history_.add(TraceEntry::ANNOTATE, i, reinterpret_cast<std::size_t>(address), block_bytes(address),
                stream_of(range.stream), find_device(i)->pools.id_of(range.family),
                history_.gather(RecordContext::ALLOC), text);
 }

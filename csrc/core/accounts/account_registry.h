@@ -62,7 +62,7 @@ class AccountRegistry {
   // What the end of a block means for the pool that it was charged to.
   struct Ended {
     Account* done = nullptr;  // nothing keeps it any more: the caller retires it
-    // An isolated pool without a block that nobody can allocate from any more. It is kept alive until release().
+    // An isolated pool without a block, from which no thread can allocate any more. It is kept alive until release().
     Account* idle = nullptr;
   };
   // A block that is not charged any more still keeps its pool alive, until release_block().

@@ -1,9 +1,11 @@
-// The most bytes that were allocated within the last so many milliseconds: what demand may come back to.
+// A sliding maximum: the most bytes that were needed within the last span of time, which demand may come back to.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+
+#include "common/expects.h"
 
 namespace mempool {
 
@@ -13,8 +15,11 @@ class DemandWindow {
 
   // `highest` was reached between the last call and now; `now_ms` never goes back. May throw std::bad_alloc.
   void add(std::int64_t now_ms, std::int64_t highest);
-  // Over the span that ends at the last call. Precondition: add() was called.
-  std::int64_t highest() const { return falling_.front().bytes; }
+  // Over the span that ends at the last call. Expects that add() was called.
+  std::int64_t highest() const {
+    MEMPOOL_EXPECTS(!falling_.empty());
+    return falling_.front().bytes;
+  }
 
  private:
   struct Point {

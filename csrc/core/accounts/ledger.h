@@ -9,8 +9,8 @@
 //     sums need counting. When that room is used up, the leases of all threads are folded back before the next block is
 //     counted.
 //   - A thread that frees what another one allocated is behind until it is folded, by at most kFoldBytes and
-//     kFoldBlocks. Meanwhile the totals are too high by that much for each such thread, and so may be a peak: never too
-//     low, and exact when each thread frees what it allocated.
+//     kFoldBlocks. Meanwhile the totals are too high by that much for each of these threads, and so may be a peak:
+//     never too low, and exact when each thread frees what it allocated.
 //   - Every other pool may have a limit, so its blocks are counted in its Account, under the registry's spin lock for
 //   the
 //     whole chain of parents: a check and all its charges are one step, a limit is never passed by a byte, and no
@@ -62,7 +62,7 @@ class Ledger {
   // threads' must be folded, these last.
   bool settle(Shards& shards, bool is_small);
   void fold(Shards& shards);
-  // After all shards were folded for the sake of a peak: for some time nobody gets a lease, so that threads at their
+  // After all shards were folded for the sake of a peak: for some time no thread gets a lease, so that threads at their
   // common peak share a lock and do not take each other's leases away in turn.
   void suspend_leases();
 
@@ -73,7 +73,7 @@ class Ledger {
   // Held bytes. False when the device limit would be passed.
   bool try_hold(std::size_t bytes);
   void unhold(std::size_t bytes);
-  // After a commit that try_hold() allowed; so many of the bytes are of the small pool.
+  // After a commit that try_hold() allowed; `shared_bytes` of them are of the small pool.
   void count_commit(std::size_t bytes, std::size_t shared_bytes);
   void count_decommit(std::size_t bytes, std::size_t shared_bytes = 0);  // includes unhold()
   void count_move(std::size_t bytes);

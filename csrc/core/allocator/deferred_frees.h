@@ -1,7 +1,7 @@
-// Blocks that are freed while other streams than their own may still use them: they wait until these have caught up.
+// Deferred frees: blocks that wait, after their free, for the other streams that use them (torch's record_stream).
 //
 // Whoever uses a block on another stream says so (add_use). When it is freed, what is in those streams at that moment
-// has to be done before anybody gets its memory.
+// has to be done before another request gets its memory.
 #pragma once
 
 #include <atomic>
@@ -44,7 +44,8 @@ class DeferredFrees {
   // From now on the live block is used on that stream, too. Throws std::bad_alloc.
   void add_use(const void* address, StreamClock& clock);
   // A block that add_use() was called for is freed: collect() returns it one day. False: its uses are over, because
-  // there was no memory for a record and they were waited for. Where even that is not possible, nobody gets it again.
+  // there was no memory for a record and they were waited for. Where even that is not possible, no request gets it
+  // again.
   bool defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account) noexcept;
   bool empty() const noexcept { return waiting_.load(std::memory_order_relaxed) == 0; }
   std::size_t count() const noexcept { return waiting_.load(std::memory_order_relaxed); }

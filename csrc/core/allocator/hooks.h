@@ -22,4 +22,10 @@ struct Hooks {
   std::uint32_t (*capture_stack)() noexcept = nullptr;
 };
 
+// `hooks` must outlive its installation; nullptr removes.
+void set_hooks(const Hooks* hooks) noexcept;
+const Hooks* installed_hooks() noexcept;  // nullptr: none
+// By the installed hook; 0 without one.
+std::uint32_t capture_stack();
+
 }  // namespace mempool

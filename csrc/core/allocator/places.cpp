@@ -1,12 +1,12 @@
-// Where blocks lie: for those who must find them again at the same place, as a graph's tensors are.
+// Where blocks lie: for whoever must find them again at the same place, as a captured graph must.
 #include "common/align.h"
+#include "core/allocator/allocation.h"
 #include "core/allocator/caching_allocator.h"
-#include "core/pages/page_map.h"
+#include "core/allocator/found_block.h"
 
 namespace mempool {
 namespace {
 
-using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 using PlacedBlock = CachingAllocator::PlacedBlock;
 
 void append_live(const Span& span, StreamId stream, std::vector<PlacedBlock>& out) {
@@ -23,33 +23,15 @@ void append_live(const Span& span, StreamId stream, std::vector<PlacedBlock>& ou
 
 }  // namespace
 
-CachingAllocator* CachingAllocator::owner_of(const void* address) noexcept {
-  const Span* const span = PageMap::instance().find(address);
-  return span != nullptr ? &span->segment->arena->family.owner : nullptr;
-}
-
 bool CachingAllocator::is_charged(const Account& pool, const void* address) const noexcept {
   if (owner_of(address) != this) return false;
-  Span* span = nullptr;
-  const BlockTag* const tag = find_tag(address, span);
-  return tag != nullptr && tag->requested != kFreeTag && (tag->account & ~kTagFlags) == pool.id;
-}
-
-CachingAllocator::Range CachingAllocator::range_of(const void* block) noexcept {
-  const Span* const span = PageMap::instance().find(block);
-  if (span == nullptr) return {};
-  Arena& arena = *span->segment->arena;
-  const ArenaGuard guard(arena.mutex);
-  const Span* first = span;
-  while (is_backed(first->previous)) first = first->previous;
-  const Span* last = span;
-  while (is_backed(last->next)) last = last->next;
-  return {first->address(), last->end() - first->start, arena.stream(), &arena.family};
+  const FoundBlock block = FoundBlock::at(address);
+  return block.is_found() && block.is_live() && (block.tag->account & ~kTagFlags) == pool.id;
 }
 
 std::vector<PlacedBlock> CachingAllocator::live_blocks(const ArenaFamily& family) {
   std::vector<PlacedBlock> out;
-  for (Arena* const arena : arenas_of(family)) {
+  for (Arena* const arena : parts_.arenas.arenas_of(family)) {
     const ArenaGuard guard(arena->mutex);
     for (const Segment* segment = arena->pages.first_segment(); segment != nullptr; segment = segment->next) {
       for (const Span* span = segment->first; span != nullptr; span = span->next)
@@ -60,7 +42,7 @@ std::vector<PlacedBlock> CachingAllocator::live_blocks(const ArenaFamily& family
 }
 
 bool CachingAllocator::allocate_at(ArenaFamily& family, const PlacedBlock& place) {
-  Arena* const arena = arena_of(family, place.stream);
+  Arena* const arena = parts_.arenas.arena_of(family, place.stream);
   if (arena == nullptr) return false;
   const auto start = reinterpret_cast<std::uintptr_t>(place.address);
   {
@@ -76,45 +58,37 @@ bool CachingAllocator::allocate_at(ArenaFamily& family, const PlacedBlock& place
       span->hand_out(place.requested, 0, nullptr);
     }
   }
-  confirm({.size = {place.rounded, place.requested},
-           .account = nullptr,
-           .cache = cache(),
-           .stream = place.stream,
-           .family = &family,
-           .arena = arena});
+  Allocation(parts_, {place.rounded, place.requested}, place.stream, &family).confirm();
   return true;
 }
 
 bool CachingAllocator::allocate_exactly(std::size_t bytes, void* address, StreamId stream) {
   const std::size_t rounded = align_up(bytes, kPageBytes);
   if (bytes == 0 || rounded < bytes || reinterpret_cast<std::uintptr_t>(address) % kPageBytes != 0) return false;
-  recall();
-  return allocate_at(*default_family_, {address, rounded, bytes, stream, 0});
+  parts_.caches.recall();
+  return allocate_at(parts_.arenas.default_family(), {address, rounded, bytes, stream, 0});
 }
 
 std::vector<Handle> CachingAllocator::pin_handles(const void* block) {
-  Span* span = nullptr;
-  BlockTag* const tag = find_tag(block, span);
-  if (tag == nullptr) return {};
-  Arena& arena = *span->segment->arena;
+  const FoundBlock found = FoundBlock::at(block);
+  if (!found.is_found()) return {};
+  Arena& arena = found.arena();
   const ArenaGuard guard(arena.mutex);
-  if (tag->requested == kFreeTag || arena.pages.asleep()) return {};
-  std::vector<Handle> handles = arena.pages.handles_of(*span);
-  if ((tag->account & kExported) == 0) arena.pages.count_pinned(1);
-  tag->account |= kExported;
+  if (!found.is_live() || arena.pages.asleep()) return {};
+  std::vector<Handle> handles = arena.pages.handles_of(*found.span);
+  if ((found.tag->account & kExported) == 0) arena.pages.count_pinned(1);
+  found.tag->account |= kExported;
   return handles;
 }
 
 void CachingAllocator::unpin(void* block) noexcept {
-  Span* span = nullptr;
-  BlockTag* const tag = find_tag(block, span);
-  if (tag == nullptr) return;
+  const FoundBlock found = FoundBlock::at(block);
+  if (!found.is_found()) return;
   {
-    Arena& arena = *span->segment->arena;
-    const ArenaGuard guard(arena.mutex);
-    if ((tag->account & kExported) == 0) return;
-    tag->account &= ~kExported;
-    arena.pages.count_pinned(-1);
+    const ArenaGuard guard(found.arena().mutex);
+    if ((found.tag->account & kExported) == 0) return;
+    found.tag->account &= ~kExported;
+    found.arena().pages.count_pinned(-1);
   }
   if (const UnpinHook hook = unpin_hook_.load(std::memory_order_relaxed)) hook(*this, block);
 }

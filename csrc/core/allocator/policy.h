@@ -63,8 +63,7 @@ inline constexpr std::size_t kMostTried = 64;
 // Bytes that go back in one step: no allocation waits longer for the arena than one step takes. Not measured.
 inline constexpr std::size_t kDecaySlice = std::size_t{64} << 20;
 
-// One part in so many of the highest demand stays in addition: demand comes back in other sizes and places. Not
-// measured.
+// The highest demand divided by this stays in addition: demand comes back in other sizes and places. Not measured.
 inline constexpr std::size_t kDecayMarginShare = 32;
 
 // Ticks in one decay_ms, and the longest and shortest time between two, in milliseconds. Not measured.

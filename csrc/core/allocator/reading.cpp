@@ -1,5 +1,4 @@
 // Statistics, snapshots and checks: whatever looks at the whole allocator at one moment.
-#include <algorithm>
 #include <vector>
 
 #include "core/allocator/caching_allocator.h"
@@ -55,50 +54,37 @@ void append_arena(const Arena& arena, std::size_t number, Snapshot& out) {
   }
 }
 
-}  // namespace
-
-DeviceStats CachingAllocator::stats() {
-  AllCaches caches(slot_);
-  caches.for_each([this](ThreadCache& cache) { ledger_.fold(cache.shards); });
-  DeviceStats out = ledger_.read_stats();
-  for_each_arena(
-      [&out](Arena& arena) {
-        FreeRangeStats ranges = arena.pages.free_ranges();
-        if (arena.pages.asleep()) ranges.for_each([](Stat& stat) { stat.current = 0; });
-        out.free_ranges.absorb(ranges);
-      },
-      [&] { out.free_ranges.absorb(retired_ranges_); });
-  return out;
-}
-
-void CachingAllocator::reset(void (*action)(Stat&)) {
-  AllCaches caches(slot_);
-  caches.for_each([this](ThreadCache& cache) { ledger_.fold(cache.shards); });
-  ledger_.reset(action);
-  for_each_arena([action](Arena& arena) { arena.pages.free_ranges().for_each(action); },
-                 [&] { retired_ranges_.for_each(action); });
-}
-
-// Every thread that allocates waits while a snapshot is taken. So what takes longest, fresh memory for so many records,
-// is had before: for the blocks that are live now, as many free ones in slabs, and some that come meanwhile.
-void CachingAllocator::make_room_for_snapshot(Snapshot& out) {
-  const DeviceStats now = stats();
+// Every thread that allocates waits while a snapshot is taken. So fresh memory for its records, which takes longest, is
+// had before: for the blocks that are live now, as many free ones in slabs, and some that come meanwhile.
+void make_room(const DeviceStats& now, Snapshot& out) {
   const auto blocks = static_cast<std::size_t>(now.blocks.all.count.current + now.free_ranges.count.all.current);
   out.blocks.resize(2 * blocks + kSnapshotSpareBlocks);  // touches it, too
   out.blocks.clear();
   out.segments.reserve(static_cast<std::size_t>(now.segments.all.current) + kSnapshotSpareSegments);
 }
 
+}  // namespace
+
+DeviceStats CachingAllocator::stats() {
+  const CacheSet::Folded folded(parts_.caches);
+  DeviceStats out = parts_.ledger.read_stats();
+  out.free_ranges = parts_.arenas.free_ranges();
+  return out;
+}
+
+// Leases end before peaks are reset: no thread may be ahead of totals that have no room.
+void CachingAllocator::reset(void (*action)(Stat&)) {
+  const CacheSet::Folded folded(parts_.caches);
+  parts_.ledger.reset(action);
+  parts_.arenas.reset(action);
+}
+
 Snapshot CachingAllocator::snapshot() {
   Snapshot out;
-  make_room_for_snapshot(out);
+  make_room(stats(), out);
   std::vector<bool> is_named;  // by account
-  const AllCaches caches(slot_);
-  for_each_arena([&](Arena& arena) {
-    const auto family = std::find_if(families_.begin(), families_.end(),
-                                     [&](const std::unique_ptr<ArenaFamily>& f) { return f.get() == &arena.family; });
-    append_arena(arena, static_cast<std::size_t>(family - families_.begin()), out);
-  });
+  const AllCaches caches(slot());
+  parts_.arenas.for_each([&](Arena& arena) { append_arena(arena, parts_.arenas.number_of(arena.family), out); });
   // A block that was live above may be gone by now, but then its free has not been charged off yet or its pool's name
   // is not needed: names are read while the caches, through which every free goes, are still held.
   for (const SnapshotBlock& block : out.blocks) {
@@ -106,7 +92,7 @@ Snapshot CachingAllocator::snapshot() {
     if (block.account >= is_named.size()) is_named.resize(block.account + 1);
     if (is_named[block.account]) continue;
     is_named[block.account] = true;
-    out.pools.emplace(block.account, accounts_.name_of(block.account));
+    out.pools.emplace(block.account, parts_.accounts.name_of(block.account));
   }
   return out;
 }
@@ -115,18 +101,8 @@ std::string CachingAllocator::check_invariants() {
   std::size_t live = 0;
   for (const SnapshotBlock& block : snapshot().blocks) live += block.live ? block.bytes : 0;
   if (live != static_cast<std::size_t>(stats().blocks.all.bytes.current)) return "allocated bytes against live blocks";
-  std::size_t held = 0;
-  for_each_arena([&held](Arena& arena) { held += arena.pages.held_bytes(); });
-  if (held != ledger_.held()) return "held bytes against those of the arenas";
-  return check_structure();
-}
-
-std::string CachingAllocator::check_structure() {
-  std::string broken;
-  for_each_arena([&broken](Arena& arena) {
-    if (broken.empty()) broken = arena.check_invariants();
-  });
-  return broken;
+  if (parts_.arenas.held_bytes() != parts_.ledger.held()) return "held bytes against those of the arenas";
+  return parts_.arenas.check_invariants();
 }
 
 }  // namespace mempool

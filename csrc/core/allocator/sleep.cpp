@@ -2,12 +2,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/errors.h"
+#include "common/expects.h"
 #include "core/allocator/caching_allocator.h"
 
 namespace mempool {
 namespace {
 
-using ArenaGuard = std::lock_guard<AdaptiveMutex>;
 using Unsleeping = PageHeap::Unsleeping;
 
 std::string text_of(StreamClock::Obstacle obstacle, StreamEvents* events) {
@@ -93,7 +94,7 @@ bool wake_all(const std::vector<Arena*>& arenas, Refusal& why, std::string& prob
 class Falling {
  public:
   using Used = std::vector<PageHeap::UsedRange>;
-  // Precondition: no more arenas fall asleep than this. So a step that was taken cannot fail to be noted.
+  // Expects that no more arenas fall asleep than this. So a step that was taken cannot fail to be noted.
   explicit Falling(std::size_t most) { arenas_.reserve(most); }
   Falling(const Falling&) = delete;
   Falling& operator=(const Falling&) = delete;
@@ -102,6 +103,7 @@ class Falling {
   // What keeps the arena awake; `obstacle` as of PageHeap::fall_asleep().
   Unsleeping add(Arena& arena, StreamClock::Obstacle& obstacle) {
     Used used;
+    MEMPOOL_EXPECTS(arenas_.size() < arenas_.capacity());
     const ArenaGuard guard(arena.mutex);
     const Unsleeping why = arena.pages.fall_asleep(used, obstacle);
     if (why == Unsleeping::none) arenas_.emplace_back(&arena, std::move(used));
@@ -127,7 +129,7 @@ class Falling {
 }  // namespace
 
 void CachingAllocator::sleep_pool(Account& pool, bool keep) {
-  const std::string name = accounts_.read(pool).name;
+  const std::string name = parts_.accounts.read(pool).name;
   const auto refuse_to_sleep = [&name](const std::string& reason) {
     throw PoolStateError("mempool: pool '" + name + "' stays awake: " + reason);
   };
@@ -135,28 +137,28 @@ void CachingAllocator::sleep_pool(Account& pool, bool keep) {
     throw ConfigError("pool '" + name +
                       "' shares its memory with others and cannot sleep: make it with isolated=True.");
   }
-  if (memory_->capabilities().reserves_memory) {
-    throw ConfigError("pool '" + name + "' cannot sleep: device " + device_ +
+  if (parts_.memory->capabilities().reserves_memory) {
+    throw ConfigError("pool '" + name + "' cannot sleep: device " + device() +
                       " cannot manage virtual memory, and its memory would come back at other addresses.");
   }
-  const std::vector<Arena*> arenas = arenas_of(*pool.family);
+  const std::vector<Arena*> arenas = parts_.arenas.arenas_of(*pool.family);
   if (pool.family->asleep.load() || any_of(arenas, [](const PageHeap& pages) { return pages.sound_asleep(); })) return;
   if (any_of(arenas, [](const PageHeap& pages) { return pages.is_pinned(); })) {
     refuse_to_sleep(text_of(Unsleeping::pinned, StreamClock::Obstacle::none, nullptr));
   }
   // Whatever uses the memory comes to its end first, blocks that are freed and wait for that too.
-  while (await_other_streams(0)) continue;
-  StreamClock::Obstacle obstacle = clocks_.wait_for_all();
-  if (obstacle != StreamClock::Obstacle::none) refuse_to_sleep(text_of(obstacle, memory_->stream_events()));
+  settle();
+  StreamClock::Obstacle obstacle = parts_.clocks.wait_for_all();
+  if (obstacle != StreamClock::Obstacle::none) refuse_to_sleep(text_of(obstacle, parts_.memory->stream_events()));
 
   Falling falling(arenas.size());
   for (Arena* const arena : arenas) {
     const Unsleeping why = falling.add(*arena, obstacle);
-    if (why != Unsleeping::none) refuse_to_sleep(text_of(why, obstacle, memory_->stream_events()));
+    if (why != Unsleeping::none) refuse_to_sleep(text_of(why, obstacle, parts_.memory->stream_events()));
   }
   std::vector<std::unique_ptr<Backup>> backups(falling.size());
   for (std::size_t i = 0; keep && i < falling.size(); ++i) {
-    backups[i] = memory_->make_backup();
+    backups[i] = parts_.memory->make_backup();
     if (backups[i] == nullptr) throw std::bad_alloc();
     if (!save_all(*backups[i], falling.used(i))) refuse_to_sleep(backups[i]->problem() + ".");
   }
@@ -184,12 +186,12 @@ void CachingAllocator::sleep_pool(Account& pool, bool keep) {
 
 void CachingAllocator::wake_pool(Account& pool) {
   if (!pool.isolated) return;
-  const std::vector<Arena*> arenas = arenas_of(*pool.family);
+  const std::vector<Arena*> arenas = parts_.arenas.arenas_of(*pool.family);
   Refusal why = Refusal::none;
   std::size_t needed = 0;
   for (const bool released : {false, true}) {
     if (any_of(arenas, [](const PageHeap& pages) { return pages.asleep() && !pages.sound_asleep(); })) {
-      throw PoolStateError("mempool: pool '" + accounts_.read(pool).name +
+      throw PoolStateError("mempool: pool '" + parts_.accounts.read(pool).name +
                            "': another thread is just putting it to sleep or waking it.");
     }
     needed = 0;
@@ -201,30 +203,30 @@ void CachingAllocator::wake_pool(Account& pool) {
     std::string problem;
     if (wake_all(arenas, why, problem)) {
       pool.family->asleep.store(false);
-      if (const auto hook = growth_hook_.load(std::memory_order_relaxed)) hook(*this);
+      parts_.tell_growth();
       return;
     }
     if (!problem.empty()) {
-      throw PoolStateError("mempool: pool '" + ledger_.read(pool).name + "' sleeps on: " + problem + ".");
+      throw PoolStateError("mempool: pool '" + parts_.accounts.read(pool).name + "' sleeps on: " + problem + ".");
     }
     if (released) break;
-    recall();
-    release(needed, true);
+    parts_.caches.recall();
+    parts_.arenas.release(needed, true);
   }
-  const Account account = accounts_.read(pool);
-  ledger_.count_oom(&pool, nullptr);
+  const Account account = parts_.accounts.read(pool);
+  parts_.ledger.count_oom(&pool, nullptr);
   throw OutOfMemory({.reason = why == Refusal::limit ? OomReason::device_limit : OomReason::backend_refused,
-                     .device = device_,
+                     .device = device(),
                      .pool = account.name,
                      .requested = needed,
                      .allocated = static_cast<std::size_t>(account.blocks.bytes.current),
-                     .limit = why == Refusal::limit ? ledger_.limit() : kNoLimit,
-                     .held = ledger_.held()});
+                     .limit = why == Refusal::limit ? parts_.ledger.limit() : kNoLimit,
+                     .held = parts_.ledger.held()});
 }
 
 bool CachingAllocator::pool_asleep(const Account& pool) {
-  return pool.isolated && (pool.family->asleep.load() ||
-                           any_of(arenas_of(*pool.family), [](const PageHeap& pages) { return pages.asleep(); }));
+  return pool.isolated && (pool.family->asleep.load() || any_of(parts_.arenas.arenas_of(*pool.family),
+                                                                [](const PageHeap& pages) { return pages.asleep(); }));
 }
 
 }  // namespace mempool

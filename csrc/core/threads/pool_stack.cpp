@@ -11,6 +11,7 @@ constinit std::atomic<std::uint64_t> g_last{0};
 std::uint64_t PoolStack::mark() noexcept { return g_last.load(std::memory_order_relaxed); }
 
 void PoolStack::push(PoolEntry& entry, Account* account, ThreadCache& home) noexcept {
+  MEMPOOL_EXPECTS(entry.home() == nullptr);
   entry.order_ = g_last.fetch_add(1, std::memory_order_relaxed) + 1;
   entry.account_ = account;
   entry.below_ = top_;
@@ -22,6 +23,7 @@ void PoolStack::push(PoolEntry& entry, Account* account, ThreadCache& home) noex
 }
 
 Account* PoolStack::pop(PoolEntry& entry) noexcept {
+  MEMPOOL_EXPECTS(entry.home() != nullptr && (entry.above_ != nullptr) == (&entry != top_));
   (entry.above_ != nullptr ? entry.above_->below_ : top_) = entry.below_;
   if (entry.below_ != nullptr) entry.below_->above_ = entry.above_;
   current_.store(top_ != nullptr ? top_->account_ : nullptr, std::memory_order_relaxed);

@@ -7,16 +7,19 @@
 #include <atomic>
 #include <cstdint>
 
+#include "common/expects.h"
+
 namespace mempool {
 
 class ThreadCache;
 struct Account;
 
-// A place on such a stack. Whoever enters a pool makes one and keeps it until it is left; `user` is for that one's own
-// use. Precondition of its end: it was left, by whomever, or its thread has ended.
+// An entry of that stack. Whoever enters a pool makes an entry and keeps it until the pool is left; `user` is for its
+// maker's own use. Its end expects that it was left, by whichever thread, or that its thread has ended.
 class PoolEntry {
  public:
   explicit PoolEntry(void* user_in = nullptr) : user(user_in) {}
+  ~PoolEntry() { MEMPOOL_EXPECTS(home() == nullptr); }
   PoolEntry(const PoolEntry&) = delete;
   PoolEntry& operator=(const PoolEntry&) = delete;
 
@@ -54,7 +57,7 @@ class PoolStack {
   static PoolEntry* below(const PoolEntry& entry) noexcept { return entry.below_; }
 
   void push(PoolEntry& entry, Account* account, ThreadCache& home) noexcept;
-  // Precondition: the entry is on this stack. Returns its account.
+  // Expects that the entry is on this stack. Returns its account.
   Account* pop(PoolEntry& entry) noexcept;
 
  private:

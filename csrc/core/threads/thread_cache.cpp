@@ -36,7 +36,6 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& 
   // Half of the bin, so that frees which follow find room.
   const std::size_t room = most_small_bytes_ > small_bytes_ ? (most_small_bytes_ - small_bytes_) / size : 0;
   const std::size_t batch = std::clamp<std::size_t>(room, 1, bin.capacity / 2);
-  const Guard guard(arena_->mutex);
   const std::size_t filled = arena_->slabs.allocate(size_class, bin.slots, batch, supply, why);
   if (filled == 0) return false;
   // The lowest address goes out first.

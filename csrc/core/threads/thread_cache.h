@@ -1,14 +1,14 @@
-// Free blocks of one arena that one thread keeps for itself, and that thread's shards of the ledger. The arena is that
-// of the stream which the thread has used of late, in the device's default family.
+// The thread cache: free blocks of one arena that one thread keeps for itself, and its shards of the ledger. The arena
+// is that of the stream which the thread has used of late, in the device's default family.
 //
 // `lock` guards everything here. Its own thread takes it for each allocation, and so nearly always without contention;
 // others take it to recall the blocks (a limit was reached, trim, a pool closes), to read statistics, at fork and at
-// thread exit. Lock order: registry, then thread caches, then arenas, then the ledger.
+// thread exit. core/allocator/device_parts.h has the order of locks.
 //
 // Small blocks are kept up to a number of bytes. Larger ones are kept by number: they return to the arena, from all
 // threads, before it asks for memory, so that nothing more is held because of them. Yet a block that waits has not
-// merged with what is free beside it, and the next ones are placed worse. Moving what is free makes that good where any
-// granule can move; elsewhere one block of each kind waits, and only until another size is wanted.
+// coalesced with what is free beside it, and the next ones are placed worse. Moving what is free makes that good where
+// any granule can move; elsewhere one block of each kind waits, and only until another size is wanted.
 #pragma once
 
 #include <array>
@@ -44,11 +44,11 @@ class ThreadCache {
   // Whether a block of that arena may wait here. Called by the thread itself, without the lock too.
   bool serves(const void* arena) const noexcept { return arena == served_; }
   StreamId stream() const noexcept { return stream_; }
-  // From now on it keeps blocks of that arena. Precondition: the lock is held.
+  // From now on it keeps blocks of that arena. Expects that the lock is held.
   void serve(Arena& arena) noexcept;
 
-  // Small blocks. pop() is false when the class is empty; then refill() takes a batch from the arena. push() is false
-  // when there is no room; then push_or_give_back() makes some.
+  // Small blocks. pop() is false when the class is empty; then refill() takes a batch from the arena, whose mutex
+  // the caller holds. push() is false when there is no room; then push_or_give_back() makes some.
   bool pop(std::size_t size_class, SmallBlock& out) noexcept {
     Bin& bin = bins_[size_class];
     if (bin.count == 0) [[unlikely]]
@@ -122,14 +122,14 @@ class ThreadCache {
   [[gnu::always_inline]] Span* pop_span(const BlockSize& size) noexcept {
     return size.is_small() ? pop_medium(size.rounded) : pop_large(size.rounded);
   }
-  [[gnu::always_inline]] void push_span(Span* span) noexcept {
-    span->bytes <= kMediumMax ? push_medium(span) : push_large(span);
+  [[gnu::always_inline]] void push_span(Span* span, const BlockSize& size) noexcept {
+    size.is_small() ? push_medium(span) : push_large(span);
   }
 
   std::size_t small_bytes() const noexcept { return small_bytes_; }
   // Medium and large ones. May be read without the lock.
   std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
-  // Bytes of them that were there all the time since the last call: nobody has needed these.
+  // Bytes of them that were there all the time since the last call: no request has needed these.
   std::size_t take_unused_bytes() noexcept { return std::exchange(least_span_bytes_, span_bytes()); }
 
   // Returns every block, or the small ones, or the medium and large ones, to the arena.

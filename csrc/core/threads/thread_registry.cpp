@@ -5,6 +5,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "common/expects.h"
+
 namespace mempool {
 
 constinit thread_local ThreadCaches* t_caches __attribute__((tls_model("initial-exec"))) = nullptr;
@@ -47,6 +49,7 @@ std::size_t ThreadRegistry::add_allocator() {
 
 void ThreadRegistry::remove_allocator(std::size_t slot) {
   const std::lock_guard guard(mutex);
+  MEMPOOL_EXPECTS(taken_[slot]);
   for (ThreadCaches* caches : threads_) {
     delete caches->by_slot[slot];
     caches->by_slot[slot] = nullptr;

@@ -1,4 +1,4 @@
-// Which thread has which cache. One registry for the process; each allocator has a slot in it.
+// The thread caches of the process, by thread and allocator: each allocator has a slot in this one registry.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@ class ThreadRegistry {
 
   // A free slot. Throws std::runtime_error when all are taken.
   std::size_t add_allocator();
-  // Deletes the caches of the slot without touching the arena. Precondition: no thread uses the allocator any more.
+  // Deletes the caches of the slot without touching the arena. Expects that no thread uses the allocator any more.
   void remove_allocator(std::size_t slot);
 
   static ThreadCache* find(std::size_t slot) noexcept {

@@ -185,7 +185,7 @@ TEST(the_allocator_works_on_a_device_and_leaves_nothing_there) {
 TEST(contents_survive_sleep_on_a_device) {
   if (!has_standin()) return;
   CachingAllocator device("cuda:0", make(), {});
-  Account* const pool = device.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = device.pools().open("weights", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(device, pool);
   auto* const block = static_cast<char*>(device.allocate(50 * kMiB));
   fixtures::set_current_pool(device, nullptr);
@@ -198,7 +198,7 @@ TEST(contents_survive_sleep_on_a_device) {
     CHECK_EQ(block[50 * kMiB - 1], 9);
   }
   device.deallocate(block);
-  device.drop_pool(*pool);
+  device.pools().drop(*pool);
   device.trim(0);
   check_nothing_is_left();
 }

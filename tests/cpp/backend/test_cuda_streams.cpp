@@ -127,7 +127,7 @@ void walk(int operations, bool names_uses, std::size_t capacity, const Options& 
         CHECK(device.deallocate(gone.address));
       }
       if (random() % 4 == 0) streams[random() % streams.size()].step(1 + random() % 8);
-      if (i % 5000 == 0) CHECK_EQ(device.check_structure(), "");
+      if (i % 5000 == 0) CHECK_EQ(device.arenas().check_invariants(), "");
     }
     control<int()>("cudaDeviceSynchronize")();
     for (const Block& block : live) device.deallocate(block.address);

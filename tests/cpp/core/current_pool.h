@@ -12,9 +12,9 @@ namespace fixtures {
 inline void set_current_pool(mempool::CachingAllocator& allocator, mempool::Account* pool) {
   static thread_local std::map<mempool::CachingAllocator*, std::unique_ptr<mempool::PoolEntry>> entries;
   std::unique_ptr<mempool::PoolEntry>& entry = entries[&allocator];
-  if (entry != nullptr) allocator.leave_pool(*entry);
+  if (entry != nullptr) allocator.pools().leave(*entry);
   entry = std::make_unique<mempool::PoolEntry>();
-  if (pool != nullptr) allocator.enter_pool(*entry, pool);
+  if (pool != nullptr) allocator.pools().enter(*entry, pool);
 }
 
 }  // namespace fixtures

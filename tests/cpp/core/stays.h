@@ -64,7 +64,7 @@ class Stays {
   Stays& operator=(const Stays&) = delete;
   ~Stays() {
     for (const std::vector<Stay>& stack : stacks_) {
-      for (const Stay& stay : stack) allocator_.leave_pool(*stay.entry);
+      for (const Stay& stay : stack) allocator_.pools().leave(*stay.entry);
     }
   }
 
@@ -88,7 +88,7 @@ class Stays {
 
   void enter(std::size_t thread, mempool::Account* account, std::size_t pool) {
     Stay stay{std::make_unique<mempool::PoolEntry>(), pool};
-    on(thread, [&] { allocator_.enter_pool(*stay.entry, account); });
+    on(thread, [&] { allocator_.pools().enter(*stay.entry, account); });
     require(stay.entry->home() != nullptr, "a pool that was entered was not");
     stacks_[thread].push_back(std::move(stay));
   }
@@ -100,7 +100,7 @@ class Stays {
     for (; which >= stacks_[home].size(); ++home) which -= stacks_[home].size();
     const Stay left = std::move(stacks_[home][which]);
     stacks_[home].erase(stacks_[home].begin() + static_cast<std::ptrdiff_t>(which));
-    on(thread, [&] { require(allocator_.leave_pool(*left.entry), "a stay was over before it was left"); });
+    on(thread, [&] { require(allocator_.pools().leave(*left.entry), "a stay was over before it was left"); });
     require_over(left);
   }
 
@@ -119,9 +119,10 @@ class Stays {
                                                        : mempool::PoolStack::mark();
     on(thread, [&] {
       std::size_t expected = stack.size();
-      allocator_.for_each_entry([&](mempool::PoolEntry& entry) {
+      allocator_.pools().for_each_entry([&](mempool::PoolEntry& entry) {
         require(expected > 0 && stack[--expected].entry.get() == &entry, "a thread's entries are not those it made");
-        if (entry.order() > mark) require(allocator_.leave_pool(entry), "an entry of a thread's own could not be left");
+        if (entry.order() > mark)
+          require(allocator_.pools().leave(entry), "an entry of a thread's own could not be left");
       });
       require(expected == 0, "a thread has lost an entry");
     });
@@ -148,7 +149,7 @@ class Stays {
     if (!holds) throw std::logic_error(what);
   }
   void require_over(const Stay& stay) const {
-    require(stay.entry->home() == nullptr && !allocator_.leave_pool(*stay.entry), "a stay that is over can be left");
+    require(stay.entry->home() == nullptr && !allocator_.pools().leave(*stay.entry), "a stay that is over can be left");
   }
 
   mempool::CachingAllocator& allocator_;

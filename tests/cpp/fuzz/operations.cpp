@@ -89,7 +89,7 @@ class Machine {
   };
 
   void open_pool(const std::string& name, std::size_t parent, bool isolated, std::size_t limit, std::size_t soft) {
-    pools_.push_back({allocator_->open_pool(name, pools_[parent].account, isolated, limit, soft), name, parent});
+    pools_.push_back({allocator_->pools().open(name, pools_[parent].account, isolated, limit, soft), name, parent});
   }
   // A pool for a while, the last of all: stays and blocks outlive its handle.
   void renew() {
@@ -161,7 +161,7 @@ class Machine {
     }
   }
   void drop(std::size_t pool) {
-    if (!std::exchange(pools_[pool].is_dropped, true)) allocator_->drop_pool(*pools_[pool].account);
+    if (!std::exchange(pools_[pool].is_dropped, true)) allocator_->pools().drop(*pools_[pool].account);
   }
 
   // In the pool that the thread is in, or in one that it enters for this.
@@ -253,7 +253,8 @@ class Machine {
   // Each pool is charged with its blocks and those below it, and is there as long as anything keeps it.
   void check_accounts() {
     std::map<std::string, Account> accounts;
-    for (const AccountRegistry::Listed& each : allocator_->accounts().list()) accounts[each.account.name] = each.account;
+    for (const AccountRegistry::Listed& each : allocator_->accounts().list())
+      accounts[each.account.name] = each.account;
     std::vector<std::size_t> charged(pools_.size());
     std::vector<std::size_t> children(pools_.size());
     for (std::size_t i = pools_.size(); i-- > 1;) {  // a parent comes before its children

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/allocator/caching_allocator.h"
+#include "core/allocator/found_block.h"
 #include "core/current_pool.h"
 #include "core/fixtures.h"
 
@@ -141,8 +142,8 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
     Model model;
     g_model = &model;
     allocator.set_completion_hook(on_completion);
-    Account* const pool = allocator.open_pool("pool", nullptr, false, kNoLimit, kNoLimit);
-    Account* const isolated = allocator.open_pool("isolated", nullptr, true, kNoLimit, kNoLimit);
+    Account* const pool = allocator.pools().open("pool", nullptr, false, kNoLimit, kNoLimit);
+    Account* const isolated = allocator.pools().open("isolated", nullptr, true, kNoLimit, kNoLimit);
     std::mt19937 random(seed);
     for (int step = 0; step < 1500; ++step) {
       const unsigned roll = random() % 100;
@@ -150,7 +151,7 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
         fixtures::set_current_pool(allocator, roll < 8 ? pool : roll < 16 ? isolated : nullptr);
         const std::size_t bytes = some_size(random);
         void* const block = allocator.allocate(bytes, random() % 3);
-        blocks.push_back({block, {CachingAllocator::block_bytes(block), bytes}});
+        blocks.push_back({block, {block_bytes(block), bytes}});
         Model::add(model.live, blocks.back().second);
         Model::add(model.active, blocks.back().second);
       } else if (roll < 88 && !blocks.empty()) {
@@ -162,7 +163,7 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
           device.memory->work(stream);
           allocator.add_use(block, stream);
         }
-        const bool waits = CachingAllocator::is_used_elsewhere(block);
+        const bool waits = is_used_elsewhere(block);
         Model::subtract(model.live, counted);
         if (waits) {
           model.waiting[block] = counted;
@@ -192,8 +193,8 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
     for (StreamId stream = 0; stream < 5; ++stream) device.memory->finish(stream);
     allocator.set_completion_hook(nullptr);
     allocator.trim(0);
-    allocator.drop_pool(*pool);
-    allocator.drop_pool(*isolated);
+    allocator.pools().drop(*pool);
+    allocator.pools().drop(*isolated);
     device.check_empty();
   }
 }
@@ -242,7 +243,7 @@ TEST(figures_of_memory_have_the_peaks_that_were_there_between_operations) {
 TEST(a_pool_that_wakes_has_no_higher_peak_than_before) {
   const FakeDevice device;
   CachingAllocator& allocator = *device.allocator;
-  Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = allocator.pools().open("weights", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
   const std::vector<void*> blocks{allocator.allocate(100), allocator.allocate(200000), allocator.allocate(3 * kMiB)};
   fixtures::set_current_pool(allocator, nullptr);
@@ -260,7 +261,7 @@ TEST(a_pool_that_wakes_has_no_higher_peak_than_before) {
   }
   allocator.sleep_pool(*pool, true);
   for (void* const block : blocks) allocator.deallocate(block);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
   CHECK_EQ(allocator.stats().segments.all.peak, before.segments.all.peak);
   device.check_empty();
 }

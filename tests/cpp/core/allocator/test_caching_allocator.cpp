@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "core/allocator/caching_allocator.h"
+#include "core/allocator/found_block.h"
 #include "core/current_pool.h"
 #include "core/fixtures.h"
 #include "core/pages/size_classes.h"
@@ -25,7 +26,7 @@ TEST(blocks_are_aligned_writable_and_counted) {
   for (std::size_t bytes = 1; bytes < 8 * kMiB; bytes = bytes * 5 / 3 + 1) {
     void* const block = device.allocator->allocate(bytes);
     CHECK_EQ(reinterpret_cast<std::uintptr_t>(block) % kMinAlignment, 0u);
-    CHECK_EQ(CachingAllocator::block_bytes(block), round_block(bytes));
+    CHECK_EQ(block_bytes(block), round_block(bytes));
     std::memset(block, 1, bytes);
     expected += static_cast<std::int64_t>(round_block(bytes));
     blocks.push_back(block);
@@ -151,7 +152,7 @@ TEST(what_waits_in_a_cache_is_recalled_before_a_refusal) {
 
 TEST(the_message_and_the_fields_of_a_refusal) {
   const FakeDevice device({.limit = 64 * kMiB});
-  Account* const pool = device.allocator->open_pool("requests \"a\"", nullptr, false, 4096, kNoLimit);
+  Account* const pool = device.allocator->pools().open("requests \"a\"", nullptr, false, 4096, kNoLimit);
   fixtures::set_current_pool(*device.allocator, pool);
   void* const block = device.allocator->allocate(4000);
   try {
@@ -184,7 +185,7 @@ TEST(the_message_and_the_fields_of_a_refusal) {
   CHECK_EQ(device.allocator->stats().ooms, 2);
   CHECK_EQ(device.allocator->accounts().read(*pool).ooms, 1);
   device.allocator->deallocate(block);
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 
@@ -194,13 +195,13 @@ TEST(what_waits_in_a_thread_cache_serves_an_isolated_pool_before_new_memory) {
   for (int i = 0; i < 120; ++i) blocks.push_back(device.allocator->allocate(kMiB));
   for (void* const block : blocks) device.allocator->deallocate(block);
   const std::size_t held = device.allocator->ledger().held();
-  Account* const pool = device.allocator->open_pool("pool", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("pool", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(*device.allocator, pool);
   void* const large = device.allocator->allocate(64 * kMiB);
   fixtures::set_current_pool(*device.allocator, nullptr);
   CHECK_EQ(device.allocator->ledger().held(), held);
   device.allocator->deallocate(large);
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 
@@ -217,20 +218,20 @@ TEST(above_the_soft_limit_no_cache_keeps_medium_blocks) {
 
 TEST(an_isolated_pool_has_memory_of_its_own_and_takes_it_along) {
   const FakeDevice device;
-  Account* const pool = device.allocator->open_pool("own", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("own", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(*device.allocator, pool);
   void* const small = device.allocator->allocate(100);
   void* const large = device.allocator->allocate(5 * kMiB);
   fixtures::set_current_pool(*device.allocator, nullptr);
   void* const outside = device.allocator->allocate(100);
-  CHECK_EQ(device.allocator->pool_held_bytes(*pool), 8 * kMiB);
+  CHECK_EQ(device.allocator->pools().held_bytes(*pool), 8 * kMiB);
   CHECK_EQ(device.allocator->ledger().held(), 10 * kMiB);
   CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.current,
            static_cast<std::int64_t>(round_block(100) + round_block(5 * kMiB)));
   device.allocator->deallocate(large);
   CHECK_EQ(device.allocator->trim_pool(*pool), 6 * kMiB);
   CHECK_EQ(device.allocator->check_invariants(), "");
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   CHECK_EQ(device.allocator->ledger().held(), 4 * kMiB);  // a block is still live
   device.allocator->deallocate(small);
   CHECK_EQ(device.allocator->ledger().held(), 2 * kMiB);
@@ -240,30 +241,30 @@ TEST(an_isolated_pool_has_memory_of_its_own_and_takes_it_along) {
 
 TEST(a_closed_pool_refuses_new_blocks) {
   const FakeDevice device;
-  Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("p", nullptr, false, kNoLimit, kNoLimit);
   fixtures::set_current_pool(*device.allocator, pool);
-  device.allocator->close_pool(*pool);
+  device.allocator->pools().close(*pool);
   CHECK_THROWS(PoolClosedError, device.allocator->allocate(1));
   CHECK_EQ(device.allocated(), 0);
   fixtures::set_current_pool(*device.allocator, nullptr);
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 
 TEST(limits_below_what_is_in_use_are_refused) {
   const FakeDevice device;
-  Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("p", nullptr, false, kNoLimit, kNoLimit);
   fixtures::set_current_pool(*device.allocator, pool);
   void* const block = device.allocator->allocate(3 * kMiB);
-  CHECK_THROWS(ConfigError, device.allocator->set_pool_limit(*pool, kMiB));
+  CHECK_THROWS(ConfigError, device.allocator->pools().set_limit(*pool, kMiB));
   CHECK_THROWS(ConfigError, device.allocator->set_limit(kMiB));
-  device.allocator->set_pool_limit(*pool, 3 * kMiB);
+  device.allocator->pools().set_limit(*pool, 3 * kMiB);
   device.allocator->set_limit(4 * kMiB);
   CHECK_THROWS(OutOfMemory, device.allocator->allocate(1));
   fixtures::set_current_pool(*device.allocator, nullptr);
   device.allocator->deallocate(block);
   device.allocator->set_limit(kNoLimit);
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 
@@ -289,7 +290,7 @@ TEST(history_knows_live_blocks_and_the_last_events) {
 
 TEST(a_snapshot_covers_every_held_byte) {
   const FakeDevice device;
-  Account* const pool = device.allocator->open_pool("own", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("own", nullptr, true, kNoLimit, kNoLimit);
   std::vector<void*> blocks;
   for (const std::size_t bytes : {100u, 3000u, 50000u, 3000000u}) {
     for (Account* where : {static_cast<Account*>(nullptr), pool}) {
@@ -318,7 +319,7 @@ TEST(a_snapshot_covers_every_held_byte) {
   CHECK_EQ(live, blocks.size());
   CHECK_EQ(requested, 2u * (100 + 3000 + 50000 + 3000000));
   for (void* block : blocks) device.allocator->deallocate(block);
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 
@@ -360,7 +361,7 @@ TEST(an_address_inside_a_block_or_freed_before_is_refused) {
 
 TEST(a_refused_allocation_leaves_no_trace_in_any_figure) {
   const FakeDevice device({.limit = 8 * kMiB});
-  Account* const pool = device.allocator->open_pool("p", nullptr, false, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("p", nullptr, false, kNoLimit, kNoLimit);
   for (Account* where : {static_cast<Account*>(nullptr), pool}) {
     fixtures::set_current_pool(*device.allocator, where);
     CHECK_THROWS(OutOfMemory, device.allocator->allocate(100 * kMiB));
@@ -371,7 +372,7 @@ TEST(a_refused_allocation_leaves_no_trace_in_any_figure) {
   CHECK_EQ(stats.blocks.all.count.allocated, 0);
   CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.peak, 0);
   CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.freed, 0);
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 
@@ -401,14 +402,14 @@ TEST(small_blocks_take_the_ends_of_large_ranges_before_they_fail) {
 TEST(a_pool_left_current_is_kept_alive_by_its_thread) {
   const FakeDevice device;
   std::thread([&] {
-    Account* const pool = device.allocator->open_pool("left", nullptr, true, kNoLimit, kNoLimit);
+    Account* const pool = device.allocator->pools().open("left", nullptr, true, kNoLimit, kNoLimit);
     fixtures::set_current_pool(*device.allocator, pool);
-    device.allocator->drop_pool(*pool);
+    device.allocator->pools().drop(*pool);
     CHECK_THROWS(PoolClosedError, device.allocator->allocate(100));
   }).join();
-  Account* const next = device.allocator->open_pool("next", nullptr, false, kNoLimit, kNoLimit);
+  Account* const next = device.allocator->pools().open("next", nullptr, false, kNoLimit, kNoLimit);
   CHECK_EQ(next->id, 1u);  // the record of the first is free again
-  device.allocator->drop_pool(*next);
+  device.allocator->pools().drop(*next);
   device.check_empty();
 }
 

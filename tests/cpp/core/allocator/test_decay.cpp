@@ -4,6 +4,7 @@
 #include <random>
 
 #include "core/accounts/demand_window.h"
+#include "core/allocator/decay.h"
 #include "core/fixtures.h"
 
 using namespace mempool;
@@ -37,6 +38,52 @@ TEST(the_window_knows_the_highest_demand_within_its_span) {
   CHECK_EQ(window.highest(), 10);
   window.add(500, 1);
   CHECK_EQ(window.highest(), 1);
+}
+
+TEST(what_no_demand_of_the_span_has_come_near_is_surplus) {
+  Decay decay(1000, 2 * kMiB);
+  CHECK(decay.is_on());
+  CHECK_EQ(decay.tick_ms(), 40);
+  CHECK(decay.tick(0, 64 * kMiB, 0));
+  CHECK(decay.tick(500, 32 * kMiB, 0));
+  CHECK_EQ(decay.surplus(100 * kMiB, 0), 34 * kMiB);  // 64 MiB and a 32nd of it stay
+  CHECK_EQ(decay.surplus(68 * kMiB - 1, 0), 0u);      // less than a granule is not worth a step
+  CHECK_EQ(decay.surplus(68 * kMiB, 0), 2 * kMiB);
+  CHECK(decay.tick(1000, 16 * kMiB, 0));  // the first tick has left the span
+  CHECK_EQ(decay.surplus(100 * kMiB, 0), 67 * kMiB);
+  CHECK_EQ(decay.surplus(100 * kMiB, 32 * kMiB), 100 * kMiB);
+  CHECK_EQ(decay.surplus(100 * kMiB, SIZE_MAX), 100 * kMiB);
+}
+
+TEST(blocks_that_wait_unused_in_caches_are_no_demand) {
+  Decay decay(1000, 2 * kMiB);
+  CHECK(decay.tick(0, 64 * kMiB, 64 * kMiB));
+  CHECK_EQ(decay.surplus(64 * kMiB, 0), 64 * kMiB);
+  CHECK(decay.tick(10, 8 * kMiB, 9 * kMiB));  // unused may be ahead of need
+  CHECK_EQ(decay.surplus(64 * kMiB, 0), 64 * kMiB);
+}
+
+TEST(caches_are_recalled_once_blocks_have_waited_in_them_for_all_of_the_span) {
+  Decay decay(1000, 2 * kMiB);
+  const auto recalls = [&decay](std::int64_t now_ms, std::size_t unused) {
+    CHECK(decay.tick(now_ms, 64 * kMiB, unused));
+    return decay.should_recall();
+  };
+  CHECK(!recalls(0, 4 * kMiB));
+  CHECK(!recalls(999, 2 * kMiB));
+  CHECK(!recalls(1000, 2 * kMiB - 1));  // fewer than a granule: it starts anew
+  CHECK(!recalls(1010, 4 * kMiB));
+  CHECK(!recalls(2009, 4 * kMiB));
+  CHECK(recalls(2010, 4 * kMiB));
+  CHECK(!recalls(2020, 4 * kMiB));  // and anew again
+  CHECK(recalls(3020, 4 * kMiB));
+}
+
+TEST(ticks_come_twenty_times_in_the_span_within_bounds) {
+  CHECK_EQ(Decay(1, 1).tick_ms(), 1);
+  CHECK_EQ(Decay(100, 1).tick_ms(), 5);
+  CHECK_EQ(Decay(10000, 1).tick_ms(), 40);
+  CHECK(!Decay(kNeverDecays, 1).is_on());
 }
 
 TEST(what_a_burst_left_goes_back_after_decay_ms) {

@@ -44,9 +44,9 @@ void sleep_and_wake(CachingAllocator& allocator, Account& pool) {
     try {
       allocator.wake_pool(pool);
     } catch (const OutOfMemory&) {
-      CHECK_EQ(allocator.check_structure(), "");
+      CHECK_EQ(allocator.arenas().check_invariants(), "");
     } catch (const PoolStateError&) {  // its contents could not be read back
-      CHECK_EQ(allocator.check_structure(), "");
+      CHECK_EQ(allocator.arenas().check_invariants(), "");
     }
   }
 }
@@ -57,7 +57,7 @@ int run_sequence(const FakeDevice& device) {
   std::mt19937 random(3);
   std::vector<void*> blocks;
   int refused = 0;
-  Account* const pool = allocator.open_pool("own", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = allocator.pools().open("own", nullptr, true, kNoLimit, kNoLimit);
   for (int step = 0; step < 120; ++step) {
     fixtures::set_current_pool(allocator, step % 3 == 0 ? pool : nullptr);
     const std::size_t bytes = std::size_t{1} << (6 + random() % 18);
@@ -80,7 +80,7 @@ int run_sequence(const FakeDevice& device) {
   refused += make_scattered_range(allocator, blocks);
   CHECK_EQ(allocator.check_invariants(), "");
   for (void* block : blocks) allocator.deallocate(block);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
   return refused;
 }
 

@@ -106,9 +106,9 @@ TEST(plain_memory_waits_for_the_streams_that_use_it) {
 
 TEST(a_pool_of_plain_memory_cannot_sleep) {
   const FakeDevice device = make_plain();
-  Account* const pool = device.allocator->open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("weights", nullptr, true, kNoLimit, kNoLimit);
   CHECK_THROWS(ConfigError, device.allocator->sleep_pool(*pool, false));
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 

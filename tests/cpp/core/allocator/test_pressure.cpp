@@ -27,11 +27,11 @@ void pressure(const char* pool, std::size_t needed, bool failing, PressureOutcom
 struct Installed {
   explicit Installed(CachingAllocator& allocator) {
     g_pressed = &allocator;
-    CachingAllocator::set_hooks(&hooks);
+    set_hooks(&hooks);
   }
   Installed(const Installed&) = delete;
   Installed& operator=(const Installed&) = delete;
-  ~Installed() { CachingAllocator::set_hooks(nullptr); }
+  ~Installed() { set_hooks(nullptr); }
   Hooks hooks{.pressure = pressure};
 };
 }  // namespace
@@ -54,7 +54,7 @@ TEST(a_pressure_callback_saves_an_allocation) {
 TEST(a_pool_at_its_limit_presses_with_what_is_missing) {
   const FakeDevice device;
   const Installed installed(*device.allocator);
-  Account* const pool = device.allocator->open_pool("p", nullptr, false, 4 * kMiB, kNoLimit);
+  Account* const pool = device.allocator->pools().open("p", nullptr, false, 4 * kMiB, kNoLimit);
   fixtures::set_current_pool(*device.allocator, pool);
   g_droppable = {device.allocator->allocate(3 * kMiB)};
   void* const block = device.allocator->allocate(2 * kMiB);
@@ -63,7 +63,7 @@ TEST(a_pool_at_its_limit_presses_with_what_is_missing) {
   CHECK_EQ(device.allocator->accounts().read(*pool).pressure_calls, 1);
   fixtures::set_current_pool(*device.allocator, nullptr);
   device.allocator->deallocate(block);
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 

@@ -182,11 +182,11 @@ class Walk {
   }
   void add_pool(const std::string& name, std::size_t parent, bool isolated, std::size_t limit) {
     pools_.push_back(
-        {allocator_.open_pool(name, pools_[parent].account, isolated, limit, kNoLimit), name, parent, limit});
+        {allocator_.pools().open(name, pools_[parent].account, isolated, limit, kNoLimit), name, parent, limit});
   }
   void drop(std::size_t pool) {
     if (std::exchange(pools_[pool].is_dropped, true)) return;
-    allocator_.drop_pool(*pools_[pool].account);
+    allocator_.pools().drop(*pools_[pool].account);
   }
 
   // What may happen between two allocations without anybody noticing.

@@ -116,9 +116,9 @@ TEST(what_can_never_be_empties_no_cache_and_runs_the_callbacks_once) {
     Hooks hooks;
     hooks.pressure = count_call;
     g_calls = 0;
-    CachingAllocator::set_hooks(&hooks);
+    set_hooks(&hooks);
     CHECK_THROWS(OutOfMemory, allocator.allocate(200 * kMiB));
-    CachingAllocator::set_hooks(nullptr);
+    set_hooks(nullptr);
     CHECK_EQ(g_calls, 1);
     CHECK_EQ(allocator.ledger().held(), held);
     CHECK_EQ(device.memory->fallible_calls(), calls);
@@ -140,9 +140,9 @@ TEST(a_callback_that_raises_the_limit_is_heard) {
   Hooks hooks;
   hooks.pressure = raise_limit;
   g_raised = device.allocator.get();
-  CachingAllocator::set_hooks(&hooks);
+  set_hooks(&hooks);
   void* const block = device.allocator->allocate(200 * kMiB);
-  CachingAllocator::set_hooks(nullptr);
+  set_hooks(nullptr);
   device.allocator->deallocate(block);
   device.check_empty();
 }
@@ -156,9 +156,9 @@ TEST(a_closed_pool_holds_nothing_once_its_last_block_is_gone) {
       settings.has_streams = has_streams;
       const FakeDevice device({}, settings);
       CachingAllocator& allocator = *device.allocator;
-      Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
-      Account* const below = allocator.open_pool("below", pool, false, kNoLimit, kNoLimit);
-      Account* const apart = allocator.open_pool("apart", pool, true, kNoLimit, kNoLimit);
+      Account* const pool = allocator.pools().open("weights", nullptr, true, kNoLimit, kNoLimit);
+      Account* const below = allocator.pools().open("below", pool, false, kNoLimit, kNoLimit);
+      Account* const apart = allocator.pools().open("apart", pool, true, kNoLimit, kNoLimit);
       std::vector<void*> blocks;
       for (Account* const each : {pool, below, apart}) {
         fixtures::set_current_pool(allocator, each);
@@ -172,16 +172,16 @@ TEST(a_closed_pool_holds_nothing_once_its_last_block_is_gone) {
         for (void* const block : blocks) allocator.add_use(block, 7);
         device.memory->work(7);
       }
-      allocator.close_pool(*pool);
-      CHECK(allocator.pool_held_bytes(*pool) > 0);
+      allocator.pools().close(*pool);
+      CHECK(allocator.pools().held_bytes(*pool) > 0);
       for (void* const block : blocks) allocator.deallocate(block);
       device.memory->finish(7);
       allocator.trim(kNoLimit);  // collects
-      CHECK_EQ(allocator.pool_held_bytes(*pool), 0u);
-      CHECK_EQ(allocator.pool_held_bytes(*apart), 0u);
+      CHECK_EQ(allocator.pools().held_bytes(*pool), 0u);
+      CHECK_EQ(allocator.pools().held_bytes(*apart), 0u);
       CHECK_EQ(allocator.ledger().held(), 0u);
       CHECK_EQ(allocator.accounts().read(*pool).name, "weights");
-      for (Account* const each : {apart, below, pool}) allocator.drop_pool(*each);
+      for (Account* const each : {apart, below, pool}) allocator.pools().drop(*each);
       device.check_empty();
     }
   }
@@ -190,24 +190,24 @@ TEST(a_closed_pool_holds_nothing_once_its_last_block_is_gone) {
 TEST(a_pool_that_is_closed_empty_or_asleep_gives_all_back) {
   const FakeDevice device;
   CachingAllocator& allocator = *device.allocator;
-  Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = allocator.pools().open("weights", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
   void* const block = allocator.allocate(3 * kMiB);
   fixtures::set_current_pool(allocator, nullptr);
   allocator.sleep_pool(*pool, true);
-  allocator.close_pool(*pool);
+  allocator.pools().close(*pool);
   allocator.deallocate(block);
   CHECK(!allocator.pool_asleep(*pool));
   CHECK_EQ(device.memory->reserved_bytes(), 0u);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
 
-  Account* const empty = allocator.open_pool("empty", nullptr, true, kNoLimit, kNoLimit);
+  Account* const empty = allocator.pools().open("empty", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, empty);
   allocator.deallocate(allocator.allocate(3 * kMiB));
   fixtures::set_current_pool(allocator, nullptr);
   CHECK(allocator.ledger().held() > 0);
-  allocator.close_pool(*empty);
+  allocator.pools().close(*empty);
   CHECK_EQ(allocator.ledger().held(), 0u);
-  allocator.drop_pool(*empty);
+  allocator.pools().drop(*empty);
   device.check_empty();
 }

@@ -17,7 +17,7 @@ namespace {
 
 struct SleepingPool {
   explicit SleepingPool(const FakeMemory::Settings& settings, const Options& options = {}) : device(options, settings) {
-    pool = device.allocator->open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+    pool = device.allocator->pools().open("model", nullptr, true, kNoLimit, kNoLimit);
     allocate();
   }
   void allocate() {
@@ -42,7 +42,7 @@ struct SleepingPool {
   }
   void finish() {
     free_all();
-    device.allocator->drop_pool(*pool);
+    device.allocator->pools().drop(*pool);
     device.check_empty();
   }
 
@@ -62,7 +62,7 @@ TEST(a_pool_sleeps_without_memory_and_wakes_where_it_was) {
       allocator.sleep_pool(*pool.pool, true);
       CHECK(allocator.pool_asleep(*pool.pool));
       CHECK_EQ(allocator.ledger().held(), 0u);
-      CHECK_EQ(allocator.pool_held_bytes(*pool.pool), 0u);
+      CHECK_EQ(allocator.pools().held_bytes(*pool.pool), 0u);
       CHECK_EQ(pool.device.memory->committed_bytes(), 0u);
       CHECK_EQ(allocator.stats().segments.all.current, 0);
       CHECK_EQ(allocator.stats().reserved_bytes.small.current, 0);
@@ -94,7 +94,7 @@ TEST(a_pool_that_sleeps_refuses_blocks_and_takes_frees) {
     CHECK(allocator.deallocate(pool.blocks[0].first));
     CHECK_EQ(allocator.trim_pool(*pool.pool), 0u);
     allocator.wake_pool(*pool.pool);
-    CHECK_EQ(allocator.check_structure(), "");
+    CHECK_EQ(allocator.arenas().check_invariants(), "");
     pool.blocks.erase(pool.blocks.begin() + 2);
     pool.blocks.erase(pool.blocks.begin());
     pool.finish();
@@ -125,10 +125,10 @@ TEST(a_pool_wakes_within_the_limits_or_sleeps_on) {
 
 TEST(only_isolated_pools_sleep) {
   const FakeDevice device;
-  Account* const pool = device.allocator->open_pool("shared", nullptr, false, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("shared", nullptr, false, kNoLimit, kNoLimit);
   CHECK_THROWS(ConfigError, device.allocator->sleep_pool(*pool, true));
   CHECK(!device.allocator->pool_asleep(*pool));
-  device.allocator->drop_pool(*pool);
+  device.allocator->pools().drop(*pool);
 }
 
 // Each call of sleep and wake in turn fails: the pool is awake with all of its contents, or asleep and wakes with them.
@@ -151,7 +151,7 @@ TEST(sleep_and_wake_are_all_or_nothing) {
         CHECK(slept);
       }
       pool.device.memory->fail_call(0);
-      CHECK_EQ(allocator.check_structure(), "");
+      CHECK_EQ(allocator.arenas().check_invariants(), "");
       if (!woke) allocator.wake_pool(*pool.pool);
       CHECK(pool.contents_are_whole());
       CHECK_EQ(allocator.check_invariants(), "");
@@ -162,7 +162,7 @@ TEST(sleep_and_wake_are_all_or_nothing) {
 
 TEST(the_host_keeps_addresses_and_contents) {
   CachingAllocator allocator("host", std::make_unique<HostMemory>(true), {});
-  Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = allocator.pools().open("model", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
   auto* const block = static_cast<unsigned char*>(allocator.allocate(20 * kMiB));
   fixtures::set_current_pool(allocator, nullptr);
@@ -176,7 +176,7 @@ TEST(the_host_keeps_addresses_and_contents) {
   for (std::size_t i = 0; i < 20 * kMiB; ++i) whole &= block[i] == static_cast<unsigned char>(i * 7);
   CHECK(whole);
   allocator.deallocate(block);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
   CHECK_EQ(allocator.ledger().held(), 0u);
 }
 
@@ -184,7 +184,7 @@ TEST(a_pool_stays_awake_when_its_records_find_no_memory) {
   for (long n = 1; n < 200; ++n) {
     const FakeDevice device({}, {.personality = FakeMemory::Personality::device});
     CachingAllocator& allocator = *device.allocator;
-    Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+    Account* const pool = allocator.pools().open("model", nullptr, true, kNoLimit, kNoLimit);
     fixtures::set_current_pool(allocator, pool);
     void* const blocks[] = {allocator.allocate(5 * kMiB, 0), allocator.allocate(3 * kMiB, 1),
                             allocator.allocate(100, 2)};
@@ -202,14 +202,14 @@ TEST(a_pool_stays_awake_when_its_records_find_no_memory) {
     const bool was_told = fixtures::fail_new(0) == 0;
     if (has_failed) {
       CHECK(!allocator.pool_asleep(*pool));
-      CHECK_EQ(allocator.check_structure(), "");
+      CHECK_EQ(allocator.arenas().check_invariants(), "");
       allocator.sleep_pool(*pool, true);
     }
     CHECK(allocator.pool_asleep(*pool));
     allocator.wake_pool(*pool);
     CHECK(static_cast<unsigned char*>(blocks[1])[3 * kMiB - 1] == 7);
     for (void* block : blocks) allocator.deallocate(block);
-    allocator.drop_pool(*pool);
+    allocator.pools().drop(*pool);
     device.check_empty();
     if (!was_told) return;  // it allocates no more often than that
   }
@@ -233,7 +233,7 @@ TEST(a_pool_that_stays_awake_says_what_keeps_it_awake) {
   const FakeDevice device = fixtures::device_with_streams();
   FakeMemory& memory = *device.memory;
   CachingAllocator& allocator = *device.allocator;
-  Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = allocator.pools().open("model", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
   void* const block = allocator.allocate(5 * kMiB, 1);
   fixtures::set_current_pool(allocator, nullptr);
@@ -242,7 +242,7 @@ TEST(a_pool_that_stays_awake_says_what_keeps_it_awake) {
     memory.work(1);
     const std::string out = reason_to_stay_awake(allocator, *pool);
     CHECK(!allocator.pool_asleep(*pool));
-    CHECK_EQ(allocator.check_structure(), "");
+    CHECK_EQ(allocator.arenas().check_invariants(), "");
     return out;
   };
   memory.refuse_events(true);
@@ -268,7 +268,7 @@ TEST(a_pool_that_stays_awake_says_what_keeps_it_awake) {
   CHECK_EQ(reason_to_stay_awake(allocator, *pool), "it sleeps");
   allocator.wake_pool(*pool);
   allocator.deallocate(block);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
   device.check_empty();
 }
 
@@ -284,7 +284,7 @@ TEST(a_pool_names_the_call_that_failed_as_the_reason) {
   for (std::uint64_t n = 1; n < 40; ++n) {
     const FakeDevice device = fixtures::device_with_streams(40 * kMiB);
     CachingAllocator& allocator = *device.allocator;
-    Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+    Account* const pool = allocator.pools().open("model", nullptr, true, kNoLimit, kNoLimit);
     fixtures::set_current_pool(allocator, pool);
     // Two free ranges become one while the stream is busy: the memory is mapped where it was, too.
     std::vector<void*> blocks;
@@ -316,7 +316,7 @@ TEST(a_pool_names_the_call_that_failed_as_the_reason) {
     CHECK_EQ(named, said.empty() ? 0u : 1u);
     if (allocator.pool_asleep(*pool)) allocator.wake_pool(*pool);
     for (void* const block : blocks) allocator.deallocate(block);
-    allocator.drop_pool(*pool);
+    allocator.pools().drop(*pool);
     device.check_empty();
   }
   CHECK(std::all_of(seen.begin(), seen.end(), [](bool each) { return each; }));
@@ -326,7 +326,7 @@ TEST(a_pool_names_the_call_that_failed_as_the_reason) {
 TEST(a_pool_that_sleeps_only_in_part_says_so_and_can_be_woken) {
   const FakeDevice device = fixtures::device_with_streams();
   CachingAllocator& allocator = *device.allocator;
-  Account* const pool = allocator.open_pool("model", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = allocator.pools().open("model", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
   char* const blocks[] = {static_cast<char*>(allocator.allocate(4 * kMiB, 1)),
                           static_cast<char*>(allocator.allocate(4 * kMiB, 2))};
@@ -340,7 +340,7 @@ TEST(a_pool_that_sleeps_only_in_part_says_so_and_can_be_woken) {
     device.memory->fail_call(0);
     is_found = said.find("mempool: pool 'model' sleeps, but the system did not take all") == 0;
     CHECK_EQ(allocator.pool_asleep(*pool), is_found || said == "it sleeps");
-    CHECK_EQ(allocator.check_structure(), "");
+    CHECK_EQ(allocator.arenas().check_invariants(), "");
     allocator.ledger().force_limit(kNoLimit);
     allocator.wake_pool(*pool);
     CHECK(!allocator.pool_asleep(*pool));
@@ -350,6 +350,6 @@ TEST(a_pool_that_sleeps_only_in_part_says_so_and_can_be_woken) {
   CHECK(is_found);
   allocator.ledger().force_limit(kNoLimit);
   for (char* const block : blocks) allocator.deallocate(block);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
   device.check_empty();
 }

@@ -73,7 +73,7 @@ TEST(idle_granules_of_other_arenas_serve_whoever_needs_them) {
   for (const FakeMemory::Settings& settings : fixtures::personalities()) {
     const FakeDevice device({}, settings);
     CachingAllocator& allocator = *device.allocator;
-    Account* const pool = allocator.open_pool("own", nullptr, true, kNoLimit, kNoLimit);
+    Account* const pool = allocator.pools().open("own", nullptr, true, kNoLimit, kNoLimit);
     fixtures::set_current_pool(allocator, pool);
     std::vector<void*> blocks;
     for (int i = 0; i < 8; ++i) blocks.push_back(allocator.allocate(4 * kMiB));
@@ -83,7 +83,7 @@ TEST(idle_granules_of_other_arenas_serve_whoever_needs_them) {
     void* const wide = allocator.allocate(16 * kMiB);  // from the pool's four gaps
     std::memset(wide, 1, 16 * kMiB);
     CHECK_EQ(allocator.ledger().held(), held);
-    CHECK_EQ(allocator.pool_held_bytes(*pool), 16 * kMiB);
+    CHECK_EQ(allocator.pools().held_bytes(*pool), 16 * kMiB);
     CHECK_EQ(allocator.check_invariants(), "");
     allocator.deallocate(wide);
     allocator.trim(kNoLimit);  // out of this thread's cache
@@ -93,7 +93,7 @@ TEST(idle_granules_of_other_arenas_serve_whoever_needs_them) {
     CHECK_EQ(allocator.ledger().held(), held);
     allocator.deallocate(back);
     for (std::size_t i = 1; i < blocks.size(); i += 2) allocator.deallocate(blocks[i]);
-    allocator.drop_pool(*pool);
+    allocator.pools().drop(*pool);
     device.check_empty();
   }
 }

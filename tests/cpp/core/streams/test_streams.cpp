@@ -157,7 +157,7 @@ TEST(memory_that_moved_stays_mapped_until_its_stream_has_caught_up) {
 
 TEST(no_memory_moves_out_of_a_fixed_family) {
   const FakeDevice device = device_with_streams();
-  ArenaFamily& graphs = device.allocator->open_family("graph", true);
+  ArenaFamily& graphs = device.allocator->arenas().open("graph", ArenaFamily::Kind::fixed);
   std::vector<void*> blocks;
   for (int i = 0; i < 8; ++i) blocks.push_back(device.allocator->allocate_from(graphs, 4 * kMiB, 0));
   for (std::size_t i = 0; i < blocks.size(); i += 2) {
@@ -179,8 +179,8 @@ TEST(no_memory_moves_out_of_a_fixed_family) {
   CHECK(again == blocks[0] || again == blocks[2] || again == blocks[4] || again == blocks[6]);
   for (void* block : {wide, inside, again}) device.allocator->deallocate(block);
   for (std::size_t i = 1; i < blocks.size(); i += 2) device.allocator->deallocate(blocks[i]);
-  CHECK(device.allocator->family_held_bytes(graphs) > 0);
-  device.allocator->close_family(graphs);
+  CHECK(device.allocator->arenas().held_bytes(graphs) > 0);
+  device.allocator->arenas().close(graphs);
   device.check_empty();
 }
 
@@ -189,10 +189,10 @@ TEST(a_fixed_family_takes_what_is_idle_elsewhere) {
   void* const block = device.allocator->allocate(32 * kMiB);
   device.allocator->deallocate(block);
   const std::size_t held = device.allocator->ledger().held();
-  ArenaFamily& graphs = device.allocator->open_family("graph", true);
+  ArenaFamily& graphs = device.allocator->arenas().open("graph", ArenaFamily::Kind::fixed);
   void* const inside = device.allocator->allocate_from(graphs, 32 * kMiB, 0);
   CHECK_EQ(device.allocator->ledger().held(), held);
-  device.allocator->close_family(graphs);
+  device.allocator->arenas().close(graphs);
   CHECK_EQ(device.allocator->check_invariants(), "");
   device.allocator->deallocate(inside);  // after the family was closed
   device.check_empty();
@@ -201,10 +201,10 @@ TEST(a_fixed_family_takes_what_is_idle_elsewhere) {
 // A graph runs on whatever stream it is replayed on, and says nothing of it.
 TEST(a_closed_family_gives_its_memory_back_only_when_the_device_is_at_rest) {
   const FakeDevice device = device_with_streams();
-  ArenaFamily& graphs = device.allocator->open_family("graph", true);
+  ArenaFamily& graphs = device.allocator->arenas().open("graph", ArenaFamily::Kind::fixed);
   device.allocator->deallocate(device.allocator->allocate_from(graphs, 8 * kMiB, 1));
   device.memory->work(2);  // a replay
-  device.allocator->close_family(graphs);
+  device.allocator->arenas().close(graphs);
   CHECK_EQ(device.allocator->ledger().held(), 8 * kMiB);
   CHECK_EQ(device.memory->waits(), 0u);
   device.memory->refuse_events(true);
@@ -220,7 +220,7 @@ TEST(a_closed_family_gives_its_memory_back_only_when_the_device_is_at_rest) {
 TEST(a_pool_lives_as_long_as_a_block_of_it_waits) {
   const FakeDevice device = device_with_streams();
   CachingAllocator& allocator = *device.allocator;
-  Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = allocator.pools().open("weights", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
   void* const block = allocator.allocate(4 * kMiB);
   fixtures::set_current_pool(allocator, nullptr);
@@ -228,9 +228,9 @@ TEST(a_pool_lives_as_long_as_a_block_of_it_waits) {
   allocator.sleep_pool(*pool, true);
   device.memory->work(7);
   allocator.deallocate(block);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
   CHECK_EQ(waiting(device), 1);
-  CHECK_EQ(allocator.check_structure(), "");
+  CHECK_EQ(allocator.arenas().check_invariants(), "");
   device.memory->finish(7);
   allocator.trim(kNoLimit);
   CHECK_EQ(waiting(device), 0);
@@ -330,7 +330,7 @@ TEST(a_refusal_while_handles_are_small_loses_nothing) {
 TEST(sleep_waits_for_all_streams) {
   const FakeDevice device = device_with_streams();
   CachingAllocator& allocator = *device.allocator;
-  Account* const pool = allocator.open_pool("weights", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = allocator.pools().open("weights", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
   std::vector<char*> blocks;
   for (const StreamId stream : {0u, 1u, 2u}) {
@@ -348,7 +348,7 @@ TEST(sleep_waits_for_all_streams) {
   for (const int stream : {1, 2}) CHECK_EQ(blocks[static_cast<std::size_t>(stream)][kMiB], stream + 1);
   for (const int stream : {1, 2}) allocator.deallocate(blocks[static_cast<std::size_t>(stream)]);
   fixtures::set_current_pool(allocator, nullptr);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
   device.check_empty();
 }
 
@@ -378,7 +378,7 @@ TEST(every_call_may_fail_while_streams_are_in_play) {
       }
     }
     device.memory->fail_call(0);
-    CHECK_EQ(allocator.check_structure(), "");
+    CHECK_EQ(allocator.arenas().check_invariants(), "");
     for (void* block : live) allocator.deallocate(block);
     for (const StreamId stream : {0u, 1u, 2u}) device.memory->finish(stream);
     allocator.trim(0);

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "backend/decay_thread.h"
+#include "core/allocator/found_block.h"
 #include "core/current_pool.h"
 #include "core/fixtures.h"
 #include "core/in_threads.h"
@@ -50,9 +51,9 @@ std::uint32_t some_stack() noexcept { return 7; }
 TEST(figures_are_read_and_reset_while_others_allocate) {
   const FakeDevice device = addresses_with_streams();
   CachingAllocator& allocator = *device.allocator;
-  Account* const pool = allocator.open_pool("pool", nullptr, false, kNoLimit, kNoLimit);
-  Account* const isolated = allocator.open_pool("isolated", nullptr, true, kNoLimit, kNoLimit);
-  ArenaFamily& family = allocator.open_family("graphs", false);
+  Account* const pool = allocator.pools().open("pool", nullptr, false, kNoLimit, kNoLimit);
+  Account* const isolated = allocator.pools().open("isolated", nullptr, true, kNoLimit, kNoLimit);
+  ArenaFamily& family = allocator.arenas().open("graphs", ArenaFamily::Kind::isolated);
   meddling(
       3,
       [&](int i) {
@@ -62,11 +63,11 @@ TEST(figures_are_read_and_reset_while_others_allocate) {
           for (const std::size_t bytes : kSizes) {
             void* const block = allocator.allocate(bytes, stream);
             void* const captured = allocator.allocate_from(family, bytes, stream);
-            CHECK(CachingAllocator::block_bytes(block) >= bytes);
-            CHECK(CachingAllocator::owner_of(block) == &allocator);
-            const CachingAllocator::Range range = CachingAllocator::range_of(block);
+            CHECK(block_bytes(block) >= bytes);
+            CHECK(owner_of(block) == &allocator);
+            const BackedRange range = backed_range_of(block);
             CHECK(range.address <= block && range.bytes >= bytes && range.stream == stream);
-            CHECK(!CachingAllocator::is_used_elsewhere(block));
+            CHECK(!is_used_elsewhere(block));
             allocator.deallocate(block);
             allocator.deallocate(captured);
           }
@@ -76,25 +77,25 @@ TEST(figures_are_read_and_reset_while_others_allocate) {
       [&](int round) {
         for (const SnapshotBlock& block : allocator.snapshot().blocks) CHECK(block.bytes > 0);
         CHECK(allocator.stats().blocks.all.bytes.current >= 0);
-        CHECK_EQ(allocator.check_structure(), "");
+        CHECK_EQ(allocator.arenas().check_invariants(), "");
         CHECK_EQ(allocator.accounts().list().size(), 2u);
         CHECK(allocator.accounts().read(*pool).name == "pool");
         for (const CachingAllocator::PlacedBlock& block : allocator.live_blocks(family)) CHECK(block.rounded > 0);
-        CHECK(allocator.family_held_bytes(family) + allocator.pool_held_bytes(*isolated) <= std::size_t{1} << 40);
-        allocator.largest_free();
+        CHECK(allocator.arenas().held_bytes(family) + allocator.pools().held_bytes(*isolated) <= std::size_t{1} << 40);
+        allocator.arenas().largest_free();
         allocator.ledger().moment();
         allocator.accounts().reset_peaks(*pool);
         round % 2 == 0 ? allocator.reset_peaks() : allocator.reset_sums();
       });
-  allocator.close_family(family);
-  allocator.drop_pool(*pool);
-  allocator.drop_pool(*isolated);
+  allocator.arenas().close(family);
+  allocator.pools().drop(*pool);
+  allocator.pools().drop(*isolated);
   device.check_empty();
 }
 
 TEST(observers_come_and_go_while_others_allocate) {
   static constexpr Hooks kHooks{.pressure = nullptr, .capture_stack = some_stack};
-  CachingAllocator::set_hooks(&kHooks);
+  mempool::set_hooks(&kHooks);
   std::array<char, 32> path{"/tmp/mempool-races-XXXXXX"};
   close(mkstemp(path.data()));
   const FakeDevice device = addresses_with_streams();
@@ -106,23 +107,23 @@ TEST(observers_come_and_go_while_others_allocate) {
           for (const std::size_t bytes : kSizes) {
             void* const block = allocator.allocate(bytes, static_cast<StreamId>(i));
             allocator.add_use(block, 9);
-            CHECK(CachingAllocator::is_used_elsewhere(block));
+            CHECK(is_used_elsewhere(block));
             allocator.deallocate(block);
           }
         }
       },
       [&](int round) {
-        allocator.start_history(64);
-        const bool is_recording = allocator.start_recording(path.data());
-        allocator.mark_recording(static_cast<std::uint64_t>(round));
-        allocator.history().view();
+        allocator.observers().start_history(64);
+        const bool is_recording = allocator.observers().start_recording(path.data());
+        allocator.observers().mark_recording(static_cast<std::uint64_t>(round));
+        allocator.observers().history().view();
         std::this_thread::yield();
-        if (round % 2 == 0) allocator.stop_history();
-        if (is_recording) CHECK_EQ(allocator.stop_recording().error, 0);
+        if (round % 2 == 0) allocator.observers().stop_history();
+        if (is_recording) CHECK_EQ(allocator.observers().stop_recording().error, 0);
       });
-  allocator.stop_history();
+  allocator.observers().stop_history();
   unlink(path.data());
-  CachingAllocator::set_hooks(nullptr);
+  mempool::set_hooks(nullptr);
   device.check_empty();
 }
 
@@ -143,7 +144,7 @@ TEST(many_threads_use_share_and_picture_the_same_blocks) {
         },
         [&](int) { CHECK_EQ(allocator.snapshot().pools.size(), 1u); });
     for (void* const block : blocks) {
-      CHECK(CachingAllocator::is_used_elsewhere(block));
+      CHECK(is_used_elsewhere(block));
       allocator.deallocate(block);
     }
   }
@@ -153,7 +154,7 @@ TEST(many_threads_use_share_and_picture_the_same_blocks) {
 TEST(pools_sleep_and_wake_under_their_users) {
   const FakeDevice device;
   CachingAllocator& allocator = *device.allocator;
-  Account* const pool = allocator.open_pool("model", nullptr, true, 64 * kMiB, kNoLimit);
+  Account* const pool = allocator.pools().open("model", nullptr, true, 64 * kMiB, kNoLimit);
   fixtures::set_current_pool(allocator, pool);
   auto* const kept = static_cast<unsigned char*>(allocator.allocate(3 * kMiB));
   fixtures::set_current_pool(allocator, nullptr);
@@ -181,16 +182,16 @@ TEST(pools_sleep_and_wake_under_their_users) {
         CHECK(kept[0] == 42 && kept[3 * kMiB - 1] == 42);
       });
   allocator.deallocate(kept);
-  allocator.drop_pool(*pool);
+  allocator.pools().drop(*pool);
   device.check_empty();
 }
 
 TEST(limits_change_and_pools_close_while_others_allocate) {
   static constexpr Hooks kHooks{.pressure = count_pressure, .capture_stack = nullptr};
-  CachingAllocator::set_hooks(&kHooks);
+  mempool::set_hooks(&kHooks);
   const FakeDevice device({.limit = 96 * kMiB}, {.accessible = false});
   CachingAllocator& allocator = *device.allocator;
-  std::atomic<Account*> current{allocator.open_pool("request", nullptr, false, 8 * kMiB, 2 * kMiB)};
+  std::atomic<Account*> current{allocator.pools().open("request", nullptr, false, 8 * kMiB, 2 * kMiB)};
   std::vector<Account*> past;
   meddling(
       3,
@@ -213,22 +214,22 @@ TEST(limits_change_and_pools_close_while_others_allocate) {
       [&](int round) {
         Account* const pool = current.load();
         try {
-          allocator.set_pool_limit(*pool, (round % 2 == 0 ? 4 : 8) * kMiB);
+          allocator.pools().set_limit(*pool, (round % 2 == 0 ? 4 : 8) * kMiB);
           allocator.set_limit((round % 2 == 0 ? 64 : 96) * kMiB);
         } catch (const ConfigError&) {
         }
         allocator.accounts().set_soft_limit(*pool, kMiB);
         allocator.set_soft_limit(round % 3 == 0 ? 32 * kMiB : kNoLimit);
         if (round % 16 != 15) return;
-        current = allocator.open_pool("request", nullptr, round % 32 == 31, 8 * kMiB, 2 * kMiB);
-        allocator.close_pool(*pool);
+        current = allocator.pools().open("request", nullptr, round % 32 == 31, 8 * kMiB, 2 * kMiB);
+        allocator.pools().close(*pool);
         past.push_back(pool);  // others may be about to enter it
       });
   past.push_back(current);
-  for (Account* const pool : past) allocator.drop_pool(*pool);
+  for (Account* const pool : past) allocator.pools().drop(*pool);
   CHECK(allocator.accounts().list().empty());
   allocator.set_soft_limit(kNoLimit);
-  CachingAllocator::set_hooks(nullptr);
+  mempool::set_hooks(nullptr);
   device.check_empty();
 }
 

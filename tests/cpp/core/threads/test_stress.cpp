@@ -102,7 +102,7 @@ void disturb(CachingAllocator& allocator, Account* sleeper, const std::atomic<bo
         allocator.trim(random() % (64 * kMiB));
         break;
       case 4:
-        CHECK_EQ(allocator.check_structure(), "");
+        CHECK_EQ(allocator.arenas().check_invariants(), "");
         break;
       default:
         try {
@@ -122,9 +122,9 @@ TEST(eight_threads_do_everything_at_once) {
   constexpr std::size_t kThreads = 8;
   const FakeDevice device({.limit = 512 * kMiB});
   CachingAllocator& allocator = *device.allocator;
-  Account* const shared = allocator.open_pool("shared", nullptr, false, 64 * kMiB, kNoLimit);
-  Account* const isolated = allocator.open_pool("isolated", nullptr, true, 64 * kMiB, kNoLimit);
-  Account* const sleeper = allocator.open_pool("sleeper", nullptr, true, kNoLimit, kNoLimit);
+  Account* const shared = allocator.pools().open("shared", nullptr, false, 64 * kMiB, kNoLimit);
+  Account* const isolated = allocator.pools().open("isolated", nullptr, true, 64 * kMiB, kNoLimit);
+  Account* const sleeper = allocator.pools().open("sleeper", nullptr, true, kNoLimit, kNoLimit);
   fixtures::set_current_pool(allocator, sleeper);
   auto* const kept = static_cast<unsigned char*>(allocator.allocate(5 * kMiB));
   fixtures::set_current_pool(allocator, nullptr);
@@ -148,6 +148,6 @@ TEST(eight_threads_do_everything_at_once) {
   CHECK_EQ(kept[0], 42);
   CHECK_EQ(kept[5 * kMiB - 1], 42);
   allocator.deallocate(kept);
-  for (Account* pool : {shared, isolated, sleeper}) allocator.drop_pool(*pool);
+  for (Account* pool : {shared, isolated, sleeper}) allocator.pools().drop(*pool);
   device.check_empty();
 }

@@ -19,10 +19,10 @@ using fixtures::kMiB;
 TEST(a_pool_limit_is_exact_with_sixteen_threads_racing_at_it) {
   const FakeDevice device;
   constexpr std::size_t kLimit = kMiB + 64 * 3;  // not a multiple of anything but a block
-  Account* const parent = device.allocator->open_pool("parent", nullptr, false, kLimit, kNoLimit);
+  Account* const parent = device.allocator->pools().open("parent", nullptr, false, kLimit, kNoLimit);
   std::vector<Account*> pools;
   for (int i = 0; i < 16; ++i) {
-    pools.push_back(device.allocator->open_pool("child", parent, false, kNoLimit, kNoLimit));
+    pools.push_back(device.allocator->pools().open("child", parent, false, kNoLimit, kNoLimit));
   }
   std::vector<std::vector<void*>> blocks(16);
   in_threads(16, [&](int i) {
@@ -42,8 +42,8 @@ TEST(a_pool_limit_is_exact_with_sixteen_threads_racing_at_it) {
   in_threads(16, [&](int i) {
     for (void* block : blocks[static_cast<std::size_t>((i + 1) % 16)]) device.allocator->deallocate(block);
   });
-  for (Account* pool : pools) device.allocator->drop_pool(*pool);
-  device.allocator->drop_pool(*parent);
+  for (Account* pool : pools) device.allocator->pools().drop(*pool);
+  device.allocator->pools().drop(*parent);
   device.check_empty();
 }
 
@@ -98,8 +98,8 @@ TEST(mixed_work_of_many_threads_loses_nothing) {
   constexpr int kThreads = 8;
   constexpr int kShared = 64;
   std::vector<std::atomic<void*>> shared(kShared);
-  Account* const pool = device.allocator->open_pool("pool", nullptr, false, 32 * kMiB, kNoLimit);
-  Account* const isolated = device.allocator->open_pool("isolated", nullptr, true, kNoLimit, kNoLimit);
+  Account* const pool = device.allocator->pools().open("pool", nullptr, false, 32 * kMiB, kNoLimit);
+  Account* const isolated = device.allocator->pools().open("isolated", nullptr, true, kNoLimit, kNoLimit);
   in_threads(kThreads, [&](int i) {
     std::mt19937 random(static_cast<unsigned>(i));
     for (int step = 0; step < 4000; ++step) {
@@ -120,16 +120,16 @@ TEST(mixed_work_of_many_threads_loses_nothing) {
     fixtures::set_current_pool(*device.allocator, nullptr);
   });
   for (auto& block : shared) device.allocator->deallocate(block.exchange(nullptr));
-  device.allocator->drop_pool(*pool);
-  device.allocator->drop_pool(*isolated);
+  device.allocator->pools().drop(*pool);
+  device.allocator->pools().drop(*isolated);
   device.check_empty();
 }
 
 TEST(a_stay_ends_at_once_whoever_leaves_it) {
   const FakeDevice device;
   CachingAllocator& allocator = *device.allocator;
-  Account* const outer = allocator.open_pool("outer", nullptr, false, kNoLimit, kNoLimit);
-  Account* const inner = allocator.open_pool("inner", nullptr, false, kNoLimit, kNoLimit);
+  Account* const outer = allocator.pools().open("outer", nullptr, false, kNoLimit, kNoLimit);
+  Account* const inner = allocator.pools().open("inner", nullptr, false, kNoLimit, kNoLimit);
   PoolEntry entries[3];
   std::atomic<int> turn{0};
   const auto await = [&turn](int wanted) {
@@ -137,9 +137,9 @@ TEST(a_stay_ends_at_once_whoever_leaves_it) {
   };
   const auto charged = [&](Account* pool) { return allocator.accounts().read(*pool).blocks.bytes.current; };
   std::thread other([&] {
-    allocator.enter_pool(entries[0], outer);
-    allocator.enter_pool(entries[1], inner);
-    allocator.enter_pool(entries[2], inner);
+    allocator.pools().enter(entries[0], outer);
+    allocator.pools().enter(entries[1], inner);
+    allocator.pools().enter(entries[2], inner);
     turn = 1;
     await(2);
     void* const to_inner = allocator.allocate(100);  // the one in the middle is gone, the innermost is not
@@ -150,26 +150,26 @@ TEST(a_stay_ends_at_once_whoever_leaves_it) {
     await(6);
     void* const to_root = allocator.allocate(100);
     for (void* block : {to_inner, to_outer, to_root}) allocator.deallocate(block);
-    allocator.enter_pool(entries[1], inner);  // its thread ends in it
+    allocator.pools().enter(entries[1], inner);  // its thread ends in it
   });
   await(1);
-  CHECK(allocator.leave_pool(entries[1]));
-  CHECK(!allocator.leave_pool(entries[1]));
+  CHECK(allocator.pools().leave(entries[1]));
+  CHECK(!allocator.pools().leave(entries[1]));
   turn = 2;
   await(3);
   CHECK_EQ(charged(inner), 128);
-  CHECK(allocator.leave_pool(entries[2]));
+  CHECK(allocator.pools().leave(entries[2]));
   turn = 4;
   await(5);
   CHECK_EQ(charged(outer), 128);
-  CHECK(allocator.leave_pool(entries[0]));
-  allocator.close_pool(*outer);  // would refuse the next block
+  CHECK(allocator.pools().leave(entries[0]));
+  allocator.pools().close(*outer);  // would refuse the next block
   turn = 6;
   other.join();
-  CHECK(!allocator.leave_pool(entries[1]));
+  CHECK(!allocator.pools().leave(entries[1]));
   CHECK_EQ(charged(inner), 0);
-  allocator.drop_pool(*outer);
-  allocator.drop_pool(*inner);
+  allocator.pools().drop(*outer);
+  allocator.pools().drop(*inner);
   CHECK(allocator.accounts().list().empty());
   device.check_empty();
 }
@@ -183,22 +183,22 @@ TEST(pools_end_under_threads_that_allocate_in_them) {
   std::thread leaver([&] {
     std::minstd_rand random(7);
     while (!is_over.load()) {
-      allocator.leave_pool(entries[random() % kThreads]);
+      allocator.pools().leave(entries[random() % kThreads]);
     }
   });
   in_threads(kThreads, [&](int i) {
     PoolEntry& entry = entries[i];
     for (int round = 0; round < 400; ++round) {
-      Account* const pool = allocator.open_pool("request", nullptr, round % 5 == 0, std::size_t{64} << 10, kNoLimit);
-      allocator.enter_pool(entry, pool);
-      allocator.drop_pool(*pool);  // the stay alone keeps it
+      Account* const pool = allocator.pools().open("request", nullptr, round % 5 == 0, std::size_t{64} << 10, kNoLimit);
+      allocator.pools().enter(entry, pool);
+      allocator.pools().drop(*pool);  // the stay alone keeps it
       for (int block = 0; block < 8; ++block) {
         try {
           allocator.deallocate(allocator.allocate(500));
         } catch (const PoolClosedError&) {  // as long as nobody has left it
         }
       }
-      allocator.leave_pool(entry);
+      allocator.pools().leave(entry);
     }
   });
   is_over = true;
@@ -211,13 +211,14 @@ TEST(pools_come_and_go_while_others_allocate) {
   const FakeDevice device;
   in_threads(4, [&](int i) {
     for (int round = 0; round < 300; ++round) {
-      Account* const pool = device.allocator->open_pool("request", nullptr, (i + round) % 4 == 0, kNoLimit, kNoLimit);
+      Account* const pool =
+          device.allocator->pools().open("request", nullptr, (i + round) % 4 == 0, kNoLimit, kNoLimit);
       fixtures::set_current_pool(*device.allocator, pool);
       void* const small = device.allocator->allocate(500);
       void* const large = device.allocator->allocate(2 * kMiB);
       fixtures::set_current_pool(*device.allocator, nullptr);
       device.allocator->deallocate(small);
-      device.allocator->drop_pool(*pool);
+      device.allocator->pools().drop(*pool);
       device.allocator->deallocate(large);  // the last block takes the pool with it
     }
   });
@@ -256,7 +257,7 @@ TEST(a_forked_child_has_a_private_copy_and_whole_locks) {
       for (int i = 0; i < 100; ++i) blocks.push_back(allocator.allocate(static_cast<std::size_t>(i) * 20000 + 1));
       for (void* block : blocks) allocator.deallocate(block);
       allocator.trim(0);
-      _exit(allocator.check_structure().empty() ? 0 : 1);
+      _exit(allocator.arenas().check_invariants().empty() ? 0 : 1);
     }
     int status = 0;
     CHECK_EQ(waitpid(child, &status, 0), child);

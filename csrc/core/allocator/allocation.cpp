@@ -1,0 +1,350 @@
+#include "core/allocator/allocation.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/expects.h"
+#include "core/allocator/policy.h"
+#include "core/pages/size_classes.h"
+
+namespace mempool {
+namespace {
+
+using CacheGuard = std::lock_guard<OwnerLock>;
+using Outcome = Ledger::Charge::Outcome;
+
+constinit thread_local bool t_pressing = false;
+
+OomReason reason_of(Refusal why) {
+  switch (why) {
+    case Refusal::limit:
+      return OomReason::device_limit;
+    case Refusal::metadata:
+      return OomReason::metadata_refused;
+    default:
+      return OomReason::backend_refused;
+  }
+}
+
+}  // namespace
+
+BlockSize size_of_request(std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(bytes > 0);
+  return {bytes <= kLargestRequest ? round_block(bytes) : 0, bytes};
+}
+
+Allocation::Allocation(DeviceParts& parts, const BlockSize& size, StreamId stream, ArenaFamily* family) noexcept
+    : parts_(parts), size_(size), stream_(stream), cache_(parts.caches.obtain()), family_(family), stay_(parts.pools) {}
+
+void* Allocation::run() {
+  Ledger::Charge charge = reserve_current();
+  if (family_ == nullptr) family_ = &parts_.arenas.family_of(account_);
+  if (size_.rounded == 0) refuse({.reason = OomReason::size_overflow}, nullptr, outcome_);
+  arena_ = parts_.arenas.arena_of(*family_, stream_);
+  if (arena_ == nullptr) {
+    let_go(charge);
+    refuse({.reason = OomReason::metadata_refused}, nullptr, outcome_);
+  }
+  if (cache_ != nullptr) serve_stream();
+  while (true) {
+    if (charge.outcome != Outcome::charged) [[unlikely]]
+      insist(charge);
+    Refusal why = Refusal::none;
+    if (void* const address = obtain(why)) {
+      if (effort_ != Effort::none) parts_.ledger.count_retry();
+      if (parts_.observers.any()) {
+        parts_.observers.on_alloc(address, size_, account_id(), stream_, &capture_stack);
+      }
+      confirm();
+      return address;
+    }
+    // While more room is sought, callbacks included, this request stands in no other's way.
+    let_go({});
+    if (why == Refusal::asleep) {
+      throw PoolAsleepError("mempool: pool '" + parts_.accounts.name_of(account_id()) +
+                            "' is asleep: wake() it before it takes new blocks.");
+    }
+    make_room(why);
+    charge = parts_.ledger.reserve(account_, size_.rounded);
+  }
+}
+
+// ---- its place under the limits ----------------------------------------------------------------------------------
+
+// Finds out which pool the thread is in and holds a place there, in one step: another thread may end the stay at any
+// moment, and the pool with it. The reserved bytes keep the pool, or else `stay_` does.
+Ledger::Charge Allocation::reserve_current() {
+  Ledger::Charge result;
+  if (cache_ == nullptr) return result;
+  const CacheGuard guard(cache_->lock);
+  account_ = cache_->pools.current();
+  if (account_ == nullptr) return result;
+  if (size_.rounded == 0) {
+    stay_.take(account_);
+    return result;
+  }
+  result = parts_.ledger.reserve(account_, size_.rounded);
+  if (result.outcome != Outcome::charged) stay_.take(account_);
+  return result;
+}
+
+// A limit has refused, or a pool is closed: holds a place after the pressure callbacks, or throws.
+void Allocation::insist(Ledger::Charge result) {
+  PressureOutcome outcome;
+  for (bool pressed = false; result.outcome != Outcome::charged; pressed = true) {
+    if (result.outcome == Outcome::closed) {
+      throw PoolClosedError("mempool: pool '" + result.pool->name + "' is closed: it takes no new blocks.");
+    }
+    if (!pressed) press(result.pool, size_.rounded - (result.limit - result.allocated), true, outcome);
+    if (pressed || outcome.calls == 0) {
+      refuse({.reason = OomReason::pool_limit,
+              .pool = result.pool->name,
+              .allocated = result.allocated,
+              .limit = result.limit},
+             result.pool, outcome);
+    }
+    result = parts_.ledger.reserve(account_, size_.rounded);
+  }
+  if (outcome.calls > 0) parts_.ledger.count_retry();
+}
+
+// The opposite of a reservation: its pool stays alive for this request.
+void Allocation::let_go(const Ledger::Charge& charge) {
+  if (account_ == nullptr || charge.outcome != Outcome::charged) return;
+  stay_.take(account_);
+  parts_.ledger.cancel(account_, size_.rounded);
+}
+
+void Allocation::confirm() {
+  Ledger::Charge result;
+  if (account_ == nullptr && cache_ != nullptr) {  // as on the fast way, so that it can lease room
+    cache_->lock.lock();
+    Shard& shard = cache_->shards.of(size_.is_small());
+    shard.add(size_);
+    if (shard.is_ahead()) {
+      parts_.caches.settle_and_unlock(*cache_, size_.is_small(), nullptr);
+    } else {
+      cache_->lock.unlock();
+    }
+  } else {
+    result = charge();
+  }
+  if (result.soft_over > 0) {
+    PressureOutcome outcome;
+    press(result.pool, result.soft_over, false, outcome);
+  }
+  if (parts_.ledger.take_soft_crossing()) after_growth();
+}
+
+Ledger::Charge Allocation::charge() noexcept {
+  Ledger::Charge result;
+  for (const bool force : {false, true}) {
+    {
+      std::unique_lock<OwnerLock> guard;
+      if (cache_ != nullptr) guard = std::unique_lock(cache_->lock);
+      result = parts_.ledger.confirm(account_, size_, cache_ != nullptr ? &cache_->shards : nullptr, force);
+    }
+    if (result.outcome != Outcome::unsettled) break;
+    parts_.caches.fold_for_peak(nullptr);
+  }
+  return result;
+}
+
+// ---- its block ---------------------------------------------------------------------------------------------------
+
+// A thread that goes over to another stream takes its cache along.
+void Allocation::serve_stream() noexcept {
+  if (!family_->is_thread_cached) return;
+  if (cache_->stream() == stream_) {
+    cache_->strange_requests = 0;
+  } else if (++cache_->strange_requests > kStrangers) {
+    const CacheGuard guard(cache_->lock);
+    cache_->serve(*arena_);
+    cache_->strange_requests = 0;
+  }
+}
+
+// What lies free in the arena comes first; then what waits in threads' caches, and what other streams have caught up
+// with, joins it; only then does it grow.
+void* Allocation::obtain(Refusal& why) noexcept {
+  if (void* const address = take(false, why)) return address;
+  if (why == Refusal::asleep || is_hopeless(why)) return nullptr;
+  parts_.collector.collect();
+  // Another family's arena can take over what the default one has free.
+  if (parts_.arenas.default_family().is_thread_cached) parts_.caches.recall_for_growth(cache_);
+  if (cache_ != nullptr) {  // growth looks at the totals
+    const CacheGuard guard(cache_->lock);
+    parts_.ledger.fold(cache_->shards);
+  }
+  void* const address = take(true, why);
+  parts_.tell_growth();
+  return address;
+}
+
+// Out of the thread's cache, if blocks of that arena may wait there, else out of the arena.
+void* Allocation::take(bool may_grow, Refusal& why) noexcept {
+  ThreadCache* const keeper = cache_ != nullptr && cache_->serves(arena_) ? cache_ : nullptr;
+  std::unique_lock<OwnerLock> cache_guard;
+  if (keeper != nullptr) cache_guard = std::unique_lock(keeper->lock);
+  const auto from_arena = [&](auto ask) {
+    const ArenaSet::Lenders lenders(parts_.arenas, *arena_, may_grow);
+    const ArenaGuard guard(arena_->mutex);
+    if (arena_->pages.asleep() || family_->asleep.load(std::memory_order_relaxed)) {
+      why = Refusal::asleep;
+      return false;
+    }
+    return ask(Supply{may_grow, lenders.heaps(), may_commit_, may_wait_});
+  };
+  if (size_.rounded <= kSmallMax) {
+    const std::size_t size_class = size_class_of(size_.rounded);
+    SmallBlock block;
+    const bool is_kept = keeper != nullptr && keeper->pop(size_class, block);
+    if (!is_kept && !from_arena([&](const Supply& supply) {
+          return keeper != nullptr ? keeper->refill(size_class, block, supply, why)
+                                   : arena_->slabs.allocate(size_class, &block, 1, supply, why) > 0;
+        })) {
+      return nullptr;
+    }
+    *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()};
+    return block.address;
+  }
+  Span* span = keeper != nullptr ? keeper->pop_span(size_) : nullptr;
+  if (span == nullptr) {
+    if (keeper != nullptr) keeper->make_way(size_.is_small());
+    from_arena([&](const Supply& supply) {
+      span = arena_->pages.allocate(size_.rounded, supply, why);
+      return span != nullptr;
+    });
+  }
+  if (span == nullptr) return nullptr;
+  span->hand_out(size_.asked, account_id(), keeper);
+  return span->address();
+}
+
+// More than there can ever be, or than the device's limit: whatever else is given up for it would be for nothing.
+bool Allocation::is_hopeless(Refusal& why) const noexcept {
+  const bool is_over_limit = size_.rounded > parts_.ledger.limit();
+  if (!is_over_limit && size_.rounded <= parts_.memory->capacity_bytes()) return false;
+  why = is_over_limit ? Refusal::limit : Refusal::backend;
+  return true;
+}
+
+// Whether a request that the backend has just refused has more of a chance now, by what went back to it since. Where
+// memory is of handles that stay whole, a try takes all that is left, and gives it back.
+bool Allocation::may_fit() noexcept {
+  if (parts_.memory->stream_events() == nullptr) return true;  // where it is a system call it costs little
+  const std::size_t free = parts_.arenas.free_bytes();
+  const std::size_t held = parts_.ledger.held();
+  const std::size_t limit = parts_.ledger.limit();
+  const std::size_t new_bytes = std::min(parts_.memory->available_bytes(), limit > held ? limit - held : 0);
+  return size_.rounded <= free || size_.rounded - free <= new_bytes;
+}
+
+// One step further toward memory for a request that found none: what waits in thread caches; blocks that wait for other
+// streams, the oldest that would do first; idle memory of other streams, once they have caught up; free handles of any
+// arena (given back, their bytes can be asked for anew at another address); the user's callbacks. Throws OutOfMemory
+// when nothing is left to try.
+void Allocation::make_room(Refusal why) {
+  const std::size_t wanted = size_.rounded + parts_.memory->granule_bytes();
+  // A try that only moves memory says nothing of why there is no more.
+  why = refusal_ = why != Refusal::none ? why : refusal_;
+  if (effort_ == Effort::none && is_hopeless(why)) effort_ = Effort::released;
+  switch (effort_) {
+    case Effort::none:
+      parts_.caches.recall();
+      may_commit_ = parts_.memory->stream_events() == nullptr;  // where it is a system call it costs little
+      effort_ = Effort::recalled;
+      return;
+    case Effort::recalled:
+      if (parts_.collector.await(size_.rounded)) return;  // and again, as long as any waits
+      effort_ = Effort::awaited;
+      [[fallthrough]];
+    case Effort::awaited:
+      effort_ = Effort::waited;
+      if (parts_.memory->stream_events() != nullptr) {
+        may_wait_ = true;
+        return;
+      }
+      [[fallthrough]];
+    case Effort::waited:
+      parts_.arenas.release(wanted, true);
+      may_commit_ = why == Refusal::metadata || may_fit();
+      effort_ = Effort::released;
+      return;
+    case Effort::released:
+      press(nullptr, size_.rounded, true, outcome_);
+      if (outcome_.calls > 0) {
+        effort_ = Effort::pressed;
+        if (is_hopeless(why)) return;
+        parts_.caches.recall();  // what the callbacks freed lies in caches and arenas
+        while (parts_.collector.await(size_.rounded)) continue;
+        parts_.arenas.release(wanted, true);
+        may_commit_ = true;
+        return;
+      }
+      break;
+    case Effort::pressed:
+      break;
+  }
+  refuse({.reason = reason_of(why), .limit = parts_.ledger.limit()}, nullptr, outcome_);
+}
+
+// ---- whom it tells -----------------------------------------------------------------------------------------------
+
+// Held bytes grew above the soft limit: caches and free handles first, then the callbacks.
+void Allocation::after_growth() {
+  const std::size_t soft = parts_.ledger.soft_limit();
+  parts_.reclaimer.trim(soft, false);
+  if (!parts_.ledger.take_soft_alarm()) return;
+  const std::size_t held = parts_.ledger.held();
+  PressureOutcome outcome;
+  press(nullptr, held > soft ? held - soft : 0, false, outcome);
+}
+
+// Runs the callbacks, with the root pool current: what they allocate must not fail at the limit that called them.
+void Allocation::press(const Account* refuser, std::size_t needed, bool failing, PressureOutcome& outcome) {
+  const Hooks* const hooks = installed_hooks();
+  if (hooks == nullptr || hooks->pressure == nullptr || t_pressing) return;
+  const Account* const named = refuser != nullptr ? refuser : account_;
+  const std::string pool = named != nullptr ? named->name : "default";
+  const std::size_t before = outcome.calls;
+  parts_.accounts.keep(account_);  // meanwhile
+  PoolEntry root;
+  if (cache_ != nullptr) parts_.pools.enter(root, nullptr);
+  t_pressing = true;
+  hooks->pressure(pool.c_str(), needed, failing, outcome);
+  t_pressing = false;
+  parts_.pools.leave(root);
+  parts_.accounts.release(account_);
+  if (outcome.calls > before) parts_.ledger.count_pressure_call(account_, refuser);
+}
+
+void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutcome& outcome) {
+  parts_.ledger.count_oom(account_, refuser);
+  info.device = parts_.device;
+  info.requested = size_.asked;
+  info.held = parts_.ledger.held();
+  if (refuser == nullptr) {
+    if (account_ != nullptr) {
+      const Account account = parts_.accounts.read(*account_);
+      info.pool = account.name;
+      info.allocated = static_cast<std::size_t>(account.blocks.bytes.current);
+    } else {
+      info.pool = "default";
+      const CacheSet::Folded folded(parts_.caches);
+      info.allocated = static_cast<std::size_t>(parts_.ledger.read_stats().blocks.all.bytes.current);
+    }
+    if (info.reason != OomReason::device_limit) info.limit = kNoLimit;
+  }
+  if (Arena* const arena = arena_ != nullptr ? arena_ : family_->first.load()) {
+    const ArenaGuard guard(arena->mutex);
+    info.largest_free = arena->pages.largest_free();
+  }
+  info.pressure_calls = outcome.calls;
+  info.callback_error = outcome.error;
+  info.callback_error_id = outcome.error_id;
+  if (StreamEvents* const events = parts_.memory->stream_events()) info.device_failure = events->failure();
+  throw OutOfMemory(std::move(info));
+}
+
+}  // namespace mempool

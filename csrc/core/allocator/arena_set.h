@@ -1,0 +1,119 @@
+// All arenas of one device, in their families: made when a stream asks first, gone when nothing of them is left.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/options.h"
+#include "core/accounts/ledger.h"
+#include "core/pages/arena.h"
+#include "core/physical_memory.h"
+#include "core/streams/stream_clock.h"
+
+namespace mempool {
+
+using ArenaGuard = std::lock_guard<AdaptiveMutex>;
+
+class ArenaSet {
+ public:
+  // Makes the default family with its first arena. Throws std::bad_alloc.
+  ArenaSet(CachingAllocator& owner, PhysicalMemory& memory, Ledger& ledger, StreamClocks& clocks,
+           const Options& options);
+  ArenaSet(const ArenaSet&) = delete;
+  ArenaSet& operator=(const ArenaSet&) = delete;
+
+  // Serves every pool that is not isolated.
+  ArenaFamily& default_family() const noexcept { return *default_family_; }
+  ArenaFamily& family_of(const Account* account) const noexcept {
+    return account != nullptr ? *account->family : *default_family_;
+  }
+  // A family apart from all others. In one that is `fixed` no memory ever moves, goes to others or back to the backend
+  // before it is closed, free or not: a captured graph writes there whenever it is replayed. It takes what is idle
+  // elsewhere. Throws std::bad_alloc.
+  ArenaFamily& open(std::string name, ArenaFamily::Kind kind);
+  // Nobody allocates from it any more. Its arenas go when their last block does, their free memory at once.
+  void close(ArenaFamily& family) noexcept;
+  // The family's arena for the stream, made if there is none. nullptr without memory for its record.
+  Arena* arena_of(ArenaFamily& family, StreamId stream) noexcept;
+  std::vector<Arena*> arenas_of(const ArenaFamily& family);
+
+  // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles. Returns the bytes
+  // given. `may_wait`: for work that still uses it. With 0 bytes it drops empty segments.
+  std::size_t release(std::size_t bytes, bool may_wait) noexcept;
+  // All that is free in that family.
+  std::size_t release(ArenaFamily& family) noexcept;
+  // The same where no thread can allocate any more. `is_empty`: no block is left, and what sleeps is forgotten.
+  void clear_out(ArenaFamily& family, bool is_empty) noexcept;
+  // Expects that no block is left in it. What sleeps in it is forgotten, and it is closed.
+  void retire(ArenaFamily& family) noexcept;
+
+  // The other arenas with free memory, locked: what they have moves to the one that grows before new memory is asked
+  // for. The calling thread holds no arena's lock.
+  class Lenders {
+   public:
+    // Of none unless `wanted`.
+    Lenders(ArenaSet& set, const Arena& own, bool wanted);
+    std::span<PageHeap* const> heaps() const { return heaps_; }
+
+   private:
+    std::unique_lock<std::mutex> registry_;
+    std::vector<PageHeap*> heaps_;
+    std::vector<std::unique_lock<AdaptiveMutex>> locks_;
+  };
+
+  // Makes all memory usable anew: whom the backend lets in has changed.
+  bool open_again() noexcept;
+  // Moves the free memory of each arena together. Returns what that did.
+  Gathering gather() noexcept;
+
+  // ---- sums over all arenas, each of which is read under its lock
+  std::size_t held_bytes() noexcept;
+  std::size_t held_bytes(const ArenaFamily& family) noexcept;
+  std::size_t free_bytes() noexcept;    // in free ranges
+  std::size_t need() noexcept;          // as PageHeap::need()
+  std::size_t take_need() noexcept;     // and marks what is free, so that it is known at the next call what is idle
+  std::size_t largest_free() noexcept;  // the largest contiguous free range
+  FreeRangeStats free_ranges() noexcept;
+  void reset(void (*action)(Stat&)) noexcept;
+  // The first broken invariant, or an empty string.
+  std::string check_invariants();
+
+  // Each arena under its lock, one after the other, with a number that tells families of one name apart: 0 is the
+  // default one.
+  template <typename Action>
+  void for_each(Action action) {
+    const std::lock_guard guard(mutex_);
+    for (const auto& arena : arenas_) {
+      const ArenaGuard arena_guard(arena->mutex);
+      action(*arena);
+    }
+  }
+  // Expects that for_each() calls it: the list does not change.
+  std::size_t number_of(const ArenaFamily& family) const noexcept;
+
+  void lock_for_fork();
+  void unlock_after_fork() noexcept;
+
+ private:
+  void forget_retired() noexcept;
+
+  CachingAllocator& owner_;
+  PhysicalMemory& memory_;
+  Ledger& ledger_;
+  StreamClocks& clocks_;
+  const Options& options_;
+  std::mutex mutex_;  // guards what follows; held by whoever holds several arenas, so their order does not matter
+  // Also those of retired families whose memory would not go back yet. The first of either is the default.
+  std::vector<std::unique_ptr<ArenaFamily>> families_;
+  std::vector<std::unique_ptr<Arena>> arenas_;
+  FreeRangeStats retired_ranges_;        // of arenas that are gone
+  std::atomic<bool> has_others_{false};  // beside the default family's first
+  ArenaFamily* const default_family_;
+};
+
+}  // namespace mempool

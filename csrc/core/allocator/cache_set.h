@@ -1,0 +1,66 @@
+// The thread caches of one allocator, together: taking back what waits in them, and summing what they have counted.
+#pragma once
+
+#include <cstddef>
+
+#include "core/accounts/ledger.h"
+#include "core/threads/thread_registry.h"
+
+namespace mempool {
+
+class CacheSet {
+ public:
+  // New caches serve the family's first arena. Throws std::runtime_error when the process has no slot for one more
+  // allocator.
+  CacheSet(Ledger& ledger, ThreadCache::Owner& owner, ArenaFamily& family, std::size_t most_small_bytes);
+  CacheSet(const CacheSet&) = delete;
+  CacheSet& operator=(const CacheSet&) = delete;
+  // Expects that no other thread uses the allocator.
+  ~CacheSet();
+
+  std::size_t slot() const noexcept { return slot_; }  // in the ThreadRegistry
+  // The calling thread's cache; nullptr when it has none yet. obtain() makes it then, unless the thread is ending.
+  ThreadCache* find() const noexcept { return ThreadRegistry::find(slot_); }
+  ThreadCache* obtain() noexcept {
+    ThreadCache* const found = find();
+    return found != nullptr ? found : make();
+  }
+
+  // Takes the free blocks out of every thread's cache.
+  void recall() noexcept;
+  // Takes what waits in the caches, so that the arena can coalesce it: medium and large blocks of all threads, and of
+  // `mine` (nullptr: none) the small blocks too if they come to something.
+  void recall_for_growth(ThreadCache* mine) noexcept;
+  // Folds every thread's counts into the ledger and suspends leases, where a block of `mine` (nullptr: of a thread
+  // without a cache) could be a new peak.
+  void fold_for_peak(ThreadCache* mine) noexcept;
+  // Folds the counts. Returns the bytes that have waited in the caches all the time since the last call.
+  std::size_t fold_and_take_unused() noexcept;
+
+  // The two ends of a cached block's way that has used up its lease, or is far behind the totals. They expect that the
+  // cache's lock is held, and return `address` and true.
+  [[gnu::noinline]] void* settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept;
+  [[gnu::noinline]] bool fold_and_unlock(ThreadCache& mine) noexcept;
+
+  // Holds every thread's cache, with its counts folded: the totals are of one moment as long as this exists.
+  class Folded {
+   public:
+    explicit Folded(CacheSet& set) noexcept : caches_(set.slot_) {
+      caches_.for_each([&set](ThreadCache& cache) { set.ledger_.fold(cache.shards); });
+    }
+
+   private:
+    AllCaches caches_;
+  };
+
+ private:
+  ThreadCache* make() noexcept;
+
+  Ledger& ledger_;
+  ThreadCache::Owner& owner_;
+  ArenaFamily& family_;
+  const std::size_t most_small_bytes_;
+  const std::size_t slot_;
+};
+
+}  // namespace mempool

@@ -1,0 +1,77 @@
+// What the allocator of a device is made of. Each part knows only the parts above it, but for Pools and CacheSet, which
+// know each other; all of them are thread-safe.
+//
+// The order of locks, in one place. A thread takes them downward only, and skips as many as it likes:
+//
+//   1. Observers            while one starts or stops
+//   2. StreamCollector      while blocks whose streams have caught up are freed
+//   3. ThreadRegistry       the one mutex of the process: no thread cache comes or goes
+//   4. ThreadCache          of each thread; several of them only under 3
+//   5. ArenaSet             the list of arenas and families
+//   6. Arena                of each stream; several of them only under 5
+//   7. DeferredFrees        the blocks that wait for other streams
+//   8. StreamClocks         the list, then each clock
+//   9. AccountRegistry      the spin lock of all accounts, and of the totals of the Ledger
+//  10. History              and after it TraceRecorder
+//  11. Decay                the window of demand
+//
+// No hook (core/allocator/hooks.h) is called with 3 or a later one held.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "common/options.h"
+#include "core/accounts/account_registry.h"
+#include "core/accounts/ledger.h"
+#include "core/allocator/arena_set.h"
+#include "core/allocator/cache_set.h"
+#include "core/allocator/pools.h"
+#include "core/allocator/reclaimer.h"
+#include "core/allocator/stream_collector.h"
+#include "core/observe/observers.h"
+#include "core/physical_memory.h"
+
+namespace mempool {
+
+struct DeviceParts {
+  DeviceParts(CachingAllocator& owner_in, std::string device_in, std::unique_ptr<PhysicalMemory> memory_in,
+              const Options& options_in)
+      : owner(owner_in),
+        device(std::move(device_in)),
+        options(options_in),
+        memory(std::move(memory_in)),
+        ledger(accounts),
+        clocks(memory->stream_events()),
+        arenas(owner, *memory, ledger, clocks, options),
+        pools(accounts, ledger, arenas, caches),
+        caches(ledger, pools, arenas.default_family(), options.thread_cache_bytes),
+        collector(accounts, ledger, pools),
+        reclaimer(ledger, clocks, arenas, caches, collector, options.decay_ms, memory->granule_bytes()) {}
+  DeviceParts(const DeviceParts&) = delete;
+  DeviceParts& operator=(const DeviceParts&) = delete;
+
+  // Memory was taken from the backend. Called with no lock held.
+  void tell_growth() const {
+    if (const auto hook = growth_hook.load(std::memory_order_relaxed)) hook(owner);
+  }
+
+  CachingAllocator& owner;
+  const std::string device;
+  const Options options;
+  const std::unique_ptr<PhysicalMemory> memory;
+  AccountRegistry accounts;
+  Ledger ledger;
+  Observers observers;
+  StreamClocks clocks;
+  ArenaSet arenas;
+  Pools pools;
+  CacheSet caches;
+  StreamCollector collector;
+  Reclaimer reclaimer;
+  std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook{nullptr};
+};
+
+}  // namespace mempool

@@ -1,0 +1,71 @@
+#include "core/allocator/stream_collector.h"
+
+#include <memory>
+#include <utility>
+
+namespace mempool {
+
+void StreamCollector::add_use(const FoundBlock& block, const void* address, StreamClock& clock) {
+  deferred_.add_use(address, clock);
+  const ArenaGuard guard(block.arena().mutex);  // a snapshot reads tags
+  block.tag->account |= kUsedElsewhere;
+}
+
+// The charge goes before another thread can collect the block.
+void StreamCollector::defer(const FoundBlock& block, void* address, ThreadCache* mine) noexcept {
+  const BlockSize size = block.size();
+  const std::uint32_t account = block.tag->account & ~kTagFlags;
+  {
+    const ArenaGuard guard(block.arena().mutex);  // a snapshot reads tags
+    *block.tag = {kFreeTag, kUsedElsewhere};
+  }
+  accounts_.keep_for_block(account);
+  pools_.uncharge(account, size, mine, true);
+  if (deferred_.defer(block.span, {address, block.tag}, size, account)) return;
+  ledger_.end_waiting(size);
+  block.give_back(address);
+  pools_.release_block(account);
+}
+
+void StreamCollector::collect() noexcept {
+  if (deferred_.empty() || !collecting_.try_lock()) return;
+  free_collected();
+  collecting_.unlock();
+}
+
+// Waits for another thread that is at it: all blocks whose streams have caught up are free then.
+void StreamCollector::collect_all() noexcept {
+  const std::lock_guard guard(collecting_);
+  free_collected();
+}
+
+void StreamCollector::free_collected() noexcept {
+  for (DeferredFrees::Block* next = deferred_.collect(); next != nullptr;) {
+    const std::unique_ptr<DeferredFrees::Block> done(std::exchange(next, next->next));
+    const FoundBlock block{done->span, done->block.tag};
+    ledger_.end_waiting(done->size);
+    if (const CompletionHook hook = completion_hook_.load(std::memory_order_relaxed)) {
+      ArenaFamily& family = block.arena().family;
+      hook(family.owner, done->block.address, done->size.rounded, block.arena().stream(), family);
+    }
+    block.give_back(done->block.address);
+    pools_.release_block(done->account);
+  }
+}
+
+bool StreamCollector::await(std::size_t bytes) noexcept {
+  const auto waiting = [this] { return static_cast<std::size_t>(ledger_.waiting_bytes()); };
+  const std::size_t before = waiting();
+  collect_all();
+  bool any = waiting() < before;
+  if (any && waiting() + bytes <= before) return true;
+  for (std::size_t most = deferred_.count(); most > 0; --most) {
+    if (!deferred_.wait_for_one(bytes)) break;
+    any = true;
+    collect_all();
+    if (waiting() + bytes <= before) break;
+  }
+  return any;
+}
+
+}  // namespace mempool

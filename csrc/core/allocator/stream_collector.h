@@ -1,0 +1,63 @@
+// Frees blocks that other streams than their own use: each once those streams have caught up with its free.
+//
+// From deallocate() to that moment a block is charged to no pool and counts as waiting; its pool stays alive for it.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <mutex>
+
+#include "core/accounts/account_registry.h"
+#include "core/accounts/ledger.h"
+#include "core/allocator/deferred_frees.h"
+#include "core/allocator/found_block.h"
+#include "core/allocator/pools.h"
+
+namespace mempool {
+
+class StreamCollector {
+ public:
+  StreamCollector(AccountRegistry& accounts, Ledger& ledger, Pools& pools)
+      : accounts_(accounts), ledger_(ledger), pools_(pools) {}
+
+  // Work on the clock's stream uses the live block, too. Throws std::bad_alloc.
+  void add_use(const FoundBlock& block, const void* address, StreamClock& clock);
+  // A block that add_use() was called for is freed by a thread with that cache (nullptr: it has none).
+  void defer(const FoundBlock& block, void* address, ThreadCache* mine) noexcept;
+
+  // Frees blocks whose streams have caught up; leaves it to another thread that is at it.
+  void collect() noexcept;
+  // Waits until blocks of together `bytes` are free that had to wait for other streams. False: there were none.
+  bool await(std::size_t bytes) noexcept;
+  // Waits for all of them.
+  void await_all() noexcept {
+    while (await(0)) continue;
+  }
+
+  // Called for each block that had to wait for other streams, when that is over and before anybody gets it. It must not
+  // call the allocator: what collects these blocks is locked.
+  using CompletionHook = void (*)(CachingAllocator&, void* address, std::size_t rounded, StreamId stream,
+                                  const ArenaFamily& family) noexcept;
+  void set_completion_hook(CompletionHook hook) noexcept { completion_hook_.store(hook); }
+
+  // ---- fork, in this order; the other locks of the process are taken in between
+  void prepare_fork() { collecting_.lock(); }
+  void lock_for_fork() { deferred_.lock_for_fork().lock(); }
+  void unlock_after_fork() noexcept {
+    deferred_.lock_for_fork().unlock();
+    collecting_.unlock();
+  }
+
+ private:
+  void collect_all() noexcept;
+  void free_collected() noexcept;
+
+  AccountRegistry& accounts_;
+  Ledger& ledger_;
+  Pools& pools_;
+  DeferredFrees deferred_;
+  std::mutex collecting_;  // held until what was collected is free
+  std::atomic<CompletionHook> completion_hook_{nullptr};
+};
+
+}  // namespace mempool
