@@ -58,14 +58,14 @@ extern "C" {
 
 [[gnu::visibility("default")]] void mempool_free(void* address, ssize_t, int, cudaStream_t) {
   if (mempool::CudaDriver::is_forked()) return;  // nothing of CUDA works here, and nothing is touched
-  CachingAllocator* const owner = owner_of(address);
+  CachingAllocator* const owner = mempool::owner_of(address);
   TORCH_CHECK(address == nullptr || (owner != nullptr && owner->deallocate(address)),
               "invalid device pointer: ", address);
 }
 
 // For its hooks: set_record_stream_fn, set_reset_fn, set_memory_fraction_fn, set_base_alloc_fn.
 [[gnu::visibility("default")]] void mempool_record_stream(void* address, cudaStream_t stream) {
-  CachingAllocator* const owner = owner_of(address);
+  CachingAllocator* const owner = mempool::owner_of(address);
   TORCH_CHECK(owner != nullptr && owner->add_use(address, id_of(stream)), "invalid device pointer: ", address);
 }
 
@@ -85,7 +85,7 @@ extern "C" {
 }
 
 [[gnu::visibility("default")]] void* mempool_base_alloc(void* address, std::size_t* bytes) {
-  const BackedRange range = backed_range_of(address);
+  const mempool::BackedRange range = mempool::backed_range_of(address);
   *bytes = range.bytes;
   return range.address;
 }

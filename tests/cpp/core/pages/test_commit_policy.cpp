@@ -3,6 +3,7 @@
 #include "core/pages/commit_policy.h"
 #include "core/pages/policy.h"
 
+using mempool::AccountRegistry;
 using mempool::CommitPolicy;
 using mempool::FakeMemory;
 using mempool::Ledger;
@@ -20,7 +21,8 @@ struct Fixture {
     CHECK(ledger.try_hold(held));
   }
   FakeMemory memory;
-  Ledger ledger;
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
   CommitPolicy commits{memory, ledger, true};
 };
 
@@ -61,15 +63,15 @@ TEST(a_small_growth_takes_for_those_that_follow) {
 TEST(what_recurs_gets_new_memory_within_bounds) {
   for (const bool is_within : {true, false}) {
     Fixture f(0, SIZE_MAX, FakeMemory::Personality::host);
-    f.ledger.confirm(nullptr, false, 100 * kMiB, 100 * kMiB, nullptr, true);
+    f.ledger.confirm(nullptr, {100 * kMiB, 100 * kMiB}, nullptr, true);
     CHECK(f.ledger.try_hold(100 * kMiB));
     // Half of the peak, as 64 MiB are more, is what may be held beyond it.
     const std::size_t missing = (is_within ? 50 : 51) * kMiB;
     int rests = 0;
     for (int turn = 0; turn < 4; ++turn) {
       for (int i = 0; i < policy::kLongTurn; ++i) {
-        f.ledger.confirm(nullptr, true, 64, 64, nullptr, true);
-        f.ledger.uncharge(0, true, 64, 64, nullptr);
+        f.ledger.confirm(nullptr, {64, 64}, nullptr, true);
+        f.ledger.uncharge(0, {64, 64}, nullptr);
       }
       rests += f.commits.rests_better_on_new_memory(8 * kMiB, missing) ? 1 : 0;
     }

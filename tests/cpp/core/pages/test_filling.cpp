@@ -3,6 +3,7 @@
 #include "core/pages/filling.h"
 #include "core/pages/move_plan.h"
 
+using mempool::AccountRegistry;
 using mempool::FakeMemory;
 using mempool::Filling;
 using mempool::Growth;
@@ -57,7 +58,8 @@ struct Fixture {
   }
 
   FakeMemory memory;
-  Ledger ledger;
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
   StreamClock clock{nullptr, 0};
   PageSpace target{memory, clock, nullptr, kSegment, true};
   PageSpace lender{memory, clock, nullptr, kSegment, true};

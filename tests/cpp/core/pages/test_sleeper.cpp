@@ -2,6 +2,7 @@
 #include "check.h"
 #include "core/pages/sleeper.h"
 
+using mempool::AccountRegistry;
 using mempool::FakeMemory;
 using mempool::HandleMap;
 using mempool::Ledger;
@@ -44,7 +45,8 @@ struct Fixture {
   }
 
   FakeMemory memory{{.personality = FakeMemory::Personality::device, .accessible = false}};
-  Ledger ledger;
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
   HandleMap handles{memory};
   Sleeper sleeper{memory, handles, ledger};
   const Sleeper::Footprint footprint{1, kBytes / 2};
