@@ -50,7 +50,8 @@ if(MEMPOOL_CUDA_EMULATOR)
   # Tests have the emulated library in the package, and that of nvcc beside it.
   if(NOT nvcc_problem)
     mempool_cuda_ops(_ops_nvcc ${cuda_kernel_objects})
-    set_target_properties(_ops_nvcc PROPERTIES EXCLUDE_FROM_ALL ON)
+    # It is never installed: it finds libmempool.so where that was built.
+    set_target_properties(_ops_nvcc PROPERTIES EXCLUDE_FROM_ALL ON BUILD_WITH_INSTALL_RPATH OFF)
   endif()
   set_source_files_properties(${cuda_kernel_sources} PROPERTIES LANGUAGE CXX
     COMPILE_OPTIONS "-xc++;-Wno-unknown-pragmas;-ffp-contract=off"
