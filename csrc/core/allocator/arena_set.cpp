@@ -30,12 +30,11 @@ ArenaFamily& ArenaSet::open(std::string name, ArenaFamily::Kind kind) {
 void ArenaSet::close(ArenaFamily& family) noexcept {
   const std::lock_guard guard(mutex_);
   family.retired = true;
-  for (Arena* const arena : family.arenas) {
-    const ArenaGuard arena_guard(arena->mutex);
-    arena->pages.let_go();
+  visit(family.arenas, [&family](Arena& arena) {
+    arena.pages.let_go();
     // A graph's memory goes when somebody needs it: that takes a wait for the whole device.
-    if (family.kind != ArenaFamily::Kind::fixed) arena->pages.release(SIZE_MAX, true);
-  }
+    if (family.kind != ArenaFamily::Kind::fixed) arena.pages.release(SIZE_MAX, true);
+  });
   forget_retired();
 }
 
@@ -80,30 +79,23 @@ std::size_t ArenaSet::release(std::size_t bytes, bool may_wait) noexcept {
 std::size_t ArenaSet::release(ArenaFamily& family) noexcept {
   std::size_t given = 0;
   const std::lock_guard guard(mutex_);
-  for (Arena* const arena : family.arenas) {
-    const ArenaGuard arena_guard(arena->mutex);
-    given += arena->pages.release(SIZE_MAX, true);
-  }
+  visit(family.arenas, [&given](Arena& arena) { given += arena.pages.release(SIZE_MAX, true); });
   return given;
 }
 
 void ArenaSet::clear_out(ArenaFamily& family, bool is_empty) noexcept {
   const std::lock_guard guard(mutex_);
-  for (Arena* const arena : family.arenas) {
-    const ArenaGuard arena_guard(arena->mutex);
-    if (is_empty && arena->pages.sound_asleep()) arena->pages.forget_sleep();
-    arena->pages.release(SIZE_MAX, true);
-  }
+  visit(family.arenas, [is_empty](Arena& arena) {
+    if (is_empty && arena.pages.sound_asleep()) arena.pages.forget_sleep();
+    arena.pages.release(SIZE_MAX, true);
+  });
   if (is_empty) family.asleep.store(false);
 }
 
 void ArenaSet::retire(ArenaFamily& family) noexcept {
   {
     const std::lock_guard guard(mutex_);
-    for (Arena* const arena : family.arenas) {
-      const ArenaGuard arena_guard(arena->mutex);
-      arena->pages.forget_sleep();
-    }
+    visit(family.arenas, [](Arena& arena) { arena.pages.forget_sleep(); });
   }
   close(family);
 }
@@ -170,10 +162,7 @@ std::size_t ArenaSet::held_bytes() noexcept {
 std::size_t ArenaSet::held_bytes(const ArenaFamily& family) noexcept {
   std::size_t held = 0;
   const std::lock_guard guard(mutex_);
-  for (Arena* const arena : family.arenas) {
-    const ArenaGuard arena_guard(arena->mutex);
-    held += arena->pages.held_bytes();
-  }
+  visit(family.arenas, [&held](Arena& arena) { held += arena.pages.held_bytes(); });
   return held;
 }
 
@@ -208,22 +197,18 @@ std::size_t ArenaSet::largest_free() noexcept {
 FreeRangeStats ArenaSet::free_ranges() noexcept {
   FreeRangeStats sum;
   const std::lock_guard guard(mutex_);
-  for (const auto& arena : arenas_) {
-    const ArenaGuard arena_guard(arena->mutex);
-    FreeRangeStats ranges = arena->pages.free_ranges();
-    if (arena->pages.asleep()) ranges.for_each([](Stat& stat) { stat.current = 0; });
+  visit(arenas_, [&sum](Arena& arena) {
+    FreeRangeStats ranges = arena.pages.free_ranges();
+    if (arena.pages.asleep()) ranges.for_each([](Stat& stat) { stat.current = 0; });
     sum.absorb(ranges);
-  }
+  });
   sum.absorb(retired_ranges_);
   return sum;
 }
 
 void ArenaSet::reset(void (*action)(Stat&)) noexcept {
   const std::lock_guard guard(mutex_);
-  for (const auto& arena : arenas_) {
-    const ArenaGuard arena_guard(arena->mutex);
-    arena->pages.free_ranges().for_each(action);
-  }
+  visit(arenas_, [action](Arena& arena) { arena.pages.free_ranges().for_each(action); });
   retired_ranges_.for_each(action);
 }
 

@@ -88,10 +88,7 @@ class ArenaSet {
   template <typename Action>
   void for_each(Action action) {
     const std::lock_guard guard(mutex_);
-    for (const auto& arena : arenas_) {
-      const ArenaGuard arena_guard(arena->mutex);
-      action(*arena);
-    }
+    visit(arenas_, action);
   }
   // Expects that for_each() calls it: the list does not change.
   std::size_t number_of(const ArenaFamily& family) const noexcept;
@@ -100,6 +97,14 @@ class ArenaSet {
   void unlock_after_fork() noexcept;
 
  private:
+  // Each of these arenas under its lock, one after the other. Expects that the mutex is held.
+  template <typename Arenas, typename Action>
+  static void visit(const Arenas& arenas, Action action) {
+    for (const auto& arena : arenas) {
+      const ArenaGuard guard(arena->mutex);
+      action(*arena);
+    }
+  }
   void forget_retired() noexcept;
 
   CachingAllocator& owner_;
