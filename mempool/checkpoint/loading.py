@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from mempool.compress.undoing import unchanged_by_errors
 from mempool.compress.weight_readers import read_weights
 from mempool.packed.formats import require_target
 from mempool.packed.linear import Int8Linear, SparseInt8Linear, runs_on
+from mempool.packed.quantizing import is_finite
 
 _KEPT = "the checkpoint has no weight for"
 
@@ -370,6 +370,5 @@ def _require_float(name: str, stored: Tensor, shape: torch.Size, of: str) -> Non
 
 
 def _require_finite(name: str, weight: Tensor) -> None:
-    # Its ends are found without a copy of it; a NaN is both.
-    if weight.numel() and not all(math.isfinite(end.item()) for end in torch.aminmax(weight)):
+    if not is_finite(weight):
         raise ValueError(f"layer {name!r}: `weight` has a NaN or an infinite value.")

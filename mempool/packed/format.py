@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mempool.packed import ops
+from mempool.packed.quantizing import is_finite
 
 VERSION = 1
 TARGETS = ("cpu", "cuda")  # what a layer is packed for
@@ -113,7 +113,7 @@ class Format:
             buffer = on_cpu.get(name)
             if buffer is not None and buffer.shape != (elements,):
                 raise RuntimeError(f"`{name}` has shape {tuple(buffer.shape)}, and needs {(elements,)}.")
-            if buffer is not None and not buffer.is_meta and not _is_finite(buffer):
+            if buffer is not None and not buffer.is_meta and not is_finite(buffer):
                 raise RuntimeError(f"`{name}` has a NaN or an infinite value.")
         if not any(buffer.is_meta for buffer in on_cpu.values()):
             self.check(*(on_cpu[name] for name in self.packed_names), outputs, inputs)
@@ -124,11 +124,6 @@ class Format:
         tensors = [buffers[name] for name in names]
         weight: Tensor = self.unpack(*(each.cpu() if each.is_cuda else each for each in tensors), outputs, inputs)
         return weight
-
-
-def _is_finite(values: Tensor) -> bool:
-    """Of float32 on the CPU. By its ends, a NaN is both: thousands of small layers take their time in single calls."""
-    return not values.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(values))
 
 
 # What each operator returns, by shape and type alone, for torch.compile and torch.export.
