@@ -35,7 +35,11 @@ _OF_OTHERS = {"torch", "mempool", *sys.stdlib_module_names} - {"__main__"}
 
 
 def found_elsewhere(model: nn.Module, kind: type[Held]) -> Iterator[tuple[str, Held]]:
-    """What is of a kind and reached from the attributes of a model's modules or of their classes, and from where."""
+    """What is of a kind and reached from the attributes of a model's modules or of their classes, and from where.
+
+    Found in containers, closures, bound methods, partial functions, objects and weak references, to a depth and number
+    that are bounded: what is further away is not seen. The tree of submodules is no such way.
+    """
     inside = {id(module) for module in model.modules()}
     seen: set[int] = set()
     classes: dict[type, list[MemberDescriptorType]] = {}

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from mempool.compress.holders import found_elsewhere
 from mempool.compress.layers import not_skipped, some
-from mempool.compress.replaceable import held_elsewhere
 from mempool.packed.linear import Int8Linear, SparseInt8Linear
 
 WEIGHT_SHARED = "another module has the weight, too, of"
@@ -29,7 +29,7 @@ def left_alone(
         if name not in layers and (reason := _reason(module, name in read)) is not None:
             reasons.setdefault(reason, []).append(name or "the model")
     inside = {id(module) for module in model.modules()}
-    found = {id(module): where for where, module in held_elsewhere(model) if type(module) is nn.Linear}
+    found = {id(module): where for where, module in found_elsewhere(model, nn.Module) if type(module) is nn.Linear}
     hidden = [where for key, where in found.items() if key not in inside]
     if hidden:
         reasons["outside of the model's modules are Linears in"] = hidden

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
@@ -34,7 +34,7 @@ def require_replaceable(model: nn.Module, layers: Mapping[str, nn.Module]) -> No
         _require_no_wrapper(path, module, names)
     for name, layer in layers.items():
         require_nothing_lost(name, layer)
-    for where, layer in held_elsewhere(model):
+    for where, layer in holders.found_elsewhere(model, nn.Module):
         if (found := names.get(id(layer))) is not None:
             raise ValueError(
                 f"layer {found!r} is also held by {where}, outside of the model's modules, which would go on with the "
@@ -134,12 +134,3 @@ def _require_no_wrapper(path: str, module: nn.Module, names: Mapping[int, str]) 
         if (layer := next((names[id(inner)] for inner in module.modules() if id(inner) in names), None)) is not None:
             where = f" {path!r}" if path else ""
             raise ValueError(f"layer {layer!r} is in {kind.__name__}{where}, which keeps its parameters: {advice}.")
-
-
-def held_elsewhere(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that are reached from attributes of the model's modules and not as their submodules, and from where.
-
-    Found in containers, closures, bound methods, partial functions, objects, weak references and attributes of classes,
-    to a depth and number that are bounded: what is further away than that is not seen.
-    """
-    return holders.found_elsewhere(model, nn.Module)
