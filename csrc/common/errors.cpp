@@ -57,9 +57,15 @@ std::string describe(const OomInfo& info) {
   }
   out += "; the device holds " + format_bytes(info.held) + ", largest free range " + format_bytes(info.largest_free) +
          ". ";
-  out += info.device_failure.empty() ? advice(info.reason)
-                                     : "The device has failed: " + info.device_failure +
-                                           ". What it was using is never handed out again: end this process.";
+  if (!info.device_failure.empty()) {
+    out += "The device has failed: " + info.device_failure +
+           ". What it was using is never handed out again: end this process.";
+  } else if (!info.source.empty()) {
+    out += "The allocator that gives " + info.source + " its memory gave none" +
+           (info.source_refusal.empty() ? "" : ": " + info.source_refusal) + ". Free tensors of that pool, or others.";
+  } else {
+    out += advice(info.reason);
+  }
   // Who looks for a batch size that fits (accelerate, lightning) knows an error of the CPU's by these words of torch's.
   if (info.device == "cpu") out += " (DefaultCPUAllocator: can't allocate memory)";
   if (!info.callback_error.empty()) out += " A pressure callback raised " + info.callback_error + ".";

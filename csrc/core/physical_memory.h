@@ -109,6 +109,10 @@ class PhysicalMemory {
   // What is known of the device's streams; nullptr where all work is done when a call returns. Lives as long as this.
   virtual StreamEvents* stream_events() noexcept { return nullptr; }
 
+  // What the source of the memory said when reserve() or commit() was refused last, for people; empty where it says
+  // nothing. May throw std::bad_alloc.
+  virtual std::string last_refusal() const { return {}; }
+
   // An empty backup; nullptr when refused.
   virtual std::unique_ptr<Backup> make_backup() noexcept = 0;
 };

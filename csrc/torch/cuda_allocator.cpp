@@ -33,6 +33,25 @@ int current_device() {
   return device;
 }
 
+// What torch's own callbacks free: memory that it keeps for other processes, say.
+bool run_free_memory_callbacks(CachingAllocator&) noexcept {
+  bool freed = false;
+  for (const auto& name : c10::FreeCudaMemoryCallbacksRegistry()->Keys()) {
+    try {
+      freed |= c10::FreeCudaMemoryCallbacksRegistry()->Create(name)->Execute();
+    } catch (const std::exception&) {  // it has freed nothing; the request's own error is the one to raise
+    }
+  }
+  return freed;
+}
+
+bool is_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;
+  (void)cudaGetLastError();
+  return true;  // the default stream cannot be asked while another one is captured
+}
+
 [[noreturn]] void refuse_in_child() {
   TORCH_CHECK(false,
               "mempool: CUDA memory cannot be allocated in a forked process after its parent has used CUDA. Use the "
@@ -104,7 +123,10 @@ CudaAllocator::Device& CudaAllocator::device_at(int device) {
     parse_conf(options, conf_, cuda_device_bytes(device));
     CachingAllocator& core = cuda_device(device, options);
     core.set_completion_hook(observe_completion);
-    auto* const made = new Device(core);
+    core.set_relief_hook(run_free_memory_callbacks);
+    auto* const made = new Device(
+        core, [this, device](bool begins, void* address, std::size_t bytes, cudaStream_t stream,
+                             c10::MempoolId_t pool) { note_segment(device, begins, address, bytes, stream, pool); });
     entry.store(made, std::memory_order_release);
     return *made;
   } catch (const ConfigError& error) {
@@ -142,7 +164,7 @@ void* CudaAllocator::allocate_on(int index, std::size_t bytes, cudaStream_t stre
   try {
     return device->core.allocate(bytes, id_of(stream));
   } catch (const OutOfMemory& error) {
-    return after_out_of_memory(index, bytes, stream, error);
+    report_out_of_memory(index, bytes, stream, error);
   } catch (const PoolStateError& error) {
     TORCH_CHECK(false, error.what());
   }
@@ -151,7 +173,8 @@ void* CudaAllocator::allocate_on(int index, std::size_t bytes, cudaStream_t stre
 // From the private pool if there is one.
 void* CudaAllocator::allocate_any(Device& device, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool) {
   if (pool == nullptr) return device.core.allocate(bytes, id_of(stream));
-  if (pool->foreign != nullptr) return pool->foreign->allocate(bytes, stream);
+  // What a captured graph writes to stays, free or not.
+  if (!pool->family->captured && is_captured(stream)) pool->family->captured = true;
   constexpr std::size_t kHandle = std::size_t{2} << 20;
   if (pool->no_split) bytes = (bytes + kHandle - 1) / kHandle * kHandle;
   return device.core.allocate_from(*pool->family, bytes, id_of(stream));
@@ -166,12 +189,11 @@ void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t st
   try {
     address = allocate_any(device, bytes, stream, pool.get());
   } catch (const OutOfMemory& error) {
-    address = after_out_of_memory(index, bytes, stream, error);
+    report_out_of_memory(index, bytes, stream, error);
   } catch (const PoolStateError& error) {
     TORCH_CHECK(false, error.what());
   }
-  const std::size_t rounded =
-      pool != nullptr && pool->foreign != nullptr ? pool->foreign->bytes_of(address) : block_bytes(address);
+  const std::size_t rounded = block_bytes(address);
   if (history_.is_on()) {
     history_.on_alloc(index, address, rounded, stream, pool != nullptr ? pool->id : c10::MempoolId_t{0, 0}, context);
   }
@@ -206,31 +228,11 @@ std::string message_of(int index, std::size_t bytes, std::size_t total, std::siz
          " is reserved by PyTorch but unallocated.\n" + error.what();
 }
 
-bool run_free_memory_callbacks() {
-  bool freed = false;
-  for (const auto& name : c10::FreeCudaMemoryCallbacksRegistry()->Keys()) {
-    freed |= c10::FreeCudaMemoryCallbacksRegistry()->Create(name)->Execute();
-  }
-  return freed;
-}
-
 }  // namespace
 
-// Once more, after what torch's own callbacks free, and out of pools that lend themselves; then the error.
-void* CudaAllocator::after_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error) {
+void CudaAllocator::report_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error) {
   Device& device = device_at(index);
   const PoolPointer pool = device.pools.is_routing() ? device.pools.route(stream) : nullptr;
-  std::vector<PoolPointer> tries;
-  if (run_free_memory_callbacks()) tries.push_back(pool);
-  if (pool == nullptr) {
-    for (const PoolPointer& lending : device.pools.for_oom()) tries.push_back(lending);
-  }
-  for (const PoolPointer& each : tries) {
-    try {
-      return allocate_any(device, bytes, stream, each.get());
-    } catch (const OutOfMemory&) {  // the first error says it
-    }
-  }
   std::size_t free = 0;
   std::size_t total = 0;
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));
@@ -271,14 +273,7 @@ void CudaAllocator::free_slow(void* address) {
   if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
     (*interpreter)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));
   }
-  if (core == nullptr) {
-    bool is_freed = false;
-    for_each_device([&](int, Device& device) {
-      is_freed = is_freed || (device.pools.has_foreign() && device.pools.free_foreign(address));
-    });
-    TORCH_CHECK(is_freed, "invalid device pointer: ", address);
-    return;
-  }
+  TORCH_CHECK(core != nullptr, "invalid device pointer: ", address);
   const int i = number_of(core);
   TORCH_CHECK(i >= 0, "invalid device pointer: ", address);
   const auto rounded = block_bytes(address);
@@ -303,13 +298,8 @@ void CudaAllocator::recordStream(const c10::DataPtr& block, c10::cuda::CUDAStrea
 void CudaAllocator::use_on(void* address, int device, cudaStream_t stream) {
   CachingAllocator* const core = owner_of(address);
   // A copy between devices may be on a stream of either: the clock is that of the stream's own device.
-  if (core != nullptr && core->add_use(address, device_at(device).core.clock_of(id_of(stream)))) return;
-  bool is_added = false;
-  for_each_device([&](int, Device& each) {
-    ForeignPool* const pool = each.pools.foreign_of(address);
-    is_added = is_added || (pool != nullptr && pool->add_use(address));
-  });
-  TORCH_CHECK(is_added, "invalid device pointer: ", address);
+  TORCH_CHECK(core != nullptr && core->add_use(address, device_at(device).core.clock_of(id_of(stream))),
+              "invalid device pointer: ", address);
 }
 
 // ---- copies ------------------------------------------------------------------------------------------------------

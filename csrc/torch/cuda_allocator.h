@@ -1,4 +1,5 @@
-// torch's allocator of CUDA memory, on top of one CachingAllocator for each device. torch 2.14's interface, all of it.
+// torch's allocator of CUDA memory (the whole CUDAAllocator interface of torch 2.14), over one CachingAllocator for each
+// device.
 #pragma once
 
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -97,7 +98,8 @@ class CudaAllocator final : public cca::CUDAAllocator {
 
   // What the rest of mempool knows a torch device by. Throws c10::Error for one that does not exist.
   struct Device {
-    explicit Device(CachingAllocator& core_in) : core(core_in), pools(core_in) {}
+    Device(CachingAllocator& core_in, PrivatePools::SegmentObserver observer)
+        : core(core_in), pools(core_in, std::move(observer)) {}
     CachingAllocator& core;
     PrivatePools pools;
   };
@@ -123,10 +125,12 @@ class CudaAllocator final : public cca::CUDAAllocator {
   }
   void* allocate_any(Device& device, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool);
   void* allocate_slow(int index, std::size_t bytes, cudaStream_t stream);
-  void* after_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error);
+  [[noreturn]] void report_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error);
   void free_slow(void* address);
   void report_to_profiler(int index, void* address, std::int64_t bytes);
   void note_mapping(int device, bool mapped, void* address, std::size_t bytes);
+  void note_segment(int device, bool begins, void* address, std::size_t bytes, cudaStream_t stream,
+                    c10::MempoolId_t pool);
   cca::SnapshotInfo picture(c10::MempoolId_t pool);
   friend void observe_mapping(int, bool, void*, std::size_t) noexcept;
   friend void observe_completion(CachingAllocator&, void*, std::size_t, StreamId, const ArenaFamily&) noexcept;
@@ -141,7 +145,7 @@ class CudaAllocator final : public cca::CUDAAllocator {
   std::vector<cca::OutOfMemoryObserver> oom_observers_;
 };
 
-// The one of the process, made and installed in torch; made anew by nobody.
+// The process's CudaAllocator, which lives to its end; nullptr before install().
 CudaAllocator* installed() noexcept;
 // Puts it under torch's CUDA tensors. Throws PoolStateError when torch has used CUDA memory
 // already, ConfigError for options that do not parse.

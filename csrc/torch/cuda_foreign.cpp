@@ -1,93 +1,130 @@
 #include "torch/cuda_foreign.h"
 
-#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <cstdint>
+#include <exception>
+#include <new>
+#include <utility>
+
+#include "common/align.h"
+#include "core/allocator/found_block.h"
 
 namespace mempool::torch_cuda {
 namespace {
 
-constexpr std::size_t kRounding = 512;
+// The device is current, and a stream that is captured does not forbid what the source calls. Throws c10::Error.
+class SourceScope {
+ public:
+  explicit SourceScope(int device) : guard_(static_cast<c10::DeviceIndex>(device)) {
+    C10_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_));
+  }
+  SourceScope(const SourceScope&) = delete;
+  SourceScope& operator=(const SourceScope&) = delete;
+  ~SourceScope() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  const c10::cuda::CUDAGuard guard_;
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+bool is_aligned(const void* address, std::size_t alignment) {
+  return reinterpret_cast<std::uintptr_t>(address) % alignment == 0;
+}
 
 }  // namespace
 
-ForeignPool::~ForeignPool() { trim(); }
+ForeignMemory::ForeignMemory(std::shared_ptr<Source> source, int device, cudaStream_t stream, Observer observer)
+    : source_(std::move(source)), device_(device), stream_(stream), observer_(std::move(observer)) {}
 
-bool ForeignPool::rest() const noexcept {
-  int before = 0;
-  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(device_) != cudaSuccess) return false;
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  const bool is_done = cudaDeviceSynchronize() == cudaSuccess;
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  if (!is_done) (void)cudaGetLastError();
-  cudaSetDevice(before);
-  return is_done;
-}
-
-void* ForeignPool::allocate(std::size_t bytes, cudaStream_t stream) {
-  bytes = (bytes + kRounding - 1) / kRounding * kRounding;
+void* ForeignMemory::reserve(std::size_t bytes) noexcept {
   const std::lock_guard guard(mutex_);
-  if (const auto found = free_.find({stream, bytes}); found != free_.end()) {
-    void* const address = found->second;
-    live_[address] = {bytes, stream, false};
-    free_.erase(found);
-    return address;
+  last_refusal_.clear();
+  void* given = ask(bytes + slack_);
+  if (given != nullptr && slack_ == 0 && !is_aligned(given, kGranule)) {
+    if (!give_back(given)) return nullptr;
+    slack_ = kGranule;
+    given = ask(bytes + slack_);
   }
-  void* const address = source_->raw_alloc_with_stream(bytes, stream);
-  TORCH_CHECK(address != nullptr, "the allocator of a MemPool returned no memory for ", bytes, " bytes");
-  live_[address] = {bytes, stream, false};
-  held_ += bytes;
+  if (given == nullptr) return nullptr;
+  const auto start = align_up(reinterpret_cast<std::uintptr_t>(given), kGranule);
+  void* const address = reinterpret_cast<void*>(start);  // NOLINT(performance-no-int-to-ptr)
+  try {
+    given_.emplace(address, given);
+  } catch (const std::bad_alloc&) {
+    give_back(given);
+    return nullptr;
+  }
   return address;
 }
 
-bool ForeignPool::free(void* address) {
+void ForeignMemory::unreserve(void* address, std::size_t) noexcept {
   const std::lock_guard guard(mutex_);
-  const auto found = live_.find(address);
-  if (found == live_.end()) return false;
-  // Rare, and without a record of what the other streams do: all of them come to rest first. During a capture they
-  // cannot: then the block waits for the next trim.
-  if (found->second.is_used_elsewhere && !rest()) {
-    waiting_.emplace_back(address, found->second);
-  } else {
-    free_.emplace(std::pair(found->second.stream, found->second.bytes), address);
-  }
-  live_.erase(found);
+  const auto found = given_.find(address);
+  if (found == given_.end() || !give_back(found->second)) return;
+  given_.erase(found);
+}
+
+bool ForeignMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
+  out = {address, bytes, 0};
+  observer_(true, address, bytes, stream_);
   return true;
 }
 
-bool ForeignPool::add_use(const void* address) {
+bool ForeignMemory::decommit(const Handle& handle) noexcept {
+  // Whoever has registered the segment with a network hears of its end before it ends.
+  observer_(false, handle.address, handle.bytes, stream_);
   const std::lock_guard guard(mutex_);
-  const auto found = live_.find(address);
-  if (found == live_.end()) return false;
-  found->second.is_used_elsewhere = true;
+  const auto found = given_.find(handle.address);
+  if (found == given_.end() || !give_back(found->second)) {
+    observer_(true, handle.address, handle.bytes, stream_);
+    return false;
+  }
+  given_.erase(found);
   return true;
 }
 
-std::size_t ForeignPool::bytes_of(const void* address) {
+std::string ForeignMemory::last_refusal() const {
   const std::lock_guard guard(mutex_);
-  const auto found = live_.find(address);
-  return found == live_.end() ? 0 : found->second.bytes;
+  return last_refusal_;
 }
 
-bool ForeignPool::is_empty() {
-  const std::lock_guard guard(mutex_);
-  return live_.empty();
-}
+// ---- the source --------------------------------------------------------------------------------------------------
 
-std::size_t ForeignPool::held() {
-  const std::lock_guard guard(mutex_);
-  return held_;
-}
-
-void ForeignPool::trim() {
-  const std::lock_guard guard(mutex_);
-  if ((free_.empty() && waiting_.empty()) || !rest()) return;
-  for (const auto& [address, block] : waiting_) free_.emplace(std::pair(block.stream, block.bytes), address);
-  waiting_.clear();
-  for (const auto& [key, address] : free_) {
-    source_->raw_delete(address);
-    held_ -= key.second;
+void* ForeignMemory::ask(std::size_t bytes) noexcept {
+  try {
+    const SourceScope scope(device_);
+    void* const given = source_->raw_alloc_with_stream(bytes, stream_);
+    // The page map has one entry for a page: memory of a block of mempool's own cannot be a segment as well.
+    if (given == nullptr || owner_of(given) == nullptr) return given;
+    give_back(given);
+    refuse("it gives memory that mempool manages already");
+  } catch (const std::exception& error) {
+    refuse(error.what());
+  } catch (...) {
+    refuse("it threw something that is no std::exception");
   }
-  free_.clear();
+  (void)cudaGetLastError();  // what the source has met is not the next caller's error
+  return nullptr;
+}
+
+// False: the source threw, and so has not taken it.
+bool ForeignMemory::give_back(void* given) noexcept {
+  try {
+    const SourceScope scope(device_);
+    source_->raw_delete(given);
+    return true;
+  } catch (...) {
+    (void)cudaGetLastError();
+    return false;
+  }
+}
+
+void ForeignMemory::refuse(const std::string& why) noexcept {
+  try {
+    last_refusal_ = why;
+  } catch (const std::bad_alloc&) {  // then it has said nothing
+  }
 }
 
 }  // namespace mempool::torch_cuda

@@ -1,53 +1,59 @@
-// Memory that comes from an allocator which the user gave a torch.cuda.MemPool (NCCL's, say): kept block by block,
-// since nothing is known of it but that it can be had and given back. It never moves.
+// The memory of a torch.cuda.MemPool that has an allocator of its own (NCCL's, say): segments which that allocator
+// gives, so that blocks are split, coalesced, counted and limited there as everywhere.
 #pragma once
 
 #include <c10/cuda/CUDACachingAllocator.h>
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <unordered_map>
-#include <utility>
-#include <vector>
+#include <string>
+
+#include "core/physical_memory.h"
 
 namespace mempool::torch_cuda {
 
-class ForeignPool {
+class ForeignMemory final : public PhysicalMemory {
  public:
-  using TorchAllocator = c10::cuda::CUDACachingAllocator::CUDAAllocator;
-  ForeignPool(std::shared_ptr<TorchAllocator> source, int device) : source_(std::move(source)), device_(device) {}
-  ForeignPool(const ForeignPool&) = delete;
-  ForeignPool& operator=(const ForeignPool&) = delete;
-  // Gives back what is free. Precondition: nothing is live.
-  ~ForeignPool();
+  using Source = c10::cuda::CUDACachingAllocator::CUDAAllocator;
+  // A segment begins or ends. Called with the arena's lock held.
+  using Observer = std::function<void(bool begins, void* address, std::size_t bytes, cudaStream_t stream)>;
 
-  void* allocate(std::size_t bytes, cudaStream_t stream);
-  // False: it is not a live block of this pool.
-  bool free(void* address);
-  // On another stream too: the block is then given back only when all work of the device is done.
-  bool add_use(const void* address);
-  std::size_t bytes_of(const void* address);  // 0: not a live block
-  bool is_empty();                            // nothing is live
-  std::size_t held();
-  void trim();
+  // `source` may return nullptr or throw: then it has no memory. `stream`: which it is asked for. What work is done,
+  // the memory of the device itself knows.
+  ForeignMemory(std::shared_ptr<Source> source, int device, cudaStream_t stream, Observer observer);
+
+  std::size_t granule_bytes() const noexcept override { return kGranule; }
+  Capabilities capabilities() const noexcept override { return {.reserves_memory = true}; }
+  void* reserve(std::size_t bytes) noexcept override;
+  void unreserve(void* address, std::size_t bytes) noexcept override;
+  bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
+  bool decommit(const Handle& handle) noexcept override;
+  bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }
+  bool join(Handle&, const Handle&) noexcept override { return false; }
+  bool move(Handle&, void*) noexcept override { return false; }
+  std::unique_ptr<Backup> make_backup() noexcept override { return nullptr; }
+  std::string last_refusal() const override;
 
  private:
-  struct Block {
-    std::size_t bytes;
-    cudaStream_t stream;
-    bool is_used_elsewhere;
-  };
-  bool rest() const noexcept;  // all work of the device is done; false: that cannot be had now
+  // Segments are of this size or multiples of it, as torch's native allocator asks for them.
+  static constexpr std::size_t kGranule = std::size_t{2} << 20;
 
-  const std::shared_ptr<TorchAllocator> source_;
+  void* ask(std::size_t bytes) noexcept;
+  bool give_back(void* given) noexcept;
+  void refuse(const std::string& why) noexcept;
+
+  const std::shared_ptr<Source> source_;
   const int device_;
-  std::mutex mutex_;
-  std::unordered_map<const void*, Block> live_;
-  std::multimap<std::pair<cudaStream_t, std::size_t>, void*> free_;  // by stream and exact size
-  std::vector<std::pair<void*, Block>> waiting_;  // freed while other streams used them, which could not be waited for
-  std::size_t held_ = 0;
+  const cudaStream_t stream_;
+  const Observer observer_;
+
+  mutable std::mutex mutex_;
+  std::map<const void*, void*> given_;  // what the source gave, by where a granule begins in it
+  std::size_t slack_ = 0;               // bytes more than a segment, counted nowhere: the source does not align to it
+  std::string last_refusal_;
 };
 
 }  // namespace mempool::torch_cuda

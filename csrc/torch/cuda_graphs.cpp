@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "torch/cuda_allocator.h"
+#include "torch/cuda_functions.h"
 
 namespace mempool::torch_cuda {
 namespace {
@@ -39,12 +40,12 @@ int CudaAllocator::getPoolUseCount(c10::DeviceIndex device, c10::MempoolId_t poo
 
 void CudaAllocator::createOrIncrefPool(c10::DeviceIndex device, c10::MempoolId_t pool,
                                        std::shared_ptr<cca::CUDAAllocator> allocator) {
-  if (allocator.get() == this) allocator = nullptr;
+  if (allocator.get() == this || (allocator != nullptr && is_of_functions(*allocator))) allocator = nullptr;
   device_at(device).pools.use(pool, std::move(allocator));
 }
 
 void CudaAllocator::setUseOnOOM(c10::DeviceIndex device, c10::MempoolId_t pool, bool use_on_oom) {
-  device_at(device).pools.at(pool)->use_on_oom = use_on_oom;
+  device_at(device).pools.at(pool)->family->lends = use_on_oom;
 }
 
 void CudaAllocator::setNoSplit(c10::DeviceIndex device, c10::MempoolId_t pool) {
@@ -55,12 +56,8 @@ void CudaAllocator::emptyCache(c10::MempoolId_t pool) {
   for_each_device([&](int, Device& device) {
     if (pool == c10::MempoolId_t{0, 0}) {
       device.core.trim(0);
-      for (const PoolPointer& each : device.pools.all()) {
-        if (each->foreign != nullptr) each->foreign->trim();
-      }
     } else if (const PoolPointer found = device.pools.find(pool)) {
       device.core.trim_family(*found->family);
-      if (found->foreign != nullptr) found->foreign->trim();
     }
   });
 }

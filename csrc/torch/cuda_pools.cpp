@@ -17,35 +17,28 @@ std::string text_of(c10::MempoolId_t id) {
 
 }  // namespace
 
-void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> foreign) {
+void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> source) {
   const Guard guard(mutex_);
   if (const auto found = pools_.find(id); found != pools_.end()) {
     ++found->second->uses;
     return;
   }
   auto pool = std::make_shared<PrivatePool>(*this, id);
-  pool->family = &device_.arenas().open("torch pool " + text_of(id), ArenaFamily::Kind::fixed);
-  if (foreign != nullptr) {
-    pool->foreign = std::make_unique<ForeignPool>(std::move(foreign), device_number(device_));
-    foreign_.fetch_add(1);
+  ArenaFamily::MemoryFactory make_memory;
+  if (source != nullptr) {
+    make_memory = [this, id, source = std::move(source), device = device_number(device_)](StreamId of) {
+      const auto observe = [this, id](bool begins, void* address, std::size_t bytes, cudaStream_t stream) {
+        observer_(begins, address, bytes, stream, id);
+      };
+      return std::make_unique<ForeignMemory>(source, device, reinterpret_cast<cudaStream_t>(of), observe);  // NOLINT
+    };
   }
+  pool->family = &device_.arenas().open("torch pool " + text_of(id), ArenaFamily::Kind::fixed, std::move(make_memory));
   pools_.emplace(id, std::move(pool));
 }
 
 PrivatePool::~PrivatePool() {
   if (family != nullptr) owner.device().arenas().close(*family);
-  if (foreign == nullptr) return;
-  foreign->trim();
-  owner.leave(std::move(foreign));
-}
-
-void PrivatePools::leave(std::unique_ptr<ForeignPool> pool) {
-  const Guard guard(mutex_);
-  if (pool->is_empty()) {
-    foreign_.fetch_sub(1);
-  } else {
-    leaving_.push_back(std::move(pool));
-  }
 }
 
 void PrivatePools::release(c10::MempoolId_t id) {
@@ -90,12 +83,6 @@ std::vector<PoolPointer> PrivatePools::all() {
   return out;
 }
 
-std::vector<PoolPointer> PrivatePools::for_oom() {
-  std::vector<PoolPointer> out = all();
-  std::erase_if(out, [](const PoolPointer& pool) { return !pool->use_on_oom; });
-  return out;
-}
-
 void PrivatePools::begin(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter) {
   const Guard guard(mutex_);
   const bool is_routed =
@@ -120,25 +107,6 @@ PoolPointer PrivatePools::route(cudaStream_t stream) {
     if (route.filter(stream)) return at(route.id);
   }
   return nullptr;
-}
-
-ForeignPool* PrivatePools::foreign_of(const void* address) {
-  const Guard guard(mutex_);
-  for (const auto& [id, pool] : pools_) {
-    if (pool->foreign != nullptr && pool->foreign->bytes_of(address) != 0) return pool->foreign.get();
-  }
-  for (const auto& pool : leaving_) {
-    if (pool->bytes_of(address) != 0) return pool.get();
-  }
-  return nullptr;
-}
-
-bool PrivatePools::free_foreign(void* address) {
-  const Guard guard(mutex_);
-  ForeignPool* const pool = foreign_of(address);
-  if (pool == nullptr || !pool->free(address)) return false;
-  foreign_.fetch_sub(static_cast<int>(std::erase_if(leaving_, [](const auto& each) { return each->is_empty(); })));
-  return true;
 }
 
 }  // namespace mempool::torch_cuda

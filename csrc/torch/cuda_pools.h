@@ -21,7 +21,7 @@ using TorchAllocator = c10::cuda::CUDACachingAllocator::CUDAAllocator;
 
 class PrivatePools;
 
-// Closes its family, and leaves a foreign pool with live blocks to its owner, when the last who uses it goes.
+// Closes its family when the last who uses it goes.
 struct PrivatePool {
   PrivatePool(PrivatePools& owner_in, c10::MempoolId_t id_in) : owner(owner_in), id(id_in) {}
   PrivatePool(const PrivatePool&) = delete;
@@ -31,9 +31,7 @@ struct PrivatePool {
   PrivatePools& owner;
   const c10::MempoolId_t id;
   ArenaFamily* family = nullptr;
-  std::unique_ptr<ForeignPool> foreign;  // blocks come from an allocator of its own; else nullptr
   int uses = 1;
-  bool use_on_oom = false;
   bool no_split = false;  // no two blocks share a handle
 };
 
@@ -42,17 +40,20 @@ using PoolPointer = std::shared_ptr<PrivatePool>;
 // The pools of one device. Thread-safe.
 class PrivatePools {
  public:
-  explicit PrivatePools(CachingAllocator& device) : device_(device) {}
+  // A segment of memory of a pool's own begins or ends. Called with locks held.
+  using SegmentObserver =
+      std::function<void(bool begins, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool)>;
+
+  PrivatePools(CachingAllocator& device, SegmentObserver observer) : device_(device), observer_(std::move(observer)) {}
   CachingAllocator& device() const noexcept { return device_; }
 
   // Whether any allocation may have to go to a pool: read on the way of each.
   bool is_routing() const noexcept { return routes_.load(std::memory_order_relaxed) != 0; }
   // The pool that blocks of the stream go to at this moment; nullptr: none.
   PoolPointer route(cudaStream_t stream);
-  // The pools that lend themselves when memory is short.
-  std::vector<PoolPointer> for_oom();
 
-  void use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> foreign);
+  // `source`: whence the memory of a new pool comes; nullptr: from the device.
+  void use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> source);
   void release(c10::MempoolId_t id);
   int uses(c10::MempoolId_t id);
   PoolPointer at(c10::MempoolId_t id);  // throws c10::Error for an unknown one
@@ -63,12 +64,6 @@ class PrivatePools {
   void begin(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter);
   void end(c10::MempoolId_t id);
 
-  // A block of a pool with an allocator of its own.
-  bool free_foreign(void* address);
-  bool has_foreign() const noexcept { return foreign_.load(std::memory_order_relaxed) != 0; }
-  ForeignPool* foreign_of(const void* address);
-  void leave(std::unique_ptr<ForeignPool> pool);
-
  private:
   struct Route {
     c10::MempoolId_t id;
@@ -76,12 +71,11 @@ class PrivatePools {
   };
 
   CachingAllocator& device_;
+  const SegmentObserver observer_;
   std::atomic<int> routes_{0};
-  std::atomic<int> foreign_{0};
   std::recursive_mutex mutex_;  // a filter may ask torch, which may ask here
   std::map<c10::MempoolId_t, PoolPointer> pools_;
-  std::vector<Route> routing_;                         // the latest first
-  std::vector<std::unique_ptr<ForeignPool>> leaving_;  // of pools that are gone, with live blocks
+  std::vector<Route> routing_;  // the latest first
 };
 
 }  // namespace mempool::torch_cuda

@@ -55,8 +55,7 @@ TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
   out.inactive_split_bytes = to_torch(stats.free_ranges.bytes);
   for (const PoolPointer& pool : device.pools.all()) {
     auto& held = out.reserved_bytes_by_private_pools[pool->id][0];
-    held.current = held.peak = static_cast<std::int64_t>(device.core.arenas().held_bytes(*pool->family) +
-                                                         (pool->foreign != nullptr ? pool->foreign->held() : 0));
+    held.current = held.peak = static_cast<std::int64_t>(device.core.arenas().held_bytes(*pool->family));
   }
   out.num_alloc_retries = stats.alloc_retries;
   out.num_ooms = stats.ooms;
@@ -120,7 +119,7 @@ cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
       info.address = segment.address;
       info.total_size = segment.bytes;
       info.stream = stream_of(segment.stream);
-      info.is_expandable = cuda_manages_virtual_memory(i);
+      info.is_expandable = !segment.family->make_memory && cuda_manages_virtual_memory(i);
       info.owner_private_pool_id = pool;
       for (const SnapshotBlock& block : taken.blocks_of(segment)) {
         BlockInfo each;
@@ -204,6 +203,16 @@ void CudaAllocator::note_mapping(int device, bool mapped, void* address, std::si
   try {
     history_.add(mapped ? TraceEntry::SEGMENT_MAP : TraceEntry::SEGMENT_UNMAP, device,
                  reinterpret_cast<std::size_t>(address), bytes, nullptr, {0, 0}, nullptr, "");
+  } catch (const std::exception&) {  // an entry less
+  }
+}
+
+void CudaAllocator::note_segment(int device, bool begins, void* address, std::size_t bytes, cudaStream_t stream,
+                                 c10::MempoolId_t pool) {
+  if (!history_.is_on()) return;
+  try {
+    history_.add(begins ? TraceEntry::SEGMENT_ALLOC : TraceEntry::SEGMENT_FREE, device,
+                 reinterpret_cast<std::size_t>(address), bytes, stream, pool, nullptr, "");
   } catch (const std::exception&) {  // an entry less
   }
 }

@@ -61,18 +61,27 @@ def run_on_device() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The functions of calls.cpp, compiled for the torch of this environment."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compiles a C++ file beside this one for the torch of this environment; returns the library."""
     import torch
 
-    folder = Path(torch.__file__).parent
-    headers = os.environ.get("CUDA_INCLUDE", str(ROOT / "build" / "cuda_toolkit" / "nvidia" / "cu13" / "include"))
-    out = tmp_path_factory.mktemp("calls") / "calls.so"
-    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-shared", "-fPIC"]
-    command += ["-isystem", f"{folder}/include", "-isystem", headers, str(Path(__file__).with_name("calls.cpp"))]
-    command += ["-o", str(out), f"-L{folder}/lib", "-lc10", "-lc10_cuda"]
-    subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(out))
+    def compile_file(name: str) -> Path:
+        folder = Path(torch.__file__).parent
+        headers = os.environ.get("CUDA_INCLUDE", str(ROOT / "build" / "cuda_toolkit" / "nvidia" / "cu13" / "include"))
+        out = (tmp_path_factory.mktemp("compiled") / name).with_suffix(".so")
+        command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-shared", "-fPIC"]
+        command += ["-isystem", f"{folder}/include", "-isystem", headers, str(Path(__file__).with_name(name))]
+        command += ["-o", str(out), f"-L{folder}/lib", "-lc10", "-lc10_cuda"]
+        subprocess.run(command, check=True)
+        return out
+
+    return compile_file
+
+
+@pytest.fixture(scope="session")
+def calls(compiled: Callable[[str], Path]) -> ctypes.CDLL:
+    """The functions of calls.cpp."""
+    library = ctypes.CDLL(str(compiled("calls.cpp")))
     for name in ("cache_info", "expandable_bytes", "base_allocation"):
         getattr(library, name).restype = ctypes.c_size_t
     library.base_allocation.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]

@@ -167,6 +167,7 @@ void Allocation::serve_stream() noexcept {
 // What lies free in the arena comes first; then what waits in threads' caches, and what other streams have caught up
 // with, joins it; only then does it grow.
 void* Allocation::obtain(Refusal& why) noexcept {
+  if (effort_ == Effort::borrowed) return borrow(why);
   if (void* const address = take(false, why)) return address;
   if (why == Refusal::asleep || is_hopeless(why)) return nullptr;
   parts_.collector.collect();
@@ -187,7 +188,7 @@ void* Allocation::take(bool may_grow, Refusal& why) noexcept {
   std::unique_lock<OwnerLock> cache_guard;
   if (keeper != nullptr) cache_guard = std::unique_lock(keeper->lock);
   const auto from_arena = [&](auto ask) {
-    const ArenaSet::Lenders lenders(parts_.arenas, *arena_, may_grow);
+    const ArenaSet::Lenders lenders(parts_.arenas, *arena_, may_grow && !family_->make_memory);
     const ArenaGuard guard(arena_->mutex);
     if (arena_->pages.asleep() || family_->asleep.load(std::memory_order_relaxed)) {
       why = Refusal::asleep;
@@ -221,10 +222,29 @@ void* Allocation::take(bool may_grow, Refusal& why) noexcept {
   return span->address();
 }
 
+// Out of what is free in families that lend it. The block is the pool's of this request all the same.
+void* Allocation::borrow(Refusal& why) noexcept {
+  void* address = nullptr;
+  const Supply supply{false, {}, false, may_wait_};
+  parts_.arenas.for_lending(stream_, [&](Arena& arena) {
+    if (size_.rounded <= kSmallMax) {
+      SmallBlock block;
+      if (arena.slabs.allocate(size_class_of(size_.rounded), &block, 1, supply, why) == 0) return false;
+      *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()};
+      address = block.address;
+    } else if (Span* const span = arena.pages.allocate(size_.rounded, supply, why)) {
+      span->hand_out(size_.asked, account_id(), nullptr);
+      address = span->address();
+    }
+    return address != nullptr;
+  });
+  return address;
+}
+
 // More than there can ever be, or than the device's limit: whatever else is given up for it would be for nothing.
 bool Allocation::is_hopeless(Refusal& why) const noexcept {
   const bool is_over_limit = size_.rounded > parts_.ledger.limit();
-  if (!is_over_limit && size_.rounded <= parts_.memory->capacity_bytes()) return false;
+  if (!is_over_limit && size_.rounded <= arena_->memory().capacity_bytes()) return false;
   why = is_over_limit ? Refusal::limit : Refusal::backend;
   return true;
 }
@@ -233,19 +253,18 @@ bool Allocation::is_hopeless(Refusal& why) const noexcept {
 // memory is of handles that stay whole, a try takes all that is left, and gives it back.
 bool Allocation::may_fit() noexcept {
   if (parts_.memory->stream_events() == nullptr) return true;  // where it is a system call it costs little
-  const std::size_t free = parts_.arenas.free_bytes();
+  const std::size_t free = family_->make_memory ? 0 : parts_.arenas.free_bytes();
   const std::size_t held = parts_.ledger.held();
   const std::size_t limit = parts_.ledger.limit();
-  const std::size_t new_bytes = std::min(parts_.memory->available_bytes(), limit > held ? limit - held : 0);
+  const std::size_t new_bytes = std::min(arena_->memory().available_bytes(), limit > held ? limit - held : 0);
   return size_.rounded <= free || size_.rounded - free <= new_bytes;
 }
 
 // One step further toward memory for a request that found none: what waits in thread caches; blocks that wait for other
 // streams, the oldest that would do first; idle memory of other streams, once they have caught up; free handles of any
-// arena (given back, their bytes can be asked for anew at another address); the user's callbacks. Throws OutOfMemory
-// when nothing is left to try.
+// arena (given back, their bytes can be asked for anew at another address); what the framework keeps; the user's
+// callbacks; what other families lend. Throws OutOfMemory when nothing is left to try.
 void Allocation::make_room(Refusal why) {
-  const std::size_t wanted = size_.rounded + parts_.memory->granule_bytes();
   // A try that only moves memory says nothing of why there is no more.
   why = refusal_ = why != Refusal::none ? why : refusal_;
   if (effort_ == Effort::none && is_hopeless(why)) effort_ = Effort::released;
@@ -267,26 +286,41 @@ void Allocation::make_room(Refusal why) {
       }
       [[fallthrough]];
     case Effort::waited:
-      parts_.arenas.release(wanted, true);
+      release();
       may_commit_ = why == Refusal::metadata || may_fit();
       effort_ = Effort::released;
       return;
     case Effort::released:
+      effort_ = Effort::relieved;
+      if (!is_hopeless(why) && parts_.relieve()) return try_anew();
+      [[fallthrough]];
+    case Effort::relieved:
+      effort_ = Effort::pressed;
       press(nullptr, size_.rounded, true, outcome_);
-      if (outcome_.calls > 0) {
-        effort_ = Effort::pressed;
-        if (is_hopeless(why)) return;
-        parts_.caches.recall();  // what the callbacks freed lies in caches and arenas
-        while (parts_.collector.await(size_.rounded)) continue;
-        parts_.arenas.release(wanted, true);
-        may_commit_ = true;
-        return;
-      }
-      break;
+      if (outcome_.calls > 0) return is_hopeless(why) ? void() : try_anew();
+      [[fallthrough]];
     case Effort::pressed:
+      effort_ = Effort::borrowed;
+      if (family_ == &parts_.arenas.default_family() && !is_hopeless(why)) return;
+      [[fallthrough]];
+    case Effort::borrowed:
       break;
   }
   refuse({.reason = reason_of(why), .limit = parts_.ledger.limit()}, nullptr, outcome_);
+}
+
+// What is free goes back: of the family itself where it is fixed, which nothing else touches, then of any arena.
+void Allocation::release() noexcept {
+  parts_.arenas.release_for(*family_);
+  parts_.arenas.release(size_.rounded + parts_.memory->granule_bytes(), true);
+}
+
+// After memory was freed by others: it lies in caches and arenas.
+void Allocation::try_anew() noexcept {
+  parts_.caches.recall();
+  while (parts_.collector.await(size_.rounded)) continue;
+  release();
+  may_commit_ = true;
 }
 
 // ---- whom it tells -----------------------------------------------------------------------------------------------
@@ -339,6 +373,10 @@ void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutc
   if (Arena* const arena = arena_ != nullptr ? arena_ : family_->first.load()) {
     const ArenaGuard guard(arena->mutex);
     info.largest_free = arena->pages.largest_free();
+    if (family_->make_memory && info.reason == OomReason::backend_refused) {
+      info.source = family_->name;
+      info.source_refusal = arena->memory().last_refusal();
+    }
   }
   info.pressure_calls = outcome.calls;
   info.callback_error = outcome.error;

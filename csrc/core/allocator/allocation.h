@@ -29,7 +29,7 @@ class Allocation {
 
  private:
   // How hard the request was tried already.
-  enum class Effort : std::uint8_t { none, recalled, awaited, waited, released, pressed };
+  enum class Effort : std::uint8_t { none, recalled, awaited, waited, released, relieved, pressed, borrowed };
 
   std::uint32_t account_id() const noexcept { return account_ != nullptr ? account_->id : 0; }
 
@@ -41,9 +41,12 @@ class Allocation {
 
   void* obtain(Refusal& why) noexcept;
   void* take(bool may_grow, Refusal& why) noexcept;
+  void* borrow(Refusal& why) noexcept;
   bool is_hopeless(Refusal& why) const noexcept;
   bool may_fit() noexcept;
   void make_room(Refusal why);
+  void release() noexcept;
+  void try_anew() noexcept;
 
   void after_growth();
   void press(const Account* refuser, std::size_t needed, bool failing, PressureOutcome& outcome);

@@ -22,9 +22,10 @@ ArenaSet::ArenaSet(CachingAllocator& owner, PhysicalMemory& memory, Ledger& ledg
   if (arena_of(*default_family_, 0) == nullptr) throw std::bad_alloc();
 }
 
-ArenaFamily& ArenaSet::open(std::string name, ArenaFamily::Kind kind) {
+ArenaFamily& ArenaSet::open(std::string name, ArenaFamily::Kind kind, ArenaFamily::MemoryFactory make_memory) {
   const std::lock_guard guard(mutex_);
-  return *families_.emplace_back(std::make_unique<ArenaFamily>(owner_, std::move(name), kind, false));
+  return *families_.emplace_back(
+      std::make_unique<ArenaFamily>(owner_, std::move(name), kind, false, std::move(make_memory)));
 }
 
 void ArenaSet::close(ArenaFamily& family) noexcept {
@@ -32,8 +33,9 @@ void ArenaSet::close(ArenaFamily& family) noexcept {
   family.retired = true;
   visit(family.arenas, [&family](Arena& arena) {
     arena.pages.let_go();
-    // A graph's memory goes when somebody needs it: that takes a wait for the whole device.
-    if (family.kind != ArenaFamily::Kind::fixed) arena.pages.release(SIZE_MAX, true);
+    // A graph's memory goes when somebody needs it: that takes a wait for the whole device. Memory of the family's own
+    // is of use to nobody else.
+    if (family.kind != ArenaFamily::Kind::fixed || family.make_memory) arena.pages.release(SIZE_MAX, true);
   });
   forget_retired();
 }
@@ -80,6 +82,14 @@ std::size_t ArenaSet::release(ArenaFamily& family) noexcept {
   std::size_t given = 0;
   const std::lock_guard guard(mutex_);
   visit(family.arenas, [&given](Arena& arena) { given += arena.pages.release(SIZE_MAX, true); });
+  return given;
+}
+
+std::size_t ArenaSet::release_for(ArenaFamily& family) noexcept {
+  if (family.kind != ArenaFamily::Kind::fixed || family.captured) return 0;
+  std::size_t given = 0;
+  const std::lock_guard guard(mutex_);
+  visit(family.arenas, [&given](Arena& arena) { given += arena.pages.release_unmovable(); });
   return given;
 }
 

@@ -34,8 +34,8 @@ class ArenaSet {
   }
   // A family apart from all others. In one that is `fixed` no memory ever moves, goes to others or back to the backend
   // before it is closed, free or not: a captured graph writes there whenever it is replayed. It takes what is idle
-  // elsewhere. Throws std::bad_alloc.
-  ArenaFamily& open(std::string name, ArenaFamily::Kind kind);
+  // elsewhere, unless it has memory of its own. Throws std::bad_alloc.
+  ArenaFamily& open(std::string name, ArenaFamily::Kind kind, ArenaFamily::MemoryFactory make_memory = nullptr);
   // Nobody allocates from it any more. Its arenas go when their last block does, their free memory at once.
   void close(ArenaFamily& family) noexcept;
   // The family's arena for the stream, made if there is none. nullptr without memory for its record.
@@ -47,6 +47,8 @@ class ArenaSet {
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
   // All that is free in that family.
   std::size_t release(ArenaFamily& family) noexcept;
+  // The same for a request in that very family, which may be fixed: nothing if a captured graph writes there.
+  std::size_t release_for(ArenaFamily& family) noexcept;
   // The same where no thread can allocate any more. `is_empty`: no block is left, and what sleeps is forgotten.
   void clear_out(ArenaFamily& family, bool is_empty) noexcept;
   // Expects that no block is left in it. What sleeps in it is forgotten, and it is closed.
@@ -89,6 +91,16 @@ class ArenaSet {
   void for_each(Action action) {
     const std::lock_guard guard(mutex_);
     visit(arenas_, action);
+  }
+  // The same for those of the stream that lend what is free in them (ArenaFamily::lends), until `action` is content.
+  template <typename Action>
+  void for_lending(StreamId stream, Action action) {
+    const std::lock_guard guard(mutex_);
+    for (const auto& arena : arenas_) {
+      if (!arena->family.lends || arena->family.retired || arena->stream() != stream) continue;
+      const ArenaGuard arena_guard(arena->mutex);
+      if (action(*arena)) return;
+    }
   }
   // Expects that for_each() calls it: the list does not change.
   std::size_t number_of(const ArenaFamily& family) const noexcept;

@@ -91,6 +91,8 @@ class CachingAllocator final {
   std::int64_t decay_tick_ms() const noexcept { return parts_.reclaimer.decay_tick_ms(); }
   // Called whenever memory was taken from the backend, with no lock held.
   void set_growth_hook(void (*hook)(CachingAllocator&) noexcept) noexcept { parts_.growth_hook.store(hook); }
+  // Called, with no lock held, for a request that would be refused: true when it has freed memory.
+  void set_relief_hook(bool (*hook)(CachingAllocator&) noexcept) noexcept { parts_.relief_hook.store(hook); }
   // Moves the free memory of each arena together, so that it can serve one large block. Returns what that did.
   Gathering defragment() noexcept { return parts_.reclaimer.gather(); }
 

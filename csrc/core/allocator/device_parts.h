@@ -57,6 +57,11 @@ struct DeviceParts {
   void tell_growth() const {
     if (const auto hook = growth_hook.load(std::memory_order_relaxed)) hook(owner);
   }
+  // Asks the framework above to free what it keeps for later. Whether it freed anything. Called with no lock held.
+  bool relieve() const noexcept {
+    const auto hook = relief_hook.load(std::memory_order_relaxed);
+    return hook != nullptr && hook(owner);
+  }
 
   CachingAllocator& owner;
   const std::string device;
@@ -72,6 +77,7 @@ struct DeviceParts {
   StreamCollector collector;
   Reclaimer reclaimer;
   std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook{nullptr};
+  std::atomic<bool (*)(CachingAllocator&) noexcept> relief_hook{nullptr};
 };
 
 }  // namespace mempool

@@ -3,6 +3,8 @@
 
 #include <atomic>
 #include <cstddef>
+#include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,11 +21,18 @@ class CachingAllocator;
 
 class Arena {
  public:
+  // `memory`: the device's, for a family that has none of its own. Throws std::bad_alloc.
   Arena(ArenaFamily& family_in, StreamClock& clock, PhysicalMemory& memory, Ledger& ledger, const Options& options);
 
   ArenaFamily& family;
   StreamId stream() const noexcept { return stream_; }
+  PhysicalMemory& memory() const noexcept { return memory_; }
 
+ private:
+  const std::unique_ptr<PhysicalMemory> own_memory_;  // nullptr: the device's serves; outlives the pages
+  PhysicalMemory& memory_;
+
+ public:
   AdaptiveMutex mutex;  // guards what follows
   PageHeap pages;
   SlabHeap slabs;
@@ -46,8 +55,16 @@ class ArenaFamily {
     isolated,  // one pool's own
     fixed,     // captured graphs write to its addresses whenever they are replayed, freed or not: no memory moves in it
   };
-  ArenaFamily(CachingAllocator& owner_in, std::string name_in, Kind kind_in, bool is_thread_cached_in)
-      : owner(owner_in), name(std::move(name_in)), kind(kind_in), is_thread_cached(is_thread_cached_in) {}
+  // Makes the memory for the arena of a stream. Throws std::bad_alloc.
+  using MemoryFactory = std::function<std::unique_ptr<PhysicalMemory>(StreamId)>;
+
+  ArenaFamily(CachingAllocator& owner_in, std::string name_in, Kind kind_in, bool is_thread_cached_in,
+              MemoryFactory make_memory_in = nullptr)
+      : owner(owner_in),
+        name(std::move(name_in)),
+        kind(kind_in),
+        is_thread_cached(is_thread_cached_in),
+        make_memory(std::move(make_memory_in)) {}
   ArenaFamily(const ArenaFamily&) = delete;
   ArenaFamily& operator=(const ArenaFamily&) = delete;
 
@@ -58,10 +75,16 @@ class ArenaFamily {
   // in its place.
   const bool is_thread_cached;
 
+  // nullptr: the memory of its arenas is the device's. Else what they have goes to no other family.
+  const MemoryFactory make_memory;
+
   // The arena that was made first, which lives as long as the family: found without a lock. nullptr before.
   std::atomic<Arena*> first{nullptr};
 
   std::atomic<bool> asleep{false};  // or on its way there: no arena gives blocks
+  // Of a fixed family: a captured graph writes to what is free in it, so that none of it goes back before it is closed.
+  std::atomic<bool> captured{false};
+  std::atomic<bool> lends{false};  // what is free serves the default family's requests before they are refused
 
   // Guarded by the allocator's list of arenas.
   std::vector<Arena*> arenas;
@@ -71,7 +94,9 @@ class ArenaFamily {
 inline Arena::Arena(ArenaFamily& family_in, StreamClock& clock, PhysicalMemory& memory, Ledger& ledger,
                     const Options& options)
     : family(family_in),
-      pages(memory, ledger, options, this, clock, family_in.kind != ArenaFamily::Kind::fixed),
+      own_memory_(family_in.make_memory != nullptr ? family_in.make_memory(clock.stream()) : nullptr),
+      memory_(own_memory_ != nullptr ? *own_memory_ : memory),
+      pages(memory_, ledger, options, this, clock, family_in.kind != ArenaFamily::Kind::fixed),
       slabs(pages),
       stream_(clock.stream()) {}
 

@@ -173,6 +173,13 @@ std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   return given;
 }
 
+std::size_t PageHeap::release_unmovable() noexcept {
+  const bool was_let_go = std::exchange(is_let_go_, true);
+  const std::size_t given = release(SIZE_MAX, true);
+  is_let_go_ = was_let_go;
+  return given;
+}
+
 // ---- sleep -------------------------------------------------------------------------------------------------------
 
 PageHeap::Unsleeping PageHeap::fall_asleep(std::vector<UsedRange>& used, StreamClock::Obstacle& obstacle) {

@@ -104,6 +104,8 @@ class PageHeap {
   // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
   // first. Returns the bytes given back. `may_wait`: for work that still uses it; else what is in use stays.
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
+  // All that is free of a heap that is not movable. Expects that no captured graph writes there.
+  std::size_t release_unmovable() noexcept;
   // Free memory is written no more, by no captured graph: the memory of a heap that is not movable may go back.
   void let_go() noexcept { is_let_go_ = true; }
   bool open_again() noexcept { return space_.handles.open_all(); }

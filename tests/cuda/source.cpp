@@ -1,0 +1,56 @@
+// An allocator that a torch.cuda.MemPool is given: over cudaMalloc, counted, and made to fail on demand.
+#include <cuda_runtime_api.h>
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstddef>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+
+namespace {
+
+std::mutex g_mutex;
+std::map<void*, std::size_t> g_live;
+std::size_t g_held = 0;
+int g_calls = 0;
+int g_device = -1;
+cudaStream_t g_stream = nullptr;
+std::atomic<int> g_mode{0};
+std::atomic<std::size_t> g_offset{0};
+
+}  // namespace
+
+extern "C" {
+
+// 0: gives memory; 1: returns nullptr; 2: throws an error of the standard library; 3: throws a number.
+void set_mode(int mode) { g_mode = mode; }
+void set_offset(std::size_t bytes) { g_offset = bytes; }  // of what it gives, from what cudaMalloc gave
+int calls() { return g_calls; }
+std::size_t held() { return g_held; }
+int last_device() { return g_device; }
+void* last_stream() { return g_stream; }
+
+void* source_malloc(ssize_t bytes, int device, cudaStream_t stream) {
+  const std::lock_guard guard(g_mutex);
+  ++g_calls;
+  g_device = device;
+  g_stream = stream;
+  if (g_mode == 1) return nullptr;
+  if (g_mode == 2) throw std::runtime_error("the network's window is full");
+  if (g_mode == 3) throw 3;
+  void* given = nullptr;
+  if (cudaMalloc(&given, static_cast<std::size_t>(bytes) + g_offset) != cudaSuccess) return nullptr;
+  given = static_cast<char*>(given) + g_offset;
+  g_live[given] = static_cast<std::size_t>(bytes);
+  g_held += static_cast<std::size_t>(bytes);
+  return given;
+}
+
+void source_free(void* given, ssize_t, int, cudaStream_t) {
+  const std::lock_guard guard(g_mutex);
+  g_held -= g_live.at(given);
+  g_live.erase(given);
+  cudaFree(static_cast<char*>(given) - g_offset);
+}
+}
