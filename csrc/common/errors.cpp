@@ -66,7 +66,7 @@ std::string describe(const OomInfo& info) {
   } else {
     out += advice(info.reason);
   }
-  // Who looks for a batch size that fits (accelerate, lightning) knows an error of the CPU's by these words of torch's.
+  // Libraries that search for a batch size that fits (accelerate, lightning) recognize a CPU's error by these words.
   if (info.device == "cpu") out += " (DefaultCPUAllocator: can't allocate memory)";
   if (!info.callback_error.empty()) out += " A pressure callback raised " + info.callback_error + ".";
   return out + "\n" + fields(info);

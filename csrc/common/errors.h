@@ -8,7 +8,7 @@
 
 namespace mempool {
 
-// A setting that cannot be: an unknown option, a size that does not parse, a limit below what is in use.
+// A setting is wrong: the option is unknown, the size does not parse, the limit is below what is in use.
 class ConfigError : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
@@ -20,13 +20,13 @@ class PoolStateError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A pool that is closed was asked for memory or for a child.
+// A closed pool was asked for memory or for a child.
 class PoolClosedError : public PoolStateError {
  public:
   using PoolStateError::PoolStateError;
 };
 
-// A pool that sleeps was asked for memory.
+// A sleeping pool was asked for memory.
 class PoolAsleepError : public PoolStateError {
  public:
   using PoolStateError::PoolStateError;

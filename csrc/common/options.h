@@ -1,5 +1,5 @@
-// The one table of options. MEMPOOL_CONF and the Python API both go through it, so that a key is spelled, checked and
-// documented once.
+// The options of an allocator, and the one table that spells, checks and documents each key, for MEMPOOL_CONF and for
+// the Python API.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,8 @@ struct Options {
   bool huge_pages = true;
   // Make ranges longer with free memory moved from elsewhere, before new memory is asked for.
   bool stitch = true;
-  // Free memory goes back to the system when demand has not needed it for so long; kNeverDecays = only when asked.
+  // Free memory goes back to the system when it has not been needed for this many milliseconds; kNeverDecays: it goes
+  // back only when asked.
   std::int64_t decay_ms = 10000;
   // Allocation events that record_history keeps; the oldest go first.
   std::size_t history_events = 100000;
@@ -43,7 +44,7 @@ struct OptionInfo {
 // Every key, in the order of the documentation.
 const std::vector<OptionInfo>& option_table();
 
-// Bytes, a count, a switch; or nothing, where there is no limit and where memory never decays.
+// The value of an option: bytes, a count or a switch; nothing where there is no limit or memory never decays.
 using OptionValue = std::variant<std::monostate, std::uint64_t, bool>;
 
 // What the options are set to, in the order of option_table().

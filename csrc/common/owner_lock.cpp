@@ -15,7 +15,8 @@ namespace {
 #if defined(MEMBARRIER_CMD_PRIVATE_EXPEDITED) || __has_include(<linux/membarrier.h>)
 bool membarrier(int command) noexcept { return syscall(SYS_membarrier, command, 0, 0) == 0; }
 bool make_barrier() noexcept {
-  // A forked child may have to register anew. The global barrier is slow and needs no registration.
+  // The expedited barrier needs a registration, which a forked child may have lost. The global one is slow, and needs
+  // none.
   return membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) ||
          (membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) && membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED)) ||
          membarrier(MEMBARRIER_CMD_GLOBAL);
@@ -36,7 +37,7 @@ constexpr bool kFollowable = false;
 constexpr bool kFollowable = false;
 #endif
 
-// Calls `done` until it says so.
+// Calls `done` until it returns true.
 template <typename Done>
 void spin(Done done) noexcept {
   constexpr int kSpins = 100;
@@ -51,7 +52,7 @@ const bool OwnerLock::kAsymmetric = !kFollowable && make_barrier();
 
 void OwnerLock::pass_barrier() noexcept {
   if (!kAsymmetric || make_barrier()) return;
-  // A sandbox has forbidden the call since. No processor keeps a store to itself for as long as this.
+  // A sandbox forbids the call by now. No processor keeps a store in its buffer for as long as this.
   std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
@@ -67,7 +68,7 @@ void OwnerLock::lock_contended() noexcept {
     return;
   }
   do {
-    // Where the wish comes from holds `others_` until it is done.
+    // The thread that set `wanted_` holds `others_` until it has released the lock.
     others_.lock();
     others_.unlock();
   } while (!try_lock());

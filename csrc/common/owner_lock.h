@@ -1,13 +1,14 @@
-// A lock that one thread, its owner, takes all the time and others hardly ever.
+// A biased lock: its owner takes it all the time at the price of plain stores, other threads take it hardly ever.
 //
-// The owner pays two plain stores and a load. Whoever else wants it says so and then makes every thread of the process
-// pass a memory barrier (Linux: membarrier): after that the owner has either seen the wish, or been seen inside.
-// Where the system has no such barrier, and for ThreadSanitizer, which cannot follow it, it is a spin lock.
-// Source of the idea: D. Dice et al., "Quickly Reacquirable Locks", 2003; the barrier: membarrier(2).
+// The owner pays two plain stores and a load. Another thread sets a flag and then makes every thread of the process
+// pass a memory barrier (Linux: membarrier): after that the owner has either seen the flag, or been seen inside.
+// Where the system has no membarrier, and under ThreadSanitizer, which cannot follow it, this is a spin lock.
+// The idea is that of D. Dice et al., "Quickly Reacquirable Locks", 2003; the barrier is membarrier(2).
 #pragma once
 
 #include <atomic>
 
+#include "common/expects.h"
 #include "common/spin_lock.h"
 
 namespace mempool {
@@ -19,8 +20,8 @@ class OwnerLock {
     if (!try_lock()) [[unlikely]]
       lock_contended();
   }
-  // These two lie on the way of every block.
-  // False when somebody else has the lock or wants it: lock() then waits.
+  // try_lock() and unlock() are on the hot path of every block.
+  // False when another thread has the lock or wants it: lock() then waits.
   [[gnu::always_inline]] bool try_lock() noexcept {
     if (symmetric_) [[unlikely]]
       return !busy_.exchange(true, std::memory_order_acquire);
@@ -31,10 +32,13 @@ class OwnerLock {
     busy_.store(false, std::memory_order_release);
     return false;
   }
-  [[gnu::always_inline]] void unlock() noexcept { busy_.store(false, std::memory_order_release); }
+  [[gnu::always_inline]] void unlock() noexcept {
+    MEMPOOL_EXPECTS(busy_.load(std::memory_order_relaxed));
+    busy_.store(false, std::memory_order_release);
+  }
 
-  // For everybody, the owner too unless it is inside. In three steps, so that one barrier serves many locks:
-  // ask() each, pass_barrier() once, await() each.
+  // For any thread; for the owner only while it is outside. Three steps, so that one barrier serves many locks: ask()
+  // for each lock, pass_barrier() once, await() for each lock.
   void ask() noexcept {
     others_.lock();
     if (!symmetric_) wanted_.store(true, std::memory_order_seq_cst);
@@ -42,6 +46,7 @@ class OwnerLock {
   static void pass_barrier() noexcept;
   void await() noexcept;
   void release() noexcept {
+    MEMPOOL_EXPECTS((symmetric_ ? busy_ : wanted_).load(std::memory_order_relaxed));
     (symmetric_ ? busy_ : wanted_).store(false, std::memory_order_release);
     others_.unlock();
   }
@@ -56,9 +61,9 @@ class OwnerLock {
   void lock_contended() noexcept;
 
   static const bool kAsymmetric;
-  const bool symmetric_ = !kAsymmetric;  // here, on the line that is touched anyway
-  std::atomic<bool> busy_{false};        // the owner is inside; symmetric: somebody is
-  std::atomic<bool> wanted_{false};
+  const bool symmetric_ = !kAsymmetric;  // it is a spin lock; a copy on the cache line that is touched anyway
+  std::atomic<bool> busy_{false};        // the owner is inside; symmetric: any thread is
+  std::atomic<bool> wanted_{false};      // another thread wants the lock, or has it
   SpinLock others_;
 };
 

@@ -1,8 +1,10 @@
-// Locks for critical sections of nanoseconds, which mostly find nobody else there.
+// Locks for critical sections of nanoseconds, which are rarely contended.
 #pragma once
 
 #include <atomic>
 #include <thread>
+
+#include "common/expects.h"
 
 namespace mempool {
 
@@ -15,8 +17,8 @@ inline void cpu_relax() noexcept {
 #endif
 }
 
-// Never sleeps in the kernel. It yields after a short spin, so that a preempted holder on a machine with few cores is
-// let run instead of being spun against. Hold it for a few instructions only.
+// A lock that never sleeps in the kernel. It yields after a short spin, so that on a machine with few cores a preempted
+// holder may run. Hold it for a few instructions only.
 class SpinLock {
  public:
   void lock() noexcept {
@@ -24,7 +26,10 @@ class SpinLock {
       return;
     lock_contended();
   }
-  void unlock() noexcept { held_.store(false, std::memory_order_release); }
+  void unlock() noexcept {
+    MEMPOOL_EXPECTS(held_.load(std::memory_order_relaxed));
+    held_.store(false, std::memory_order_release);
+  }
 
  private:
   void lock_contended() noexcept {
@@ -38,7 +43,7 @@ class SpinLock {
   std::atomic<bool> held_{false};
 };
 
-// For sections that are short as a rule but may make a system call: spins a little, then sleeps.
+// A mutex for sections that are short as a rule but may make a system call: it spins a little, then sleeps.
 class AdaptiveMutex {
  public:
   void lock() noexcept {
@@ -51,14 +56,16 @@ class AdaptiveMutex {
     return state_.compare_exchange_strong(expected, kHeld, std::memory_order_acquire);
   }
   void unlock() noexcept {
-    if (state_.exchange(kFree, std::memory_order_release) == kAwaited) [[unlikely]]
+    const int before = state_.exchange(kFree, std::memory_order_release);
+    MEMPOOL_EXPECTS(before != kFree);
+    if (before == kAwaited) [[unlikely]]
       state_.notify_one();
   }
 
  private:
   static constexpr int kFree = 0;
   static constexpr int kHeld = 1;
-  static constexpr int kAwaited = 2;  // held, and somebody may sleep
+  static constexpr int kAwaited = 2;  // held, and a thread may sleep until it is free
 
   void lock_contended() noexcept {
     constexpr int kSpins = 100;

@@ -1,3 +1,4 @@
+// Small helpers for text that people wrote: options, sizes, files of the kernel.
 #pragma once
 
 #include <string_view>

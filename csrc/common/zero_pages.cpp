@@ -8,7 +8,7 @@ void* map_zero_pages(std::size_t bytes) noexcept {
   void* const address =
       mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED) return nullptr;
-  madvise(address, bytes, MADV_NOHUGEPAGE);  // where huge pages come unasked, a table would hold far more than it uses
+  madvise(address, bytes, MADV_NOHUGEPAGE);  // with huge pages a sparse table would hold far more than it uses
   return address;
 }
 

@@ -1,11 +1,11 @@
-// Memory for large sparse tables: zeros that the system backs where they are first written.
+// Memory for large sparse tables: it reads as zeros, and the system backs a page of it when that is first written.
 #pragma once
 
 #include <cstddef>
 
 namespace mempool {
 
-// nullptr when refused. (calloc clears what it has used before, and would touch all of it.)
+// nullptr when refused. (calloc clears memory that it hands out again, and so would touch all of it.)
 void* map_zero_pages(std::size_t bytes) noexcept;
 void unmap_zero_pages(void* address, std::size_t bytes) noexcept;
 
