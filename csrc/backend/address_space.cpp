@@ -8,14 +8,27 @@
 #include <cstdio>
 
 #include "common/align.h"
+#include "common/expects.h"
 
 namespace mempool {
 
+namespace {
+
+constexpr std::uintptr_t kPage = 4096;  // the smallest page of any system
+
+bool is_on_pages(const void* address, std::size_t bytes) noexcept {
+  return bytes > 0 && (reinterpret_cast<std::uintptr_t>(address) | bytes) % kPage == 0;
+}
+
+}  // namespace
+
 void* map_space(std::size_t bytes, std::size_t alignment) noexcept {
+  MEMPOOL_EXPECTS(std::has_single_bit(alignment) && alignment % kPage == 0);
   if (bytes == 0 || rounds_past_max(bytes, alignment)) return nullptr;
-  // Without MAP_NORESERVE: nothing is accounted for while no access is allowed, and opening a part then asks the kernel
-  // whether it can ever be backed. With it, a request larger than the machine would succeed and be killed at its touch.
-  // The kernel aligns to its own page: reserve more and give the ends back.
+  // MAP_NORESERVE is left out on purpose. The kernel accounts for nothing while no access is allowed, and checks when a
+  // part is opened whether it can ever back that. With the flag a request larger than the machine would succeed, and
+  // its process would be killed at the first touch.
+  // The kernel aligns to its own page only: reserve more, and give the ends back.
   const std::size_t padded = bytes + alignment;
   void* const raw = mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) return nullptr;
@@ -28,15 +41,19 @@ void* map_space(std::size_t bytes, std::size_t alignment) noexcept {
   return reinterpret_cast<void*>(start);  // NOLINT(performance-no-int-to-ptr)
 }
 
-void unmap_space(void* address, std::size_t bytes) noexcept { munmap(address, bytes); }
+void unmap_space(void* address, std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(is_on_pages(address, bytes));
+  munmap(address, bytes);
+}
 
 bool open_space(void* address, std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(is_on_pages(address, bytes));
   return mprotect(address, bytes, PROT_READ | PROT_WRITE) == 0;
 }
 
 namespace {
 
-// Whether every part of the range is mapped without any access: as our own reserved space is, and hardly anything else.
+// Whether all of the range is mapped and inaccessible: our own reserved space is, and hardly any other mapping.
 bool is_inaccessible(const void* address, std::size_t bytes) noexcept {
   std::FILE* const file = std::fopen("/proc/self/maps", "re");
   if (file == nullptr) return false;
@@ -57,8 +74,9 @@ bool is_inaccessible(const void* address, std::size_t bytes) noexcept {
 }  // namespace
 
 bool shut_space(void* address, std::size_t bytes) noexcept {
-  // Protection first: it can fail (a mapping more may pass the system's limit), dropping the pages then cannot.
-  // Of several mappings it may have reached the first ones: opening them again needs no new mapping, as it joins them.
+  MEMPOOL_EXPECTS(is_on_pages(address, bytes));
+  // The protection comes first: changing it can fail, since a split mapping may pass the system's limit. It may have
+  // changed the first of several mappings by then; opening these again needs no new mapping, as it merges them.
   if (mprotect(address, bytes, PROT_NONE) != 0) {
     open_space(address, bytes);
     return false;
@@ -69,13 +87,14 @@ bool shut_space(void* address, std::size_t bytes) noexcept {
 }
 
 Move move_pages(void* from, void* to, std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(is_on_pages(from, bytes) && is_on_pages(to, bytes));
   if (mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == to) return Move::done;
-  // The kernel may have unmapped the target before it found out. Mapping it again fails where it is still mapped, by us
-  // or, from then on, by somebody else.
+  // The kernel may have unmapped the target before it refused. Mapping the target again fails where it is still mapped:
+  // by us, or by a thread that was faster.
   void* const again = mmap(to, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
   if (again == to) return Move::refused;
   if (again != MAP_FAILED) munmap(again, bytes);  // an old kernel took the address for a hint
-  // Nothing of ours in a target is ever open: if it can be reached, it is another's.
+  // A target of ours is never open: if it can be accessed, another thread has mapped it.
   return is_inaccessible(to, bytes) ? Move::refused : Move::lost;
 }
 
@@ -84,7 +103,7 @@ MoveSupport probe_move_pages() noexcept {
   MoveSupport support;
   auto* const space = static_cast<char*>(map_space(8 * kPage, kPage));
   if (space == nullptr) return support;
-  // Two pages that come from different places, so that they are two mappings.
+  // Two pages from different places, so that they are two mappings.
   if (open_space(space, 3 * kPage)) {
     space[0] = 1;
     space[2 * kPage] = 2;

@@ -1,4 +1,4 @@
-// The one CPU allocator of the process.
+// The CPU's allocator, one in a process.
 #pragma once
 
 #include "common/options.h"
@@ -8,7 +8,7 @@ namespace mempool {
 
 // Made at the first call, with `options`; never destroyed. Survives fork. Later calls ignore `options`.
 CachingAllocator& cpu_device(const Options& options);
-// The same, or nullptr before it was made.
+// The CPU's allocator, or nullptr before it was made.
 CachingAllocator* cpu_device_if_made() noexcept;
 
 }  // namespace mempool

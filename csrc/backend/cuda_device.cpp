@@ -17,7 +17,7 @@ namespace mempool {
 namespace {
 
 std::array<std::atomic<CachingAllocator*>, kMaxCudaDevices> g_devices{};
-std::array<CudaMemory*, kMaxCudaDevices> g_memory{};  // of those that can manage virtual memory
+std::array<CudaMemory*, kMaxCudaDevices> g_memory{};  // of devices that can manage virtual memory
 
 const CudaDriver& driver() {
   const CudaDriver* const found = CudaDriver::instance();
@@ -28,7 +28,7 @@ const CudaDriver& driver() {
   return *found;
 }
 
-// In a forked child nothing goes back to the driver.
+// A forked child has no decay thread for a device: no memory can go back to the driver there.
 void start_decay(CachingAllocator& allocator) noexcept {
   if (!CudaDriver::is_forked()) ensure_decay_thread(allocator);
 }
@@ -70,7 +70,7 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
   }
   if (memory == nullptr) refuse(ordinal);
   Options own = options;
-  // Address space costs nothing on a device: one reservation that holds everything leaves ranges room to grow.
+  // A device's address space costs nothing: one reservation for all of its memory leaves each range room to grow.
   if (options.segment_bytes == Options{}.segment_bytes) own.segment_bytes = cuda_device_bytes(ordinal);
   auto made = std::make_unique<CachingAllocator>("cuda:" + std::to_string(ordinal), std::move(memory), own);
   survive_fork(*made);
@@ -92,7 +92,7 @@ bool cuda_manages_virtual_memory(int ordinal) noexcept {
 bool cuda_let_in(int ordinal, int peer) noexcept {
   CachingAllocator* const device = cuda_device_if_made(ordinal);
   if (device == nullptr || peer < 0 || peer >= kMaxCudaDevices) return false;
-  if (!cuda_manages_virtual_memory(ordinal)) return true;  // torch's own call has let it in
+  if (!cuda_manages_virtual_memory(ordinal)) return true;  // torch's own call has enabled peer access
   CudaMemory* const memory = g_memory[static_cast<std::size_t>(ordinal)];
   memory->let_in(peer);
   if (device->arenas().open_again()) return true;

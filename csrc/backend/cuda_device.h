@@ -13,17 +13,17 @@ inline constexpr int kMaxCudaDevices = 64;
 // Made at the first call for a device, with `options`; never destroyed. Later calls ignore `options`. Throws
 // ConfigError for a device that the driver does not have, and where there is no driver.
 CachingAllocator& cuda_device(int ordinal, const Options& options);
-// The same, or nullptr before it was made.
+// The allocator of a device, or nullptr before it was made.
 CachingAllocator* cuda_device_if_made(int ordinal) noexcept;
-// Whether there is a driver that this works with; else why not.
+// Whether there is a driver that can be used; else why not.
 bool is_cuda_usable(std::string& why_not);
-// Whether the device's allocator has memory that moves and can be shared; else plain allocations.
+// Whether the device's allocator has memory that moves and can be shared; else it has plain allocations.
 bool cuda_manages_virtual_memory(int ordinal) noexcept;
-// A new file descriptor for a handle of the device that another process can open. -1: the driver gives none.
+// A new file descriptor for a handle of the device, which another process can map. -1: the driver gives none.
 int cuda_export_handle(int ordinal, const Handle& handle) noexcept;
-// `peer` may use the memory of `ordinal`, which has an allocator. False: the driver refused.
+// Peer access: `peer` may use the memory of `ordinal`, which has an allocator. False: the driver refused.
 bool cuda_let_in(int ordinal, int peer) noexcept;
-// Bytes that the device has in all. Throws ConfigError as cuda_device() does.
+// The device's memory in bytes. Throws ConfigError as cuda_device() does.
 std::size_t cuda_device_bytes(int ordinal);
 
 }  // namespace mempool

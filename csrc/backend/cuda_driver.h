@@ -1,5 +1,5 @@
-// The calls of NVIDIA's driver that memory needs, found at run time: nothing is linked, no header of CUDA is needed,
-// and a machine without a driver loses nothing.
+// The calls of NVIDIA's driver that memory and events need, looked up at run time: the library links against no driver,
+// needs no header of CUDA, and loads on a machine without either.
 //
 // Types and values are those of cuda.h, version 10.2 and newer (NVIDIA, "CUDA Driver API", Virtual Memory Management).
 #pragma once
@@ -25,7 +25,7 @@ class CudaDriver {
     int type = 1;          // CU_MEM_ALLOCATION_TYPE_PINNED
     int handle_types = 0;  // 1: can be shared as a file descriptor
     Location location;
-    void* windows = nullptr;  // of another system
+    void* windows = nullptr;  // for Windows alone
     std::uint8_t flags[8] = {};
   };
   struct Access {  // CUmemAccessDesc
@@ -33,11 +33,12 @@ class CudaDriver {
     int flags = 3;  // read and write
   };
 
-  // nullptr when there is no driver, or one that is too old to manage virtual memory; then why() says so. Opened once.
+  // The driver, opened once. nullptr when there is none, or when it is too old to manage virtual memory; why() then
+  // says which.
   static const CudaDriver* instance();
   static std::string why();
-  // Whether this is a forked child of a process that had opened it: the driver works no more here, and a CudaScope is
-  // not entered.
+  // Whether this process is a forked child of one that had opened the driver: the driver does not work here, and no
+  // CudaScope is entered.
   static bool is_forked() noexcept;
 
   Result (*device_get)(int* device, int ordinal) = nullptr;
@@ -82,8 +83,8 @@ class CudaDriver {
   bool open(std::string& problem);
 };
 
-// For a scope: the calling thread works on the device's own context, and may make calls that a stream capture of
-// another part of the program forbids. Both are put back at the end.
+// While the scope lives, the calling thread works on the device's own context, and may make calls that the stream
+// capture of another part of the program forbids. Its end restores both.
 class CudaScope {
  public:
   CudaScope(const CudaDriver& driver, void* context) noexcept;

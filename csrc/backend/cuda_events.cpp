@@ -11,7 +11,7 @@ constexpr int kNotReady = 600;          // CUDA_ERROR_NOT_READY
 constexpr int kFirstOfCapture = 900;    // CUDA_ERROR_STREAM_CAPTURE_…
 constexpr int kLastOfCapture = 908;
 constexpr int kCaptureNone = 0;  // CU_STREAM_CAPTURE_STATUS_NONE
-// CU_STREAM_PER_THREAD: under that handle each thread has another stream, so no thread can record an event for all.
+// CU_STREAM_PER_THREAD: the handle stands for another stream in each thread, so no thread can record an event for all.
 constexpr StreamId kPerThread = 2;
 
 bool is_of_capture(CudaDriver::Result result) { return result >= kFirstOfCapture && result <= kLastOfCapture; }
@@ -51,8 +51,8 @@ StreamEvents::Recorded CudaEvents::record(StreamId stream, Event& out) noexcept 
   return of_error(result);
 }
 
-// What the driver says of a stream that was destroyed is not the same everywhere. Whatever it is, the whole device can
-// be waited for; and if the device has failed, that will say so.
+// Drivers report different errors for a stream that was destroyed. Whichever it is, the caller can wait for the whole
+// device, and that call reports a device that has failed.
 StreamEvents::Recorded CudaEvents::of_error(int result) noexcept {
   if (is_of_capture(result)) return Recorded::captured;
   return result == kOutOfMemory ? Recorded::unavailable : Recorded::never;
@@ -95,7 +95,7 @@ std::string CudaEvents::failure() noexcept {
 }
 
 void CudaEvents::discard(Event event) noexcept {
-  if (CudaDriver::is_forked()) return;  // the mutex may be held by a thread that is not here
+  if (CudaDriver::is_forked()) return;  // a thread of the parent may hold the mutex
   const std::lock_guard guard(mutex_);
   try {
     unused_.push_back(pointer_of(event));

@@ -1,4 +1,4 @@
-// Events on the streams of one CUDA device.
+// Events on the streams of one CUDA device: they tell the core what work has finished.
 #pragma once
 
 #include <atomic>
@@ -13,11 +13,11 @@ namespace mempool {
 
 class CudaEvents final : public StreamEvents {
  public:
-  // `context`: the device's.
+  // `context`: the primary context of the device.
   CudaEvents(const CudaDriver& driver, void* context) noexcept : driver_(driver), context_(context) {}
   ~CudaEvents() override;
 
-  // Not while the stream is captured: an event of a graph says nothing about work that is done.
+  // Records nothing while the stream is captured: an event of a graph does not say what work is done.
   Recorded record(StreamId stream, Event& out) noexcept override;
   Progress query(Event event) noexcept override;
   Progress wait(Event event) noexcept override;

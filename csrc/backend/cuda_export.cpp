@@ -11,17 +11,18 @@
 
 #include "backend/cuda_device.h"
 #include "backend/cuda_driver.h"
+#include "common/expects.h"
 #include "core/allocator/found_block.h"
 
 namespace mempool {
 namespace {
 
-using Key = std::pair<int, std::uint64_t>;  // a device, and its handle's token
+using Key = std::pair<int, std::uint64_t>;  // a device and the token of its handle
 
 struct Exports {
   struct Open {
     int descriptor = -1;
-    int blocks = 0;  // that are shared and lie in the handle
+    int blocks = 0;  // shared blocks that lie in the handle
   };
   std::mutex mutex;
   std::map<Key, Open> handles;
@@ -35,7 +36,7 @@ struct Exports {
   }
 };
 
-// A child has no use for what its parent shares, and would keep the memory alive.
+// A forked child closes its copies of the descriptors: it does not need them, and they would keep the memory alive.
 Exports& exports() {
   static Exports* const all = [] {
     pthread_atfork([] { exports().mutex.lock(); }, [] { exports().mutex.unlock(); },
@@ -60,8 +61,9 @@ void end_export(CachingAllocator&, void* block) noexcept {
   all.blocks.erase(found);
 }
 
-// Precondition: the mutex is held. False: the driver gives no descriptor; nothing has changed then.
+// Expects that the mutex is held. False: the driver gives no descriptor; nothing has changed then.
 bool open_all(Exports& all, int ordinal, const std::vector<Handle>& handles, std::vector<Key>& keys) {
+  MEMPOOL_EXPECTS(keys.empty());
   keys.reserve(handles.size());
   for (const Handle& handle : handles) {
     const Key key{ordinal, handle.token};

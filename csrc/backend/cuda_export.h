@@ -1,5 +1,5 @@
-// Memory of this process that others may map: each handle of a block as a file descriptor, which is open as long as a
-// block in it is shared.
+// Sharing CUDA memory with other processes: each handle of a block as a file descriptor that they can map, which stays
+// open as long as a block in it is shared.
 #pragma once
 
 #include <cstddef>
@@ -16,9 +16,9 @@ struct ExportedBlock {
   std::vector<Piece> pieces;
 };
 
-// Shares the live block with whoever gets the descriptors, until it is freed. A block may be shared many times. No
-// pieces: it is no block of the device's, or the driver gives no descriptor (`errno` may say why). Throws
-// std::bad_alloc.
+// Shares the live block with the processes that get the descriptors, until it is freed. A block may be shared many
+// times. No pieces: the address is no block of the device, or the driver gives no descriptor (`errno` may say why).
+// Throws std::bad_alloc.
 ExportedBlock cuda_export(int ordinal, void* block);
 
 }  // namespace mempool

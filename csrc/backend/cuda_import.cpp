@@ -15,7 +15,7 @@ class Imported {
   ~Imported() {
     const CudaScope scope(driver_, context_);
     if (CudaDriver::is_forked()) return;
-    // Kernels that read it may be under way still.
+    // Kernels that read the memory may still run.
     if (mapped_ > 0 && driver_.context_synchronize() != CudaDriver::kSuccess) return;
     if (mapped_ > 0) driver_.unmap(start_, mapped_);
     if (reserved_ > 0) driver_.unreserve(start_, reserved_);

@@ -1,4 +1,4 @@
-// Memory of another process, mapped into this one.
+// CUDA memory that another process shares, mapped into this one.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,8 @@ struct ImportedPiece {
   std::size_t bytes = 0;
 };
 
-// The pieces in a row, usable by the device, until the last copy of the pointer goes. nullptr: the driver refused.
+// Maps the pieces one behind the other, for the device to use, until the last copy of the pointer goes. nullptr: the
+// driver refused.
 std::shared_ptr<void> cuda_import(int ordinal, const std::vector<ImportedPiece>& pieces);
 
 }  // namespace mempool

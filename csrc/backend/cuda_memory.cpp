@@ -4,6 +4,8 @@
 #include <new>
 #include <vector>
 
+#include "common/expects.h"
+
 namespace mempool {
 namespace {
 
@@ -23,7 +25,7 @@ CudaDriver::Properties properties_of(int device, bool is_shareable) {
   return properties;
 }
 
-// Contents in pinned host memory, one piece for each range that was saved.
+// Contents of sleeping memory in pinned host memory, one piece for each range that was saved.
 class PinnedBackup final : public Backup {
  public:
   PinnedBackup(const CudaDriver& driver, void* context) : driver_(driver), context_(context) {}
@@ -98,6 +100,7 @@ bool CudaMemory::is_supported(const CudaDriver& driver, int ordinal) noexcept {
 }
 
 std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordinal) {
+  MEMPOOL_EXPECTS(is_supported(driver, ordinal));
   int device = 0;
   void* context = nullptr;
   if (driver.device_get(&device, ordinal) != CudaDriver::kSuccess ||
@@ -128,7 +131,9 @@ CudaMemory::CudaMemory(const CudaDriver& driver, int device, void* context, std:
       total_(total),
       events_(driver, context),
       let_in_(std::uint64_t{1} << device),
-      most_(total) {}
+      most_(total) {
+  MEMPOOL_EXPECTS(device >= 0 && device < kMostDevices);
+}
 
 void CudaMemory::set_observer(Observer observer) noexcept { g_observer.store(observer); }
 
@@ -136,9 +141,15 @@ void CudaMemory::observe(int device, bool mapped, void* address, std::size_t byt
   if (const auto observer = g_observer.load(std::memory_order_relaxed)) observer(device, mapped, address, bytes);
 }
 
-void CudaMemory::let_in(int device) noexcept { let_in_.fetch_or(std::uint64_t{1} << device); }
+void CudaMemory::let_in(int device) noexcept {
+  MEMPOOL_EXPECTS(device >= 0 && device < kMostDevices);
+  let_in_.fetch_or(std::uint64_t{1} << device);
+}
 
-void CudaMemory::shut_out(int device) noexcept { let_in_.fetch_and(~(std::uint64_t{1} << device)); }
+void CudaMemory::shut_out(int device) noexcept {
+  MEMPOOL_EXPECTS(device >= 0 && device < kMostDevices && device != device_);
+  let_in_.fetch_and(~(std::uint64_t{1} << device));
+}
 
 int CudaMemory::export_handle(const Handle& handle) noexcept {
   const CudaScope scope(driver_, context_);
@@ -151,6 +162,7 @@ int CudaMemory::export_handle(const Handle& handle) noexcept {
 }
 
 void* CudaMemory::reserve(std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(nullptr, bytes));
   const CudaScope scope(driver_, context_);
   CudaDriver::Address address = 0;
   if (!scope.is_entered() || driver_.reserve(&address, bytes, granule_, 0, 0) != CudaDriver::kSuccess) return nullptr;
@@ -158,11 +170,13 @@ void* CudaMemory::reserve(std::size_t bytes) noexcept {
 }
 
 void CudaMemory::unreserve(void* address, std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(address != nullptr && is_on_granules(address, bytes));
   const CudaScope scope(driver_, context_);
   if (!CudaDriver::is_forked()) driver_.unreserve(number_of(address), bytes);
 }
 
 bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
+  MEMPOOL_EXPECTS(address != nullptr && is_on_granules(address, bytes));
   const CudaScope scope(driver_, context_);
   if (!scope.is_entered()) return false;
   release_waiting();
@@ -177,17 +191,18 @@ bool CudaMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
     return false;
   }
   out = {address, bytes, token};
-  if (committed_.fetch_add(bytes) + bytes > most_.load()) most_.store(total_);  // there is more again
+  if (committed_.fetch_add(bytes) + bytes > most_.load()) most_.store(total_);  // the driver has more again
   observe(device_, true, address, bytes);
   return true;
 }
 
 bool CudaMemory::open(void* address, std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(address, bytes));
   const CudaScope scope(driver_, context_);
-  std::array<CudaDriver::Access, 64> access;
+  std::array<CudaDriver::Access, kMostDevices> access;
   std::size_t count = 0;
   const std::uint64_t let_in = let_in_.load();
-  for (int device = 0; device < 64; ++device) {
+  for (int device = 0; device < kMostDevices; ++device) {
     if ((let_in >> device & 1) != 0) access[count++].location.id = device;
   }
   return scope.is_entered() &&
@@ -195,18 +210,21 @@ bool CudaMemory::open(void* address, std::size_t bytes) noexcept {
 }
 
 bool CudaMemory::decommit(const Handle& handle) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(handle.address, handle.bytes));
   const CudaScope scope(driver_, context_);
   if (!scope.is_entered()) return false;
   release_waiting();
   if (driver_.unmap(number_of(handle.address), handle.bytes) != CudaDriver::kSuccess) return false;
   release_later(handle.token);
-  committed_.fetch_sub(handle.bytes);
+  [[maybe_unused]] const std::size_t before = committed_.fetch_sub(handle.bytes);
+  MEMPOOL_EXPECTS(before >= handle.bytes);
   observe(device_, false, handle.address, handle.bytes);
   return true;
 }
 
-// The old address stays mapped, for work that uses it still.
+// The old address stays mapped for work that still uses it.
 bool CudaMemory::move(Handle& handle, void* to) noexcept {
+  MEMPOOL_EXPECTS(to != handle.address && is_on_granules(to, handle.bytes));
   const CudaScope scope(driver_, context_);
   if (!scope.is_entered() || driver_.map(number_of(to), handle.bytes, 0, handle.token, 0) != CudaDriver::kSuccess) {
     return false;
@@ -217,12 +235,14 @@ bool CudaMemory::move(Handle& handle, void* to) noexcept {
 }
 
 bool CudaMemory::move_back(Handle& handle, void* from) noexcept {
+  MEMPOOL_EXPECTS(from != handle.address && is_on_granules(from, handle.bytes));
   if (!unmap(handle.address, handle.bytes)) return false;
   handle.address = from;
   return true;
 }
 
 bool CudaMemory::unmap(void* address, std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(address, bytes));
   const CudaScope scope(driver_, context_);
   if (!scope.is_entered() || driver_.unmap(number_of(address), bytes) != CudaDriver::kSuccess) return false;
   observe(device_, false, address, bytes);

@@ -4,6 +4,7 @@
 
 #include "backend/cuda_memory.h"
 #include "common/align.h"
+#include "common/expects.h"
 
 namespace mempool {
 
@@ -28,10 +29,11 @@ CudaDriver::Address CudaPlainMemory::allocate(std::size_t bytes) noexcept {
 }
 
 void* CudaPlainMemory::reserve(std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(nullptr, bytes));
   const CudaScope scope(driver_, context_);
   if (!scope.is_entered()) return nullptr;
   CudaDriver::Address given = allocate(bytes);
-  if (given % kGranule != 0) {  // not seen yet, nor ruled out by the driver's documentation
+  if (given % kGranule != 0) {  // never seen so far, but the driver's documentation does not rule it out
     driver_.free(given);
     given = allocate(bytes + kGranule);
   }
@@ -48,8 +50,13 @@ void* CudaPlainMemory::reserve(std::size_t bytes) noexcept {
   return address;
 }
 
-// For what was never committed. What the driver will not take back stays on the books.
+// For memory that was never committed. What the driver does not take back stays in `given_`.
 void CudaPlainMemory::unreserve(void* address, std::size_t bytes) noexcept { give_back(address, bytes); }
+
+bool CudaPlainMemory::is_given(const void* address) noexcept {
+  const std::lock_guard guard(mutex_);
+  return given_.contains(address);
+}
 
 bool CudaPlainMemory::give_back(void* address, std::size_t bytes) noexcept {
   const std::lock_guard guard(mutex_);
@@ -62,6 +69,7 @@ bool CudaPlainMemory::give_back(void* address, std::size_t bytes) noexcept {
 }
 
 bool CudaPlainMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(address, bytes) && is_given(address));
   out = {address, bytes, 0};
   CudaMemory::observe(device_, true, address, bytes);
   return true;

@@ -1,5 +1,5 @@
-// Memory of one CUDA device that cannot manage virtual memory, by the driver's plain cuMemAlloc: memory and address
-// come together and go together. Nothing moves, and a pool cannot sleep.
+// The memory of one CUDA device that cannot manage virtual memory, as a backend by the driver's plain cuMemAlloc:
+// memory and address come together and go together. Nothing moves, and a pool cannot sleep.
 #pragma once
 
 #include <atomic>
@@ -34,22 +34,23 @@ class CudaPlainMemory final : public PhysicalMemory {
   std::unique_ptr<Backup> make_backup() noexcept override { return nullptr; }
 
  private:
-  // What the driver rounds such memory to, and aligns it to as a rule.
+  // The driver rounds this memory to 2 MiB, and as a rule aligns it to that.
   static constexpr std::size_t kGranule = std::size_t{2} << 20;
 
   CudaPlainMemory(const CudaDriver& driver, int device, void* context, std::size_t total);
   CudaDriver::Address allocate(std::size_t bytes) noexcept;
+  bool is_given(const void* address) noexcept;
   bool give_back(void* address, std::size_t bytes) noexcept;
 
   const CudaDriver& driver_;
   const int device_;
-  void* const context_;  // the primary one, kept for the life of the process
+  void* const context_;  // the primary context, kept for the life of the process
   const std::size_t total_;
   CudaEvents events_;
   std::atomic<std::size_t> taken_{0};  // bytes
 
   std::mutex mutex_;
-  std::map<const void*, CudaDriver::Address> given_;  // what the driver gave, by where a granule begins in it
+  std::map<const void*, CudaDriver::Address> given_;  // the driver's address of an allocation, by its first granule
 };
 
 }  // namespace mempool

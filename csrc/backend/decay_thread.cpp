@@ -9,6 +9,8 @@
 #include <chrono>
 #include <thread>
 
+#include "common/expects.h"
+
 namespace mempool {
 namespace {
 
@@ -20,7 +22,7 @@ std::int64_t now_ms() {
   return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
-// Each allocator of the process that decays; they are immortal.
+// Visits each allocator of the process whose memory decays; they are immortal.
 template <typename Action>
 void for_each_allocator(Action action) {
   for (const auto& entry : g_allocators) {
@@ -43,7 +45,7 @@ void* run(void*) {
     for_each_allocator([](CachingAllocator& allocator) { allocator.decay(now_ms()); });
     if (is_anything_held()) continue;
     g_running.store(false);
-    // Memory that came between the two steps found a thread that was about to end.
+    // A growth between the two steps found the thread running and started none: look again.
     if (!is_anything_held() || g_running.exchange(true)) return nullptr;
   }
 }
@@ -52,9 +54,10 @@ void* run(void*) {
 
 void ensure_decay_thread(CachingAllocator& allocator) noexcept {
   if (allocator.options().decay_ms == kNeverDecays) return;
+  MEMPOOL_EXPECTS(allocator.slot() < g_allocators.size());
   g_allocators[allocator.slot()].store(&allocator);
   if (g_running.load(std::memory_order_relaxed) || g_running.exchange(true)) return;
-  // Signals belong to the program's own threads.
+  // The thread blocks all signals: they belong to the program's own threads.
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
@@ -69,7 +72,7 @@ void ensure_decay_thread(CachingAllocator& allocator) noexcept {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-// In a forked child nothing of a device works, and its locks may be held by threads that do not exist.
+// In a forked child a CUDA device does not work, and threads that do not exist there may hold its locks.
 void forget_decay_thread() noexcept {
   g_running.store(false);
   for (auto& entry : g_allocators) {

@@ -1,14 +1,15 @@
-// The clock of an allocator's decay: one detached thread that ends when nothing is held any more.
+// The thread that calls decay() of all allocators of the process every few milliseconds. It ends when they hold no
+// memory any more.
 #pragma once
 
 #include "core/allocator/caching_allocator.h"
 
 namespace mempool {
 
-// Starts the thread unless it runs. Precondition: the allocator is immortal. Does nothing when its memory never decays,
-// or when the system has no thread to give: then the next growth tries again.
+// Starts the thread unless it runs. The allocator has to be immortal. Does nothing when its memory never decays, or
+// when the system refuses a thread: then the next growth tries again.
 void ensure_decay_thread(CachingAllocator& allocator) noexcept;
-// In a forked child: the thread is not there. It starts again with the next growth.
+// For a forked child, which has no such thread. The child's next growth starts one.
 void forget_decay_thread() noexcept;
 
 }  // namespace mempool

@@ -19,8 +19,8 @@ using Guard = std::lock_guard<std::mutex>;
 
 std::uintptr_t number(const void* address) { return reinterpret_cast<std::uintptr_t>(address); }
 
-// Addresses that no process can map (the upper half of the 48 bits that the page map knows), each given out once: fakes
-// of several threads must not share one. 0 when they are used up, after 128 TiB.
+// Takes addresses that no process can map (the upper half of the 48 bits that the page map knows). Each is given out
+// once, as fakes of several threads must not share one. 0 when they are used up, after 128 TiB.
 std::uintptr_t take_addresses(std::size_t bytes, std::size_t alignment) {
   constexpr std::uintptr_t kFirst = std::uintptr_t{1} << 47;
   constexpr std::uintptr_t kEnd = std::uintptr_t{1} << 48;
@@ -207,7 +207,7 @@ bool FakeMemory::move(Handle& handle, void* to) noexcept {
   if (!is_mapped_exactly(handle)) return broken("move: not a whole handle");
   if (!is_free_space(number(to), handle.bytes)) return broken("move: the target is not free reserved space");
   if (settings_.accessible) {
-    // A stand-in may copy: what is tested is that contents arrive and that the old address is no longer used.
+    // A fake may copy: tests ask only that contents arrive, and that the old address is no longer used.
     if (!open_space(to, handle.bytes)) return false;
     std::memcpy(to, handle.address, handle.bytes);
     if (!capabilities().can_alias && !shut_space(handle.address, handle.bytes)) return false;
@@ -246,100 +246,6 @@ bool FakeMemory::unmap(void* address, std::size_t bytes) noexcept {
   if (settings_.accessible && !shut_space(address, bytes)) return false;
   left_.erase(left_.find(start), it);
   return true;
-}
-
-// ---- streams -----------------------------------------------------------------------------------------------------
-
-void FakeMemory::work(StreamId stream) {
-  const Guard guard(mutex_);
-  ++streams_.lines[stream].asked;
-}
-
-void FakeMemory::finish(StreamId stream, std::uint64_t pieces) {
-  const Guard guard(mutex_);
-  Streams::Line& line = streams_.lines[stream];
-  line.done += std::min(pieces, line.asked - line.done);
-}
-
-void FakeMemory::refuse_events(bool refused) {
-  const Guard guard(mutex_);
-  streams_.refused = refused;
-}
-
-std::uint64_t FakeMemory::waits() const noexcept {
-  const Guard guard(mutex_);
-  return streams_.waits;
-}
-
-void FakeMemory::capture_events() {
-  const Guard guard(mutex_);
-  for (auto& [event, recorded] : streams_.events) recorded.is_captured = true;
-}
-
-void FakeMemory::destroy_stream(StreamId stream) {
-  const Guard guard(mutex_);
-  streams_.lines[stream].is_gone = true;
-}
-
-void FakeMemory::create_stream(StreamId stream) {
-  const Guard guard(mutex_);
-  Streams::Line& line = streams_.lines[stream];
-  if (line.done < line.asked) broken("create_stream: a handle whose work goes on");
-  line.is_gone = false;
-}
-
-void FakeMemory::fail_device(bool failed) {
-  const Guard guard(mutex_);
-  streams_.failed = failed;
-}
-
-StreamEvents::Recorded FakeMemory::Streams::record(StreamId stream, Event& out) noexcept {
-  const Guard guard(memory_.mutex_);
-  if (!memory_.enter(Call::record)) return Recorded::unavailable;
-  try {
-    if (failed || lines[stream].is_gone) return Recorded::never;
-    if (refused) return Recorded::captured;
-    events[next_] = {stream, lines[stream].asked};
-  } catch (const std::bad_alloc&) {
-    return Recorded::unavailable;
-  }
-  out = next_++;
-  return Recorded::yes;
-}
-
-StreamEvents::Progress FakeMemory::Streams::query(Event event) noexcept {
-  const Guard guard(memory_.mutex_);
-  const Asked& recorded = events.at(event);
-  if (failed) return Progress::failed;
-  if (recorded.is_captured) return Progress::lost;
-  return lines.at(recorded.stream).done >= recorded.until ? Progress::done : Progress::pending;
-}
-
-StreamEvents::Progress FakeMemory::Streams::wait(Event event) noexcept {
-  const Guard guard(memory_.mutex_);
-  const Asked& recorded = events.at(event);
-  if (failed) return Progress::failed;
-  if (recorded.is_captured) return Progress::lost;
-  Line& line = lines.at(recorded.stream);
-  waits += line.done < recorded.until ? 1 : 0;
-  line.done = std::max(line.done, recorded.until);
-  return Progress::done;
-}
-
-StreamEvents::Obstacle FakeMemory::Streams::wait_for_device() noexcept {
-  const Guard guard(memory_.mutex_);
-  if (failed) return Obstacle::failure;
-  if (refused) return Obstacle::capture;
-  for (auto& [stream, line] : lines) {
-    waits += line.done < line.asked ? 1 : 0;
-    line.done = line.asked;
-  }
-  return Obstacle::none;
-}
-
-void FakeMemory::Streams::discard(Event event) noexcept {
-  const Guard guard(memory_.mutex_);
-  if (events.erase(event) != 1) memory_.broken("discard: no such event");
 }
 
 // ---- controls ----------------------------------------------------------------------------------------------------
@@ -383,7 +289,7 @@ std::string FakeMemory::violation() const {
 
 // ---- backup ------------------------------------------------------------------------------------------------------
 
-// Keeps copies. It outlives no FakeMemory: heaps go before their backend.
+// A backup in copies. A FakeMemory outlives its backups: heaps are destroyed before their backend.
 class FakeMemory::FakeBackup final : public Backup {
  public:
   explicit FakeBackup(FakeMemory& memory) : memory_(memory) {}

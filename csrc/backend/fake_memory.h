@@ -1,4 +1,5 @@
-// A backend for tests and replays: no driver, every call counted, any call made to fail, the contract checked.
+// A backend for tests and replays: it needs no driver, counts every call, makes any call fail on demand, and checks
+// that its caller keeps the contract.
 #pragma once
 
 #include <array>
@@ -31,16 +32,16 @@ class FakeMemory final : public PhysicalMemory {
   };
   static constexpr std::size_t kCalls = 12;
 
-  // The kinds of memory in the world: `host` can be cut at any granule; `device` handles stay whole and can be mapped
-  // at two addresses at once; `plain` memory comes with its address.
+  // The kind of memory that it plays. Handles of `host` can be cut at any granule; those of `device` stay whole and can
+  // be mapped at two addresses at once; `plain` memory comes with its address.
   enum class Personality : std::uint8_t { host, device, plain };
 
   struct Settings {
     Personality personality = Personality::host;
     std::size_t granule_bytes = std::size_t{2} << 20;
     std::size_t capacity_bytes = SIZE_MAX;  // commits beyond it are refused
-    bool accessible = true;    // false: addresses alone, for replays larger than the machine; reading one faults
-    bool has_streams = false;  // whose work is done when a test says so; see finish()
+    bool accessible = true;                 // false: addresses without memory, for replays larger than the machine
+    bool has_streams = false;               // true: it has streams, whose work is done when a test calls finish()
   };
 
   explicit FakeMemory(const Settings& settings);
@@ -63,21 +64,21 @@ class FakeMemory final : public PhysicalMemory {
   StreamEvents* stream_events() noexcept override { return settings_.has_streams ? &streams_ : nullptr; }
   std::unique_ptr<Backup> make_backup() noexcept override;
 
-  // Makes the n-th call from now (1 = the next one) fail. unreserve cannot fail and does not count; 0 disarms.
+  // Makes the n-th call from now (1 = the next one) fail. unreserve() cannot fail and does not count; 0 disarms.
   void fail_call(std::uint64_t n) noexcept;
   std::uint64_t calls(Call call) const noexcept;
   std::uint64_t fallible_calls() const noexcept;
   std::size_t committed_bytes() const noexcept;
   std::size_t reserved_bytes() const noexcept;
-  // ---- streams: each has a count of work that was asked for, and of work that is done
-  void work(StreamId stream);                                       // asks for one more piece
-  void finish(StreamId stream, std::uint64_t pieces = UINT64_MAX);  // so many of those that are not done get done
+  // ---- streams: each counts the pieces of work that were enqueued, and those that are done
+  void work(StreamId stream);                                       // enqueues one more piece
+  void finish(StreamId stream, std::uint64_t pieces = UINT64_MAX);  // does the next `pieces` of them
   void refuse_events(bool refused);                                 // as while a stream is captured
-  void capture_events();                 // those that are recorded and not done say nothing any more
+  void capture_events();                 // events that are recorded and not done are lost to a capture
   void destroy_stream(StreamId stream);  // its work goes on
-  void create_stream(StreamId stream);   // the same handle once more
+  void create_stream(StreamId stream);   // a new stream gets the handle of a destroyed one
   void fail_device(bool failed);         // its work is never done
-  std::uint64_t waits() const noexcept;  // calls that had to wait; a wait does the work
+  std::uint64_t waits() const noexcept;  // how many calls had to wait; a wait does the work
 
   // The first use of this backend that broke the contract; empty when there was none.
   std::string violation() const;
@@ -116,7 +117,7 @@ class FakeMemory final : public PhysicalMemory {
   };
   using Ranges = std::map<std::uintptr_t, std::size_t>;
 
-  bool enter(Call call) noexcept;  // counts; false when this call is to fail
+  bool enter(Call call) noexcept;  // counts the call; false when it is the one to fail
   bool broken(const char* what) noexcept;
   bool is_mapped_exactly(const Handle& handle) const noexcept;
   bool is_free_space(std::uintptr_t start, std::size_t bytes) const noexcept;
@@ -128,8 +129,8 @@ class FakeMemory final : public PhysicalMemory {
   mutable std::mutex mutex_;
   Ranges reserved_;
   Ranges mapped_;
-  Ranges left_;    // by move(), until unmap()
-  Ranges closed_;  // mapped, not open yet
+  Ranges left_;    // the old addresses of move(), mapped until unmap()
+  Ranges closed_;  // mapped, and not yet open
   std::array<std::uint64_t, kCalls> calls_{};
   std::uint64_t fail_after_ = 0;
   std::size_t committed_ = 0;

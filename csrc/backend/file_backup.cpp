@@ -16,7 +16,7 @@
 namespace mempool {
 namespace {
 
-// Positions are given with each call: a forked child shares the file's own.
+// Reads or writes the range at an offset of its own: a forked child shares the file's position.
 template <typename Transfer>
 bool transfer_all(char* address, std::size_t bytes, off_t offset, Transfer transfer) {
   while (bytes > 0) {
@@ -33,7 +33,7 @@ bool transfer_all(char* address, std::size_t bytes, off_t offset, Transfer trans
 
 class FileBackup final : public Backup {
  public:
-  // `file`: -1 where none could be made, as `error` (of errno) says.
+  // `file`: a descriptor, or -1 where none could be made; `error` is the errno of that.
   FileBackup(std::string directory, int file, int error)
       : directory_(std::move(directory)), file_(file), error_(error) {}
   ~FileBackup() override {
@@ -95,13 +95,13 @@ class FileBackup final : public Backup {
 
   const std::string directory_;
   const int file_;
-  What what_ = What::make;  // went wrong last
-  int error_;               // of errno, for it
-  off_t end_ = 0;           // bytes that were to be saved so far
+  What what_ = What::make;  // the step that failed last
+  int error_;               // its errno
+  off_t end_ = 0;           // bytes that save() was asked for so far
   std::vector<Range> ranges_;
 };
 
-// Not every file system knows files without a name: there it has one for a moment.
+// Some file systems do not support files without a name: there it has one for a moment.
 int open_unnamed(const std::string& directory) {
   const int file = open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (file >= 0) return file;

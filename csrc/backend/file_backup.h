@@ -1,4 +1,4 @@
-// Contents of sleeping memory in a file that has no name, so that it goes when the process goes.
+// The contents of sleeping CPU memory, in a file without a name: the system deletes it when the process ends.
 #pragma once
 
 #include <memory>
@@ -7,8 +7,8 @@
 
 namespace mempool {
 
-// In the directory that TMPDIR names, else in /tmp. Where no file can be made there, saving fails and says why. nullptr
-// without memory.
+// An empty backup in the directory that TMPDIR names, else in /tmp. Where no file can be made there, saving fails and
+// problem() says why. nullptr without memory.
 std::unique_ptr<Backup> make_file_backup() noexcept;
 
 }  // namespace mempool

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "backend/decay_thread.h"
+#include "common/expects.h"
 
 namespace mempool {
 namespace {
@@ -20,7 +21,8 @@ void for_each_allocator(Action action) {
   }
 }
 
-// In the order of all locks: of one kind those of every allocator, then the next kind.
+// Takes the locks in their order (core/allocator/device_parts.h): those of one kind of every allocator, then those of
+// the next kind.
 void before_fork() {
   device_making().lock();
   for_each_allocator([](CachingAllocator& allocator) { allocator.prepare_fork(); });
@@ -53,6 +55,7 @@ std::mutex& device_making() {
 
 void survive_fork(CachingAllocator& allocator) {
   static bool is_registered = false;
+  MEMPOOL_EXPECTS(g_allocators[allocator.slot()] == nullptr);
   if (!is_registered && pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
     throw std::bad_alloc();
   }

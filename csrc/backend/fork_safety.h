@@ -1,4 +1,4 @@
-// fork: every allocator of the process is whole in the child, whatever other threads were doing.
+// Makes fork() safe: in the child every allocator is whole, whatever other threads of the parent were doing.
 #pragma once
 
 #include <mutex>
@@ -7,9 +7,9 @@
 
 namespace mempool {
 
-// Held while an allocator of the process is made. The child finds it free.
+// The mutex under which allocators of the process are made. A forked child finds it free.
 std::mutex& device_making();
-// From now on the allocator takes part in every fork. Precondition: it is immortal, device_making() is held. Throws
+// From now on the allocator takes part in every fork. It has to be immortal, and device_making() held. Throws
 // std::bad_alloc.
 void survive_fork(CachingAllocator& allocator);
 

@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::size_t kTwoMiB = std::size_t{2} << 20;
 
-// The first line of a small file of the kernel; empty when it cannot be read.
+// The first line of a file that the kernel offers; empty when it cannot be read.
 std::string first_line(const std::string& path) {
   std::ifstream file(path);
   std::string line;
@@ -46,8 +46,9 @@ std::size_t memory_total(const std::string& root) {
   return SIZE_MAX;
 }
 
-// The smallest limit from the process's own group up to the root of the hierarchy. Where a container shows its group as
-// the root, the path in /proc/self/cgroup does not exist below the mount and its missing parts are passed over.
+// The smallest limit from the process's own control group up to the root of the hierarchy. A container may show its
+// group as the root: then the path in /proc/self/cgroup does not exist below the mount, and its missing parts are
+// skipped.
 std::size_t smallest_on_path(const std::string& mount, std::string path, const char* file) {
   std::size_t least = SIZE_MAX;
   while (true) {

@@ -1,4 +1,4 @@
-// What the machine has and allows.
+// What the machine and its limits allow this process: memory, huge pages.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@ std::size_t huge_page_bytes() noexcept;
 // Whether the kernel gives huge pages to memory that asks for them ("always" or "madvise").
 bool huge_pages_available() noexcept;
 
-// The memory that this process may use: the smallest of MemTotal, memory.max of every enclosing control group
-// (version 1 too), and RLIMIT_AS. Read anew at every call. `root` stands in front of each path, for tests.
+// The bytes of memory that this process may use: the smallest of MemTotal, memory.max of every enclosing control group
+// (version 1 too), and RLIMIT_AS. Each call reads them anew. `root` is a prefix of each path, for tests.
 std::size_t usable_memory_bytes(const std::string& root = "");
 
 }  // namespace mempool

@@ -5,6 +5,7 @@
 #include "backend/address_space.h"
 #include "backend/file_backup.h"
 #include "backend/host_info.h"
+#include "common/expects.h"
 
 namespace mempool {
 namespace {
@@ -19,13 +20,15 @@ HostMemory::HostMemory(bool huge_pages, MoveSupport allowed) noexcept
     : huge_pages_(huge_pages), granule_(huge_page_bytes()), support_(both(probe_move_pages(), allowed)) {}
 
 void* HostMemory::reserve(std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(nullptr, bytes));
   void* const address = map_space(bytes, granule_);
-  // A kernel without huge pages refuses the advice: the memory works all the same.
+  // A kernel without huge pages refuses the advice, and the memory works without them.
   if (address != nullptr) advise_huge_pages(address, bytes, huge_pages_);
   return address;
 }
 
 void HostMemory::unreserve(void* address, std::size_t bytes) noexcept {
+  MEMPOOL_EXPECTS(address != nullptr && is_on_granules(address, bytes));
   auto* at = static_cast<char*>(address);
   char* const end = at + bytes;
   if (!is_lost(address, bytes)) {
@@ -38,25 +41,32 @@ void HostMemory::unreserve(void* address, std::size_t bytes) noexcept {
 }
 
 bool HostMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
+  MEMPOOL_EXPECTS(address != nullptr && is_on_granules(address, bytes));
   if (is_lost(address, bytes) || !open_space(address, bytes)) return false;
   out = {address, bytes, 0};
   return true;
 }
 
-bool HostMemory::decommit(const Handle& handle) noexcept { return shut_space(handle.address, handle.bytes); }
+bool HostMemory::decommit(const Handle& handle) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(handle.address, handle.bytes));
+  return shut_space(handle.address, handle.bytes);
+}
 
 bool HostMemory::cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept {
+  MEMPOOL_EXPECTS(is_on_granules(handle.address, first_bytes) && first_bytes < handle.bytes);
   rest = {static_cast<char*>(handle.address) + first_bytes, handle.bytes - first_bytes, 0};
   handle.bytes = first_bytes;
   return true;
 }
 
 bool HostMemory::join(Handle& first, const Handle& second) noexcept {
+  MEMPOOL_EXPECTS(static_cast<char*>(first.address) + first.bytes == second.address);
   first.bytes += second.bytes;
   return true;
 }
 
-// Each move can leave a mapping more behind. Counting them reads a file of the kernel, so only every so often.
+// Each move can leave one more mapping behind. Counting mappings reads a file of the kernel, so it is done for every
+// 256th move.
 bool HostMemory::mappings_are_within_budget() noexcept {
   constexpr std::uint32_t kMovesBetweenCounts = 256;
   if (moves_.fetch_add(1, std::memory_order_relaxed) % kMovesBetweenCounts == 0) {
@@ -79,13 +89,14 @@ Move HostMemory::move_part(char* from, char* to, std::size_t bytes) noexcept {
   if (result == Move::refused) advise_huge_pages(to, bytes, huge_pages_);  // it may be a new mapping
   if (result == Move::lost) {
     const std::lock_guard guard(lost_mutex_);
+    MEMPOOL_EXPECTS(lost_count_.load() < kMostLost);
     lost_[lost_count_.load()] = {to, bytes};
     lost_count_.fetch_add(1, std::memory_order_release);
   }
   return result;
 }
 
-// Older kernels move one mapping at a time, and a granule is never more than one.
+// For older kernels, which move one mapping at a time: a granule never has more than one.
 bool HostMemory::move_by_granules(char* from, char* to, std::size_t bytes) noexcept {
   for (std::size_t done = 0; done < bytes; done += granule_) {
     if (move_part(from + done, to + done, granule_) == Move::done) continue;
@@ -99,13 +110,14 @@ bool HostMemory::move_by_granules(char* from, char* to, std::size_t bytes) noexc
 }
 
 bool HostMemory::move(Handle& handle, void* to) noexcept {
+  MEMPOOL_EXPECTS(support_.moves && is_on_granules(handle.address, handle.bytes) && is_on_granules(to, handle.bytes));
   if (!mappings_are_within_budget() || lost_count_.load() == kMostLost || is_lost(to, handle.bytes)) return false;
   auto* const source = static_cast<char*>(handle.address);
   auto* const target = static_cast<char*>(to);
   const bool moved = support_.across_mappings ? move_part(source, target, handle.bytes) == Move::done
                                               : move_by_granules(source, target, handle.bytes);
   if (!moved) return false;
-  // Left open where that fails: nothing is in it, and a commit opens it anyway.
+  // Where that fails the source stays open: it is empty, and a commit there opens it anyway.
   shut_space(handle.address, handle.bytes);
   handle.address = to;
   return true;

@@ -1,6 +1,6 @@
-// CPU memory: private anonymous pages in reservations aligned for huge pages. A handle is nothing but its address
-// range, so cutting and joining are free. Backing comes at the first touch, one huge page at a time where the system
-// has them.
+// The CPU's memory as a backend: private anonymous pages in reservations aligned for huge pages. A handle is nothing
+// but its address range, so cutting and joining are free. The kernel backs a page at its first touch, a huge page at a
+// time where the system has them.
 #pragma once
 
 #include <array>
@@ -17,7 +17,7 @@ namespace mempool {
 
 class HostMemory final : public PhysicalMemory {
  public:
-  // `allowed`: what may be used of what the kernel can do with moves; less than all of it for tests.
+  // `allowed`: which moves may be used of those that the kernel supports; tests allow fewer.
   explicit HostMemory(bool huge_pages, MoveSupport allowed = {.moves = true, .across_mappings = true}) noexcept;
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
@@ -45,8 +45,8 @@ class HostMemory final : public PhysicalMemory {
   std::atomic<std::uint32_t> moves_{0};
   std::atomic<bool> within_budget_{true};
 
-  // Reserved space that a failed move lost to somebody else: never to be touched again. Moving stops when there is no
-  // more room to remember such ranges.
+  // Reserved space that a failed move lost to another mapping of the process, and that is never touched again. Moving
+  // stops when the list is full.
   struct Lost {
     const char* start;
     std::size_t bytes;

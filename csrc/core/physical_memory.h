@@ -1,17 +1,18 @@
-// THE contract between the allocator and whatever gives it memory: an operating system, a driver, or a test.
+// The contract between the allocator and a backend, which gives it memory: an operating system, a driver, or a test.
 //
-// Three things are kept apart:
+// Four things are kept apart:
 //   address space   reserve / unreserve      costs nothing physical, an access to it faults
 //   backing         commit / decommit        one handle of physical memory, mapped whole at one address
-//   identity        cut / move               what makes defragmentation possible without a copy
+//   identity        cut / join / move        memory gets another address without a copy, which defragmentation needs
 //   order           stream_events            what work on the device has finished; a CPU has none to wait for
 //
 // Rules for every implementation:
-//   - sizes and addresses are multiples of granule_bytes();
+//   - sizes and addresses are multiples of granule_bytes(), and no size is 0;
+//   - preconditions are checked by MEMPOOL_EXPECTS, as far as the implementation knows of them;
 //   - a call that returns false (or nullptr) has changed nothing;
 //   - nothing throws, prints or aborts;
 //   - calls on disjoint ranges may come from several threads at once;
-//   - fresh backing reads as zeros or as anything else: callers must not rely on it.
+//   - the contents of fresh backing are undefined.
 #pragma once
 
 #include <cstddef>
@@ -19,6 +20,7 @@
 #include <memory>
 #include <string>
 
+#include "common/expects.h"
 #include "core/streams/stream_events.h"
 
 namespace mempool {
@@ -31,19 +33,19 @@ struct Handle {
   std::uint64_t token = 0;
 };
 
-// Contents of memory that sleeps, kept outside of the memory that it gives up.
+// The contents of sleeping memory, kept outside of the memory that it gives up.
 class Backup {
  public:
   Backup() = default;
   Backup(const Backup&) = delete;
   Backup& operator=(const Backup&) = delete;
   virtual ~Backup() = default;
-  // Copies the range away. False: it could not.
+  // Copies the range into the backup. False: that failed.
   virtual bool save(const void* address, std::size_t bytes) noexcept = 0;
-  // What went wrong in the call that failed last, and where it copies to, for people: not empty. May throw
+  // What went wrong in the call that failed last, and where the backup lies, for people: not empty. May throw
   // std::bad_alloc.
   virtual std::string problem() const = 0;
-  // Copies all that was saved back to where it was. False: it could not; it may be tried again.
+  // Copies all that was saved back to where it was. False: that failed; it may be tried again.
   virtual bool restore() noexcept = 0;
 };
 
@@ -53,9 +55,9 @@ class PhysicalMemory {
     bool can_cut = false;    // one handle can become two, and neighbours one; else handles stay whole for life
     bool can_alias = false;  // move() leaves the old address mapped until the caller calls unmap()
     bool can_move = false;   // move() is implemented; without it memory is never defragmented
-    // reserve() brings the memory along: commit() makes one handle of a whole reservation, once, and takes nothing
-    // more; decommit() gives memory and address back for good, with nothing left to unreserve(), and may wait for all
-    // work of the device. Excludes the others.
+    // reserve() takes the memory with the address: commit() makes one handle of a whole reservation, once, and takes
+    // nothing more; decommit() gives memory and address back for good, with nothing left to unreserve(), and may wait
+    // for all work of the device. Excludes the other capabilities.
     bool reserves_memory = false;
   };
 
@@ -64,7 +66,7 @@ class PhysicalMemory {
   PhysicalMemory& operator=(const PhysicalMemory&) = delete;
   virtual ~PhysicalMemory() = default;
 
-  // Smallest piece that can be mapped, a power of two. Constant for the life of the object.
+  // The size of the smallest piece that can be mapped, a power of two. Constant for the life of the object.
   virtual std::size_t granule_bytes() const noexcept = 0;
   virtual Capabilities capabilities() const noexcept = 0;
 
@@ -73,40 +75,47 @@ class PhysicalMemory {
   // Precondition: exactly a range that reserve() returned, with nothing mapped in it.
   virtual void unreserve(void* address, std::size_t bytes) noexcept = 0;
 
-  // Makes new physical memory and maps it at `address`, inside reserved space where nothing is mapped. Fills `out`. It
-  // may be used once open() was called for it.
+  // Makes new physical memory and maps it at `address`, inside reserved space where nothing is mapped. Fills `out`. The
+  // memory may be used once open() was called for it.
   virtual bool commit(void* address, std::size_t bytes, Handle& out) noexcept = 0;
-  // Makes handles usable that commit() or move() mapped: all those in the range, which they fill without a gap.
+  // Makes the handles of the range usable that commit() or move() mapped. They fill it without a gap.
   virtual bool open(void* /*address*/, std::size_t /*bytes*/) noexcept { return true; }
   // Unmaps the handle and gives its memory back. Precondition: all work that used it has finished. False: the handle is
   // still mapped and whole, its contents are undefined.
   virtual bool decommit(const Handle& handle) noexcept = 0;
 
-  // About how many bytes commit() could still have. No promise: others take memory, too.
+  // About how many more bytes commit() could have. No promise: other processes take memory, too.
   virtual std::size_t available_bytes() noexcept { return SIZE_MAX; }
 
-  // More than that can never be committed at one time; SIZE_MAX where nobody knows. Constant for the life of the
-  // object.
+  // The most bytes that can ever be committed at one time; SIZE_MAX where that is not known. Constant for the life of
+  // the object.
   virtual std::size_t capacity_bytes() const noexcept { return SIZE_MAX; }
 
   // Splits `handle` into its first `first_bytes` (which stay in `handle`) and `rest`. Precondition: can_cut,
   // 0 < first_bytes < handle.bytes. Costs no system call.
   virtual bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept = 0;
-  // The reverse: `second` begins where `first` ends, in the same reservation; afterwards `first` is both. Precondition:
-  // can_cut. Costs no system call.
+  // The reverse of cut(): afterwards `first` is both. Precondition: can_cut; `second` begins where `first` ends, in the
+  // same reservation. Costs no system call.
   virtual bool join(Handle& first, const Handle& second) noexcept = 0;
 
-  // Maps the handle's memory, contents and all, at `to` (reserved, nothing mapped). It may be used there once open()
-  // was called. Without can_alias it is unmapped from where it was, and all work that used it has finished; with
-  // can_alias work that uses it at the old address may go on until unmap(). Precondition: can_move.
+  // Maps the handle's memory with its contents at `to` (reserved, nothing mapped). The memory may be used there once
+  // open() was called. Without can_alias it is unmapped from the old address, and all work that used it has finished;
+  // with can_alias work that uses it at the old address may go on until unmap(). Precondition: can_move.
   virtual bool move(Handle& handle, void* to) noexcept = 0;
   // Takes back a move() that open() refused: the handle is mapped at `from` alone, as it was. Precondition: can_alias.
-  virtual bool move_back(Handle& /*handle*/, void* /*from*/) noexcept { return false; }
-  // Ends what move() left behind: ranges in a row, each whole. Precondition: can_alias, all work that used it there has
-  // finished. False: all of it is mapped still.
-  virtual bool unmap(void* /*address*/, std::size_t /*bytes*/) noexcept { return false; }
+  virtual bool move_back(Handle& /*handle*/, void* /*from*/) noexcept {
+    MEMPOOL_EXPECTS(capabilities().can_alias);
+    return false;
+  }
+  // Unmaps the old addresses that move() left mapped: adjacent ranges, each whole. Precondition: can_alias, all work
+  // that used the memory there has finished. False: all of it is still mapped.
+  virtual bool unmap(void* /*address*/, std::size_t /*bytes*/) noexcept {
+    MEMPOOL_EXPECTS(capabilities().can_alias);
+    return false;
+  }
 
-  // What is known of the device's streams; nullptr where all work is done when a call returns. Lives as long as this.
+  // The events of the device's streams; nullptr where all work is done when a call returns. They live as long as this
+  // object.
   virtual StreamEvents* stream_events() noexcept { return nullptr; }
 
   // What the source of the memory said when reserve() or commit() was refused last, for people; empty where it says
@@ -115,6 +124,13 @@ class PhysicalMemory {
 
   // An empty backup; nullptr when refused.
   virtual std::unique_ptr<Backup> make_backup() noexcept = 0;
+
+ protected:
+  // For the preconditions of the calls above.
+  bool is_on_granules(const void* address, std::size_t bytes) const noexcept {
+    const std::uintptr_t granule = granule_bytes();
+    return bytes > 0 && bytes % granule == 0 && reinterpret_cast<std::uintptr_t>(address) % granule == 0;
+  }
 };
 
 }  // namespace mempool
