@@ -16,7 +16,7 @@ namespace {
 constexpr const char* kNames[kIsas] = {"reference", "avx2", "avx512", "avx512_vnni", "avx512_amx"};
 
 #if defined(__x86_64__)
-// Tiles are large, so Linux gives them to a process that asks.
+// Linux gives AMX tiles only to a process that asks, since their state is large.
 bool may_use_tiles() noexcept {
 #if defined(__linux__)
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM

@@ -1,5 +1,5 @@
-// Kernels for compressed weights, one set for each instruction set; which of them runs is decided once, at run time.
-// They call nothing and allocate nothing. All sets give the same bits.
+// The CPU kernels for packed weights: one set for each instruction set, of which one is chosen at run time, once.
+// Kernels call no library and allocate no memory. All sets give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -18,29 +18,30 @@ inline constexpr int kIsas = 5;
 const char* name_of(Isa isa) noexcept;
 
 struct KernelSet {
-  // Tokens [first, last) of `from` ([count][inputs], float or the bits of bfloat16) to `values` and `scales`.
+  // Quantizes tokens [first, last) of `from` ([count][inputs], float or the bits of bfloat16) to `values`, a
+  // token_stride() apart, with one scale for each in `scales`.
   void (*quantize_float32)(const float* from, std::int64_t inputs, std::int64_t first, std::int64_t last,
                            std::uint8_t* values, float* scales) noexcept;
   void (*quantize_bfloat16)(const std::uint16_t* from, std::int64_t inputs, std::int64_t first, std::int64_t last,
                             std::uint8_t* values, float* scales) noexcept;
-  // The outputs of panels [first, last) for all tokens.
+  // Computes the outputs of panels [first, last) for all tokens.
   void (*dense)(const DenseWeights& weights, const Tokens& tokens, const Output& output, std::int64_t first,
                 std::int64_t last) noexcept;
   void (*bitmap)(const BitmapWeights& weights, const Tokens& tokens, const Output& output, std::int64_t first,
                  std::int64_t last) noexcept;
-  // Tokens `first` (a multiple of kTokenBlock) to `last` of `tokens`, interleaved, to where they belong in `to`
-  // (interleaved_bytes).
+  // Interleaves tokens [first, last) of `tokens` for block4, each to its place in `to` (interleaved_bytes()). `first`
+  // is a multiple of kTokenBlock.
   void (*interleave)(const Tokens& tokens, std::int64_t inputs, std::int64_t first, std::int64_t last,
                      std::uint8_t* to) noexcept;
-  // `tokens`: interleaved.
+  // The outputs of panels [first, last), from interleaved tokens.
   void (*block4)(const BlockWeights& weights, const Tokens& tokens, const Output& output, std::int64_t first,
                  std::int64_t last) noexcept;
 };
 
-// nullptr where this machine cannot run it.
+// The set for an instruction set; nullptr where this machine cannot run it.
 const KernelSet* kernels_of(Isa isa) noexcept;
-// The best that this machine can run, or what MEMPOOL_FORCE_ISA names. Throws ConfigError where that is no set, or one
-// that this machine cannot run.
+// The best instruction set that this machine can run, or the one that MEMPOOL_FORCE_ISA names. Throws ConfigError where
+// the variable names no set, or a set that this machine cannot run.
 Isa current_isa();
 
 }  // namespace mempool::kernels

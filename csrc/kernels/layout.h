@@ -1,4 +1,5 @@
-// Where weights lie in the packed formats. For the files that make and check them; all `static`, as in weights.h.
+// The place of each weight in a panel, for the files that pack, unpack and check the formats. All functions are
+// `static`, as in weights.h.
 #pragma once
 
 #include <algorithm>
@@ -8,12 +9,12 @@
 
 namespace mempool::kernels {
 
-// Where an input's weight of an output lies.
+// The index of the weight of an output and an input among the bytes of all panels.
 static constexpr std::int64_t place(std::int64_t output, std::int64_t input, std::int64_t groups) {
   return ((output / kPanel * groups + input / kGroup) * kPanel + output % kPanel) * kGroup + input % kGroup;
 }
 
-// The reverse, for a byte of a vector of a panel.
+// The reverse of place(): the output and the input whose weight is a byte of a vector of a panel.
 struct Content {
   std::int64_t output;
   std::int64_t input;
@@ -23,7 +24,7 @@ static constexpr Content content(std::int64_t panel, std::int64_t vector, std::i
   return {panel * kPanel + output, vector / kVectorsOfPanel * kGroup + byte % kGroup};
 }
 
-// How many of a group's inputs there are.
+// How many inputs a group has: kGroup, fewer in the last.
 static constexpr std::int64_t inputs_of(std::int64_t group, std::int64_t inputs) {
   return std::min(kGroup, inputs - group * kGroup);
 }

@@ -3,13 +3,15 @@
 #include <algorithm>
 
 #include "common/align.h"
+#include "common/expects.h"
 
 namespace mempool::kernels {
 namespace {
 
-// Multiplications that are worth a thread: some 10 us.
+// The fewest multiplications that are worth a thread: some 10 us of work.
 constexpr std::int64_t kLeastWork = std::int64_t{1} << 20;
-// Tokens of one task: a multiple of what every kernel takes at once, and enough to make little of reading the weights.
+// Tokens of one task: a multiple of every kernel's tile, and enough that reading the weights is a small part of the
+// task.
 constexpr std::int64_t kTokensOfTask = 192;
 static_assert(kTokensOfTask % kTokenBlock == 0);
 
@@ -29,20 +31,22 @@ void run(ParallelFor parallel_for, std::int64_t count, std::int64_t grain, const
 
 std::int64_t bytes_of(OutputType type) { return type == OutputType::bfloat16 ? 2 : 4; }
 
-// The workspace's parts.
+// The parts of the workspace, as offsets in bytes: scales, tokens, interleaved tokens.
 struct Places {
   Places(std::int64_t count, std::int64_t inputs)
       : values(align_up(static_cast<std::size_t>(count) * sizeof(float), kVector)),
         interleaved(values + align_up(static_cast<std::size_t>(count * token_stride(inputs)), kVector)) {}
-  std::size_t values;  // after the scales
-  std::size_t interleaved;
+  std::size_t values;       // quantized tokens
+  std::size_t interleaved;  // for block4 alone
 };
 
 Tokens quantize(const KernelSet& kernels, std::int64_t inputs, const Activations& activations, void* workspace,
                 ParallelFor parallel_for) {
+  MEMPOOL_EXPECTS(reinterpret_cast<std::uintptr_t>(workspace) % kVector == 0);
+  MEMPOOL_EXPECTS(inputs >= 1 && inputs <= kMostInputs && activations.count >= 1 && activations.values != nullptr);
   auto* const scales = static_cast<float*>(workspace);
   auto* const values = static_cast<std::uint8_t*>(workspace) + Places(activations.count, inputs).values;
-  // Some 16 times as much work as a multiplication.
+  // Quantizing an activation is some 16 times the work of a multiplication.
   run(parallel_for, activations.count, grain_of(16 * inputs), [&](std::int64_t first, std::int64_t last) {
     if (activations.is_bfloat16) {
       kernels.quantize_bfloat16(static_cast<const std::uint16_t*>(activations.values), inputs, first, last, values,
@@ -54,11 +58,12 @@ Tokens quantize(const KernelSet& kernels, std::int64_t inputs, const Activations
   return {values, scales, activations.count};
 }
 
-// Tasks are panels, and where there are many tokens so many of them at once.
+// Splits the product into tasks: one panel and, where there are more tokens than kTokensOfTask, that many of them.
 template <typename Weights>
 void multiply(void (*kernel)(const Weights&, const Tokens&, const Output&, std::int64_t, std::int64_t) noexcept,
               const Weights& weights, const Tokens& tokens, std::int64_t stride, const Output& output,
               ParallelFor parallel_for) {
+  MEMPOOL_EXPECTS(weights.outputs >= 1 && output.values != nullptr);
   const std::int64_t parts = std::max(std::int64_t{1}, (tokens.count + kTokensOfTask - 1) / kTokensOfTask);
   const std::int64_t work = kPanel * weights.inputs * std::clamp(tokens.count / 4, std::int64_t{1}, kTokensOfTask);
   run(parallel_for, panels_of(weights.outputs) * parts, grain_of(work), [&](std::int64_t first, std::int64_t last) {

@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/expects.h"
+#include "kernels/weights.h"
+
 namespace mempool::kernels {
 
 std::int64_t quantize_weights(const float* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* quantized,
                               float* scales) noexcept {
+  MEMPOOL_EXPECTS(is_shape(outputs, inputs));
   for (std::int64_t output = 0; output < outputs; ++output) {
     const float* const row = weights + output * inputs;
     float largest = 0;

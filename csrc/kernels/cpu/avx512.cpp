@@ -1,5 +1,5 @@
-// AVX-512 without VNNI. The instruction that multiplies unsigned by signed bytes saturates its 16-bit sums; so bytes
-// become 16-bit numbers first, those at even and at odd places apart, and nothing is lost.
+// The kernels for AVX-512 without VNNI. Its instruction for products of unsigned and signed bytes (vpmaddubsw)
+// saturates 16-bit sums; so bytes are widened to 16 bits first, even and odd ones apart, and every sum is exact.
 #include <immintrin.h>
 
 #include "kernels/cpu/bitmap.inl"

@@ -1,6 +1,6 @@
-// AMX: products of whole tiles, for many tokens. A chunk of a panel (dense as it lies, sparse made dense) stays in the
-// nearest cache while all tokens of a task pass. For few tokens, where memory is what is waited for, the kernels of
-// avx512_vnni.cpp run.
+// The kernels for AMX, which multiplies whole tiles: for many tokens. A chunk of a panel (of a dense weight as it is,
+// of a sparse one expanded) stays in the first-level cache while all tokens of a task are multiplied with it. Few
+// tokens are bound by memory, and go to the kernels of avx512_vnni.cpp.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -20,7 +20,7 @@ namespace {
 constexpr std::int64_t kChunk = 256;  // groups: 64 KiB
 static_assert(kChunk % kTile == 0);
 
-// Chunks of whole tiles, then what is left of less than one. action(group, count).
+// Calls action(group, count) for chunks of whole tiles, then for the rest, which is less than a tile.
 template <typename Action>
 void in_chunks(std::int64_t groups, Action action) {
   const std::int64_t whole = groups / kTile * kTile;
@@ -33,45 +33,45 @@ void in_chunks(std::int64_t groups, Action action) {
 std::int64_t steps_of(std::int64_t groups) { return groups < kTile ? 1 : groups / kTile; }
 std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-// Adds a chunk's products, `groups` of it. `is_far`: in memory.
+// Adds the products of a chunk of `groups` groups to `sums`. `is_far`: the chunk lies in memory, and is prefetched.
 template <bool is_far>
 void add_chunk(Tiles& tiles, const std::int8_t* chunk, std::int64_t groups, const std::uint8_t* tokens,
                std::int64_t stride, std::int64_t count, bool is_first, std::int32_t* sums) noexcept {
   for (std::int64_t token = 0; token < count; token += 2 * kTile) {
     const std::int64_t rows = least(2 * kTile, count - token);
     Product product = {tokens + token * stride, stride, chunk, steps_of(groups), sums + token * kPanel, is_first};
-    const bool asks = is_far && token == 0;
+    const bool prefetches = is_far && token == 0;
     if (rows <= kTile) {
       tiles.shape(rows, rows, least(groups, kTile));
-      asks ? tokens_16_tile<is_far>(product) : tokens_16_tile<false>(product);
+      prefetches ? tokens_16_tile<is_far>(product) : tokens_16_tile<false>(product);
       continue;
     }
     tiles.shape(kTile, rows - kTile, least(groups, kTile));
     for (int half = 0; half < 2; ++half) {
-      asks ? tokens_32_tile<is_far>(product) : tokens_32_tile<false>(product);
+      prefetches ? tokens_32_tile<is_far>(product) : tokens_32_tile<false>(product);
       product.weights += kGroupBytes / 2;
       product.sums += kPanel / 2;
     }
   }
 }
 
-// Weights as they lie.
-struct Lying {
+// The chunks of a dense panel, which are multiplied where they lie.
+struct InPlace {
   static constexpr bool kIsFar = true;
   const std::int8_t* panel;
   const std::int8_t* chunk(std::int64_t group, std::int64_t /*count*/) { return panel + group * kGroupBytes; }
 };
 
-// Made dense one chunk after the other.
+// The chunks of a bitmap's panel, expanded one after the other.
 struct Expanded {
   static constexpr bool kIsFar = false;
   const std::uint64_t* masks;
   const std::int8_t* values;
-  alignas(64) std::int8_t made[kChunk * kGroupBytes];
+  alignas(64) std::int8_t dense[kChunk * kGroupBytes];
 
   const std::int8_t* chunk(std::int64_t group, std::int64_t count) {
-    values = expand_vectors(masks + group * kVectorsOfPanel, values, count * kVectorsOfPanel, made);
-    return made;
+    values = expand_vectors(masks + group * kVectorsOfPanel, values, count * kVectorsOfPanel, dense);
+    return dense;
   }
 };
 
@@ -111,7 +111,7 @@ void dense_by_tiles(const DenseWeights& weights, const Tokens& tokens, const Out
   if (tokens.count <= kFewForDense) return kAvx512VnniKernels.dense(weights, tokens, out, first, last);
   const std::int64_t bytes = groups_of(weights.inputs) * kGroupBytes;
   in_blocks(first, last, tokens.count, [&](std::int64_t panel, std::int64_t token, std::int64_t count) {
-    Lying source{weights.panels + panel * bytes};
+    InPlace source{weights.panels + panel * bytes};
     multiply(source, weights, tokens, out, panel, token, count);
   });
 }
@@ -127,7 +127,7 @@ void bitmap_by_tiles(const BitmapWeights& weights, const Tokens& tokens, const O
   });
 }
 
-// Skips what tiles would multiply with zeros.
+// Vectors skip blocks of zeros, which tiles would multiply.
 void block4_by_vectors(const BlockWeights& weights, const Tokens& tokens, const Output& out, std::int64_t first,
                        std::int64_t last) noexcept {
   kAvx512VnniKernels.block4(weights, tokens, out, first, last);

@@ -1,5 +1,5 @@
-// AVX-512 with VNNI and VBMI2: four products and their sum for 16 outputs in one instruction, exact; and bytes put in
-// their places by a mask.
+// The kernels for AVX-512 with VNNI and VBMI2. One instruction of VNNI adds four exact products for each of 16 outputs;
+// one of VBMI2 expands 64 sparse weights by their mask.
 #include <immintrin.h>
 
 #include "kernels/cpu/bitmap.inl"
@@ -58,15 +58,15 @@ struct Vnni {
   }
 };
 
-// 32 registers: 24 of sums, those of weights, and of inputs.
+// Tiles of 24 registers of sums; the other 8 hold weights and inputs.
 using Wide = Vnni<4, 6>;
 using Narrow = Vnni<2, 12>;
 
-// Weights expanded in registers: `Unit::kVectors` vectors of each group, from vector `first` on.
+// A bitmap's weights, expanded in registers: `Unit::kVectors` vectors of each group, from vector `first` on.
 template <typename Unit, int first>
 struct BitmapSource {
-  // Bytes. Loads at places that depend on data do not wake the hardware's prefetching, and half of a group
-  // is two lines.
+  // The prefetch distance in bytes. The hardware does not prefetch where addresses depend on data; half of a group is
+  // two cache lines.
   static constexpr int kAhead = 4096;
   const std::uint64_t* masks;
   const std::int8_t* values;

@@ -1,8 +1,8 @@
-// Bitmap-sparse int8: a chunk of a panel is made dense, in the nearest cache, and multiplied with a block of tokens.
-// For few tokens a vector unit that can expand bytes does so in registers instead: see its file.
+// The GEMM of a bitmap weight: a chunk of a panel is expanded to dense, which fits the first-level cache, and
+// multiplied with a block of tokens. For few tokens avx512_vnni.cpp expands in registers instead.
 //
 // Beside what sum_slice.inl asks of it, a unit has
-//   // Makes `vectors` vectors of zeros and values at `to`; returns where the values go on.
+//   // Expands `vectors` vectors to `to`; returns the first value behind them.
 //   static const std::int8_t* expand(const std::uint64_t* masks, const std::int8_t* values, std::int64_t vectors,
 //                                    std::int8_t* to);
 #pragma once
@@ -17,7 +17,7 @@
 namespace mempool::kernels {
 namespace {
 
-// For which a chunk is made dense once. Chunk and sums, 112 KiB together, stay near.
+// The most tokens for which a chunk is expanded once: chunk and sums, 112 KiB together, stay in the second-level cache.
 inline constexpr std::int64_t kMostTokens = 192;
 
 inline const std::int8_t* expand_plainly(const std::uint64_t* masks, const std::int8_t* values, std::int64_t vectors,
@@ -31,7 +31,7 @@ inline const std::int8_t* expand_plainly(const std::uint64_t* masks, const std::
   return values;
 }
 
-// The sums over a chunk of one slice of a panel. A function of its own, for a test that reads its loop.
+// Sums one slice of a panel over a chunk. It is a function of its own for the test that reads its disassembly.
 template <typename Unit, int rows>
 [[gnu::noinline]] void chunk_tile(const std::int8_t* weights, const std::uint8_t* input, std::int64_t stride,
                                   std::int64_t groups, std::int32_t* out) noexcept {

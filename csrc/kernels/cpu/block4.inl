@@ -1,12 +1,12 @@
-// Block-sparse int8, blocks of 4 inputs: what is zero is not multiplied. Lanes are tokens, so that a block of one
-// output is one number for all of them.
+// The GEMM of a block4 weight: blocks of zeros are not multiplied. The lanes of a vector are tokens, so that a block of
+// one output is broadcast to all of them.
 //
 // Beside what sum_slice.inl asks of it, a unit has
 //   static Sum load_sum(const std::int32_t*);
 //   static Sum add(Sum, Sum);
 //   static Inputs load_tokens(const std::uint8_t*);       // one group of kLanes tokens
 //   static Weights broadcast_block(const std::int8_t*);   // four weights
-//   // Writes the places of the bits to `groups`, kIndexSlack more may be overwritten; returns how many there are.
+//   // Writes the indexes of the set bits to `groups`, and may overwrite kIndexSlack more; returns how many are set.
 //   static std::int64_t list_groups(const std::uint64_t* masks, std::int64_t words, std::uint16_t* groups);
 #pragma once
 
@@ -41,7 +41,7 @@ inline void interleave(const Tokens& tokens, std::int64_t inputs, std::int64_t f
     const std::int64_t lanes = (here + kTokenLanes - 1) / kTokenLanes * kTokenLanes;
     std::uint8_t* const start = to + block * padded_inputs(inputs);
     for (std::int64_t lane = 0; lane < lanes; ++lane) {
-      // Lanes beyond the last token hold the last one: they cost nothing, and nobody reads their sums.
+      // Lanes beyond the last token repeat it: they cost nothing, and their sums are never read.
       const std::uint8_t* const from = tokens.values + (block + (lane < here ? lane : here - 1)) * stride;
       for (std::int64_t group = 0; group < groups_of(inputs); ++group) {
         std::memcpy(start + (group * lanes + lane) * kGroup, from + group * kGroup, kGroup);
@@ -61,7 +61,7 @@ template <typename Unit, int vectors>
   });
 }
 
-// Adds the products of one output for 16 * `sixteens` tokens to `out`, in as many chains of additions side by side as
+// Adds the products of one output for 16 * `sixteens` tokens to `out`, in as many independent chains of additions as
 // the unit's registers allow.
 template <typename Unit, int sixteens>
 [[gnu::noinline]] void block_tile(const std::uint16_t* groups, std::int64_t count, const std::int8_t* values,
@@ -91,7 +91,7 @@ template <typename Unit, int sixteens>
   });
 }
 
-// The outputs of a panel for one block of tokens.
+// Computes the outputs of a panel for one block of tokens.
 template <typename Unit, int sixteens>
 void block_panel(const BlockWeights& weights, const Tokens& tokens, const Output& out, std::int64_t panel,
                  std::int64_t first_token) noexcept {
@@ -101,20 +101,20 @@ void block_panel(const BlockWeights& weights, const Tokens& tokens, const Output
   const std::int64_t words = block_words(weights.inputs);
   const std::uint8_t* const inputs = tokens.values + first_token * padded_inputs(weights.inputs);
   constexpr std::int64_t kLanes = sixteens * kTokenLanes;
-  // The tokens of so many inputs, 64 KiB, stay near while every output comes by; shorter rows would cost more than
-  // that.
-  constexpr std::int64_t kChunk = 16 / sixteens;  // words
+  // Words of a mask that are multiplied at once: their tokens, 64 KiB, stay in cache for all outputs of the panel.
+  // Shorter chunks would cost more than a cache miss.
+  constexpr std::int64_t kChunk = 16 / sixteens;
   std::uint16_t groups[kChunk * 64 + kIndexSlack];
   alignas(64) std::int32_t sums[kPanel][kLanes];
   std::memset(sums, 0, static_cast<std::size_t>(outputs) * sizeof(sums[0]));
-  // Too many streams for the hardware to see them: each says early what it will want next.
+  // Each output reads its own values, and these are more streams than the hardware prefetches.
   const std::int8_t* next[kPanel];
-  const auto ask_for = [](const std::int8_t* values) {
+  const auto prefetch = [](const std::int8_t* values) {
     for (std::int64_t ahead = 0; ahead <= 2 * kVector; ahead += kVector) __builtin_prefetch(values + ahead);
   };
   for (std::int64_t i = 0; i < outputs; ++i) {
     next[i] = weights.values + std::int64_t{weights.offsets[first + i]} * kGroup;
-    ask_for(next[i]);
+    prefetch(next[i]);
   }
   for (std::int64_t word = 0; word < words; word += kChunk) {
     const std::int64_t here = words - word < kChunk ? words - word : kChunk;
@@ -122,7 +122,7 @@ void block_panel(const BlockWeights& weights, const Tokens& tokens, const Output
       const std::int64_t count = Unit::list_groups(weights.masks + (first + i) * words + word, here, groups);
       block_tile<Unit, sixteens>(groups, count, next[i], inputs + word * 64 * kLanes * kGroup, sums[i]);
       next[i] += count * kGroup;
-      ask_for(next[i]);
+      prefetch(next[i]);
     }
   }
   const std::int64_t rest = tokens.count - first_token;

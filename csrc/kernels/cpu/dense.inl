@@ -1,4 +1,4 @@
-// Dense int8, for any vector unit (sum_slice.inl says what that is).
+// The GEMV and small GEMM of a dense weight, for any vector unit (sum_slice.inl says what a unit is).
 #pragma once
 
 #include <cstdint>

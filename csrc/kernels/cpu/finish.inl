@@ -1,4 +1,5 @@
-// From exact sums to outputs: scales, bias, type. One rounding for each operation, in the same order everywhere.
+// The epilogue of every kernel: exact int32 sums become outputs by the scales of token and output, the bias and the
+// output's type. Each operation rounds once, and all kernels have them in the same order.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ inline std::uint16_t to_bfloat16(float value) noexcept {
   return static_cast<std::uint16_t>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);  // to nearest, halves to even
 }
 
-// `weights`: of any format. `sums`: of q + 128 for `count` outputs of one token, from `output` on.
+// Writes `count` outputs of one token, from `output` on. `weights` may be of any format; `sums` are those of q + 128.
 template <typename PackedWeights>
 inline void finish_row(const PackedWeights& weights, const Tokens& tokens, const Output& out, std::int64_t token,
                        std::int64_t output, std::int64_t count, const std::int32_t* sums) noexcept {

@@ -1,5 +1,5 @@
-// Tokens to 8 bits, one scale each. The same operations in the same order for every instruction set: all give the same
-// bits. Included into each set's file, whose flags decide what the compiler makes of the loops.
+// Quantizes tokens to 8 bits, with one scale for each. Every instruction set does the same operations in the same
+// order, so all give the same bits. The file of each set includes this one, and its flags say how loops are vectorized.
 #pragma once
 
 #include <cstdint>
@@ -24,10 +24,11 @@ inline std::uint32_t to_bits(float value) noexcept {
 inline float as_float(float value) noexcept { return value; }
 inline float as_float(std::uint16_t bfloat16) noexcept { return from_bits(std::uint32_t{bfloat16} << 16); }
 
-// The scale of one token; 0 for one that is all zero, or as good as that; NaN where an activation is no number.
+// The scale of one token: 0 where all activations are zero or too small to be inverted, NaN where one is NaN or
+// infinite.
 template <typename Value>
 inline float scale_of(const Value* row, std::int64_t inputs) noexcept {
-  // As integers magnitudes compare like the numbers they stand for, and NaN is the largest of all.
+  // The bits of magnitudes, compared as integers, have the order of the numbers, and NaN is the largest.
   std::int32_t largest = 0;
   for (std::int64_t i = 0; i < inputs; ++i) {
     const auto magnitude = static_cast<std::int32_t>(to_bits(as_float(row[i])) & 0x7FFFFFFFU);
@@ -43,12 +44,12 @@ template <typename Value>
 inline void quantize_row(const Value* row, std::int64_t inputs, float scale, std::uint8_t* out) noexcept {
   const bool is_number = scale > 0;  // not 0, not NaN
   const float inverse = is_number ? 1.0F / scale : 0.0F;
-  // 1.5 * 2^23 more, and a float's last bit is worth 1: the sum rounds halves to even, and its low bits are the
-  // integer.
+  // From 1.5 * 2^23 on the last bit of a float is worth 1: the sum is rounded with halves to even, and its low bits are
+  // the integer.
   constexpr float kMagic = 12582912.0F;
   if (is_number) {
     for (std::int64_t i = 0; i < inputs; ++i) {
-      const float shifted = as_float(row[i]) * inverse + kMagic;  // never fused: see the flags of these files
+      const float shifted = as_float(row[i]) * inverse + kMagic;  // never fused, by the flags of these files
       out[i] = static_cast<std::uint8_t>(to_bits(shifted) + static_cast<std::uint32_t>(kZero));
     }
   } else {

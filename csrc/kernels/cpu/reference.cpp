@@ -1,4 +1,4 @@
-// Portable, and plain: what the others are compared with.
+// The reference kernels: portable and plain C++, with which tests compare all other sets.
 #include <algorithm>
 
 #include "kernels/cpu/block4.inl"
@@ -9,7 +9,8 @@
 namespace mempool::kernels {
 namespace {
 
-// add_products(panel, input, sums): adds those of one token, whose inputs are given, for the outputs of a panel.
+// Calls add_products(panel, input, sums) for each panel and token, which adds the products of the token's inputs to the
+// sums of the panel's outputs.
 template <typename PackedWeights, typename AddProducts>
 void multiply(const PackedWeights& weights, const Tokens& tokens, const Output& out, std::int64_t first,
               std::int64_t last, AddProducts add_products) noexcept {

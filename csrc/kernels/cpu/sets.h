@@ -1,6 +1,6 @@
-// The sets of kernels, each compiled for its instruction set. What these files share is in headers without linkage
-// (everything in them is in an anonymous namespace): an inline function with external linkage, compiled with AVX-512,
-// could become the one that the whole process runs.
+// The sets of kernels, each in a file that is compiled for its instruction set. What these files share lies in the .inl
+// files, all of it in anonymous namespaces: of an inline function with external linkage the linker could keep the copy
+// that was compiled with AVX-512, for the whole process.
 #pragma once
 
 #include "kernels/kernels.h"

@@ -1,9 +1,10 @@
-// The inner loop of every kernel. The file that includes it says what a vector is:
+// The micro-kernel of every GEMM here: a tile of sums in registers, for some tokens by some outputs. The file that
+// includes it defines the vector unit:
 //
 //   struct Unit {
 //     static constexpr int kLanes;      // outputs in a vector of sums
-//     static constexpr int kVectors;    // vectors of outputs that are summed at once; divides a panel
-//     static constexpr int kRows;       // tokens that are summed at once
+//     static constexpr int kVectors;    // vectors of outputs in a tile; a whole number of tiles makes a panel
+//     static constexpr int kRows;       // tokens in a tile
 //     using Sum; using Weights; using Inputs;
 //     static Sum zero();
 //     static Weights load(const std::int8_t*);      // one group of kLanes outputs
@@ -23,8 +24,8 @@ namespace {
 
 inline constexpr std::int64_t kGroupBytes = kPanel * kGroup;
 
-// Weights as they lie in a dense panel. `is_far`: in memory, as a panel is for its first tokens; later it costs next to
-// nothing to ask for what is near.
+// The weights of a dense panel. `is_far`: they lie in memory, as for the first tokens of a panel, and are prefetched;
+// for later tokens, whose weights are in cache, that costs next to nothing.
 template <typename Unit, bool is_far>
 struct DenseSource {
   static constexpr int kAhead = 16;  // groups
@@ -40,8 +41,8 @@ struct DenseSource {
   }
 };
 
-// Sums of `rows` tokens for the outputs that `source` gives weights of, one group after the other. `input`: a token
-// each `stride` bytes. `out`: a token each `out_stride`.
+// Writes the sums of `rows` tokens for the outputs of `source`, which loads one group of weights after the other.
+// Tokens lie `stride` bytes apart in `input`, and `out_stride` elements apart in `out`.
 template <typename Unit, int rows, typename Source>
 [[gnu::always_inline]] inline void sum_slice(Source source, const std::uint8_t* input, std::int64_t stride,
                                              std::int64_t groups, std::int32_t* out, std::int64_t out_stride) noexcept {
@@ -56,8 +57,7 @@ template <typename Unit, int rows, typename Source>
       const typename Unit::Inputs inputs = Unit::broadcast(input + row * stride);
       unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
         sums[row][vector] = Unit::dot(sums[row][vector], inputs, loaded[vector]);
-        // Nothing, but the sum is what it was before and after: g++ 12 would else copy some of them, by way of the
-        // stack.
+        // An empty asm that has the sum as operand: without it g++ 12 copies some sums by way of the stack.
         asm("" : "+v"(sums[row][vector]));
       });
     });
@@ -70,7 +70,8 @@ template <typename Unit, int rows, typename Source>
   });
 }
 
-// action(rows, token) for tokens [0, count): kRows of them at a time, then the rest; `rows` is an integral_constant.
+// rest_of_rows() calls action(rows, token) for the tokens from `token` on, which are at most `rows`; in_rows() for all
+// tokens, kRows at a time and then the rest. `rows` is an integral_constant.
 template <int rows, typename Action>
 [[gnu::always_inline]] inline void rest_of_rows(std::int64_t token, std::int64_t count, Action action) {
   if constexpr (rows > 0) {

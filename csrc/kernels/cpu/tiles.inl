@@ -1,11 +1,12 @@
-// Products with AMX: sums of 16 tokens and 16 outputs over 64 inputs in one instruction, exact. Tokens are taken as they
-// lie, and a panel's groups as well: 64 bytes are 16 outputs of a group.
+// The micro-kernels of AMX: one instruction sums 16 tokens by 16 outputs over 64 inputs, exactly. Tokens and panels are
+// loaded as they are: 64 bytes of a panel are 16 outputs of a group, which is a row of a tile.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
+#include "common/expects.h"
 #include "kernels/cpu/sum_slice.inl"
 #include "kernels/cpu/unrolled.inl"
 #include "kernels/weights.h"
@@ -13,11 +14,11 @@
 namespace mempool::kernels {
 namespace {
 
-inline constexpr std::int64_t kTile = 16;                   // rows, columns, or groups of inputs
+inline constexpr std::int64_t kTile = 16;                    // rows, columns, or groups of inputs
 inline constexpr std::int64_t kTileInputs = kTile * kGroup;  // 64
 
-// Tiles 0 to 3 are sums, 4 and 5 tokens, 6 and 7 weights. Shaped for one product after the other, and given back at the
-// end: a thread with live tiles is dear to switch.
+// The configuration of the tiles: 0 to 3 hold sums, 4 and 5 tokens, 6 and 7 weights. It is changed from product to
+// product, and released at the end, since switching a thread with live tiles is expensive.
 class Tiles {
  public:
   Tiles() = default;
@@ -25,11 +26,12 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
   ~Tiles() { _tile_release(); }
 
-  // `first` tokens for sums 0 and 1, `second` for 2 and 3; `groups` of inputs. All 1 to kTile.
+  // Sums 0 and 1 are of `first` tokens, 2 and 3 of `second`, over `groups` groups of inputs.
   void shape(std::int64_t first, std::int64_t second, std::int64_t groups) noexcept {
+    MEMPOOL_EXPECTS(first >= 1 && first <= kTile && second >= 1 && second <= kTile && groups >= 1 && groups <= kTile);
     if (is_loaded_ && first == first_ && second == second_ && groups == groups_) return;
     const Config wanted(first, second, groups);
-    // Not _tile_loadconfig: to g++ 12 that reads eight bytes, and the others need not be there yet.
+    // Not _tile_loadconfig: g++ 12 takes it to read eight bytes, and may store the others later.
     asm volatile("ldtilecfg %0" ::"m"(wanted));
     is_loaded_ = true;
     first_ = first, second_ = second, groups_ = groups;
@@ -65,16 +67,16 @@ struct Product {
   const std::uint8_t* tokens;
   std::int64_t token_stride;  // bytes
   const std::int8_t* weights;
-  std::int64_t steps;  // of kTileInputs, or one of fewer
+  std::int64_t steps;  // of kTileInputs inputs each, or one step of fewer
   std::int32_t* sums;  // [tokens][kPanel]
-  bool is_first;       // sums begin with it
+  bool is_first;       // the sums begin with this product, from zero
 };
 
-// Asks for a quarter of the weights that will be wanted so much further on: tiles are loaded too slowly, line after
-// line, to wait for memory as well.
+// Prefetches a quarter of a step's weights, kBytesAhead further on: a tile is loaded line after line, too slowly to
+// wait for memory as well.
 inline constexpr std::int64_t kBytesAhead = 65536;
 template <int lines>  // of each group
-[[gnu::always_inline]] inline void ask_ahead(const std::int8_t* weights, int quarter) {
+[[gnu::always_inline]] inline void prefetch_ahead(const std::int8_t* weights, int quarter) {
   for (int group = quarter * 4; group < quarter * 4 + 4; ++group) {
     for (int line = 0; line < lines; ++line) {
       __builtin_prefetch(weights + kBytesAhead + group * kGroupBytes + line * kVector);
@@ -82,14 +84,15 @@ template <int lines>  // of each group
   }
 }
 
-// add(tokens, weights) for each step, between loading and storing the sums: tiles 0 to 3, `across` of them side by side.
+// Calls add(tokens, weights) for each step, between loading and storing the sums: tiles 0 to 3, `across` of them side
+// by side.
 template <int across, typename Add>
 [[gnu::always_inline]] inline void for_each_step(const Product& product, Add add) {
   constexpr std::int64_t kStride = kPanel * sizeof(std::int32_t);
   const auto place = [&](int tile) MEMPOOL_INLINED {
     return product.sums + tile / across * kTile * kPanel + tile % across * kTile;
   };
-  asm volatile("" ::: "memory");  // g++ does not know that loading a tile reads memory
+  asm volatile("" ::: "memory");  // to g++ loading a tile does not read memory
   if (product.is_first) {
     _tile_zero(0);
     _tile_zero(1);
@@ -110,42 +113,42 @@ template <int across, typename Add>
   _tile_stored(3, place(3), kStride);
 }
 
-// For 17 to 32 tokens (Tiles::shape) and half a panel.
+// Multiplies 17 to 32 tokens (Tiles::shape) with half a panel.
 template <bool is_far>
 [[gnu::noinline]] void tokens_32_tile(const Product& product) noexcept {
   for_each_step<2>(product, [&](const std::uint8_t* tokens, const std::int8_t* weights) MEMPOOL_INLINED {
     _tile_loadd(6, weights, kGroupBytes);
     _tile_loadd(4, tokens, product.token_stride);
     _tile_dpbusd(0, 4, 6);
-    if constexpr (is_far) ask_ahead<2>(weights, 0);
+    if constexpr (is_far) prefetch_ahead<2>(weights, 0);
     _tile_loadd(7, weights + kVector, kGroupBytes);
     _tile_dpbusd(1, 4, 7);
-    if constexpr (is_far) ask_ahead<2>(weights, 1);
+    if constexpr (is_far) prefetch_ahead<2>(weights, 1);
     _tile_loadd(5, tokens + kTile * product.token_stride, product.token_stride);
     _tile_dpbusd(2, 5, 6);
-    if constexpr (is_far) ask_ahead<2>(weights, 2);
+    if constexpr (is_far) prefetch_ahead<2>(weights, 2);
     _tile_dpbusd(3, 5, 7);
-    if constexpr (is_far) ask_ahead<2>(weights, 3);
+    if constexpr (is_far) prefetch_ahead<2>(weights, 3);
   });
 }
 
-// For up to 16 tokens and a panel.
+// Multiplies up to 16 tokens with a panel.
 template <bool is_far>
 [[gnu::noinline]] void tokens_16_tile(const Product& product) noexcept {
   for_each_step<4>(product, [&](const std::uint8_t* tokens, const std::int8_t* weights) MEMPOOL_INLINED {
     _tile_loadd(4, tokens, product.token_stride);
     _tile_loadd(6, weights, kGroupBytes);
     _tile_dpbusd(0, 4, 6);
-    if constexpr (is_far) ask_ahead<4>(weights, 0);
+    if constexpr (is_far) prefetch_ahead<4>(weights, 0);
     _tile_loadd(7, weights + kVector, kGroupBytes);
     _tile_dpbusd(1, 4, 7);
-    if constexpr (is_far) ask_ahead<4>(weights, 1);
+    if constexpr (is_far) prefetch_ahead<4>(weights, 1);
     _tile_loadd(6, weights + 2 * kVector, kGroupBytes);
     _tile_dpbusd(2, 4, 6);
-    if constexpr (is_far) ask_ahead<4>(weights, 2);
+    if constexpr (is_far) prefetch_ahead<4>(weights, 2);
     _tile_loadd(7, weights + 3 * kVector, kGroupBytes);
     _tile_dpbusd(3, 4, 7);
-    if constexpr (is_far) ask_ahead<4>(weights, 3);
+    if constexpr (is_far) prefetch_ahead<4>(weights, 3);
   });
 }
 

@@ -1,5 +1,5 @@
-// Loops over registers. Each turn is its own call with a constant index, inlined: an array that is only indexed by
-// constants becomes registers, while a loop that is unrolled later leaves it in memory (g++ 12).
+// Unrolled loops over arrays that have to stay in registers. Each turn is an inlined call with a constant index: g++ 12
+// keeps an array in registers that is only indexed by constants, and in memory where it unrolls the loop itself.
 #pragma once
 
 #include <utility>
@@ -13,7 +13,7 @@ template <typename Action, int... i>
   (action(std::integral_constant<int, i>{}), ...);
 }
 
-// action(0), … action(turns - 1), each index a std::integral_constant. `action` has to be marked MEMPOOL_INLINED.
+// Calls action(0), … action(turns - 1), each index a std::integral_constant. `action` has to be marked MEMPOOL_INLINED.
 template <int turns, typename Action>
 [[gnu::always_inline]] inline void unrolled(Action action) {
   unrolled(action, std::make_integer_sequence<int, turns>{});

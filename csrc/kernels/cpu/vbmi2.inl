@@ -1,4 +1,4 @@
-// Bytes put in their places by a mask, with AVX-512 VBMI2.
+// Expands a bitmap's weights by their masks, with an instruction of AVX-512 VBMI2.
 #pragma once
 
 #include <immintrin.h>
@@ -10,14 +10,14 @@
 namespace mempool::kernels {
 namespace {
 
-// Bytes. Loads at places that depend on data do not wake the hardware's prefetching.
+// The prefetch distance in bytes. The hardware does not prefetch where addresses depend on data.
 inline constexpr int kValuesAhead = 4096;
 
 inline __m512i expand_vector(std::uint64_t mask, const std::int8_t* values) {
   return _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(values));
 }
 
-// `count` vectors of zeros and values at `to`; returns where the values go on.
+// Expands `count` vectors to `to`; returns the first value behind them.
 inline const std::int8_t* expand_vectors(const std::uint64_t* masks, const std::int8_t* values, std::int64_t count,
                                          std::int8_t* to) {
   for (std::int64_t i = 0; i < count; ++i) {

@@ -1,7 +1,7 @@
-// A bitmap's panel made dense, 64 groups at a time, by a block of threads. Each counts the bits of one mask, a scan
-// over the block says where its values begin, the values of all are copied as they lie, and each thread puts those of
-// its mask in their places. The masks before a block's share are counted first: where its values begin is not written
-// down, for the format is the CPU's.
+// Expands a panel of a bitmap weight to dense, by a block of threads, 64 groups at a time. Each thread counts the bits
+// of one mask; a prefix sum over the block tells where its values begin; the block copies the values of all to shared
+// memory, and each thread expands those of its mask. A block first counts the masks before its share: the format, which
+// is the CPU's, does not store where the share's values begin.
 #pragma once
 
 #include "kernels/cuda/ptx.h"
@@ -13,20 +13,21 @@ namespace mempool::kernels::cuda {
 inline constexpr int kVectors = static_cast<int>(kVectorsOfPanel);
 static_assert(kGroupsOfChunk * kVectors == kDecodeThreads);  // a mask for each thread
 
-// Shared memory, in bytes: packed weights of a chunk (and what lies before the first and behind the last within 16
-// bytes and a word), counts of warps, and how to spread bytes by four bits.
+// Shared memory, in bytes: the packed weights of a chunk (with the bytes before the first and behind the last that are
+// copied with them), the counts of the warps, and a selector for each pattern of four bits.
 inline constexpr int kCountsAt = kChunkBytes + 32;
 inline constexpr int kSelectorsAt = kCountsAt + kDecodeWarps * 4;
 inline constexpr int kExpanderBytes = kSelectorsAt + 16 * 4;
 
-// The __byte_perm that puts bytes 0, 1, ... where bits are, and zeros elsewhere.
+// The selector of __byte_perm that puts bytes 0, 1, ... where bits are set, and zeros elsewhere.
 __device__ __forceinline__ unsigned selector_of(unsigned bits) {
   unsigned selector = 0;
   for (unsigned i = 0, next = 0; i < 4; ++i) selector |= ((bits >> i & 1U) != 0 ? next++ : 4U) << 4 * i;
   return selector;
 }
 
-// The sum over all threads before this one, and over all. `counts`: a word for each warp.
+// An exclusive prefix sum over the threads of the block: the sum before this thread, and over all. `counts`: a word of
+// shared memory for each warp.
 struct Scan {
   int before;
   int all;
@@ -51,7 +52,7 @@ __device__ __forceinline__ Scan scan(int count, int* counts) {
   return result;
 }
 
-// Puts the 64 bytes of a mask where they belong. `packed`: the values, from byte `from` on.
+// Expands the 64 bytes of a mask to `to`. Its values begin at byte `from` of `packed`.
 __device__ __forceinline__ void spread(unsigned long long mask, const unsigned char* packed, int from,
                                        const unsigned* selectors, int4* to) {
 #pragma unroll 1  // else the sums of 16 tokens do not stay in registers
@@ -72,7 +73,7 @@ __device__ __forceinline__ void spread(unsigned long long mask, const unsigned c
 
 class BitmapExpander {
  public:
-  // All threads call everything. `shared`: kExpanderBytes, aligned to 16.
+  // All threads of the block call each function. `shared`: kExpanderBytes, aligned to 16.
   __device__ __forceinline__ BitmapExpander(const BitmapWeights& weights, int panel, int first_chunk,
                                             unsigned char* shared)
       : masks_(reinterpret_cast<const unsigned long long*>(weights.masks) +
@@ -86,10 +87,10 @@ class BitmapExpander {
       count += __popcll(__ldg(masks_ + i));
     }
     next_ = scan(count, counts()).all;
-    __syncthreads();  // nobody reads the counts any more
+    __syncthreads();  // no thread reads the counts any more
   }
 
-  // The next chunk, `chunk`; `to`: where this thread's 64 bytes of it are to be. Nothing is written beyond the panel.
+  // Expands `chunk`, the next one. `to`: the place of this thread's 64 bytes of it. Writes nothing beyond the panel.
   __device__ __forceinline__ void expand(int chunk, int4* to) {
     constexpr int kCopyBytes = 16;
     const int at = chunk * kDecodeThreads + static_cast<int>(threadIdx.x);
@@ -114,7 +115,7 @@ class BitmapExpander {
   const std::int8_t* values_;
   int vectors_;
   unsigned char* shared_;
-  int next_;  // of the panel's values
+  int next_;  // index of the next of the panel's values
 };
 
 }  // namespace mempool::kernels::cuda

@@ -1,6 +1,6 @@
-// Bitmap-sparse int8 for few tokens: sparse weights are loaded and dense ones computed. A block makes 64 groups of a
-// panel at a time dense in shared memory (bitmap_chunk.h); then the products are those of dense_decode.cu. Occupancy: 2
-// blocks of 256 threads on a multiprocessor at least (128 registers, 33 KiB of shared memory).
+// The GEMV of a bitmap weight, for up to 16 tokens in a pass: a block expands 64 groups of a panel at a time in shared
+// memory (bitmap_chunk.h), and then multiplies them as dense_decode.cu does. Occupancy: 2 blocks of 256 threads on a
+// multiprocessor at least (128 registers, 33 KiB of shared memory).
 #include "kernels/cuda/bitmap_chunk.h"
 #include "kernels/cuda/bitmap_decode.h"
 #include "kernels/cuda/chunk.h"
@@ -8,7 +8,7 @@
 namespace mempool::kernels::cuda {
 namespace {
 
-// Shared memory: dense weights of a chunk, then what expanding needs. Sums come last, over all of it.
+// Shared memory: the dense weights of a chunk, then that of the expander. At the end sums take the place of both.
 constexpr int kDecodeBytes = kChunkBytes + kExpanderBytes;
 
 template <int tokens>

@@ -1,5 +1,5 @@
-// A panel of a block-sparse weight made dense, 64 groups at a time, by a block of threads: that is one word of bits for
-// each output. Four threads share it, and put the blocks of 16 groups each in their places.
+// Expands a panel of a block4 weight to dense, by a block of threads, 64 groups at a time: that is one word of an
+// output's mask. Four threads share the word, and each expands 16 groups.
 #pragma once
 
 #include "kernels/cuda/share.h"
@@ -18,7 +18,7 @@ class BlockExpander {
     for (int word = 0; exists_ && word < first_word; ++word) next_ += __popcll(__ldg(masks_ + word));
   }
 
-  // The next word, `word`, of which there are `groups` groups. `to`: [kGroupsOfChunk][kPanel], of the whole block.
+  // Expands `word`, the next one, of which `groups` groups exist. `to`: [kGroupsOfChunk][kPanel], for the whole block.
   __device__ __forceinline__ void expand(int word, int* to, int groups = kGroupsOfChunk) {
     const unsigned long long mask = exists_ ? __ldg(masks_ + word) : 0;
     const int first = static_cast<int>(threadIdx.x) / static_cast<int>(kPanel) * kGroupsOfThread;
@@ -41,7 +41,7 @@ class BlockExpander {
 
   bool exists_;
   const unsigned long long* masks_;
-  const int* next_;  // block of this output
+  const int* next_;  // the next block of this output
 };
 
 }  // namespace mempool::kernels::cuda

@@ -1,6 +1,6 @@
-// Block-sparse int8, blocks of 4 inputs, for few tokens: as bitmap_decode.cu, but each output has its own bits and
-// values (block4_chunk.h). Occupancy: 2 blocks of 256 threads on a multiprocessor at least (128 registers, 32 KiB of
-// shared memory).
+// The GEMV of a block4 weight, for up to 16 tokens in a pass. It works as bitmap_decode.cu does, but each output has
+// its own mask and values (block4_chunk.h). Occupancy: 2 blocks of 256 threads on a multiprocessor at least (128
+// registers, 32 KiB of shared memory).
 #include "kernels/cuda/block4_chunk.h"
 #include "kernels/cuda/block4_decode.h"
 #include "kernels/cuda/chunk.h"
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kDecodeThreads, dot_product_blocks(tokens))
     expander.expand(word, reinterpret_cast<int*>(shared));
     __syncthreads();
     add_chunk<tokens>(shared, input, first_token, stride, word * kGroupsOfChunk, groups, sums);
-    __syncthreads();  // nobody reads any more what is written next
+    __syncthreads();  // no thread reads this word any more: the next one may overwrite it
   }
   int* const totals = reinterpret_cast<int*>(shared);
   sum_over_rows<tokens>(sums, totals);

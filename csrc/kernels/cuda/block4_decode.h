@@ -1,4 +1,4 @@
-// Block-sparse int8, on the GPU.
+// The GEMV of a block4 weight on the GPU, for few tokens.
 #pragma once
 
 #include "kernels/cuda/arguments.h"
@@ -6,7 +6,7 @@
 
 namespace mempool::kernels::cuda {
 
-// `splits` blocks divide the inputs of a panel; with more than one `partial` is used.
+// `splits` blocks divide the inputs of a panel (split-K); with more than one they add their sums in `partial`.
 void block4_decode_linear(const BlockWeights& weights, const DeviceTokens& input, const Output& out,
                           const Partial& partial, int splits, cudaStream_t stream);
 

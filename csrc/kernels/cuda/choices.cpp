@@ -1,8 +1,9 @@
-// Which kernel runs what. The table is reasoned, not measured: no GPU was at hand (README.md here has the model).
-// `mempool doctor --gpu` measures it, beside the vendor's libraries.
+// Chooses the kernel for a format and a number of tokens, and how many blocks divide the inputs. The table follows from
+// a model, not from measurements: no GPU was at hand (README.md here has the model). `mempool doctor --gpu` measures
+// it, beside the vendor's libraries.
 //
-// Those are in no row: by the model no shape is faster through torch's functions (README.md, "The vendor's libraries").
-// Where the report of a GPU says otherwise, it belongs here.
+// No row names one of these libraries: by the model no shape is faster through torch's functions (README.md, "The
+// vendor's libraries"). If the report of a GPU says otherwise, it gets a row.
 #include <algorithm>
 #include <cmath>
 
@@ -20,23 +21,25 @@ struct Choice {
 
 constexpr std::int64_t kAny = INT64_MAX;
 constexpr Choice kChoices[] = {
-    // At 16 tokens __dp4a takes nearly as long as memory, and then again for each 16; tensor cores do not notice.
+    // At 16 tokens __dp4a takes nearly as long as memory, and each further 16 take as long again. Tensor cores take
+    // 128 in one pass.
     {Format::dense, 16, Kernel::decode},
     {Format::dense, kAny, Kernel::gemm},
-    // The GEMM multiplies dense panels, so these are expanded first, some at a time: once, and not for each 16 tokens.
+    // The GEMM multiplies dense panels, so a sparse weight is expanded first, some panels at a time: once, while decode
+    // expands it for each 16 tokens.
     {Format::bitmap, 32, Kernel::decode},
     {Format::bitmap, kAny, Kernel::gemm},
     {Format::block4, 32, Kernel::decode},
     {Format::block4, kAny, Kernel::gemm},
-    // Tensor cores both: the first reads a weight once for 32 tokens, and multiplies no more padding than that.
+    // Both kernels use tensor cores. Decode reads a weight once for 32 tokens, and so multiplies less padding.
     {Format::sparse24, 64, Kernel::decode},
     {Format::sparse24, kAny, Kernel::gemm},
 };
 
-// Of the kernels of few tokens: blocks that are on a multiprocessor at once, and tokens that a block takes.
+// The occupancy of a decode kernel.
 struct Decode {
-  int of_processor;
-  std::int64_t tokens;
+  int of_processor;     // blocks that are resident on a multiprocessor
+  std::int64_t tokens;  // that a block multiplies
 };
 Decode decode_of(Format format, std::int64_t tokens) {
   if (format == Format::sparse24) {
@@ -47,9 +50,9 @@ Decode decode_of(Format format, std::int64_t tokens) {
   return {dot_product_blocks(taken), taken};
 }
 
-// Of a block: fewer are not worth the sums that it adds.
+// The fewest inputs of a block under split-K: with fewer, adding the sums costs more than the split saves.
 constexpr std::int64_t kLeastInputs = 512;
-constexpr std::int64_t kTile = 128;  // of a GEMM: tokens of a block, and outputs, which are two panels
+constexpr std::int64_t kTile = 128;  // a GEMM's tile: tokens by outputs, which are two panels
 
 std::int64_t over(std::int64_t count, std::int64_t unit) { return (count + unit - 1) / unit; }
 
@@ -65,7 +68,8 @@ Kernel kernel_for(Format format, std::int64_t tokens) noexcept {
 int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
   // A block of a bitmap counts all masks before its own.
   const std::int64_t most = std::min<std::int64_t>(inputs / kLeastInputs, format == Format::bitmap ? 8 : 64);
-  // Whole rounds of blocks on all multiprocessors: what is left of the last one, they wait.
+  // Blocks run in waves on all multiprocessors, and the last wave may leave some idle. A split is good enough when the
+  // waves are full to this share.
   constexpr double kFull = 0.85;
   const Decode decode = decode_of(format, tokens);
   const std::int64_t blocks = panels_of(outputs) * over(tokens, decode.tokens);
@@ -84,12 +88,13 @@ int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::in
 int gemm_splits_for(std::int64_t panels, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
   constexpr std::int64_t kMost = 32;
   const std::int64_t tiles = std::max<std::int64_t>(1, over(panels, 2) * over(tokens, kTile));
-  const std::int64_t room = kGemmBlocks * processors / tiles;  // no second round of blocks
+  const std::int64_t room = kGemmBlocks * processors / tiles;  // no second wave of blocks
   return static_cast<int>(std::clamp<std::int64_t>(std::min(room, inputs / kLeastInputs), 1, kMost));
 }
 
 int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept {
-  // Blocks of the GEMM for every multiprocessor, two on each, as long as what is expanded stays in the second cache.
+  // Enough panels for two blocks of the GEMM on every multiprocessor, as long as the expanded panels stay in the
+  // second-level cache.
   constexpr std::int64_t kMostBytes = 32 << 20;
   const std::int64_t pairs = std::max<std::int64_t>(1, over(panels_of(outputs), 2));
   const std::int64_t most = kMostBytes / (2 * kPanel * padded_inputs(inputs));

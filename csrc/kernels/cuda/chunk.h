@@ -1,4 +1,4 @@
-// What a block of a kernel for few tokens does with 64 groups of a panel that have been made dense in shared memory.
+// The products of a decode kernel for a sparse weight, with a chunk of 64 groups that was expanded in shared memory.
 #pragma once
 
 #include "kernels/cuda/arguments.h"
@@ -6,7 +6,7 @@
 
 namespace mempool::kernels::cuda {
 
-// Adds the products of a chunk, `dense`: [kGroupsOfChunk][kPanel][kGroup], for all tokens.
+// Adds the products of a chunk for all tokens. `dense`: [kGroupsOfChunk][kPanel][kGroup].
 template <int tokens>
 __device__ __forceinline__ void add_chunk(const unsigned char* dense, const DeviceTokens& input, int first_token,
                                           int stride, int first_group, int groups, int (&sums)[tokens][4]) {
@@ -18,7 +18,7 @@ __device__ __forceinline__ void add_chunk(const unsigned char* dense, const Devi
 #pragma unroll
     for (int token = 0; token < tokens; ++token) {
       const int word = __ldg(reinterpret_cast<const int*>(at));
-      if (first_token + token + 1 < input.count) at += stride;  // else the last one again: nobody reads those sums
+      if (first_token + token + 1 < input.count) at += stride;  // else the last token again, whose sums are not read
       sums[token][0] = __dp4a(weight.x, word, sums[token][0]);
       sums[token][1] = __dp4a(weight.y, word, sums[token][1]);
       sums[token][2] = __dp4a(weight.z, word, sums[token][2]);

@@ -1,5 +1,5 @@
-// How threads of kernels that use __dp4a share a panel: 16 side by side have four outputs each, and as many below each
-// other divide the inputs.
+// How the threads of a block share a panel in kernels that use __dp4a: 16 columns of threads have four outputs each,
+// and 16 rows of threads divide the inputs.
 #pragma once
 
 #include <type_traits>
@@ -9,14 +9,14 @@
 
 namespace mempool::kernels::cuda {
 
-inline constexpr int kDecodeColumns = static_cast<int>(kPanel) / 4;  // threads side by side, four outputs each
-inline constexpr int kDecodeRows = kDecodeThreads / kDecodeColumns;  // threads that divide the inputs
+inline constexpr int kDecodeColumns = static_cast<int>(kPanel) / 4;
+inline constexpr int kDecodeRows = kDecodeThreads / kDecodeColumns;
 static_assert(kWarp == 2 * kDecodeColumns);
 
-// Shared memory of sum_over_rows.
+// Bytes of shared memory that sum_over_rows needs.
 inline constexpr int sum_bytes(int tokens) { return kDecodeWarps * tokens * static_cast<int>(kPanel * sizeof(int)); }
 
-// launch(integral_constant) with how many tokens a block takes at once.
+// Calls launch(integral_constant) with the number of tokens that a block multiplies.
 template <typename Launch>
 void by_tokens(int count, Launch launch) {
   if (count == 1) return launch(std::integral_constant<int, 1>());
@@ -26,8 +26,8 @@ void by_tokens(int count, Launch launch) {
   launch(std::integral_constant<int, 16>());
 }
 
-// `sums`: a thread's. `totals`: shared, [warps][tokens][kPanel]; the first of them become the sums over all threads,
-// each written by the thread that finish_panel has read it.
+// Reduces the sums of all threads. `sums`: this thread's. `totals`: shared memory, [warps][tokens][kPanel]; the first
+// [tokens][kPanel] become the sums over all threads, each written by the thread that reads it in finish_panel.
 template <int tokens>
 __device__ __forceinline__ void sum_over_rows(const int (&sums)[tokens][4], int* totals) {
   constexpr int kSums = tokens * static_cast<int>(kPanel);

@@ -1,7 +1,7 @@
-// Dense int8 for few tokens: each weight is read once, 16 bytes a thread, and multiplied with all tokens. Panels lie as
-// they do on the CPU: 16 neighbouring threads read the 64 outputs of a group of inputs, and a word of a token is what
-// __dp4a takes. Occupancy: 2 blocks of 256 threads on a multiprocessor at least (128 registers, 32 KiB of shared
-// memory).
+// The GEMV of a dense weight, for up to 16 tokens in a pass: each thread loads 16 bytes of the weight, once, and
+// multiplies them with all tokens by __dp4a, whose operands are words of four inputs. Loads are coalesced in the CPU's
+// panels: 16 neighbouring threads read the 64 outputs of a group. Occupancy: 2 blocks of 256 threads on a
+// multiprocessor at least (128 registers, 32 KiB of shared memory).
 #include "kernels/cuda/columns.h"
 #include "kernels/cuda/dense_decode.h"
 #include "kernels/cuda/ptx.h"
@@ -9,9 +9,9 @@
 namespace mempool::kernels::cuda {
 namespace {
 
-constexpr int kGroupsOfStep = 4;  // 16 inputs: one load of a token
+constexpr int kGroupsOfStep = 4;  // 16 inputs, one load of a token
 
-// Adds the products of one step, four groups of four outputs, for all tokens.
+// Adds the products of one step, four groups by four outputs, for all tokens.
 template <int tokens>
 __device__ __forceinline__ void add_step(const int4 (&weight)[kGroupsOfStep], const DeviceTokens& input,
                                          int first_token, int stride, int step, int (&sums)[tokens][4]) {
@@ -19,7 +19,7 @@ __device__ __forceinline__ void add_step(const int4 (&weight)[kGroupsOfStep], co
 #pragma unroll
   for (int token = 0; token < tokens; ++token) {
     const int4 word = __ldg(reinterpret_cast<const int4*>(at));
-    if (first_token + token + 1 < input.count) at += stride;  // else the last one again: nobody reads those sums
+    if (first_token + token + 1 < input.count) at += stride;  // else the last token again, whose sums are not read
     const int words[kGroupsOfStep] = {word.x, word.y, word.z, word.w};
 #pragma unroll
     for (int group = 0; group < kGroupsOfStep; ++group) {

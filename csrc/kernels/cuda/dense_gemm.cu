@@ -1,6 +1,6 @@
-// Dense int8 for many tokens, on tensor cores: a block makes 128 tokens by 128 outputs, a warp 64 by 32 of them. Panels
-// lie as they do on the CPU: four inputs of an output are a word, and a word is what mma wants of its columns.
-// Occupancy: 2 blocks of 256 threads on a multiprocessor, 128 registers and 74 KiB of shared memory.
+// The GEMM of a dense weight, for many tokens, on tensor cores: a block computes a tile of 128 tokens by 128 outputs, a
+// warp 64 by 32 of it. The CPU's panels serve as they are: mma takes words of four inputs as its columns, and so are
+// they stored. Occupancy: 2 blocks of 256 threads on a multiprocessor, 128 registers and 74 KiB of shared memory.
 #include "kernels/cuda/dense_gemm.h"
 #include "kernels/cuda/tile_split.h"
 #include "kernels/cuda/token_tile.h"
@@ -12,17 +12,17 @@ constexpr int kGroups = kTileInputs / static_cast<int>(kGroup);
 constexpr int kPanels = kTileOutputs / static_cast<int>(kPanel);
 constexpr int kTokenPitch = kTileInputs + kChunk;  // eight rows of 16 bytes, as they are loaded, lie in different banks
 constexpr int kTokenTileBytes = kTileTokens * kTokenPitch;
-// Words from a group to the next in shared memory: those that a warp reads at once, 4 groups by 8 outputs, lie in
-// different banks.
+// Words from a group to the next in shared memory: the 4 groups by 8 outputs that a warp reads at once lie in different
+// banks.
 constexpr int kGroupPitch = kTileOutputs + 8;
 constexpr int kStageBytes = kTokenTileBytes + kGroups * kGroupPitch * 4;
 constexpr int kSharedBytes = kStages * kStageBytes;
 static_assert(kSharedBytes <= 74 * 1024);
-constexpr int kWarpsAcross = 4;  // by 2 below each other
+constexpr int kWarpsAcross = 4;  // columns of warps, in 2 rows
 constexpr int kRowTiles = 4;     // of 16 tokens, in a warp
 constexpr int kColumnTiles = 4;  // of 8 outputs
 
-// Asks for groups [first, + kGroups) of two of the panels that are held; zeros beyond either end.
+// Starts the copies of kGroups groups from `first` on, of two panels; zeros beyond the last group and panel.
 __device__ __forceinline__ void copy_panels(const DenseWeights& weights, int panels, int groups, int first_panel,
                                             int first, unsigned char* to) {
   constexpr int kChunks = static_cast<int>(kPanel * kGroup) / kChunk;  // of a group of a panel

@@ -1,5 +1,5 @@
-// What the kernels are written with. Under nvcc it is CUDA; compiled as C++ it is what tests/cuda_emulator puts in its
-// place, and the kernels run on the CPU.
+// The part of CUDA that the kernels are written with. nvcc compiles them to CUDA; a C++ compiler compiles them against
+// tests/cuda_emulator, and they run on the CPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,10 +8,10 @@
 
 #if defined(__CUDACC__)
 
-// Dynamic shared memory, the only kind that is used: `name` points to it, aligned for any vector.
+// Declares dynamic shared memory, the only kind that kernels here use: `name` points to it, aligned for any vector.
 #define MEMPOOL_SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 
-// kernel(...) on a grid; more shared memory than 48 KiB is asked for first.
+// Launches kernel(...) on a grid. CUDA wants more shared memory than 48 KiB to be asked for first.
 #define MEMPOOL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                \
   do {                                                                                                                \
     if ((shared_bytes) > 48 * 1024)                                                                                   \

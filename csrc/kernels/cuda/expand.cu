@@ -1,6 +1,6 @@
-// Panels of sparse weights made dense, for the GEMM of many tokens: once for all of them, where the kernels of few
-// tokens do it again for each 16. Blocks of threads divide a panel's inputs. Occupancy: 4 blocks of 256 threads on a
-// multiprocessor, 64 registers and 17 KiB of shared memory.
+// Expands panels of sparse weights to dense for dense_gemm: once for all tokens, while decode kernels expand them for
+// each 16. Blocks of threads divide a panel's inputs. Occupancy: 4 blocks of 256 threads on a multiprocessor, 64
+// registers and 17 KiB of shared memory.
 #include <algorithm>
 
 #include "kernels/cuda/bitmap_chunk.h"
@@ -13,7 +13,7 @@ namespace {
 constexpr int kSharedBytes = kExpanderBytes;
 static_assert(kSharedBytes <= 17 * 1024);
 
-// Where a block's panel begins.
+// Where the panel of this block begins in `to`.
 template <typename PackedWeights>
 __device__ __forceinline__ std::int8_t* panel_of(const PackedWeights& weights, std::int8_t* to) {
   return to + blockIdx.x * groups_of(weights.inputs) * kPanel * kGroup;
@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 4)
   }
 }
 
-// Enough blocks for a large GPU, also of few panels; but each counts what comes before its share.
+// Enough blocks for a large GPU, also where panels are few; but not many for a panel, as each block counts the masks
+// before its share.
 template <typename PackedWeights>
 dim3 grid_of(const PackedWeights& weights, const PanelRange& panels) {
   constexpr std::int64_t kBlocks = 512;

@@ -1,4 +1,4 @@
-// Panels of sparse weights made dense, for the GEMM of many tokens.
+// Expands panels of sparse weights to dense on the GPU, for the GEMM of many tokens.
 #pragma once
 
 #include "kernels/cuda/arguments.h"
@@ -8,7 +8,7 @@
 
 namespace mempool::kernels::cuda {
 
-// `to`: those panels, as DenseWeights has them.
+// Writes `panels` to `to`, laid out as in DenseWeights.
 void expand_bitmap(const BitmapWeights& weights, const PanelRange& panels, std::int8_t* to, cudaStream_t stream);
 void expand_block4(const BlockWeights& weights, const PanelRange& panels, std::int8_t* to, cudaStream_t stream);
 

@@ -1,4 +1,4 @@
-// From exact sums to outputs, on the GPU.
+// The epilogue of the CUDA kernels: exact sums become outputs by scales, bias and type, with the CPU's bits.
 #pragma once
 
 #include "kernels/cuda/arguments.h"
@@ -12,7 +12,7 @@ __device__ __forceinline__ unsigned short to_bfloat16(float value) {
   return static_cast<unsigned short>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);
 }
 
-// What becomes of the sums of one output.
+// The scale and the bias of one output.
 struct OutputScale {
   float scale = 0;
   float bias = 0;
@@ -24,7 +24,7 @@ __device__ __forceinline__ OutputScale scale_of_output(const PackedWeights& weig
   return {weights.scales[output], out.bias != nullptr ? out.bias[output] : 0.0F};
 }
 
-// From the exact sum to the output: the CPU's operations, in its order (kernels/cpu/finish.inl).
+// Writes one output from its exact sum, by the CPU's operations in their order (kernels/cpu/finish.inl).
 __device__ __forceinline__ void write_output(const Output& out, std::int64_t at, int sum, float token_scale,
                                              const OutputScale& of_output) {
   if (out.type == OutputType::accumulators) {
@@ -33,7 +33,7 @@ __device__ __forceinline__ void write_output(const Output& out, std::int64_t at,
   }
   float value = __fmul_rn(__int2float_rn(sum), __fmul_rn(token_scale, of_output.scale));
   if (out.bias != nullptr) value = __fadd_rn(value, of_output.bias);
-  if (value != value) value = __uint_as_float(0x7FC00000U);  // a NaN as the CPU has it
+  if (value != value) value = __uint_as_float(0x7FC00000U);  // the NaN that the CPU writes
   if (out.type == OutputType::float32) {
     static_cast<float*>(out.values)[at] = value;
   } else {

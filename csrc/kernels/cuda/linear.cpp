@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/align.h"
+#include "common/expects.h"
 #include "kernels/cuda/bitmap_decode.h"
 #include "kernels/cuda/block4_decode.h"
 #include "kernels/cuda/dense_decode.h"
@@ -17,8 +18,8 @@ namespace {
 
 constexpr std::size_t kAlignment = 256;
 
-// A call's kernel, and where the parts of its workspace are: tokens, their scales, panels that are made dense, sums
-// that blocks share.
+// The kernel of a call, and the parts of its workspace as offsets in bytes: quantized tokens, their scales, expanded
+// panels, the sums of split-K.
 struct Plan {
   Plan(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors)
       : kernel(kernel_for(format, tokens)) {
@@ -26,7 +27,7 @@ struct Plan {
     scales = up(tokens * token_bytes(static_cast<int>(inputs)));
     dense = scales + up(tokens * std::int64_t{sizeof(float)});
     sums = dense;
-    std::int64_t multiplied = panels_of(outputs);  // at a time
+    std::int64_t multiplied = panels_of(outputs);  // panels that one launch multiplies
     if (kernel == Kernel::decode) {
       splits = splits_for(format, outputs, inputs, tokens, processors);
     } else {
@@ -40,14 +41,14 @@ struct Plan {
     end = sums;
     if (splits > 1) {
       arrived = sums + up(tokens * multiplied * kPanel * std::int64_t{sizeof(std::int32_t)});
-      // At most one for each panel and 16 tokens.
+      // At most one counter for each panel and 16 tokens.
       end = arrived + up(multiplied * ((tokens + 15) / 16) * std::int64_t{sizeof(unsigned)});
     }
   }
 
   Kernel kernel;
   int splits = 1;
-  int panels = 0;  // that are made dense at a time
+  int panels = 0;  // that are expanded at a time
   std::size_t scales;
   std::size_t dense;
   std::size_t sums;
@@ -55,9 +56,9 @@ struct Plan {
   std::size_t end;
 };
 
-// What multiplies the tokens of a call.
+// The arguments of the kernel that multiplies the tokens of a call.
 struct Multiplication {
-  // Sums that blocks share, all zero.
+  // The sums of split-K, set to zero.
   Partial cleared(cudaStream_t stream) const {
     if (splits > 1) static_cast<void>(cudaMemsetAsync(partial.sums, 0, partial_bytes, stream));
     return partial;
@@ -66,17 +67,20 @@ struct Multiplication {
   DeviceTokens tokens;
   Kernel kernel;
   int splits;
-  Partial partial;  // `sums` first
-  std::size_t partial_bytes;
-  std::int8_t* dense;  // room for panels, and for how many
-  int panels;
+  Partial partial;
+  std::size_t partial_bytes;  // from `partial.sums` on
+  std::int8_t* dense;         // where panels are expanded
+  int panels;                 // how many at a time
 };
 
-// Quantizes, then calls multiply(Multiplication).
+// Quantizes the activations, then calls multiply(Multiplication).
 template <typename Weights, typename Multiply>
 int run(Format format, const Weights& weights, const Activations& activations, void* workspace, int processors,
         cudaStream_t stream, Multiply multiply) {
   const std::int64_t count = activations.count;
+  MEMPOOL_EXPECTS(is_shape(weights.outputs, weights.inputs) && weights.outputs >= 1);
+  MEMPOOL_EXPECTS(count >= 1 && count <= kMostTokens && processors >= 1);
+  MEMPOOL_EXPECTS(reinterpret_cast<std::uintptr_t>(workspace) % 16 == 0);
   const Plan plan(format, weights.outputs, weights.inputs, count, processors);
   auto* const start = static_cast<char*>(workspace);
   auto* const values = reinterpret_cast<std::int8_t*>(start);
@@ -100,7 +104,7 @@ int run(Format format, const Weights& weights, const Activations& activations, v
   return static_cast<int>(cudaGetLastError());
 }
 
-// Some panels after the others: expand(which, to), and multiplied.
+// Expands some panels at a time by expand(which, to), and multiplies them by the GEMM.
 template <typename Weights, typename Expand>
 void expanded_gemm(const Weights& weights, const Multiplication& call, const Output& output, cudaStream_t stream,
                    Expand expand) {

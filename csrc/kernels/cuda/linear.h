@@ -1,5 +1,5 @@
-// A whole layer on the GPU: activations are quantized and multiplied with packed weights, on one stream. All pointers
-// are the device's. The same outputs as on the CPU, bit for bit.
+// Runs a whole packed layer on the GPU: quantizes activations, multiplies them with packed weights and applies scales
+// and bias, on one stream. All pointers are the device's. Outputs are those of the CPU, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -12,25 +12,27 @@ namespace mempool::kernels::cuda {
 
 using kernels::Format;
 
-// Of one call: beyond it a grid has too many blocks.
+// The most tokens of one call: with more a grid would have too many blocks.
 inline constexpr std::int64_t kMostTokens = 65535 * 128;
 
 enum class Kernel : std::uint8_t { decode, gemm };
 
-// Which kernel runs so many tokens (choices.cpp).
+// The kernel for a number of tokens (choices.cpp).
 Kernel kernel_for(Format format, std::int64_t tokens) noexcept;
-// How many blocks divide the inputs of a panel, on a GPU with so many multiprocessors: of the kernels of few tokens,
+// Split-K of the decode kernels: how many blocks divide the inputs of a panel, on a GPU with `processors`
+// multiprocessors.
 int splits_for(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
-// and of a GEMM of so many panels.
+// Split-K of the GEMM: how many blocks divide the inputs of a tile, where it multiplies `panels` panels.
 int gemm_splits_for(std::int64_t panels, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
-// How many panels of a sparse weight are dense at a time where the GEMM runs: an even number, 2 at least.
+// How many panels of a sparse weight are expanded at a time for the GEMM: an even number, 2 at least.
 int panels_at_once(std::int64_t outputs, std::int64_t inputs, std::int64_t tokens, int processors) noexcept;
 
-// What linear() needs beside its arguments, in bytes; aligned to 256.
+// The size in bytes of the workspace that linear() needs; it is aligned to 16.
 std::int64_t workspace_bytes(Format format, std::int64_t outputs, std::int64_t inputs, std::int64_t tokens,
                              int processors) noexcept;
 
-// `activations.count`: 1 to kMostTokens. Returns what the launches said: 0, or a cudaError_t.
+// Computes the outputs of a layer with at least one output, for 1 to kMostTokens tokens. Returns 0, or the cudaError_t
+// of a launch that failed.
 int linear(const DenseWeights& weights, const Activations& activations, const Output& output, void* workspace,
            int processors, cudaStream_t stream);
 int linear(const BitmapWeights& weights, const Activations& activations, const Output& output, void* workspace,

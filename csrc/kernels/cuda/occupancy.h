@@ -1,6 +1,6 @@
-// Blocks of 256 threads that are on a multiprocessor at once, by the tokens that a block takes: of the kernels of few
-// tokens, whose registers grow with them. The compiler is held to it (__launch_bounds__), and the number of blocks that
-// divide a panel is chosen by it.
+// The occupancy of the kernels: how many blocks of 256 threads are resident on a multiprocessor. That of the decode
+// kernels depends on the tokens of a block, whose sums take registers. __launch_bounds__ holds the compiler to these
+// numbers, and split-K is chosen by them.
 #pragma once
 
 namespace mempool::kernels::cuda {

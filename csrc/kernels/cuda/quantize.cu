@@ -1,5 +1,6 @@
-// Tokens to 8 bits, one scale each, one block each. The CPU's operations in its order (kernels/cpu/quantize.inl): the
-// same bits. Occupancy: 8 blocks of 256 threads on a multiprocessor, 32 registers.
+// Quantizes tokens to 8 bits with one scale for each, a token in a block. The operations are the CPU's in their order
+// (kernels/cpu/quantize.inl), so the bits are the CPU's. Occupancy: 8 blocks of 256 threads on a multiprocessor, 32
+// registers.
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/quantize.h"
 
@@ -16,7 +17,8 @@ __device__ __forceinline__ float as_float(unsigned short bfloat16) {
   return __uint_as_float(static_cast<unsigned>(bfloat16) << 16);
 }
 
-// `kWidth` values from `at` on; 16 bytes at once where they are whole, else one by one, and zeros beyond the row.
+// `kWidth` values from `at` on: one load of 16 bytes where they are aligned and within the row, else single loads, and
+// zeros beyond the row.
 template <typename Value>
 struct Piece {
   static constexpr int kWidth = 16 / sizeof(Value);
@@ -38,7 +40,7 @@ struct Piece {
   }
 };
 
-// The largest of all threads' values. `shared`: a word for each warp.
+// The largest of the values of all threads. `shared`: a word of shared memory for each warp.
 __device__ __forceinline__ int largest_of_block(int value, int* shared) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     value = max(value, __shfl_xor_sync(kAllLanes, value, distance));
@@ -65,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
   const int token = static_cast<int>(blockIdx.x);
   const int first = static_cast<int>(threadIdx.x) * kWidth;
   const Value* const row = from + static_cast<std::int64_t>(token) * inputs;
-  // As integers magnitudes compare like the numbers they stand for, and NaN is the largest of all.
+  // The bits of magnitudes, compared as integers, have the order of the numbers, and NaN is the largest.
   int largest = 0;
   for (int at = first; at < inputs; at += kThreads * kWidth) {
     const Piece<Value> piece(row, at, inputs, is_aligned);

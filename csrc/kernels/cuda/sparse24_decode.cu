@@ -1,7 +1,8 @@
-// 2:4 sparse int8 for few tokens, on sparse tensor cores: they are far from busy, but take weights as they lie, and
-// nothing is expanded. A block has 64 outputs, four tiles; two warps share a tile's inputs. Each warp copies ahead into
-// a ring of its own in shared memory, and loads tokens from the first cache as it goes. Occupancy: 3 blocks of 256
-// threads on a multiprocessor at least (80 registers, 25 KiB of shared memory).
+// The GEMV of a 2:4 weight, for up to 32 tokens in a pass, on sparse tensor cores. These are far from busy, but take
+// the packed weight as it is, so that nothing is expanded. A block computes 64 outputs, four tiles; two warps share a
+// tile's inputs. Each warp copies weights ahead into a ring buffer of its own in shared memory, and loads tokens by way
+// of the first-level cache. Occupancy: 3 blocks of 256 threads on a multiprocessor at least (80 registers, 25 KiB of
+// shared memory).
 #include <type_traits>
 
 #include "kernels/cuda/occupancy.h"
@@ -15,12 +16,12 @@ namespace {
 constexpr int kColumn = 8;  // tokens of an instruction
 constexpr int kTiles = static_cast<int>(kPanel / kSparse24Rows);
 constexpr int kParts = kDecodeWarps / kTiles;
-constexpr int kAhead = 4;  // steps whose weights are under way
+constexpr int kAhead = 4;  // steps whose weights are being copied
 constexpr int kSlots = kAhead + 1;
 constexpr int kSlotBytes = static_cast<int>(kSparse24Bytes) + kWarp * 4;  // values, places
 constexpr int kRingBytes = kSlots * kSlotBytes;
 
-// What a lane needs of 64 inputs of eight tokens; zeros beyond either end.
+// A lane's fragment of 64 inputs of eight tokens; zeros beyond the last token and input.
 __device__ __forceinline__ LongColumns columns_of(const DeviceTokens& tokens, int stride, int first, int step) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int token = first + lane / 4;
@@ -30,24 +31,24 @@ __device__ __forceinline__ LongColumns columns_of(const DeviceTokens& tokens, in
       __ldg(reinterpret_cast<const int4*>(tokens.values + static_cast<std::int64_t>(token) * stride + input)));
 }
 
-// The steps of a warp on their way through its ring.
+// The ring buffer of a warp, through which the weights of its steps go.
 class Steps {
  public:
-  // The lanes of a warp call everything together. Steps first, first + kParts, ... before `end` of a tile.
+  // All lanes of the warp call each function together. The steps are first, first + kParts, ... before `end` of a tile.
   __device__ __forceinline__ Steps(const Sparse24Weights& weights, std::int64_t tile, int first, int end,
                                    unsigned char* ring)
       : weights_(weights), at_(tile * tile_steps(weights.inputs)), next_(first), end_(end), ring_(ring) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) ask();
+    for (int i = 0; i < kAhead; ++i) start_copies();
   }
 
-  // Waits for the next step, and asks for the one that comes kAhead later.
+  // Waits for the next step, and starts the copies of the one kAhead steps later.
   __device__ __forceinline__ void take(Rows& rows, unsigned& places) {
     const unsigned char* const slot = ring_ + taken_ * kSlotBytes;
     taken_ = taken_ + 1 == kSlots ? 0 : taken_ + 1;
     wait_for_copies<kAhead - 1>();
-    __syncwarp();  // all lanes have their copies, and nobody reads any more what is written next
-    ask();
+    __syncwarp();  // all lanes have their copies, and no lane reads the slot any more that is written next
+    start_copies();
     rows = registers_of<Rows>(reinterpret_cast<const int4*>(slot)[lane()]);
     places = reinterpret_cast<const unsigned*>(slot + kSparse24Bytes)[lane()];
   }
@@ -55,10 +56,10 @@ class Steps {
  private:
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
-  __device__ __forceinline__ void ask() {
+  __device__ __forceinline__ void start_copies() {
     constexpr int kPlaceCopies = kWarp * 4 / 16;
     if (next_ < end_) {
-      unsigned char* const slot = ring_ + asked_ * kSlotBytes;
+      unsigned char* const slot = ring_ + started_ * kSlotBytes;
       const std::int64_t from = (at_ + next_) * kSparse24Lanes;
       copy_async(slot + lane() * 16, weights_.values + (from + lane()) * kSparse24LaneBytes, true);
       if (lane() < kPlaceCopies) {
@@ -67,20 +68,20 @@ class Steps {
     }
     commit_copies();
     next_ += kParts;
-    asked_ = asked_ + 1 == kSlots ? 0 : asked_ + 1;
+    started_ = started_ + 1 == kSlots ? 0 : started_ + 1;
   }
 
   const Sparse24Weights& weights_;
-  std::int64_t at_;  // of the tile's steps
+  std::int64_t at_;  // the tile's first step
   int next_;
   int end_;
   unsigned char* ring_;
-  int asked_ = 0;  // slots
-  int taken_ = 0;
+  int started_ = 0;  // the slot of the next copies
+  int taken_ = 0;    // the slot of the next take()
 };
 
-// Sums of all parts, from lanes to `totals`: shared, [parts][tokens][kPanel]; the first of them become the whole sums,
-// each written by the thread that finish_panel has read it.
+// Reduces the sums of all parts. `totals`: shared memory, [parts][tokens][kPanel]; the first [tokens][kPanel] become
+// the sums over all inputs, each written by the thread that reads it in finish_panel.
 template <int columns>
 __device__ __forceinline__ void sum_over_parts(const Sums (&sums)[columns], int tile, int part, int* totals) {
   constexpr int kSums = columns * kColumn * static_cast<int>(kPanel);
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kDecodeThreads, sparse24_blocks(columns* kColu
   const int part = warp / kTiles;
   const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x) * kTiles + of_panel;
   const Share share = share_of(steps, blockIdx.y, gridDim.y);
-  const int end = tile < tiles_of(weights.outputs) ? share.last : share.first;  // there are not always four
+  const int end = tile < tiles_of(weights.outputs) ? share.last : share.first;  // the last panel may have fewer tiles
   Steps ring(weights, tile, share.first + part, end, shared + warp * kRingBytes);
   Sums sums[columns] = {};
   for (int step = share.first + part; step < end; step += kParts) {
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kDecodeThreads, sparse24_blocks(columns* kColu
 #pragma unroll
     for (int i = 0; i < columns; ++i) mma_sparse_s8(sums[i], rows, taken[i], places);
   }
-  __syncthreads();  // nobody has a ring any more
+  __syncthreads();  // no warp reads its ring any more: sums take its place
   int* const totals = reinterpret_cast<int*>(shared);
   sum_over_parts(sums, of_panel, part, totals);
   finish_panel<kTokens>(weights, input, out, partial, first_token, totals, totals + kTokens * kPanel);

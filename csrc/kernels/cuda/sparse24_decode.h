@@ -1,4 +1,4 @@
-// 2:4 sparse int8 for few tokens.
+// The GEMV of a 2:4 weight on the GPU, for few tokens.
 #pragma once
 
 #include "kernels/cuda/arguments.h"
@@ -6,7 +6,7 @@
 
 namespace mempool::kernels::cuda {
 
-// `splits` blocks divide the inputs of a panel; with more than one `partial` is used.
+// `splits` blocks divide the inputs of a panel (split-K); with more than one they add their sums in `partial`.
 void sparse24_decode_linear(const Sparse24Weights& weights, const DeviceTokens& tokens, const Output& out,
                             const Partial& partial, int splits, cudaStream_t stream);
 

@@ -1,6 +1,6 @@
-// 2:4 sparse int8 on sparse tensor cores. The sparse side of the instruction is its rows, so those are outputs here,
-// and tokens are columns: a block makes 128 outputs by 128 tokens, a warp 64 by 32 of them. Occupancy: 2 blocks of 256
-// threads on a multiprocessor, 128 registers and 52 KiB of shared memory.
+// The GEMM of a 2:4 weight, for many tokens, on sparse tensor cores. The sparse operand of the instruction is its rows,
+// so here rows are outputs and columns are tokens: a block computes a tile of 128 outputs by 128 tokens, a warp 64 by
+// 32 of it. Occupancy: 2 blocks of 256 threads on a multiprocessor, 128 registers and 52 KiB of shared memory.
 #include "kernels/cuda/sparse24_gemm.h"
 #include "kernels/cuda/tile_split.h"
 #include "kernels/cuda/token_tile.h"
@@ -15,12 +15,12 @@ constexpr int kPlacesAt = kValuesAt + kTiles * static_cast<int>(kSparse24Bytes);
 constexpr int kStageBytes = kPlacesAt + kTiles * kWarp * 4;
 constexpr int kSharedBytes = kStages * kStageBytes;
 static_assert(kSharedBytes <= 52 * 1024);
-constexpr int kWarpsAcross = 4;  // by 2 below each other
+constexpr int kWarpsAcross = 4;  // columns of warps, in 2 rows
 constexpr int kRowTiles = 4;     // of 16 outputs, in a warp
 constexpr int kColumnTiles = 4;  // of 8 tokens
 static_assert(kTileInputs == kSparse24Inputs);
 
-// Asks for one step of kTiles tiles, values and places; zeros beyond the last.
+// Starts the copies of one step of kTiles tiles, values and places; zeros beyond the last tile.
 __device__ __forceinline__ void copy_weights(const Sparse24Weights& weights, int steps, int first_tile, int step,
                                              unsigned char* to) {
   const int tiles = static_cast<int>(tiles_of(weights.outputs)) - first_tile;
@@ -53,7 +53,7 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, int f
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
     const int tile = first_tile + i;
-    if (tile >= tiles) break;  // there are no places of rows that do not exist
+    if (tile >= tiles) break;  // zeros are no valid places
     const Rows held = registers_of<Rows>(reinterpret_cast<const int4*>(stage + kValuesAt)[tile * kWarp + lane]);
     const unsigned of_lane = places[tile * kWarp + lane];
 #pragma unroll

@@ -1,5 +1,6 @@
-// Inputs divided among blocks, where a weight has fewer panels, or tiles, than a GPU has room for. Sums are integers,
-// so the order in which blocks add theirs does not matter. The last block to arrive finishes what they share.
+// Split-K: blocks divide the inputs where a weight has fewer panels or tiles than a GPU has room for blocks. Blocks add
+// their sums by atomic additions of integers, so their order does not matter, and the last block to arrive writes the
+// outputs.
 #pragma once
 
 #include "kernels/cuda/finish.h"
@@ -12,20 +13,21 @@ inline dim3 decode_grid(std::int64_t outputs, int count, int tokens, int splits)
           static_cast<unsigned>((count + tokens - 1) / tokens)};
 }
 
-// Whether this block is the last of `blocks` that have added their sums: then it may read them. All threads call it.
-// `shared`: a word that nobody reads any more.
+// Whether this block is the last of `blocks` to add its sums: then it may read the sums of all. All threads call it.
+// `shared`: a word of shared memory that no thread reads any more.
 __device__ __forceinline__ bool is_last(unsigned* arrived, unsigned blocks, unsigned* shared) {
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) *shared = blocks - 1 - atomicAdd(arrived, 1U);  // that are still to come
+  if (threadIdx.x == 0) *shared = blocks - 1 - atomicAdd(arrived, 1U);  // blocks that have not arrived yet
   __syncthreads();
   if (*shared != 0) return false;
   __threadfence();
   return true;
 }
 
-// All threads call it. `sums`: [tokens][kPanel] of this block, of which each thread wrote those that it reads here.
-// `shared`: a word that nobody reads any more.
+// Ends a decode kernel: writes the outputs of a panel, or under split-K adds its sums. All threads call it. `sums`:
+// [tokens][kPanel] of this block; each thread reads those that it wrote. `shared`: a word of shared memory that no
+// thread reads any more.
 template <int tokens, typename PackedWeights>
 __device__ __forceinline__ void finish_panel(const PackedWeights& weights, const DeviceTokens& input, const Output& out,
                                              const Partial& partial, int first_token, const int* sums, int* shared) {

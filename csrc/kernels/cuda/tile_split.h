@@ -1,4 +1,4 @@
-// A tile's inputs divided among blocks, for GEMMs with fewer tiles than a GPU has room for.
+// Split-K of the GEMMs: blocks divide the inputs of a tile where there are fewer tiles than a GPU has room for blocks.
 #pragma once
 
 #include "kernels/cuda/ptx.h"
@@ -6,9 +6,9 @@
 
 namespace mempool::kernels::cuda {
 
-// Adds this block's sums to those of the others, blockIdx.z of gridDim.z. True for the last one, which has them all
-// then. All threads call it. `place(i, j, k)`: where sums[i][j].of[k] belongs in partial.sums, or nullptr. `tile`: of
-// all tiles.
+// Adds the sums of this block, blockIdx.z of gridDim.z, to those of the others. True for the last block to arrive,
+// which then has the sums of all. All threads call it. `place(i, j, k)`: where sums[i][j].of[k] belongs in
+// partial.sums, or nullptr. `tile`: the index of the tile.
 template <int rows, int columns, typename Place>
 __device__ __forceinline__ bool add_up(Sums (&sums)[rows][columns], const Partial& partial, int tile, Place place,
                                        unsigned char* shared) {

@@ -1,5 +1,5 @@
-// Tokens on their way through shared memory, for the kernels that multiply whole tiles: 128 tokens by 64 inputs at a
-// time, copied while earlier ones are multiplied.
+// The pipeline of the GEMMs: tiles of 128 tokens by 64 inputs are copied to shared memory in stages, while an earlier
+// stage is multiplied.
 #pragma once
 
 #include "kernels/cuda/finish.h"
@@ -12,11 +12,11 @@ inline constexpr int kTileThreads = 256;
 inline constexpr int kTileTokens = 128;
 inline constexpr int kTileOutputs = 128;
 inline constexpr int kTileInputs = 64;  // of a stage
-inline constexpr int kStages = 4;       // in flight: three are copied while one is multiplied
+inline constexpr int kStages = 4;       // three are copied while one is multiplied
 inline constexpr int kChunk = 16;       // bytes of a copy
 
-// Asks for inputs [first_input, + kTileInputs) of the tokens from `first` on; zeros beyond either end. `pitch`: bytes
-// from a token to the next in shared memory.
+// Starts the copies of kTileInputs inputs from `first_input` on, of kTileTokens tokens from `first` on; zeros beyond
+// the last input and token. `pitch`: bytes from a token to the next in shared memory.
 template <int pitch>
 __device__ __forceinline__ void copy_tokens(const DeviceTokens& tokens, int stride, int first, int first_input,
                                             unsigned char* to) {
@@ -32,7 +32,8 @@ __device__ __forceinline__ void copy_tokens(const DeviceTokens& tokens, int stri
   }
 }
 
-// Multiplies stage after stage: copy(stage, place in the ring) asks for one, multiply(place) has it all.
+// Multiplies stage after stage: copy(stage, slot) starts the copies of a stage to a slot of the ring buffer, and
+// multiply(slot) finds them complete.
 template <typename Copy, typename Multiply>
 __device__ __forceinline__ void through_stages(int stages, Copy copy, Multiply multiply) {
 #pragma unroll
@@ -42,7 +43,7 @@ __device__ __forceinline__ void through_stages(int stages, Copy copy, Multiply m
   }
   for (int stage = 0; stage < stages; ++stage) {
     wait_for_copies<kStages - 2>();
-    __syncthreads();  // all have their copies, and nobody reads any more what is written next
+    __syncthreads();  // all threads have their copies, and none reads the slot any more that is written next
     const int next = stage + kStages - 1;
     if (next < stages) copy(next, next % kStages);
     commit_copies();

@@ -28,6 +28,7 @@ std::int64_t BitmapFormat::measured(const BitmapWeights& packed) noexcept {
 
 bool BitmapFormat::pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint64_t* masks,
                         std::int8_t* values, std::int32_t* offsets, std::int32_t* sums) noexcept {
+  MEMPOOL_EXPECTS(is_shape(outputs, inputs));
   std::int8_t* to = values;
   std::fill_n(sums, outputs, 0);
   for (std::int64_t panel = 0; panel < panels_of(outputs); ++panel) {

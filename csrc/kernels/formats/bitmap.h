@@ -1,5 +1,6 @@
-// Sparse int8 weights, a bit for each: the panels of the dense format without their zeros. The values of a panel begin
-// on 64 bytes, and a whole vector may be read from where the last ones begin.
+// The bitmap format: unstructured sparse int8 weights with a mask of one bit for each. It has the panels of the dense
+// format without their zeros. The values of a panel begin on 64 bytes, and a whole vector may be read from where the
+// last ones begin.
 #pragma once
 
 #include <array>
@@ -17,9 +18,9 @@ static constexpr std::int64_t bitmap_masks(std::int64_t outputs, std::int64_t in
 
 struct BitmapWeights {
   const std::uint64_t* masks = nullptr;  // bitmap_masks(); bit i: byte i of that vector is not zero
-  const std::int8_t* values = nullptr;   // kVector * (offsets of the end + 1)
+  const std::int8_t* values = nullptr;   // kVector * (last offset + 1)
   const std::int32_t* offsets =
-      nullptr;                         // where a panel's values begin, in kVector bytes, and where the last one's end
+      nullptr;                         // [panels + 1] in kVector bytes: a panel's first value, and the last one's end
   const std::int32_t* sums = nullptr;  // these as in DenseWeights
   const float* scales = nullptr;
   std::int64_t outputs = 0;

@@ -11,7 +11,7 @@
 namespace mempool::kernels {
 namespace {
 
-// The bytes of a group of an output, zero beyond its inputs.
+// The four bytes of a group of an output, zero beyond the last input.
 std::uint32_t block(const std::int8_t* row, std::int64_t inputs, std::int64_t group) {
   std::uint32_t four = 0;
   std::memcpy(&four, row + group * kGroup, static_cast<std::size_t>(inputs_of(group, inputs)));
@@ -40,6 +40,7 @@ std::int64_t BlockFormat::measured(const BlockWeights& packed) noexcept {
 
 bool BlockFormat::pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::uint64_t* masks,
                        std::int8_t* values, std::int32_t* offsets, std::int32_t* sums) noexcept {
+  MEMPOOL_EXPECTS(is_shape(outputs, inputs));
   std::int8_t* to = values;
   std::fill_n(masks, outputs * block_words(inputs), std::uint64_t{0});
   for (std::int64_t output = 0; output < outputs; ++output, masks += block_words(inputs)) {

@@ -1,5 +1,6 @@
-// Sparse int8 weights, a bit for each block of 4 inputs of one output: blocks that are all zero are left out, and the
-// others stand one behind the other, an output after the other. A row of bits begins with a word.
+// The block4 format: sparse int8 weights in blocks of 4 inputs of one output, with a mask of one bit for each block.
+// Blocks that are all zero are left out; the others are contiguous, output after output. The mask of an output begins
+// with a word.
 #pragma once
 
 #include <array>

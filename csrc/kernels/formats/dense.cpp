@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/expects.h"
 #include "kernels/layout.h"
 
 namespace mempool::kernels {
@@ -12,6 +13,7 @@ std::array<std::int64_t, 1> DenseFormat::sizes(std::int64_t outputs, std::int64_
 
 bool DenseFormat::pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* panels,
                        std::int32_t* sums) noexcept {
+  MEMPOOL_EXPECTS(is_shape(outputs, inputs));
   const std::int64_t groups = groups_of(inputs);
   std::fill_n(panels, dense_bytes(outputs, inputs), std::int8_t{0});
   for (std::int64_t output = 0; output < outputs; ++output) {
@@ -27,6 +29,7 @@ bool DenseFormat::pack(const std::int8_t* weights, std::int64_t outputs, std::in
 }
 
 void DenseFormat::unpack(const DenseWeights& packed, std::int8_t* weights) noexcept {
+  MEMPOOL_EXPECTS(is_shape(packed.outputs, packed.inputs));
   const std::int64_t groups = groups_of(packed.inputs);
   for (std::int64_t output = 0; output < packed.outputs; ++output) {
     for (std::int64_t input = 0; input < packed.inputs; ++input) {

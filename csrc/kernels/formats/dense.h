@@ -1,9 +1,9 @@
-// Dense int8 weights, in panels. Outputs come in panels of 64, inputs (K) in groups of 4; what is beyond N or K is
-// zero. A panel holds
+// The dense format: int8 weights in panels. Outputs (N) come in panels of 64, inputs (K) in groups of 4; the padding
+// beyond N or K is zero. A panel holds
 //
 //     [K / 4 groups][64 outputs][4 inputs]  int8
 //
-// so that 64 bytes are 16 outputs of one group: what one dot-product instruction of AVX-512 VNNI takes.
+// so that 64 bytes are 16 outputs of one group: one operand of a dot-product instruction of AVX-512 VNNI.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// The list of all packed formats: what is done for each of them, such as registering its operators, goes through it.
+// The list of all packed formats: registering operators and whatever else is done for each of them goes through it.
 #pragma once
 
 #include "kernels/formats/bitmap.h"
@@ -10,7 +10,7 @@ namespace mempool::kernels {
 
 template <typename... Formats>
 struct FormatList {
-  // Calls action(Format{}) for the traits of each.
+  // Calls action(Format{}) for the traits of each format.
   template <typename Action>
   static void each(Action action) {
     (action(Formats{}), ...);

@@ -7,8 +7,8 @@
 namespace mempool::kernels {
 namespace {
 
-// Of four weights the two that are held: those that are not zero, or a zero beside them. `places`: the lower first.
-// False where more are not zero.
+// Chooses the two of four weights that are kept: those that are not zero, and zeros beside them where there are fewer.
+// `places` has the lower one first. False where more than two are not zero.
 bool choose(const std::int8_t (&weights)[kGroup], unsigned (&places)[2]) {
   int count = 0;
   for (unsigned i = 0; i < kGroup; ++i) {
@@ -22,7 +22,7 @@ bool choose(const std::int8_t (&weights)[kGroup], unsigned (&places)[2]) {
   return true;
 }
 
-// Calls visit(output, group, its place) for all that the format holds, beyond N and K too, until it returns false.
+// Calls visit(output, group, place) for each group of each output, those of the padding too, until it returns false.
 template <typename Visit>
 bool all_groups(std::int64_t outputs, std::int64_t inputs, Visit visit) {
   for (std::int64_t output = 0; output < tiles_of(outputs) * kSparse24Rows; ++output) {
@@ -41,6 +41,7 @@ std::array<std::int64_t, 2> Sparse24Format::sizes(std::int64_t outputs, std::int
 
 bool Sparse24Format::pack(const std::int8_t* weights, std::int64_t outputs, std::int64_t inputs, std::int8_t* values,
                           std::uint32_t* places, std::int32_t* sums) noexcept {
+  MEMPOOL_EXPECTS(is_shape(outputs, inputs));
   std::fill_n(places, sparse24_places(outputs, inputs), 0U);
   std::fill_n(sums, outputs, 0);
   return all_groups(outputs, inputs, [&](std::int64_t output, std::int64_t group, const Place24& place) {
@@ -66,7 +67,7 @@ void Sparse24Format::unpack(const Sparse24Weights& packed, std::int8_t* weights)
     for (int i = 0; i < 2; ++i) {
       const std::int64_t input = group * kGroup + (places >> 2 * i & 3U);
       const std::int8_t value = packed.values[place.value + i];
-      if (value != 0) weights[output * packed.inputs + input] = value;  // what is beyond N and K is zero
+      if (value != 0) weights[output * packed.inputs + input] = value;  // the padding is zero, and so never written
     }
     return true;
   });

@@ -1,16 +1,16 @@
-// Int8 weights of which two of each four inputs are not zero at most ("2:4"), as registers of sparse tensor cores take
-// them: for GPUs alone. The other formats do not serve there: a bitmap's values lie at places that depend on all bits
-// before them. 0.625 bytes a weight, where whole tiles are full.
+// The 2:4 format: int8 weights of which at most two of each four inputs are not zero, laid out as the registers of
+// sparse tensor cores take them, for GPUs alone. The other sparse formats do not serve there: the place of a bitmap's
+// value depends on all bits before it. A weight takes 0.625 bytes where tiles are full.
 //
-// A tile is 16 outputs by 64 inputs, one instruction. Its inputs are 16 groups of four, of which two bytes each are
-// held, and their places in 4 bits, the lower one first; places are always two different ones in order, also where
-// there is nothing. What is beyond N or K is zero.
+// A tile is 16 outputs by 64 inputs, the operand of one instruction. Its inputs are 16 groups of four; of each group
+// two bytes are kept, and their places in 4 bits, the lower place first. The two places are always different and in
+// order, also where no weight is kept. The padding beyond N or K is zero.
 //
 //     values  [N / 16 tiles][K / 64][32 lanes][16]  int8
 //     places  [N / 16 tiles][K / 64][32 lanes]      uint32, of eight groups
 //
-// Which lane has what follows from the instruction's tables, but for the order of groups. They are exchanged like rows
-// and columns of a square of 4 by 4, for then the inputs that a lane needs of a token are 16 bytes in a row.
+// The instruction's tables say what each lane holds, but for the order of groups. Groups are transposed like a square
+// of 4 by 4, for then the inputs that a lane needs of a token are 16 contiguous bytes.
 #pragma once
 
 #include <array>
@@ -23,7 +23,7 @@
 namespace mempool::kernels {
 
 inline constexpr std::int64_t kSparse24Rows = 16;    // outputs
-inline constexpr std::int64_t kSparse24Inputs = 64;  // before two of each four are left out
+inline constexpr std::int64_t kSparse24Inputs = 64;  // of which 32 are kept
 inline constexpr std::int64_t kSparse24Lanes = 32;
 inline constexpr std::int64_t kSparse24LaneBytes = 16;
 inline constexpr std::int64_t kSparse24Bytes = kSparse24Lanes * kSparse24LaneBytes;
@@ -48,7 +48,7 @@ static constexpr std::int64_t sparse24_places(std::int64_t outputs, std::int64_t
   return tiles_of(outputs) * tile_steps(inputs) * kSparse24Lanes;
 }
 
-// Where a group of four inputs of an output is held, `group` of groups_of(inputs) or of what pads them.
+// Where a group of four inputs of an output is kept; `group` may be one of the padding.
 struct Place24 {
   std::int64_t value;  // the first of its two bytes
   std::int64_t word;   // of places
@@ -58,7 +58,7 @@ static constexpr Place24 place24(std::int64_t output, std::int64_t group, std::i
   constexpr std::int64_t kGroups = kSparse24Inputs / kGroup;
   const std::int64_t tile = output / kSparse24Rows * tile_steps(inputs) + group / kGroups;
   const std::int64_t row = output % kSparse24Rows;
-  const std::int64_t at = group % 4 * 4 + group % kGroups / 4;  // in the order that is held
+  const std::int64_t at = group % 4 * 4 + group % kGroups / 4;  // in the transposed order
   const std::int64_t lane = row % 8 * 4 + at % 8 / 2;
   const std::int64_t byte = at / 8 * 8 + row / 8 * 4 + at % 2 * 2;
   return {tile * kSparse24Bytes + lane * kSparse24LaneBytes + byte,
