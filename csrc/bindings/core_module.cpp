@@ -1,4 +1,4 @@
-// mempool._core: the allocator for Python. Knows nothing of torch.
+// mempool._core: the module that gives Python the allocator and its options. It uses nothing of torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -19,7 +19,7 @@ namespace py = pybind11;
 
 namespace {
 
-// (key, type, help, default, value under `conf`); None where an option sets no limit, or never.
+// (key, type, help, default, value under `conf`) of each option; a value is None for "no limit" and "never".
 py::list options(const std::string& conf, std::size_t whole_bytes) {
   mempool::Options set;
   mempool::parse_conf(set, conf, whole_bytes);

@@ -1,12 +1,13 @@
-// Compiles where the CUDA half does. The build tries it first: torch's allocator interface changes between releases.
+// A probe that the build compiles first: it compiles where the CUDA half does, since torch's allocator interface
+// changes between releases.
 #include <torch/csrc/cuda/CUDAPluggableAllocator.h>
 
 #include <type_traits>
 
 #include "torch/cuda_allocator.h"
 
-// Each override is in torch's interface, or the class does not compile; none of torch's is missing, or it is abstract.
+// The class compiles only if torch's interface has each function that it overrides, and is abstract if one is missing.
 static_assert(!std::is_abstract_v<mempool::torch_cuda::CudaAllocator>);
 
-// What cuda_reports.cpp fills in.
+// A member that cuda_reports.cpp fills in.
 void read(c10::CachingDeviceAllocator::DeviceStats& stats) { stats.reserved_bytes_by_private_pools.clear(); }

@@ -1,4 +1,5 @@
-// _core.Device and _core.Pool: thin handles on the core's objects. Units are bytes; None stands for "no limit".
+// The classes _core.Device and _core.Pool: thin handles on the core's allocators and accounts. Sizes are bytes; None
+// stands for "no limit".
 #include "device_binding.h"
 
 #include <pybind11/stl.h>
@@ -36,12 +37,12 @@ void put(py::dict& out, const std::string& key, const ByPool<Stat>& stats) {
   put(out, key + ".large_pool", stats.large);
 }
 
-// One member of the three BlockStats, as a ByPool of Stat.
+// One member of the three BlockStats (all, small, large), as a ByPool of Stat.
 ByPool<Stat> pick(const ByPool<BlockStats>& blocks, Stat BlockStats::*member) {
   return {blocks.all.*member, blocks.small.*member, blocks.large.*member};
 }
 
-// The keys of torch.cuda.memory_stats.
+// The statistics under the keys of torch.cuda.memory_stats.
 py::dict device_stats(CachingAllocator& device) {
   DeviceStats stats;
   {
@@ -58,7 +59,7 @@ py::dict device_stats(CachingAllocator& device) {
   put(out, "segment", stats.segments);
   put(out, "inactive_split", stats.free_ranges.count);
   put(out, "inactive_split_bytes", stats.free_ranges.bytes);
-  // Nothing is "oversize" here: there is no size from which blocks would be kept whole.
+  // No block is "oversize" here: blocks of all sizes are split.
   put(out, "oversize_allocations", Stat{});
   put(out, "oversize_segments", Stat{});
   out["max_split_size"] = -1;
@@ -84,7 +85,7 @@ py::dict pool_stats(const Pool& pool) {
   return out;
 }
 
-// Lets other threads of Python run now and then during a long loop.
+// Releases the interpreter's lock now and then during a long loop, so that other threads of Python may run.
 class Turns {
  public:
   void pass() {
@@ -317,8 +318,8 @@ void add_device_classes(py::module_& m) {
       "ordinal"_a, "conf"_a, py::return_value_policy::reference,
       "The allocator of a CUDA device. Made at the first call, as the CPU's.");
   m.def("cuda_device_if_made", &cuda_device_if_made, "ordinal"_a, py::return_value_policy::reference,
-        "The same if it was made already, else None.");
-  m.def("cuda_device_bytes", &cuda_device_bytes, "ordinal"_a, "Bytes that the device has in all.");
+        "The allocator of a CUDA device if it was made already, else None.");
+  m.def("cuda_device_bytes", &cuda_device_bytes, "ordinal"_a, "The device's memory in bytes.");
   m.def(
       "cuda_problem",
       [] {

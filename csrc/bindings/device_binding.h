@@ -1,3 +1,4 @@
+// Registers the classes Device and Pool of mempool._core.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,5 +1,5 @@
-// Entering and leaving pools from Python. All of it holds the interpreter's lock throughout, so nobody sees an entry
-// that another thread is about to end.
+// Entering and leaving pools from Python. All functions hold the interpreter's lock throughout, so no thread sees an
+// entry that another thread is about to end.
 #include "pool_scope.h"
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace mempool::bindings {
 namespace {
 
-// One stay of one thread in a pool. Its end leaves the pool, too.
+// One stay of one thread in a pool. Destroying it leaves the pool.
 class Entry {
  public:
   explicit Entry(std::shared_ptr<Pool> pool) : pool_(std::move(pool)), entry_(this) {}
@@ -31,16 +31,17 @@ class Entry {
   bool entered() const noexcept { return entry_.home() != nullptr; }
   bool is_here() const noexcept { return thread_ == PyThread_get_thread_ident(); }
 
-  bool suspended = false;  // other code of this thread ran in between: it was taken off the stack
-  bool followed = false;   // taken off and put on again around each step of its context
+  bool suspended = false;  // it was taken off the stack while other code of this thread runs
+  bool followed = false;   // it is put on the stack for each step of its context, and taken off after it
 
  private:
   const std::shared_ptr<Pool> pool_;
   PoolEntry entry_;
-  unsigned long thread_ = 0;  // that entered
+  unsigned long thread_ = 0;  // the thread that entered
 };
 
-// Visits the calling thread's entries of all devices; of one device, the innermost first. `visit` may leave its entry.
+// Visits the calling thread's entries of all devices, device after device and the innermost first. `visit` may leave
+// its entry.
 template <typename Visit>
 void for_each_entry(Visit visit) {
   const auto of_device = [&visit](CachingAllocator* device) {
@@ -50,8 +51,8 @@ void for_each_entry(Visit visit) {
   for (int i = 0; i < kMaxCudaDevices; ++i) of_device(cuda_device_if_made(i));
 }
 
-// The calling thread's entries, the innermost last. nullptr: what the allocator itself has entered, to keep a pressure
-// callback out of the pool that called it.
+// The calling thread's entries, the innermost last. nullptr stands for an entry that the allocator made itself, to keep
+// a pressure callback out of the pool that called it.
 std::vector<Entry*> own_entries() {
   std::vector<std::pair<std::uint64_t, Entry*>> found;
   for_each_entry([&found](PoolEntry& entry) { found.emplace_back(entry.order(), static_cast<Entry*>(entry.user)); });
@@ -75,10 +76,11 @@ std::size_t leave_all() {
   return left;
 }
 
-// What `following` of the call below is while this thread is in it; nullptr: in none.
+// The argument `following` of the call_in_pools() that this thread is in; nullptr outside of it.
 thread_local PyObject* t_following = nullptr;
 
-// One step of a coroutine, or one call. Whatever ends it, what was set for it is set no longer: its end is C++, too.
+// One step of a coroutine, or one call, with its pools entered. Its destructor takes back all that was set, however the
+// step ends: no interrupt can come in between, as none of it is Python.
 class Step {
  public:
   Step(const py::tuple& entries, const py::object& following, const py::object& context, const py::object& place)
@@ -133,7 +135,7 @@ class Step {
       }
       if (!write_context(py::tuple(kept))) PyErr_Clear();
     } catch (const std::exception&) {
-      // There is no memory for it: the place stays until its stay is over.
+      // Without memory for the tuple the place stays in the context until its entry ends.
     }
   }
 
@@ -164,8 +166,8 @@ py::object call_in_pools(const py::tuple& entries, const py::object& following, 
   return py::reinterpret_steal<py::object>(result);
 }
 
-// The base of mempool.use_pool. It is in C++ because an interrupt strikes between two steps of Python: the last thing
-// that entering does and the first that leaving does is one call each, with no such step around it.
+// The base of mempool.use_pool. It is in C++ because Python handles interrupts between two of its own steps: entering
+// ends with one call, and leaving begins with one, and no interrupt can come in between.
 class Scope {
  public:
   // `_open` of the subclass makes the entry.
@@ -197,8 +199,8 @@ class Scope {
   }
 
  private:
-  // `_pick(entries)` of the subclass says which entry ends. It is Python, so an interrupt may strike in it: then it is
-  // asked again, and the interrupt goes on once the pool is left.
+  // `_pick(entries)` of the subclass chooses the entry that ends. It is Python, so an interrupt may end it: then it is
+  // called again, and the interrupt is raised once the pool is left.
   static py::object pick(const py::object& self, const std::vector<py::object>& open,
                          std::optional<py::error_already_set>& interrupt) {
     constexpr int kMostTries = 3;

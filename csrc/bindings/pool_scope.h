@@ -1,4 +1,5 @@
-// _core.Pool, a handle on an account, and what charges blocks to it: _core.PoolEntry and _core.PoolScope.
+// The class behind _core.Pool, a handle on an account, and the classes that charge a thread's blocks to it:
+// _core.PoolEntry and _core.PoolScope.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,7 +11,7 @@
 
 namespace mempool::bindings {
 
-// Keeps the account alive for Python; the record itself goes with the last block.
+// Keeps the account alive for Python; the account itself ends with its last block.
 class Pool {
  public:
   Pool(CachingAllocator& device, Account* account, std::shared_ptr<Pool> parent)
@@ -29,7 +30,7 @@ class Pool {
   const std::shared_ptr<Pool> parent_;
 };
 
-// Precondition: Pool is known to Python.
+// Adds the classes PoolEntry and PoolScope to the module, after Pool.
 void add_pool_scope(pybind11::module_& m);
 
 }  // namespace mempool::bindings

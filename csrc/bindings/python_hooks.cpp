@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace mempool::bindings {
 namespace {
 
-// Guarded by the interpreter's lock. Never destroyed: a thread may still allocate while the interpreter goes.
+// Guarded by the interpreter's lock. Never destroyed: a thread may still allocate while the interpreter shuts down.
 struct State {
   py::object pressure_handler = py::none();
   bool capturing = false;
@@ -22,7 +22,7 @@ struct State {
   using Stack = std::vector<std::pair<PyObject*, int>>;
   std::map<Stack, std::uint32_t> ids;
   std::vector<const Stack*> stacks;  // by id - first_id
-  std::uint32_t first_id = 1;        // ids are never used twice: one from before means "unknown", not another stack
+  std::uint32_t first_id = 1;        // ids are never used twice: an old id is unknown, and names no other stack
 };
 
 State& state() {
@@ -47,7 +47,7 @@ void call_pressure_handler(const char* pool, std::size_t needed, bool failing, P
   const py::gil_scoped_acquire gil;
   const py::object handler = state().pressure_handler;
   if (handler.is_none()) return;
-  // An allocation can fail while an exception is on its way; it must survive the callback.
+  // An allocation can fail while an exception is pending, which has to survive the callback.
   const py::error_scope keep;
   try {
     const auto result = handler(pool, needed, failing).cast<py::tuple>();
@@ -72,7 +72,7 @@ void pressure(const char* pool, std::size_t needed, bool failing, PressureOutcom
   try {
     call_pressure_handler(pool, needed, failing, outcome);
   } catch (const std::exception&) {
-    // Nothing may escape into the allocator: the allocation is refused as it would have been.
+    // No exception may reach the allocator: the allocation is refused as it would have been without a callback.
   }
 }
 

@@ -1,4 +1,4 @@
-// What the core's hooks do in a Python process: run pressure callbacks, remember Python stacks.
+// The core's hooks in a Python process: they run pressure callbacks and capture Python stacks.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,13 +9,13 @@ namespace mempool::bindings {
 
 // Installs the hooks for good.
 void install_hooks();
-// For atexit: from now on the hooks do nothing. Waits for those that are running, because a thread that asks for the
-// interpreter's lock during its shutdown is ended by Python on the spot, and the process with it.
+// For atexit: from now on the hooks do nothing. Waits for hooks that are running, because Python ends a thread that
+// asks for the interpreter's lock during shutdown, and the process with it.
 void retire_hooks();
-// For a forked child: hooks that ran on other threads of the parent do not run here.
+// For a forked child: forgets the hooks that other threads of the parent were running.
 void reset_after_fork();
 
-// handler(pool: str, needed_bytes: int, failing: bool) -> (calls: int, error: str, error_id: int), or None for none.
+// handler(pool: str, needed_bytes: int, failing: bool) -> (calls: int, error: str, error_id: int); None removes it.
 void set_pressure_handler(pybind11::object handler);
 
 // While on, each recorded allocation carries the id of its Python stack. Either way, stacks from before are forgotten.

@@ -1,4 +1,4 @@
-// _core.replay: a trace's events as buffers in, the report as a dictionary out.
+// The function _core.replay: it takes the events of a trace as buffers, and returns the report as a dictionary.
 #include "replay_binding.h"
 
 #include <memory>
@@ -30,7 +30,7 @@ const std::int64_t* column(const py::buffer_info& info) {
   return static_cast<const std::int64_t*>(info.ptr);
 }
 
-// Whole, not cut, and with streams whose work is always done: what a CUDA device is to the allocator.
+// What a CUDA device is to the allocator: handles that stay whole, and streams, whose work is always done here.
 constexpr FakeMemory::Settings kFakeDevice{
     .personality = FakeMemory::Personality::device, .accessible = false, .has_streams = true};
 
@@ -77,8 +77,9 @@ TraceEvent::Op op_of(std::int64_t number) {
   }
 }
 
-// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: of a fake; 0 for no end. `progress`: called with the number of
-// events that are done; a pending signal, such as the user's interrupt, ends the replay at the same moments.
+// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: the bytes of a fake backend; 0 for no limit. `progress` is
+// called with the number of events that are done; there a pending signal, the user's interrupt for one, ends the
+// replay.
 py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& bytes, const py::buffer& streams,
                 const py::buffer& times, const std::string& backend, const std::string& conf, std::size_t capacity,
                 const py::object& progress) {

@@ -1,3 +1,4 @@
+// Registers the function replay of mempool._core.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// mempool._torch_cpu: the switch for torch's CPU allocator.
+// mempool._torch_cpu: the module that enables and disables mempool as torch's CPU allocator.
 #include <pybind11/pybind11.h>
 
 #include "backend/cpu_device.h"

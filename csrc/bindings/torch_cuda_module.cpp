@@ -1,4 +1,4 @@
-// mempool._torch_cuda: the switch for torch's CUDA allocator.
+// mempool._torch_cuda: the module that installs mempool as torch's CUDA allocator.
 #include <pybind11/pybind11.h>
 
 #include <string>

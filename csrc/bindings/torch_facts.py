@@ -1,6 +1,6 @@
-"""What the build has to know of the torch of the interpreter that runs this: one line of JSON, with a `problem` if any.
+"""Tells the build about the torch of the interpreter that runs it: one line of JSON, with a `problem` if there is one.
 
-Nothing but Python's own library may be imported here: torch may be missing, or not able to run.
+Only Python's own library may be imported at the top: torch may be missing, or may fail to import.
 """
 
 from __future__ import annotations

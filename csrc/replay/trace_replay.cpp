@@ -4,6 +4,7 @@
 #include <ctime>
 #include <utility>
 
+#include "common/expects.h"
 #include "core/allocator/caching_allocator.h"
 
 namespace mempool {
@@ -15,7 +16,7 @@ double thread_cpu_seconds() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
-// Blocks by id; whatever is live when it goes is freed, also on an error path.
+// The live blocks of a replay, by id. Its end frees them, also after an error.
 class LiveBlocks {
  public:
   LiveBlocks(CachingAllocator& allocator, std::size_t count) : allocator_(allocator), blocks_(count) {}
@@ -27,9 +28,11 @@ class LiveBlocks {
   void apply(const TraceEvent& event) {
     switch (event.op) {
       case TraceEvent::Op::alloc:
+        MEMPOOL_EXPECTS(blocks_[event.id] == nullptr);
         blocks_[event.id] = allocator_.allocate(event.bytes, event.stream);
         break;
       case TraceEvent::Op::free:
+        MEMPOOL_EXPECTS(event.id < blocks_.size());
         allocator_.deallocate(std::exchange(blocks_[event.id], nullptr));
         break;
       case TraceEvent::Op::record_stream:
@@ -47,7 +50,7 @@ std::uint64_t map_calls(const DeviceStats& stats) {
   return static_cast<std::uint64_t>(stats.commits + stats.decommits + stats.moves);
 }
 
-// The figures of the trace itself.
+// Fills in the figures that follow from the trace alone: live bytes over time, and their peak.
 void add_live_bytes(const std::vector<TraceEvent>& events, ReplayReport& report) {
   std::vector<std::size_t> sizes;
   std::size_t live = 0;
@@ -60,6 +63,7 @@ void add_live_bytes(const std::vector<TraceEvent>& events, ReplayReport& report)
       live += event.bytes;
       report.peak_live_bytes = std::max(report.peak_live_bytes, live);
     } else if (event.op == TraceEvent::Op::free) {
+      MEMPOOL_EXPECTS(event.id < sizes.size() && sizes[event.id] <= live);
       live -= sizes[event.id];
     }
     if ((i + 1) % stride == 0) report.timeline.push_back({i, live, 0});
@@ -67,12 +71,12 @@ void add_live_bytes(const std::vector<TraceEvent>& events, ReplayReport& report)
   report.end_live_bytes = live;
 }
 
-// Lets memory decay as the clock of the trace goes on.
+// Calls decay() as the clock of the trace advances.
 class TraceClock {
  public:
   explicit TraceClock(CachingAllocator& allocator) : allocator_(allocator), tick_ms_(allocator.decay_tick_ms()) {}
   void advance(std::int64_t time_ns) {
-    // Where nobody asks for anything for so long, nothing is left to go.
+    // After that many ticks without an event no memory is left to decay, so the clock may jump.
     constexpr std::int64_t kMostTicks = 1 << 16;
     const std::int64_t most_ms = kMostTicks * tick_ms_ + 2 * std::max<std::int64_t>(0, allocator_.options().decay_ms);
     next_ms_ = std::max(next_ms_, time_ns / 1'000'000 - most_ms);

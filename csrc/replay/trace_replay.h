@@ -1,4 +1,5 @@
-// Replays a recorded sequence of allocations through an allocator of its own and reports what that took.
+// Replays a trace, a recorded sequence of allocations, through an allocator of its own, and reports the memory and the
+// time that it took.
 #pragma once
 
 #include <cstddef>
@@ -23,9 +24,9 @@ struct TraceEvent {
 
 struct ReplayReport {
   std::size_t events = 0;
-  std::size_t peak_live_bytes = 0;  // most requested bytes live at once: what no allocator can go below
-  std::size_t peak_held_bytes = 0;  // most physical memory held at once
-  std::size_t end_live_bytes = 0;
+  std::size_t peak_live_bytes = 0;  // the most requested bytes live at once: no allocator can hold less than this
+  std::size_t peak_held_bytes = 0;  // the most physical memory held at once
+  std::size_t end_live_bytes = 0;   // requested bytes live at the end
   std::uint64_t commits = 0;
   std::uint64_t decommits = 0;
   std::uint64_t moves = 0;
@@ -39,12 +40,13 @@ struct ReplayReport {
   };
   static constexpr std::size_t kSamples = 256;
   std::vector<Sample> timeline;
-  double seconds = 0;  // of the calling thread's CPU, the reading of the trace and on_progress excluded
+  double seconds = 0;  // CPU time of the calling thread, without reading the trace and on_progress
 };
 
-// Memory decays in the time of the trace, and not at all where it has none. Precondition: every free names a live id.
-// `on_progress` gets the number of events that are done, some kSamples times; what it throws ends the replay.
-// Throws OutOfMemory when the trace does not fit; nothing stays allocated.
+// Memory decays by the clock of the trace, and not at all where the trace has no times. Precondition: each alloc has an
+// id that is not live, each free and record_stream one that is. `on_progress` gets the number of events that are done,
+// some kSamples times; an exception from it ends the replay. Throws OutOfMemory when the trace does not fit; nothing
+// stays allocated.
 ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr<PhysicalMemory> memory,
                           const Options& options, const std::function<void(std::size_t)>& on_progress = {});
 

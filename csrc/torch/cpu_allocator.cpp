@@ -7,6 +7,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "common/expects.h"
 #include "core/allocator/found_block.h"
 
 namespace mempool::torch_cpu {
@@ -15,9 +16,9 @@ namespace {
 CachingAllocator* g_device = nullptr;  // set once, before the first allocation
 c10::Allocator* g_previous = nullptr;  // likewise
 std::atomic<bool> g_enabled{false};
-std::atomic<bool> g_has_reported{false};  // the reporter knows a block, or did: else it need not hear of frees
+std::atomic<bool> g_has_reported{false};  // the reporter was told of a block, and has to be told of frees
 
-// Whether the profiler of this thread, or the log, wants to hear of allocations: what the reporter itself asks first.
+// Whether the profiler of this thread or the log records allocations; the reporter asks the same first.
 bool is_reported() noexcept { return c10::memoryProfilingEnabled() || FLAGS_caffe2_report_cpu_memory_usage; }
 
 void report(void* address, std::size_t bytes) {
@@ -25,14 +26,14 @@ void report(void* address, std::size_t bytes) {
   c10::profiledCPUMemoryReporter().New(address, bytes);
 }
 
-// Every block of ours, and every pointer that raw_deallocate is given, passes here.
+// The deleter of all our blocks, which raw_deallocate calls with other pointers as well.
 void deleter(void* address) {
   if (g_has_reported.load(std::memory_order_relaxed) && is_reported() && block_bytes(address) != 0) [[unlikely]]
     c10::profiledCPUMemoryReporter().Delete(address);
   if (g_device->deallocate(address)) [[likely]]
     return;
   // A pointer that is not ours was made by the allocator before us (raw_allocate ahead of enable(), or while disabled),
-  // and goes back to it. Inside our blocks it can only be one that is free already.
+  // and goes back to it. A pointer into our memory can only be a block that is free already.
   const c10::DeleterFnPtr previous = g_previous->raw_deleter();
   if (previous != nullptr && block_bytes(address) == 0) previous(address);
 }
@@ -64,6 +65,7 @@ class Adapter final : public c10::Allocator {
 }  // namespace
 
 void enable(CachingAllocator& device) {
+  MEMPOOL_EXPECTS(g_device == nullptr || g_device == &device);
   static std::mutex installing;
   const std::lock_guard guard(installing);
   if (g_device == nullptr) {

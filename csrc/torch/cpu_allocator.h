@@ -1,13 +1,13 @@
-// The adapter between torch's CPU tensors and the allocator. Needs libc10 alone of torch.
+// Makes the CPU's allocator torch's allocator for CPU tensors. Of torch it needs libc10 alone.
 #pragma once
 
 #include "core/allocator/caching_allocator.h"
 
 namespace mempool::torch_cpu {
 
-// From now on new CPU tensors come from `device`. Idempotent; from any thread; live tensors keep their own deleters.
+// From now on new CPU tensors come from `device`. Idempotent; any thread may call it; live tensors keep their deleters.
 void enable(CachingAllocator& device);
-// New tensors come from the allocator that was in place before. Blocks that are live stay valid.
+// From now on new CPU tensors come from the allocator that was in place before. Live blocks stay valid.
 void disable() noexcept;
 bool is_enabled() noexcept;
 

@@ -17,7 +17,7 @@ namespace {
 
 StreamId id_of(cudaStream_t stream) { return reinterpret_cast<StreamId>(stream); }
 
-// Made at its first use with the options of the environment. Without a lock from then on.
+// The allocator of a device. The first call makes it with the options of the environment; later ones take no lock.
 CachingAllocator& device_at(int device) {
   if (CudaDriver::is_forked()) {
     throw ConfigError(

@@ -1,4 +1,4 @@
-// The same operators on CUDA tensors: linear_ops.cpp says what they are.
+// The operators that run packed weights on CUDA tensors; linear_ops.cpp has those on CPU tensors.
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -16,7 +16,7 @@ namespace {
 
 namespace gpu = kernels::cuda;
 
-// Multiprocessors of a device, once it is known to run the kernels.
+// The number of multiprocessors of a device. Refuses a device that cannot run the kernels.
 int processors_of(c10::DeviceIndex device) {
   static std::array<std::atomic<int>, 64> known{};
   if (static_cast<std::size_t>(device) >= known.size())

@@ -1,6 +1,6 @@
-// The operators of a packed format, made from its traits (kernels/formats/format.h): their names, schemas and
-// signatures, and what they ask of their tensors. pack_ops.cpp, linear_ops.cpp and cuda_linear_ops.cpp register them
-// for every format.
+// Makes the operators of a packed format from its traits (kernels/formats/format.h): their names, schemas and
+// signatures, and the checks of their tensors. pack_ops.cpp, linear_ops.cpp and cuda_linear_ops.cpp register them for
+// every format.
 #pragma once
 
 #include <array>
@@ -60,8 +60,8 @@ struct BuffersOf<Format, std::index_sequence<index...>> {
   template <std::size_t>
   using Result = Tensor;
 
-  // The weight as its kernels take it, without sums and scales. Buffers are what they have to be by the shape of the
-  // weight: that they fit each other is what is_sound() says.
+  // The weight as its kernels take it, without sums and scales. Checks the type, device, alignment and size of each
+  // buffer; is_sound() checks that they fit each other.
   static Weights weights_of(Argument<index>... buffers, std::int64_t outputs, std::int64_t inputs, c10::Device device) {
     Weights weights;
     weights.outputs = outputs;
@@ -109,7 +109,8 @@ std::string linear_schema() {
          "Tensor sums, Tensor scales, Tensor? bias, int inputs) -> Tensor";
 }
 
-// The kernel of the operator NAME_linear. `Device` says which device the buffers have to be on, and runs the layer.
+// The operator NAME_linear: call() checks its arguments. `Device` names the device that the buffers have to be on, and
+// runs the layer there.
 template <typename Device, typename Format, typename Indexes = std::make_index_sequence<kBuffers<Format>>>
 struct LinearOf;
 
@@ -125,8 +126,8 @@ struct LinearOf<Device, Format, std::index_sequence<index...>> {
     typename Format::Weights weights = Buffers::weights_of(buffers..., outputs.count, inputs, device);
     weights.sums = outputs.sums;
     weights.scales = outputs.scales;
-    // On a GPU the answer would have to be waited for at each call: modules ask once, when buffers come in. That masks
-    // fit offsets is not asked here either: looking at every mask would cost as much as the product.
+    // On a GPU each call would have to wait for the answer; modules ask once, when buffers are loaded. Whether masks
+    // fit offsets is not checked here either: reading every mask would cost as much as the product.
     if constexpr (IsMeasured<Format>) {
       if (device.is_cpu()) Buffers::require_measured(buffers..., weights);
     }

@@ -1,7 +1,7 @@
 // The operators that run packed weights on the CPU: torch.ops.mempool.int8_linear, and one for each other format.
 //
-// They are not built on torch's stable interface (torch/csrc/stable): that one turns whatever an allocation throws into
-// a plain RuntimeError, and prints it. Out of memory has to reach Python as what it is.
+// They are not built on torch's stable interface (torch/csrc/stable): that one turns each exception of an allocation
+// into a plain RuntimeError, and prints it. An out-of-memory error has to reach Python as one.
 #include <ATen/EmptyTensor.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
@@ -25,8 +25,8 @@ struct Work {
   const void* context;
 };
 
-// torch's threads. By a function of torch's library: at::parallel_for is compiled where it is called, and without
-// OpenMP there it would quietly run on one thread.
+// Runs tasks on torch's threads. It calls a function of torch's library: at::parallel_for would be compiled here, and
+// without OpenMP it would run on one thread, without a warning.
 void parallel_for(std::int64_t count, std::int64_t grain, kernels::Task task, const void* context) {
   Work work = {task, context};
   const auto run = [](std::int64_t first, std::int64_t last, void* given) {
@@ -36,7 +36,7 @@ void parallel_for(std::int64_t count, std::int64_t grain, kernels::Task task, co
   if (torch_parallel_for(0, count, grain, run, &work) != 0) refuse("torch's threads could not be started.");
 }
 
-// Where activations are quantized to: for a few tokens the stack, else memory from torch, and so from the current pool.
+// The memory for quantized activations: for a few tokens on the stack, else from torch, and so from the current pool.
 class Workspace {
  public:
   explicit Workspace(std::int64_t bytes) {
@@ -85,8 +85,8 @@ struct OnCpu {
   }
 };
 
-// Nothing flows back through a packed weight. That is said when a backward pass runs, not when it is traced: whoever
-// compiles a model for inference without saying so has a backward pass traced.
+// No gradient flows back through a packed weight. The error is raised when a backward pass runs, not when it is traced:
+// torch.compile traces a backward pass of an inference model, too, unless it runs under no_grad.
 Tensor refuse_backward(const Tensor& /*gradient*/, const Tensor& /*input*/) {
   refuse(
       "packed weights are for inference, nothing flows back through them. Train the model before it is converted "

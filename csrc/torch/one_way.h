@@ -1,5 +1,5 @@
-// Operators through which nothing flows back. That is said when a backward pass runs, not when it is traced: whoever
-// compiles a model for inference without saying so has a backward pass traced.
+// Operators without a gradient. The error is raised when a backward pass runs, not when it is traced: torch.compile
+// traces a backward pass of an inference model, too, unless it runs under no_grad.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,7 +26,7 @@ class OneWay : public torch::autograd::Function<OneWay> {
   }
 };
 
-// call() is the kernel of an operator (its name and signature), of whose arguments the first may need a gradient.
+// call() is the autograd kernel of `Operator` (its name and signature), whose first argument may require a gradient.
 template <typename Operator, typename Signature = typename Operator::Signature>
 struct OneWayOf;
 template <typename Operator, typename... Arguments>

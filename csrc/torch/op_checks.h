@@ -1,5 +1,5 @@
-// What the operators ask of their tensors before a kernel sees a pointer. A refusal is a RuntimeError, as torch's own
-// operators raise; it names the argument, what it is and what it should be.
+// The checks of the operators' tensors, before a kernel gets a pointer. A refusal is a RuntimeError, as torch's own
+// operators raise; it names the argument, what it is and what it has to be.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ using c10::ScalarType;
 
 [[noreturn]] inline void refuse(const std::string& message) { C10_THROW_ERROR(Error, "mempool: " + message); }
 
-// As Python writes it.
+// The name of a type, as Python writes it.
 inline std::string name_of(ScalarType type) { return std::string(c10::getDtypeNames(type).first); }
 
 inline void require_type(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> types) {
@@ -30,7 +30,7 @@ inline void require_type(const Tensor& tensor, const char* name, std::initialize
   refuse(std::string("`") + name + "` has to be " + wanted + ", and is " + name_of(tensor.scalar_type()) + ".");
 }
 
-// On that device, contiguous and of a type; for what is read as words of `alignment` bytes also aligned to them.
+// Requires a contiguous tensor on a device, of one of the types, aligned to `alignment` bytes.
 inline void require_plain(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> types,
                           std::size_t alignment = 1, c10::Device device = c10::kCPU) {
   const std::string quoted = std::string("`") + name + "`";
@@ -64,7 +64,7 @@ inline void require_shape(std::int64_t outputs, std::int64_t inputs) {
   }
 }
 
-// What formats share: one sum and one scale for each output, and as many biases if there are any.
+// The tensors that layers of all formats have: a sum and a scale for each output, and a bias for each if there are any.
 struct Outputs {
   Outputs(const Tensor& sums_in, const Tensor& scales_in, const std::optional<Tensor>& bias_in,
           c10::Device device = c10::kCPU) {

@@ -1,4 +1,4 @@
-// The operators that make packed weights and take them apart. They run when a model is converted or loaded, on one
+// The operators that quantize, pack, unpack and check weights. They run when a model is converted or loaded, on one
 // thread.
 #include <ATen/EmptyTensor.h>
 #include <torch/library.h>
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
   return {quantized, scales};
 }
 
-// The kernels of the operators pack_NAME, unpack_NAME and check_NAME.
+// The operators pack_NAME, unpack_NAME and check_NAME of a format.
 template <typename Format, typename Indexes = std::make_index_sequence<kBuffers<Format>>>
 struct PackingOf;
 
