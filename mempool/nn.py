@@ -1,4 +1,4 @@
-"""Layers whose weights stay packed while they are used, as modules: ``mempool.packed.linear`` has them."""
+"""The modules that run on packed int8 weights; ``mempool.packed.linear`` implements them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators ``torch.ops.mempool.*``, and what their buffers are: ``mempool.packed.formats`` has them, by format."""
+"""The operators ``torch.ops.mempool.*`` and the sizes of their buffers; ``mempool.packed`` implements both."""
 
 from __future__ import annotations
 

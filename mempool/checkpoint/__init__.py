@@ -1,6 +1,6 @@
-"""A model from a file, packed layer by layer, and to one.
+"""Loads a model from a file, packing it layer by layer, and saves one to a file.
 
-``mempool.compress.load``, ``save`` and ``meta_parameters`` are these, too.
+``mempool.compress`` has the same functions ``load``, ``save`` and ``meta_parameters``.
 """
 
 from __future__ import annotations

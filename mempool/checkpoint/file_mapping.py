@@ -1,4 +1,4 @@
-"""Tensors on a file's mapping, made in microseconds: a model of thousands of small layers has tens of thousands."""
+"""Makes tensors on the mapping of a file, in microseconds each: a model of many small layers has tens of thousands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Other types are left to the library, which knows them all.
+# Tensors of other types are read by the safetensors library, which knows them all.
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -27,18 +27,18 @@ _TYPES = {
 
 
 class FileMapping:
-    """The bytes of a safetensors file whose header the library has found to be sound."""
+    """The mapped bytes of a safetensors file whose header the library has checked."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError where the file cannot be mapped."""
         with path.open("rb") as stream:
-            # What is written to a copy stays in this process; torch warns of memory that cannot be written to.
+            # A private mapping: writes stay in this process. torch warns of memory that is read-only.
             self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         self._start = 8 + int.from_bytes(self._bytes[:8], "little")
         self._header: dict[str, Any] = json.loads(self._bytes[8 : self._start])
 
     def tensor(self, key: str) -> Tensor | None:
-        """None for what is not known here: other types, and tensors that are not where their type can be read."""
+        """A tensor of the file; None for another type, or where it is not aligned for its type."""
         entry = self._header.get(key)
         dtype = _TYPES.get(entry["dtype"]) if entry is not None else None
         if entry is None or dtype is None:

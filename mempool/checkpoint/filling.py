@@ -1,4 +1,4 @@
-"""Parameters and buffers of a model from a file: what is asked of it, whether it fits, and how it comes in."""
+"""Fills parameters and buffers of a model from a file: finds them there, checks shapes and types, copies values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from mempool.checkpoint.tensor_file import TensorFile
 from mempool.compress.sharing import in_place_of, memory_of, overlap, repeats, write
 
-# Numbers pass between these without a scale and without losing a part; each as wide as the next one here or narrower.
+# Types between which values are cast without a scale and without losing a part, from the narrowest to the widest.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 1 << 20  # elements
 
@@ -42,7 +42,7 @@ class Place:
 
 @dataclass
 class Shared:
-    """One tensor of a model, or several that are the same memory: all its names and all places that hold it."""
+    """A tensor of a model, or several that are the same memory: all names and all places that hold it."""
 
     names: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
@@ -77,7 +77,7 @@ def tensors_of(model: nn.Module) -> list[Shared]:
 
 
 def require_type(name: str, stored: Tensor, dtype: torch.dtype) -> None:
-    """Raises ValueError unless what is stored is nearly the same as this type: no float is narrowed past its end."""
+    """Raises ValueError unless a stored tensor can be cast to this type: no float may leave the type's range."""
     if stored.dtype == dtype:
         return
     if stored.dtype not in FLOATS or dtype not in FLOATS:
@@ -100,7 +100,7 @@ def require_shape(name: str, stored: Tensor, shape: torch.Size) -> None:
 
 
 class Filling:
-    """The tensors of a model that come from a file as they are; nothing changes before ``commit``."""
+    """The tensors of a model that are copied from a file, not packed; nothing changes before ``commit``."""
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
@@ -109,7 +109,7 @@ class Filling:
         self._new: list[tuple[Place, Tensor]] = []
 
     def ask(self, shared: Shared) -> None:
-        """Notes which name of the file it comes from; raises ValueError for another shape or type."""
+        """Notes which name of the file a tensor is copied from; raises ValueError for another shape or type."""
         name = self._file.find(shared.names)
         if name is None:
             if shared.is_saved or shared.tensor.is_meta:
@@ -137,7 +137,7 @@ class Filling:
             )
 
     def require_apart(self) -> None:
-        """Raises ValueError where filling one tensor would change another."""
+        """Raises ValueError where filling a tensor would change another one."""
         if (found := overlap((name, shared.tensor) for shared, name in self._wanted)) is not None:
             raise ValueError(
                 f"{found[0]!r} and {found[1]!r} of the model overlap in memory and are not the same tensor: give one "
@@ -145,22 +145,22 @@ class Filling:
             )
 
     def make(self) -> None:
-        """Takes the memory for what is on the meta device, or cannot be written to, and fills it."""
+        """Allocates and fills new tensors in the place of those on the meta device and of those that are read-only."""
         for shared, name in self._wanted:
             if not _is_new(shared.tensor):
                 continue
             old = shared.tensor.detach().as_subclass(Tensor)
             values = torch.empty_like(old, device="cpu" if old.is_meta else old.device)
             values.copy_(self._file.read(name))
-            made: dict[int, Tensor] = {}  # by what they replace: one object stays one
+            made: dict[int, Tensor] = {}  # by the id of the tensor that each replaces: one object stays one
             for place in shared.places:
                 if id(place.tensor) not in made:
-                    # Several that are the same memory stay several objects.
+                    # Several objects on the same memory stay several objects.
                     made[id(place.tensor)] = in_place_of(place.tensor, values.detach())
                 self._new.append((place, made[id(place.tensor)]))
 
     def real(self) -> Iterator[Tensor]:
-        """What is filled where it lies."""
+        """The tensors that are filled in place."""
         return (shared.tensor for shared, _ in self._wanted if not _is_new(shared.tensor))
 
     def commit(self) -> None:

@@ -1,4 +1,4 @@
-"""``load``: models from safetensors files, packed while they are read: no dense model is in memory as a whole."""
+"""``load``: fills a model from a safetensors file, packing layer by layer: the dense model is never in memory whole."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEPT = "the checkpoint has no weight for"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What ``load`` left as it was."""
+    """What ``load`` did not use or did not fill."""
 
     kept: tuple[str, ...]
     """Names of the model that the file has not: ``missing="keep"`` left their values."""
@@ -55,29 +55,29 @@ def load(
 ) -> LoadReport:
     """Fills ``model`` in place from a safetensors file, and packs each Linear as it is read.
 
-    The model's parameters may be on the meta device (see ``meta_parameters``): their values are new memory of the
-    current pool. All others are filled where they lie: on their device, in their pool, the same objects with whatever
-    hangs on them. Layers that are packed come onto the device that the Linear was on; its dense weight is freed when
-    all of them are made. Beside the packed model the pool never has more at once than 1.3 times the largest layer as
-    float32, and with ``sparsity`` 3 times; data goes through an int8 model, which is gone in the end. SparseGPT takes
-    8 times (of the square of a layer's inputs, if that is more), and up to 1 GiB of what it gathers.
+    The model's parameters may be on the meta device (see ``meta_parameters``): their values get new memory from the
+    current pool. All other tensors are filled in place: they keep their device, their pool and their attributes, and
+    stay the same objects. A packed layer is put on the device of its Linear, whose dense weight is freed once all
+    layers are made. Beside the packed model, the pool never holds more than 1.3 times the largest layer as float32, and
+    with ``sparsity`` 3 times. Calibration data goes through an int8 model, which is freed at the end. SparseGPT takes 8
+    times the largest layer (or the square of its inputs, if that is more), and up to 1 GiB for its Hessians.
 
-    Layers that the file has packed already (see ``save``) come in as they are; others become what ``convert`` makes of
-    them after ``prune_`` with these arguments. Methods that calibrate send the data through the int8 model, and
-    read the file a second time. ``weights=None`` packs nothing more. ``skip``: names of layers, or patterns, that
-    stay what they are: the file's weight of one that is packed is unpacked, to float32, and cast to the model's
-    type. ``prefix``: what the file's names begin with and the model's do not. ``target``: as for ``convert``, but
-    layers that the file has packed stay as they are. A warning says which layers stay dense, as that of ``convert``
-    does.
+    Layers that the file has packed already (see ``save``) are loaded as they are; the others become what ``convert``
+    makes of them after ``prune_`` with these arguments. Methods that calibrate send the data through the int8 model,
+    and read the file a second time. ``weights=None`` packs no further layer. ``skip``: names of layers, or patterns,
+    that stay as they are: a weight that the file has packed is unpacked for such a layer, to float32, and cast to the
+    model's type. ``prefix``: a prefix of the file's names that the model's names lack. ``target``: as for ``convert``,
+    but layers that the file has packed stay as they are. A warning names the layers that stay dense, as that of
+    ``convert`` does.
 
-    Every parameter and persistent buffer comes from the file. ``missing="keep"``: those that the file has not keep the
-    values that they have, and a Linear stays unpacked whose weight it has not (a new head on a known encoder); where it
-    has nothing that the model asks for, that is an error. Float types are cast to the model's, no others.
+    Every parameter and persistent buffer comes from the file. ``missing="keep"``: tensors that the file lacks keep
+    their values, and a Linear whose weight it lacks stays unpacked (a new head on a known encoder); a file that has no
+    tensor of the model is an error. Float types are cast to the model's; other types are not cast.
 
-    Names, shapes, types and the checksums of ``save`` are verified first, and after an error the model is what it was.
-    Raises ValueError where the file is none of safetensors, lacks a tensor, has one of another shape or type or a
-    damaged one, or a weight cannot be packed, or is packed and the model's code is seen to read it; OSError where
-    it cannot be read; TypeError where the path is none.
+    Names, shapes, types and the checksums of ``save`` are verified first, and after an error the model is as it was.
+    Raises ValueError where the file is not safetensors, lacks a tensor, has one that is damaged or of another shape or
+    type, where a weight cannot be packed, or where the model's code is seen to read the weight of a packed layer;
+    OSError where the file cannot be read; TypeError where ``path`` is no path.
     """
     _validate(model, weights, prefix, target, missing)
     pruning = Pruning(sparsity, method, pattern, calibration) if sparsity else None
@@ -98,7 +98,7 @@ def load(
         plan.commit()
     else:
         plan.make()
-        plan.pack("cpu")  # calibration data goes through what is packed
+        plan.pack("cpu")  # calibration data goes through the packed layers
         with unchanged_by_errors(model, plan.real):
             plan.commit()
             plan.prune(pruning, target)
@@ -122,7 +122,7 @@ def _validate(model: nn.Module, weights: str | None, prefix: str, target: str, m
 
 @dataclass
 class _Linear:
-    """A Linear that is packed, and where its parts are in the file."""
+    """A Linear that is to be packed, and the names of its tensors in the file."""
 
     name: str
     layer: nn.Linear
@@ -140,12 +140,12 @@ class _Linear:
 
 
 class _Plan:
-    """What comes from where. Nothing of the model changes before ``commit``, and that does nothing that may fail."""
+    """Which tensor of the model comes from which of the file. Only ``commit`` changes the model, and it cannot fail."""
 
     def __init__(
         self, model: nn.Module, file: TensorFile, linears: dict[str, nn.Linear], skipped: set[int], keep: bool
     ) -> None:
-        """``skipped``: the ids of modules that stay what they are. Raises ValueError where the file does not fit."""
+        """``skipped``: the ids of modules that stay as they are. Raises ValueError where the file does not fit."""
         self._model = model
         self._file = file
         self._keep = keep
@@ -168,7 +168,7 @@ class _Plan:
         self.kept = self._require_complete([*self._filling.missing, *self._absent])
 
     def _require_replaceable(self) -> None:
-        """Raises ValueError for a Linear that cannot be another layer, by the name that ``skip`` takes."""
+        """Raises ValueError for a Linear that cannot be replaced, with its name as ``skip`` takes it."""
         first = {id(module): name for name, module in self._model.named_modules()}
         stored = {first[id(layer.old)]: layer.old for layer in self._stored if isinstance(layer.old, nn.Linear)}
         if read := sorted(read_weights(self._model, stored)):
@@ -181,7 +181,7 @@ class _Plan:
         require_weights_unshared(self._model, replaced)
 
     def _packed_that_stay(self, stored: set[int]) -> set[int]:
-        """The ids of packed layers of the model of which the file has nothing."""
+        """The ids of the model's packed layers for which the file has no tensor."""
         names: dict[int, str] = {}
         for name, module in self._model.named_modules():
             if isinstance(module, (Int8Linear, SparseInt8Linear)) and id(module) not in stored:
@@ -194,7 +194,7 @@ class _Plan:
         return set(names)
 
     def _to_pack(self, linears: dict[str, nn.Linear]) -> dict[str, _Linear]:
-        """Those whose weight the file has, and no other module of the model."""
+        """The Linears whose weight the file has, unless another module of the model has it, too."""
         shared_by = {id(place.tensor): shared for shared in self._tensors for place in shared.places}
         found: dict[str, _Linear] = {}
         for name, layer in linears.items():
@@ -218,7 +218,7 @@ class _Plan:
         return found
 
     def _require_complete(self, absent: list[Shared]) -> list[str]:
-        """The names that the model keeps; raises ValueError for what it cannot or shall not keep."""
+        """The names whose values the model keeps; raises ValueError for a name that it cannot or may not keep."""
         for shared in absent:
             if not shared.is_saved:
                 raise ValueError(
@@ -234,7 +234,7 @@ class _Plan:
         return [name for shared in self._tensors for name in shared.names if name in kept]
 
     def left_alone(self, reasons: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """What stays dense, by the reason; ``reasons``: what of it is known without the file."""
+        """The layers that stay dense, by the reason. ``reasons``: those that are known without the file."""
         packed = {id(stored.old) for stored in self._stored}
         modules = dict(self._model.named_modules())
         left: dict[str, list[str]] = {}
@@ -247,7 +247,7 @@ class _Plan:
         return left
 
     def is_any_packed(self) -> bool:
-        """Whether the model has a packed layer in the end."""
+        """Whether the loaded model has a packed layer."""
         is_packed = (isinstance(module, (Int8Linear, SparseInt8Linear)) for module in self._model.modules())
         return bool(self._linears or self._stored) or any(is_packed)
 
@@ -257,13 +257,13 @@ class _Plan:
             stored.check()
 
     def make(self) -> None:
-        """Takes the memory of all that comes as it is, and fills it."""
+        """Allocates and fills all tensors and packed layers that are copied from the file."""
         self._filling.make()
         for stored in self._stored:
             stored.make()
 
     def pack(self, target: str, pruning: Pruning | None = None) -> None:
-        """Makes the packed layers; ``pruning`` is one that needs no data."""
+        """Makes the packed layers. ``pruning``: None, or a method that needs no data."""
         if pruning is None:
             for linear in self._linears.values():
                 self._new.append((linear.layer, self._packed(linear, target)))
@@ -282,13 +282,13 @@ class _Plan:
         self._filling.commit()
 
     def real(self) -> Iterator[Tensor]:
-        """What ``commit`` fills where it lies."""
+        """The tensors that ``commit`` fills in place."""
         yield from self._filling.real()
         for stored in self._stored:
             yield from stored.real()
 
     def prune(self, pruning: Pruning, target: str) -> None:
-        """Prunes the layers that were packed by what the data says that goes through them: after ``commit``."""
+        """Prunes the layers that were packed, by calibration data that goes through the model: after ``commit``."""
         tree = ModuleTree(self._model)
         for_gpu = {stored.name: self._model.get_submodule(stored.name) for stored in self._stored}
         for_gpu = {name: layer for name, layer in for_gpu.items() if not runs_on(layer, "cpu")}
@@ -316,7 +316,7 @@ class _Plan:
             yield self._linears[name], packed
 
     def _packed(self, linear: _Linear, target: str, weight: Tensor | None = None) -> Int8Linear | SparseInt8Linear:
-        """The packed layer in the place of a Linear and on its device, from the file's weight or the given one."""
+        """The packed layer for the place of a Linear, on its device, from the file's weight or from the given one."""
         dense = self._dense
         dense.out_features, dense.in_features = linear.shape
         if weight is None:
@@ -339,14 +339,14 @@ class _Plan:
 
 
 def _without_weight() -> nn.Linear:
-    """A Linear for which nothing was drawn, as a new one would for its weight."""
+    """A Linear without a weight: a new one would draw random numbers for it."""
     linear = nn.Linear.__new__(nn.Linear)
     nn.Module.__init__(linear)
     return linear
 
 
 def _missing_message(lost: list[str], names: list[str], file: TensorFile, keep: bool) -> str:
-    """``names``: all that the model has."""
+    """The message about names that the file lacks. ``names``: all names of the model."""
     text = f"the checkpoint has no {some(map(repr, lost))}"
     if re.search(r"-\d+-of-\d+\.", file.path.name) and (file.names or not file.keys):
         return f"{text}, and is one shard of several: {JOIN}"
@@ -358,7 +358,7 @@ def _missing_message(lost: list[str], names: list[str], file: TensorFile, keep: 
 
 
 def _parts_of_bias(layer: nn.Linear) -> list[Tensor]:
-    """What a layer's bias is made of: itself, or what torch.nn.utils.prune keeps in its place."""
+    """The tensors that make a layer's bias: itself, or those that torch.nn.utils.prune keeps in its place."""
     parts = [layer._parameters.get("bias"), layer._parameters.get("bias_orig"), layer._buffers.get("bias_mask")]
     return [part for part in parts if part is not None]
 

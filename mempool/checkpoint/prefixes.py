@@ -1,4 +1,4 @@
-"""What names of a file begin with, for who gave another prefix, or another module of the model."""
+"""Advice on prefixes: why none of a file's names is a name of the model, and which prefix would fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mempool.compress.layers import some
 
 
 def advice(keys: Iterable[str], names: Iterable[str], prefix: str) -> str:
-    """What to do where none of a file's keys is, without ``prefix``, one of a model's names: the end of a sentence."""
+    """What to do where no key of a file, without ``prefix``, is a name of the model: the end of a sentence."""
     keys, names = list(keys), list(names)
     if not keys:
         return "it has no tensors."
@@ -29,12 +29,12 @@ def advice(keys: Iterable[str], names: Iterable[str], prefix: str) -> str:
 
 
 def _starts(keys: Iterable[str]) -> list[str]:
-    """The first parts of names, each once."""
+    """The first part of each name, without repetitions."""
     return list(dict.fromkeys(f"{start}." if rest else start for start, _, rest in (k.partition(".") for k in keys)))
 
 
 def _in_front(longer: Iterable[str], shorter: set[str], known: str) -> str | None:
-    """What most of the names that have one of ``shorter`` as their end have in front of it, other than ``known``."""
+    """The prefix, other than ``known``, that most names have in front of a name of ``shorter``."""
     counts: Counter[str] = Counter()
     for name in longer:
         start = 0

@@ -1,4 +1,4 @@
-"""``save``: a model into one safetensors file, which ``load`` reads back exactly."""
+"""``save``: writes a model to one safetensors file, which ``load`` reads back exactly."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from mempool.packed.linear import Int8Linear, SparseInt8Linear
 
 
 def save(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
-    """Writes the model's parameters and persistent buffers, packed ones as they are, for ``load``.
+    """Writes the model's parameters and persistent buffers to a safetensors file, which ``load`` reads.
 
-    A tensor that the model has under several names is written once, and ``load`` knows it by each; what
-    ``torch.nn.utils.prune`` keeps is written as it is. A CRC-32 of each packed layer and of each other tensor goes into
-    the file's metadata, by name. The file is written beside the one that may be there, and takes its place when it is
-    on the disk; what is not on the CPU is copied there first, all at once.
+    Packed layers are written packed, and the masks of ``torch.nn.utils.prune`` as they are. A tensor that the model has
+    under several names is written once, and ``load`` finds it under each. The file's metadata has a CRC-32 of each
+    packed layer and of each other tensor, by name. The data is written to a new file, which takes the place of an
+    existing one once it is on the disk. Tensors on other devices are first copied to the CPU, all at once.
 
-    Raises ValueError, before anything is written, naming what would not come back as it is: tensors that overlap in
-    memory without being the same, sparse or quantized ones, those on the meta device, types that safetensors has not,
-    and an extra state that is not None. Raises OSError, naming the file, where it cannot be written.
+    Raises ValueError, before anything is written, naming each tensor that ``load`` could not restore exactly: tensors
+    that overlap in memory without being the same, sparse or quantized tensors, tensors on the meta device, types that
+    safetensors does not know, and an extra state that is not None. Raises OSError, naming the file, where it cannot be
+    written.
     """
     try:
         from safetensors import SafetensorError
@@ -58,7 +59,7 @@ def save(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each tensor of the model under its first name, and the first name by each other one."""
+    """Each tensor of the model under its first name, and for each further name of a tensor its first one."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[Hashable, str] = {}
@@ -103,7 +104,7 @@ def _require_plain(name: str, value: Any) -> None:
 
 
 def _require_types(tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for types that the library has not: it is asked by a tensor of no elements for each."""
+    """Raises ValueError for types that safetensors does not know, found by saving an empty tensor of each."""
     from safetensors.torch import save as saved_bytes
 
     for dtype in {tensor.dtype for tensor in tensors.values()}:
@@ -117,5 +118,5 @@ def _require_types(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Its values as they lie in a file: views of torch that negate or conjugate when they are read are resolved."""
+    """A tensor with the values that go to the file: torch's lazy negations and conjugations are resolved."""
     return tensor.resolve_conj().resolve_neg().cpu().contiguous()

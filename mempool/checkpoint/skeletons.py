@@ -1,4 +1,4 @@
-"""Models whose parameters take no memory until a file fills them."""
+"""``meta_parameters``: models are built with parameters that take no memory until a file fills them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _current: ContextVar[_OnMeta | None] = ContextVar("meta_parameters", default=Non
 
 @contextmanager
 def meta_parameters() -> Iterator[None]:
-    """Modules that are built in it have parameters on the meta device, which take no memory; buffers are real.
+    """A context in which modules are built with parameters on the meta device, which take no memory; buffers are real.
 
-    One layer's parameters are in memory while it is built. Their classes and attributes stay. It is for the thread or
-    task that enters it: what others build meanwhile has memory.
+    While a layer is built its parameters are in memory. Parameters keep their classes and attributes. The context holds
+    for the thread or task that enters it: modules that other threads build meanwhile have memory.
     """
     _install()
     before = _current.get()
@@ -38,12 +38,12 @@ def meta_parameters() -> Iterator[None]:
 
 @functools.cache
 def _install() -> None:
-    """Once and for ever: another thread may be walking through torch's hooks while one would be taken away."""
+    """Installs torch's hook once and never removes it: another thread may iterate over the hooks at that moment."""
     register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type]
 
 
 def _on_meta(module: nn.Module, name: str, param: nn.Parameter) -> nn.Parameter | None:
-    """What torch registers in place of a parameter; None for the parameter itself."""
+    """The parameter that torch registers instead of the given one; None: it registers the given one."""
     on_meta = _current.get()
     if on_meta is None or is_lazy(param) or param.is_meta:
         return None

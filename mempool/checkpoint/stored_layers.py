@@ -1,4 +1,4 @@
-"""Layers that a file has packed: found by their names, checked, and put into a model."""
+"""Loads layers that a file has packed already: finds them by their names, checks them, and puts them into a model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Alike = dict[tuple[type[Packed], int, int, bool], Packed]  # on the meta device
 
 
 class StoredLayer:
-    """One of them, with its buffers still on the file's mapping, and the model's layer it is for."""
+    """A packed layer of a file, with its buffers still on the file's mapping, and the model's layer that it is for."""
 
     def __init__(
         self, file: TensorFile, name: str, layer: nn.Module, names: list[str], keep: bool, alike: Alike
     ) -> None:
-        """``names``: of the file, that begin with the layer's. ``keep``: a bias that it lacks is the model's own.
-        ``alike``: layers of the shapes that there were before.
+        """``names``: the file's names that begin with the layer's. ``keep``: a bias that the file lacks is the model's.
+        ``alike``: layers made before, by their shapes.
 
-        Raises ValueError where it is not for this layer.
+        Raises ValueError where the stored layer does not fit the model's.
         """
         if not isinstance(layer, Packed) and type(layer) is not nn.Linear:
             advice = f" skip=[{name!r}] unpacks it." if isinstance(layer, nn.Linear) else ""
@@ -56,11 +56,11 @@ class StoredLayer:
         self._made: dict[str, Tensor | None] = {}
 
     def check(self) -> None:
-        """Raises ValueError where its buffers are not sound, or of another shape than the model's layer."""
+        """Raises ValueError where the buffers are not sound, or have another shape than the model's layer."""
         _assign(self.name, self._checked, self._state)
 
     def make(self) -> None:
-        """Takes the memory for what cannot go where the model's own buffers lie: on their device, if they have one."""
+        """Allocates the buffers that cannot be filled in place, on the device of the model's layer, if it has one."""
         old = self.old
         weight = old.get_buffer("sums") if isinstance(old, Packed) else old.weight
         device = torch.device("cpu") if weight.is_meta else weight.device
@@ -73,7 +73,7 @@ class StoredLayer:
         return own is not None and not own.is_meta and own.shape == stored.shape and own.dtype == stored.dtype
 
     def real(self) -> list[Tensor]:
-        """What is filled where it lies."""
+        """The buffers that are filled in place."""
         fitting = [self.old._buffers[key] for key, stored in self._checked._buffers.items() if self._is_filled(key)]
         return [tensor for tensor in fitting if tensor is not None]
 
@@ -82,7 +82,7 @@ class StoredLayer:
         return stored is not None and self._fits(key, stored)
 
     def commit(self) -> Packed:
-        """The layer for the model: its own, if it was packed, with what it had replaced or filled; else a new one."""
+        """The layer for the model: its own, if that was packed, with its buffers filled or replaced; else a new one."""
         new = self._checked
         own = self.old._buffers if isinstance(self.old, Packed) else {}
         buffers: dict[str, Tensor | None] = {}
@@ -107,7 +107,7 @@ def _state_of(file: TensorFile, name: str, names: list[str]) -> dict[str, Tensor
 
 
 def _copied(layer: Packed) -> Packed:
-    """Another one that has the same buffers: most layers of a model are alike, and making one takes long."""
+    """A copy of a layer, sharing its buffers: most layers of a model are alike, and building one takes long."""
     new = copy.copy(layer)
     for name, value in vars(new).items():
         if isinstance(value, dict):
@@ -116,7 +116,7 @@ def _copied(layer: Packed) -> Packed:
 
 
 def _assign(name: str, layer: Packed, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless the state is sound, and of the layer's shape."""
+    """Loads a state by assignment. Raises ValueError unless it is sound and of the layer's shape."""
     try:
         layer.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -124,10 +124,10 @@ def _assign(name: str, layer: Packed, state: Mapping[str, Tensor]) -> None:
 
 
 def stored_layers(model: nn.Module, file: TensorFile, keep: bool, dense: set[int]) -> list[StoredLayer]:
-    """Those of the file that the model has a layer for, each once. Others stay unread.
+    """The packed layers of the file that the model has a layer for, each once. Others are not read.
 
-    ``dense``: the ids of modules that stay what they are. If one is a Linear, the file has a dense weight for it from
-    now on, unpacked each time that it is read.
+    ``dense``: the ids of modules that stay as they are. For a Linear among them ``file`` offers a dense weight from now
+    on, which is unpacked each time that it is read.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     by_layer: dict[str, list[str]] = {}
@@ -152,7 +152,7 @@ def stored_layers(model: nn.Module, file: TensorFile, keep: bool, dense: set[int
 
 
 def _unpacked(file: TensorFile, name: str, layer: nn.Linear, names: list[str]) -> Tensor:
-    """The weight of a packed layer of the file, float32 [N, K]; ValueError unless it is sound, and of this shape."""
+    """The weight of a packed layer of the file, float32 [N, K]. Raises ValueError if it is damaged or does not fit."""
     state = _state_of(file, name, names)
     packed = class_for(state["format"])(layer.in_features, layer.out_features, bias=False, device="meta")
     _assign(name, packed, state)

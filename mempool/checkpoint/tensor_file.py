@@ -1,4 +1,4 @@
-"""A safetensors file that is read: which tensors it has, whether they are what was saved, and how they come out."""
+"""Reads a safetensors file: its names, its tensors, and whether they match the checksums of ``save``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JOIN = (
     "safetensors.torch.save_file."
 )
 
-# How files begin that are taken for models, too; what they are, and what to do.
+# Files of other kinds that people pass as models: how each begins, what it is, and what to do.
 _PICKLE = "as torch.save writes: fill a model by torch.load(path, weights_only=True), and save that with compress.save."
 _OTHERS = {
     b"GGUF": "a GGUF file: transformers reads it, from_pretrained(folder, gguf_file=...); compress.save writes that.",
@@ -37,10 +37,10 @@ _OTHERS = {
 
 
 class TensorFile:
-    """A safetensors file by the names that a model has for its tensors: without the prefix."""
+    """A safetensors file whose tensors go by the model's names, which lack the file's prefix."""
 
     def __init__(self, path: str | os.PathLike[str], prefix: str = "") -> None:
-        """Raises OSError for what cannot be read, ValueError for what is no safetensors file or more than one."""
+        """Raises OSError for a file that cannot be read, ValueError for one that is not safetensors, or for several."""
         self.path = _one_file(path)
         self.prefix = prefix
         self._file = _opened(self.path)
@@ -55,7 +55,7 @@ class TensorFile:
         self._made: dict[str, Callable[[], Tensor]] = {}
 
     def _objects(self, entry: str) -> dict[str, str]:
-        """An entry of the metadata; empty in files that others wrote, or an earlier version."""
+        """An entry of the metadata; empty in files of other programs or of earlier versions."""
         try:
             value = json.loads(self._metadata.get(entry, "{}"))
         except ValueError:
@@ -66,21 +66,21 @@ class TensorFile:
 
     @property
     def names(self) -> list[str]:
-        """All names, also those under which the model had a tensor that is saved under another."""
+        """All names, also further names of a tensor that was saved under its first one."""
         return [key.removeprefix(self.prefix) for key in self.keys if key.startswith(self.prefix)]
 
     @property
     def keys(self) -> list[str]:
-        """The file's own names, as ``names`` with the prefix, and those that do not begin with it."""
+        """The file's own names: with the prefix, and those that do not begin with it."""
         return [*self._keys, *self._tied]
 
     @property
     def is_used(self) -> bool:
-        """Whether anything was read for the model."""
+        """Whether any tensor was read for the model."""
         return bool(self._used)
 
     def unused(self) -> tuple[str, ...]:
-        """The file's own names of what was not read, in its order."""
+        """The file's own names of the tensors that were not read, in its order."""
         return tuple(key for key in self._keys if key not in self._used)
 
     def find(self, names: Iterable[str]) -> str | None:
@@ -91,11 +91,11 @@ class TensorFile:
         return name in self._made or bool(self._keys_of(name))
 
     def make(self, name: str, of: Callable[[], Tensor]) -> None:
-        """From now on this name is what ``of`` returns, which reads others: a new tensor each time."""
+        """From now on reading this name calls ``of``, which makes a new tensor of others each time."""
         self._made[name] = of
 
     def _keys_of(self, name: str) -> tuple[str, ...]:
-        """The keys of what the model calls so: itself, or weight and mask of torch.nn.utils.prune; or none."""
+        """The keys of a name: itself, or those of weight and mask of torch.nn.utils.prune; empty if there are none."""
         key = self._saved_as(self.prefix + name)
         if key in self._keys:
             return (key,)
@@ -106,7 +106,7 @@ class TensorFile:
         return key if key in self._keys else self._tied.get(key, key)
 
     def read(self, name: str) -> Tensor:
-        """On the file's mapping, which is not memory of a pool; a pruned weight whose mask was kept is a new tensor."""
+        """A tensor on the file's mapping, which is no memory of a pool. A weight with a mask is a new tensor."""
         if (make := self._made.get(name)) is not None:
             return make()
         keys = self._keys_of(name)
@@ -133,7 +133,7 @@ class TensorFile:
         return tensor
 
     def verify(self) -> None:
-        """Compares all bytes with the checksums that were saved; raises ValueError naming the layer or tensor."""
+        """Compares all bytes with the saved checksums; raises ValueError naming the damaged layer or tensor."""
         expected = self._objects(CHECKSUMS)
         if not expected:
             return
@@ -176,7 +176,7 @@ def metadata_of(tensors: Mapping[str, Tensor], packed: set[str], tied: Mapping[s
 
 
 def os_error(error: Exception, path: Path) -> OSError | None:
-    """What the system said to safetensors, which tells it in words."""
+    """The OSError behind an error of safetensors, which has the system's error as text alone."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))) is not None:
         number = int(found[1])
@@ -208,7 +208,7 @@ def _one_file(path: Any) -> Path:
 
 
 def _advice_for(folder: Path) -> str:
-    """What to give in the place of a folder."""
+    """Which file of a folder to name instead of it."""
     try:
         files = sorted(file.name for file in folder.iterdir() if file.suffix == ".safetensors")
     except OSError:

@@ -1,4 +1,4 @@
-"""The command ``mempool``: the group, and what holds for each of its commands."""
+"""The command ``mempool``: the group of its commands, and the handling of errors that they share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mempool.cli import compress, demo, doctor, options, replay, run, stats
 def commands(context: click.Context) -> None:
     """Memory that a PyTorch user can control."""
     if context.invoked_subcommand != run.command.name and isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
 
 
 for module in (run, stats, replay, doctor, options, demo, compress):
@@ -38,11 +38,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
-    except mempool.OutOfMemoryError as error:  # what is behind the first line is for programs
+    except mempool.OutOfMemoryError as error:  # the lines behind the first are for programs
         _fail(str(error).partition("\n")[0])
     except (mempool.ConfigError, mempool.DeviceError, mempool.SnapshotError, mempool.TraceError) as error:
         _fail(str(error))
-    except BrokenPipeError:  # whoever read this has gone, and needs no message
+    except BrokenPipeError:  # the reader of the output has gone: no message
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except OSError as error:

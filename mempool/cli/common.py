@@ -1,4 +1,4 @@
-"""What the commands share: ``--json``, the console, progress, and errors of reading files."""
+"""Helpers that the commands share: ``--json``, the console, progress, and errors of reading files."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 def console() -> Console:
-    """Standard output, where square brackets in a name are only that."""
+    """A console for standard output that takes square brackets in names literally."""
     return Console(markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
-    """One document on standard output. Sizes are bytes."""
+    """Prints one JSON document to standard output. Sizes are bytes."""
     click.echo(json.dumps(value, indent=1))
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A file's name that a terminal can take."""
+    """A file's name as a terminal can print it."""
     return printable(os.fspath(path)).replace("\n", "\\n")
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """An OSError becomes the sentence that this file cannot be read."""
+    """A context that turns an OSError into the error that this file cannot be read."""
     try:
         yield
     except OSError as error:
@@ -48,9 +48,9 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar on standard error with an estimate, where that is a terminal.
+    """A progress bar on standard error with an estimate of the time left, where that is a terminal.
 
-    Takes how much is done, 0 to 1, and what comes next (``""``: as before).
+    Yields a function of the share that is done, 0 to 1, and of the name of the next step (``""``: the name stays).
     """
     if not sys.stderr.isatty():
         yield lambda done, what: None

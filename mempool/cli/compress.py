@@ -1,4 +1,4 @@
-"""``mempool compress``."""
+"""The command ``mempool compress``: a sentence-embedding model, dense beside compressed."""
 
 from __future__ import annotations
 

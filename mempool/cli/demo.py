@@ -1,4 +1,4 @@
-"""``mempool demo``."""
+"""The command ``mempool demo``: a service on torch's own allocator beside the same on mempool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mempool doctor``."""
+"""The command ``mempool doctor``: what the machine has, and whether mempool works on it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def command(full: bool, gpu: bool, out: Path | None, as_json: bool) -> None:
 
 
 def _examine(to: Console | None, full: bool, gpu: bool) -> dict[str, Any]:
-    """Everything that was asked for, each part printed as soon as it is there."""
+    """Runs the checks that were asked for, and prints each part as soon as it is complete."""
     from mempool import doctor
 
     with progress("self-checks") as advance:
@@ -90,7 +90,7 @@ def _print_examination(to: Console, result: dict[str, Any]) -> None:
 
 
 def _print_gpu(to: Console, result: dict[str, Any]) -> None:
-    """What was measured on the GPU, or why nothing was."""
+    """Prints the measurements on the GPU, or why there are none."""
     if result["problem"] is not None:
         to.print(f"no GPU was examined: {result['problem']}", soft_wrap=True)
         return

@@ -1,4 +1,4 @@
-"""The end of ``mempool run``: the snapshot and the summary, however the program ends but by a kill or ``os._exit``."""
+"""Writes snapshot and summary at the end of ``mempool run``, unless the program is killed or calls ``os._exit``."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from mempool.cli.common import format_size, shown
 
 _STDERR = 2
 _WIDTH = 80
-_HIGH = 512  # descriptors from here on are seldom closed or reopened by a program that did not open them
+_HIGH = 512  # programs seldom close or reopen descriptors from here on that they did not open
 
 
 class Ending:
-    """Writes once what is to be told about a run. No error of its own changes the program's exit status."""
+    """Writes the snapshot and the summary of a run, once. None of its errors changes the program's exit status."""
 
     def __init__(self, device: str, snapshot: Path | None, summary: Path | None, as_json: bool) -> None:
         self._device = device
@@ -43,24 +43,24 @@ class Ending:
         self._process = os.getpid()
         self._lock = threading.RLock()  # a handler may interrupt the thread that is writing
         self._is_done = False
-        self._has_stderr = sys.stderr is not None  # else its number may be another file by then
+        self._has_stderr = sys.stderr is not None  # without a stderr now, its number may be another file at the end
 
     def arm(self) -> None:
-        """From now on the end is told. Call before the program runs: its own exit handlers then come first."""
+        """Registers for the end. Call it before the program runs, so that the program's exit handlers come first."""
         sigterm = _SigTerm(self.write)
         sigterm.arm()
-        # Handlers run in the opposite order: first of all the summary, then none is left to be told of a signal. All
-        # threads that the interpreter waits for have ended by then, and __main__ still has its globals.
+        # Handlers run in the opposite order: the summary is written first, then the watch for signals ends. All threads
+        # that the interpreter waits for have ended by then, and __main__ still has its globals.
         atexit.register(sigterm.disarm)
         atexit.register(self.write)
 
     def write(self) -> None:
-        """Once, and not in a forked child."""
+        """Writes both, unless that was done already; not in a forked child."""
         with self._lock:
             if self._is_done or os.getpid() != self._process:
                 return
             self._is_done = True
-            with contextlib.suppress(Exception):  # nobody is left to be told
+            with contextlib.suppress(Exception):  # the reader may be gone
                 self._write()
 
     def _write(self) -> None:
@@ -118,10 +118,10 @@ def _tables(stats: dict[str, dict[str, int]], notes: dict[str, str]) -> str:
 
 
 def _write_to_stderr(data: bytes) -> None:
-    """Past ``sys.stderr``: what that cannot write it keeps, and then the interpreter ends with another status."""
+    """Writes past ``sys.stderr``, which keeps text that it cannot write, and then the exit status is another one."""
     with contextlib.suppress(Exception):
         sys.stderr.flush()
-    # A program may have given SIGPIPE its default back: a reader that has gone must not end it here.
+    # The program may have restored SIGPIPE's default action: a reader that has gone must not end the program here.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
     try:
         while data:
@@ -136,11 +136,12 @@ def _write_to_stderr(data: bytes) -> None:
 
 
 class _SigTerm:
-    """Calls a function when SIGTERM comes, and lets it end the process then.
+    """Calls a function when SIGTERM comes, and then lets the signal end the process.
 
-    A Python handler runs in the main thread, and not before that is back from the operator it is in. So a thread waits
-    for the byte that the interpreter's own handler writes to a pipe (``signal.set_wakeup_fd``); only when the program
-    has taken that away, as asyncio may, the Python handler does it. A handler of the program's own takes our place.
+    A Python handler runs in the main thread, and only once that has returned from its current operator. So a thread
+    waits for the byte that the interpreter's own handler writes to a pipe (``signal.set_wakeup_fd``). If the program
+    has replaced the pipe, as asyncio may, the Python handler calls the function. A handler that the program installs
+    replaces ours.
     """
 
     def __init__(self, at_end: Callable[[], None]) -> None:
@@ -150,7 +151,7 @@ class _SigTerm:
         self._is_armed = False
 
     def arm(self) -> None:
-        """From the main thread. Without an effect where the signal is ignored or handled already."""
+        """Starts the watch; for the main thread. Has no effect where the signal is ignored or handled already."""
         if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             return
         self._read_end, self._write_end = map(_moved_up, os.pipe2(os.O_CLOEXEC))
@@ -158,18 +159,18 @@ class _SigTerm:
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._handle)
         self._is_armed = True
-        # A child is told of a signal by the same pipe until it has closed it: SIGTERM waits meanwhile.
+        # A child that was just forked writes to our pipe until it closes it: SIGTERM is blocked meanwhile.
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._disarm_child)
-        # A signal that the program blocks in its threads, to wait for it, must not find this one that takes it.
+        # A program may block a signal in all its threads to wait for it: it must not be delivered to this thread.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            # Not of threading's: a program may count its threads, or wait until there is one.
+            # Not a thread of threading: the program may count those, or wait until only one is left.
             _thread.start_new_thread(self._watch, ())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def disarm(self) -> None:
-        """From the main thread. The signal ends the process at once again."""
+        """Ends the watch; for the main thread. The signal then ends the process at once, as by default."""
         ours, self._is_armed = self._is_ours(), False
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -184,7 +185,7 @@ class _SigTerm:
         self._end()
 
     def _watch(self) -> None:
-        # A program may close all descriptors, as a daemon does: then the Python handler is left.
+        # The program may close all descriptors, as a daemon does: then the Python handler has to do.
         with contextlib.suppress(OSError):
             while numbers := os.read(self._read_end, 64):
                 if signal.SIGTERM in numbers and self._is_ours():
@@ -192,11 +193,11 @@ class _SigTerm:
 
     def _end(self) -> None:
         self._at_end()
-        # signal.signal() is for the main thread alone.
+        # Only the main thread may call signal.signal(), so this calls the C function.
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
         libc.signal(signal.SIGTERM, None)  # SIG_DFL
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # there may be no other thread that takes it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # all other threads may block it
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _block(self) -> None:
@@ -215,7 +216,7 @@ class _SigTerm:
 
 
 def _moved_up(descriptor: int) -> int:
-    """The same file under a high number, where the limit of open files allows one."""
+    """A duplicate of a descriptor with a high number, where the limit of open files allows one."""
     try:
         high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     except OSError:

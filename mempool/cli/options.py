@@ -1,4 +1,4 @@
-"""``mempool options``."""
+"""The command ``mempool options``: the options of MEMPOOL_CONF and their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mempool replay``."""
+"""The command ``mempool replay``: the memory and time that a trace takes."""
 
 from __future__ import annotations
 

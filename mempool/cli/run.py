@@ -1,4 +1,4 @@
-"""``mempool run``."""
+"""The command ``mempool run``: runs a script with mempool under its tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mempool.cli.script import Target, execute
 
 
 class _RunCommand(click.Command):
-    """What comes behind the script, ``-m NAME`` or ``-c CODE`` is the script's own, as for ``python``."""
+    """Passes arguments behind the script, ``-m NAME`` or ``-c CODE`` on to the script, as ``python`` does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         takes_value = {
@@ -43,7 +43,7 @@ class _RunCommand(click.Command):
 def _check_out(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
     if path is None:
         return None
-    path = path.absolute()  # the script may change its folder
+    path = path.absolute()  # the script may change the current folder
     try:
         check_writable(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Runs what ``python`` would run, in the same way: the program finds no difference but the tensors' allocator."""
+"""Runs a program as ``python`` would: it notices no difference but the allocator of its tensors."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import types
 from dataclasses import dataclass
 from typing import Any, Literal
 
-_RUNPY: Any = runpy  # the function that ``python -m`` calls has no public name
+_RUNPY: Any = runpy  # ``python -m`` calls a function of it that has no public name
 _PKGUTIL: Any = pkgutil
 
 
 @dataclass(frozen=True)
 class Target:
-    """What comes behind ``python``, but for its own options."""
+    """The program on a command line of ``python``."""
 
     kind: Literal["file", "module", "code"]  # a file may be "-", a folder or a zip file
     text: str  # the path, the module's name, or the code
     args: tuple[str, ...] = ()
 
     def problem(self) -> str | None:
-        """Why it cannot be run, where that is known without running it."""
+        """Why the program cannot be run, as far as that is known without running it."""
         if self.kind != "file" or self.text == "-":
             return None
         if not os.path.exists(self.text):
@@ -36,9 +36,9 @@ class Target:
 
 
 def execute(target: Target) -> None:
-    """Runs it as ``__main__``, which stays so until the interpreter ends: what is pickled then is looked up there.
+    """Runs the program as ``__main__``, which it stays until the interpreter ends: pickling looks classes up there.
 
-    Exceptions are the program's own, and so is their traceback when Python prints it.
+    Exceptions are the program's, and their tracebacks show the program's frames alone.
     """
     main = types.ModuleType("__main__")
     vars(main)["__builtins__"] = builtins
@@ -65,7 +65,7 @@ def execute(target: Target) -> None:
         raise
 
 
-_kept: list[types.ModuleType] = []  # the command's own __main__: its globals are still in use
+_kept: list[types.ModuleType] = []  # keeps the command's own __main__ alive, whose globals are still in use
 
 
 def _execute_file(main: types.ModuleType, path: str) -> None:
@@ -77,14 +77,14 @@ def _execute_file(main: types.ModuleType, path: str) -> None:
         _run(main, compile(source, "<stdin>", "exec", dont_inherit=True))
         return
     absolute = path if os.path.isabs(path) else f"{os.getcwd()}/{path}"
-    if pkgutil.get_importer(absolute) is not None:  # a folder or a zip file, with __main__.py in it
+    if pkgutil.get_importer(absolute) is not None:  # a folder or a zip file with a __main__.py
         _set_folder(absolute, also_safe=True)
         _RUNPY._run_module_as_main("__main__", False)
         return
     _set_folder(os.path.dirname(os.path.realpath(path)))
     loader: Any = importlib.machinery.SourceFileLoader
     with open(absolute, "rb") as file:
-        code = _PKGUTIL.read_code(file)  # None unless it is compiled already
+        code = _PKGUTIL.read_code(file)  # the code of a compiled file; None for source
         if code is not None:
             loader = importlib.machinery.SourcelessFileLoader
         else:
@@ -103,7 +103,7 @@ def _run(main: types.ModuleType, code: types.CodeType) -> None:
 
 
 def _set_folder(first: str, also_safe: bool = False) -> None:
-    """The first place to look for modules, instead of this command's own. Safe paths (``-P``, ``-I``) have neither."""
+    """Makes this the first folder to look for modules, instead of the command's. With ``-P`` or ``-I`` there is none."""
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         sys.path[:1] = [first]
     elif also_safe:
@@ -111,7 +111,7 @@ def _set_folder(first: str, also_safe: bool = False) -> None:
 
 
 def _leave_out_own_frames() -> None:
-    """The next traceback that Python prints begins with the program's frames."""
+    """Makes the next traceback that Python prints begin with the program's frames."""
     hook = sys.excepthook
 
     def without_own(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:

@@ -1,4 +1,4 @@
-"""``mempool stats``."""
+"""The command ``mempool stats``: a summary of a saved snapshot."""
 
 from __future__ import annotations
 

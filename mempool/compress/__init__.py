@@ -1,11 +1,11 @@
-"""The short way from a model to a compressed one.
+"""Compresses a model: prunes its weights, packs its Linear layers as int8, and says what that gains.
 
 >>> mempool.compress.prune_(model, sparsity=0.5, method="wanda", calibration=batches)
 >>> mempool.compress.convert(model)
 >>> print(mempool.compress.report(model))
 >>> mempool.compress.save(model, "small.safetensors")
 
-A model that does not fit into memory as it is: built with no memory, packed layer by layer as its file is read.
+A model whose dense weights do not fit into memory is built without memory, and packed layer by layer from its file:
 
 >>> with mempool.compress.meta_parameters():
 ...     model = Model()
@@ -38,6 +38,6 @@ __all__ = [
     "LoadReport",
 ]
 
-# Files are read and written by mempool.checkpoint, which stands above this package.
+# mempool.checkpoint reads and writes files. It stands above this package, so these names are resolved lazily.
 _CHECKPOINT = ("LoadReport", "load", "meta_parameters", "save")
 __getattr__, __dir__ = _lazy.exports(__name__, dict.fromkeys(_CHECKPOINT, "mempool.checkpoint"))

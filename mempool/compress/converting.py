@@ -1,4 +1,4 @@
-"""``convert``: every Linear becomes the packed layer that its density asks for."""
+"""``convert``: replaces every Linear of a model by a packed layer, dense or sparse by its density."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mempool.packed.formats import require_target
 from mempool.packed.linear import Int8Linear, SparseInt8Linear, pack_linear
 from mempool.packed.quantizing import require_packable
 
-# How much of the difficulty moves from activations to weights; 0.5 as in the paper.
+# The migration strength of SmoothQuant: how much of the outliers moves from activations to weights; the paper's value.
 SMOOTH_STRENGTH = 0.5
 
 
@@ -41,23 +41,25 @@ def convert(
 ) -> nn.Module:
     """Replaces every ``torch.nn.Linear`` by an int8 layer, in place, one after the other; returns the model.
 
-    A layer that was pruned becomes sparse where that saves a fifth of its memory or more, and dense else: see
-    ``mempool.nn``. Each dense weight is freed before the next is packed. Left alone are subclasses of Linear (such as
-    the output projection of ``torch.nn.MultiheadAttention``, whose code reads its weight) and Linears whose weight is
-    also that of an embedding, and Linears whose weight the model's code is seen to read (``self.wo.weight`` in T5): a
-    warning says which. Where such code is not seen, ``.weight`` ends with an AttributeError that names the layer for
-    ``skip``, and code that asks first (``hasattr``, ``getattr`` with a default, ``isinstance``) goes another way.
+    A pruned layer becomes sparse where that saves at least a fifth of its memory, and dense otherwise: see
+    ``mempool.nn``. Each dense weight is freed before the next is packed. Three kinds of layers stay as they are, and a
+    warning names them: subclasses of Linear (the output projection of ``torch.nn.MultiheadAttention``, for one, whose
+    code reads its weight), Linears that share their weight with an embedding, and Linears whose weight the model's code
+    is seen to read (``self.wo.weight`` in T5). Where code reads a weight unseen, ``.weight`` raises an AttributeError
+    that names the layer for ``skip``; code that asks first (``hasattr``, ``getattr`` with a default, ``isinstance``)
+    takes its other branch.
 
-    ``smooth=True`` moves outliers of the activations into the weights (Xiao et al., "SmoothQuant", 2023): needs
+    ``smooth=True`` moves outliers of the activations into the weights (Xiao et al., "SmoothQuant", 2023): it needs
     ``calibration``, and costs one multiplication for each activation. ``skip``: names of layers, or patterns.
-    ``target="cuda"``: layers that were pruned to 2:4 take sparse tensor cores' format, which a GPU alone runs; what is
-    not packed has to be on the CPU, and goes to the GPU afterwards. Sparse layers that are packed already are packed
-    anew where the target asks for it, so that ``convert(model)`` makes a model of 2:4 layers run on the CPU again.
+    ``target="cuda"``: layers that were pruned to 2:4 get the format of sparse tensor cores, which runs on a GPU alone;
+    dense layers have to be on the CPU to be packed, and the model is moved to the GPU afterwards. Sparse layers that
+    are packed already are packed anew where the target needs it, so that ``convert(model)`` makes a model of 2:4 layers
+    run on the CPU again.
 
     Raises ValueError, naming the layer, where a weight has a NaN or an infinite value, is not on the CPU, is quantized
-    already, or has more than 65,536 inputs, and where something would be lost with a layer: hooks, a ``forward`` or
-    tensors of its own, a parametrization, or something beside the model's modules that holds it. Nothing is changed
-    then. What ``torch.compile`` made of a layer, or of what it is in, runs the packed one.
+    already, or has more than 65,536 inputs, and where replacing the layer would lose something: hooks, a ``forward`` or
+    tensors of its own, a parametrization, or a reference to it from outside of the model's modules. The model is then
+    unchanged. Code that ``torch.compile`` made of a layer, or of a module around it, runs the packed layer.
     """
     if weights != "int8":
         raise ValueError(f"weights can be 'int8', not {weights!r}.")
@@ -99,7 +101,7 @@ def convert(
 def packable_layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, nn.Linear], set[str]]:
     """The Linear layers that can be packed, and the names of those that stay since the model's code reads their weight.
 
-    What ``linear_layers`` raises, it raises.
+    Raises the errors of ``linear_layers``.
     """
     layers = linear_layers(model, skip)
     read = read_weights(model, layers)
@@ -109,7 +111,7 @@ def packable_layers(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, nn
 def _require_convertible(
     model: nn.Module, layers: Mapping[str, nn.Linear], packed_before: Iterable[str], target: str
 ) -> None:
-    """Raises ValueError for whatever would stop half-way or be lost."""
+    """Raises ValueError for a layer that could not be packed, or with which something would be lost."""
     replaced: dict[str, nn.Module] = {**layers}
     for name in packed_before:
         layer = model.get_submodule(name)
@@ -123,7 +125,7 @@ def _require_convertible(
 
 
 def retarget(tree: ModuleTree, names: Iterable[str], target: str) -> None:
-    """Puts in the place of each of these sparse layers the one that the target asks for, one after the other."""
+    """Replaces each of these sparse layers by one in the format that the target needs, one after the other."""
     for name in names:
         layer = tree.model.get_submodule(name)
         assert isinstance(layer, SparseInt8Linear)
@@ -134,7 +136,7 @@ def retarget(tree: ModuleTree, names: Iterable[str], target: str) -> None:
 
 
 def packed_layer(name: str, layer: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu") -> nn.Module:
-    """``pack_linear``, with the layer's name in its errors."""
+    """Packs a layer by ``pack_linear``, with the layer's name in its errors."""
     with _named(name):
         packed = pack_linear(layer, input_scale, target)
     packed.name_in_model = name or None
@@ -150,7 +152,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 class _Largest:
-    """The largest magnitude of each input."""
+    """Observes the largest magnitude of each input."""
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
@@ -161,7 +163,7 @@ class _Largest:
 
 
 def _smoothing(model: nn.Module, layers: dict[str, nn.Linear], batches: Batches) -> dict[str, Tensor]:
-    """What the inputs of each layer are multiplied by, float32 [K]."""
+    """The factor of each input, float32 [K], for each layer."""
     largest = {name: _Largest() for name in layers}
     observe(model, largest, batches)
     scales = {}
@@ -170,7 +172,7 @@ def _smoothing(model: nn.Module, layers: dict[str, nn.Linear], batches: Batches)
         assert activations is not None
         require_numbers(name, activations)
         ratio = weights**SMOOTH_STRENGTH / activations ** (1 - SMOOTH_STRENGTH)
-        # An input that is never used, or has no weight, stays as it is.
+        # An input that is always zero, or has only zero weights, keeps the factor 1.
         usable = (activations > 0) & (weights > 0)
         scales[name] = torch.where(usable, ratio.clamp(1e-5, 1e5), 1.0)
     return scales

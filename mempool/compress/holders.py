@@ -1,4 +1,4 @@
-"""What holds modules or tensors of a model beside its modules: found by going through what these refer to."""
+"""Finds objects beside a model's modules that hold its modules or tensors, by following the modules' references."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from torch import Tensor, nn
 from mempool.compress.module_tree import is_compiled
 
 Held = TypeVar("Held", nn.Module, Tensor)
-# What it takes to find a holder that a model's forward would use, and not to walk through a whole process.
+# Limits of the search: enough to find a holder that a model's forward would use, and not to walk a whole process.
 _DEPTH = 8
 _MOST_OBJECTS = 200_000
 _PLAIN, _CONTAINERS = {bool, int, float, str, type(None)}, {dict, OrderedDict, list, tuple, set}
 _NO_HOLDERS = (ModuleType, FrameType, CodeType, GeneratorType, CoroutineType, GetSetDescriptorType)
-# A module's own, and compiled code of the module itself, which looks its submodules up.
+# Attributes that are not followed: a module's own, and compiled code of the module, which looks its submodules up.
 _OF_MODULES = {"_modules", "_parameters", "_buffers", "_compiled_call_impl"}
 _OF_OTHERS = {"torch", "mempool", *sys.stdlib_module_names} - {"__main__"}
 
 
 def found_elsewhere(model: nn.Module, kind: type[Held]) -> Iterator[tuple[str, Held]]:
-    """What is of a kind and reached from the attributes of a model's modules or of their classes, and from where.
+    """The objects of a kind that attributes of a model's modules, or of their classes, lead to, and from where.
 
-    Found in containers, closures, bound methods, partial functions, objects and weak references, to a depth and number
-    that are bounded: what is further away is not seen. The tree of submodules is no such way.
+    The search goes through containers, closures, bound methods, partial functions, objects and weak references, to a
+    bounded depth and number: it does not see what is further away. It does not follow the tree of submodules.
     """
     inside = {id(module) for module in model.modules()}
     seen: set[int] = set()
@@ -87,7 +87,7 @@ def _worth_a_look(attributes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, 
 
 
 def _is_own(kind: type) -> bool:
-    """Whether a class was written by the model's authors or their libraries: torch's and Python's hold no layers."""
+    """Whether a class is of the model's authors or their libraries: classes of torch and Python hold no layers."""
     return str(kind.__module__).partition(".")[0] not in _OF_OTHERS
 
 
@@ -114,7 +114,7 @@ def _reached_from(root: Any, inside: set[int], seen: set[int]) -> Iterator[nn.Mo
 
 
 def _is_holder(value: Any) -> bool:
-    """Whether a module may be reached through a value: numbers, strings and what has only such are not tracked."""
+    """Whether a module may be reached through a value: not through numbers, strings and containers of these alone."""
     if isinstance(value, type):
         return _is_own(value)
     if isinstance(value, (Tensor, *_NO_HOLDERS)):
@@ -123,7 +123,7 @@ def _is_holder(value: Any) -> bool:
 
 
 def _strong(value: Any) -> Any:
-    """What a weak proxy stands for, which has its class but is not it; None where that is gone."""
+    """The object behind a weak proxy, which has the object's class but is another one; None where it is gone."""
     if type(value) not in weakref.ProxyTypes:
         return value
     try:

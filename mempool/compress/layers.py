@@ -1,4 +1,4 @@
-"""Which layers of a model are meant, and how calibration data goes through it."""
+"""Selects the layers of a model that are to be compressed, and sends calibration data through it."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def _is_pruned(layer: nn.Module, part: str) -> bool:
 
 
 def remove_masks(layer: nn.Linear) -> None:
-    """Ends what ``torch.nn.utils.prune`` does at each call of a layer: its masked weight and bias become its own."""
+    """Ends the masking by ``torch.nn.utils.prune``: the masked weight and bias of a layer become its parameters."""
     for part in ("weight", "bias"):
         if _is_pruned(layer, part):
             prune.remove(layer, part)  # type: ignore[no-untyped-call]
 
 
 def layers_of(model: nn.Module, skip: Sequence[str], kind: type[Layer]) -> dict[str, Layer]:
-    """The layers of a kind, without those that match a pattern of ``skip`` (as in a shell) or lie in what does.
+    """The layers of a kind, without those that match a pattern of ``skip`` (as in a shell) or are in one that does.
 
-    A subclass is left alone: whoever wrote it may read its weight. So is a layer whose weight another module has, too,
-    such as an embedding, be it as another object: it would be in memory twice. Raises ValueError for a pattern that
-    nothing matches, so that a misspelt name is seen.
+    A subclass is left alone, since its code may read its weight. So is a layer that shares its weight with another
+    module, an embedding for one, also through another tensor object: the weight would be in memory twice. Raises
+    ValueError for a pattern that matches no module, so that a misspelt name is noticed.
     """
     modules = not_skipped(model, skip)
     holders = Counter(_memory_of(p) for module in model.modules() for p in module._parameters.values() if p is not None)
@@ -73,7 +73,7 @@ def _memory_of(parameter: Tensor | None) -> Hashable:
 
 
 def not_skipped(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Module]:
-    """All modules by name, without those of ``skip``; raises for a pattern that nothing matches."""
+    """All modules by name, without those of ``skip``; raises ValueError for a pattern that matches none."""
     if isinstance(skip, str):
         raise TypeError(f"skip is a list of names, such as [{skip!r}].")
     if not isinstance(skip, Collection) or not all(isinstance(pattern, str) for pattern in skip):
@@ -87,7 +87,7 @@ def not_skipped(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def _is_of(kind: type[nn.Module], module: nn.Module) -> bool:
-    """Whether a module is of a kind, and of no subclass but the one that torch makes of it for parametrizations."""
+    """Whether a module is of a kind and no subclass of it, but for the class that torch makes for parametrizations."""
     return type(module) is kind or (type(module).__base__ is kind and parametrize.is_parametrized(module))
 
 
@@ -101,7 +101,7 @@ def _ways_to(name: str) -> Iterator[str]:
 
 
 def some(names: Iterable[str]) -> str:
-    """The first five, and how many more there are."""
+    """The first five names as a list, and how many more there are."""
     listed = list(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "") or "none"
 
@@ -110,10 +110,10 @@ Observer = Callable[[Tensor], None]  # is given the rows [tokens, K] that go int
 
 
 def observe(model: nn.Module, observers: Mapping[str, Observer], batches: Batches) -> None:
-    """Sends every batch through the model (not compiled), and what goes into the named layers to their observers.
+    """Sends every batch through the model (not compiled), and the inputs of the named layers to their observers.
 
-    A batch is what the model takes: a tensor, a tuple or list of arguments, or a mapping of named ones. Raises
-    ValueError where there is no batch, a layer that none of them reached, or a 2:4 layer on the CPU that one reaches.
+    A batch is the model's input: a tensor, a tuple or list of arguments, or a mapping of named ones. Raises ValueError
+    where there is no batch, where no batch reaches a layer, or where one reaches a 2:4 layer on the CPU.
     """
     reached: set[str] = set()
 
@@ -163,7 +163,7 @@ def _refuse_of(name: str, pattern: str) -> Callable[..., None]:
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
-    """What the model returns for a batch of one of the forms that `observe` takes."""
+    """The model's output for a batch, in one of the forms that `observe` takes."""
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):
@@ -175,7 +175,7 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards each module in the mode that it was in."""
+    """A context with the model in evaluation mode; afterwards each module is in the mode that it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -187,7 +187,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _padded(model: nn.Module) -> Iterator[None]:
-    """Without nested tensors, which ``nn.TransformerEncoder`` makes of padded ones for code that has no hooks."""
+    """A context in which ``nn.TransformerEncoder`` makes no nested tensors of padded ones, for code without hooks."""
     encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
     encoders = [encoder for encoder in encoders if getattr(encoder, "use_nested_tensor", False)]
     for encoder in encoders:
@@ -206,13 +206,13 @@ def require_module(name: str, model: Any) -> None:
 
 
 def require_batches(name: str, batches: Any) -> Batches:
-    """Raises TypeError for what is one batch, or none, instead of several."""
+    """Raises TypeError for an argument that is a single batch, or no batch, instead of several."""
     if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         raise TypeError(f"{name} is a list of batches, or another iterable of them, not {type(batches).__name__}.")
     return batches
 
 
 def require_numbers(name: str, values: Tensor) -> None:
-    """Raises ValueError if calibration gave a layer something else."""
+    """Raises ValueError if calibration gave a layer an input that is no number."""
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"layer {name!r}: the calibration data brought a NaN or an infinite value to it.")

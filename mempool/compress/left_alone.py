@@ -1,4 +1,4 @@
-"""What ``convert`` leaves alone, and says: a model that stays as large as it was looks like a converted one."""
+"""The warning about layers that ``convert`` leaves dense: without it a model that did not shrink looks converted."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _PACKED = (Int8Linear, SparseInt8Linear)
 def left_alone(
     model: nn.Module, layers: Mapping[str, nn.Linear], read: set[str], skip: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Names of what has the weight of a linear layer and is not among ``layers``, by the reason.
+    """The names of modules that have the weight of a linear layer and are not among ``layers``, by the reason.
 
-    ``read``: layers that stay dense since the model's code reads their weights. What ``skip`` names was asked for.
+    ``read``: layers that stay dense since the model's code reads their weights. Modules that ``skip`` names are not
+    listed.
     """
     reasons: dict[str, list[str]] = {}
     modules = not_skipped(model, skip)
@@ -57,7 +58,7 @@ def _reason(module: nn.Module, is_read: bool) -> str | None:
 
 
 def warn_of(model: nn.Module, reasons: Mapping[str, Sequence[str]], is_any_packed: bool, by: str = "convert") -> None:
-    """One warning, in one line, for the caller of ``convert`` or ``load``; as an error it comes before any change."""
+    """Warns the caller of ``convert`` or ``load`` in one line, before any change, as a warning may be an error."""
     parts = [f"{reason} {some(names)}" for reason, names in reasons.items()]
     if not is_any_packed:
         if not parts:

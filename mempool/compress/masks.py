@@ -1,4 +1,4 @@
-"""From scores to masks: which weights stay, by pattern."""
+"""Makes pruning masks from scores: which weights stay, by pattern."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 PATTERNS = ("unstructured", "2:4", "block4")
 GROUP = 4  # inputs
-_CHUNK = 1 << 17  # scores that are looked at together: what is made of them for a moment takes some MiB
+_CHUNK = 1 << 17  # scores that are processed together, so that temporaries take some MiB
 
 
 def grouped(scores: Tensor) -> Tensor:
-    """``[N, K]`` as ``[N, ceil(K / 4), 4]``; what is beyond K scores 0."""
+    """``[N, K]`` as ``[N, ceil(K / 4), 4]``; the padding beyond K has the score 0."""
     outputs, inputs = scores.shape
     padded = torch.nn.functional.pad(scores, (0, -inputs % GROUP))
     return padded.view(outputs, padded.shape[1] // GROUP, GROUP)
@@ -31,11 +31,11 @@ def keep_best(scores: Tensor, sparsity: float) -> Tensor:
 
 
 def mask_of(scores: Tensor, sparsity: float, pattern: str, rows_apart: bool) -> Tensor:
-    """A boolean mask like ``scores`` [N, K], True for what stays. Scores are float32 and not negative.
+    """A boolean mask like ``scores`` [N, K], True for weights that stay. Scores are float32 and not negative.
 
-    ``rows_apart``: the share is kept in each row, not in the layer as a whole. ``2:4`` keeps the best 2 of every 4
-    inputs, ``block4`` blocks of 4 inputs by the sum of their squared scores. Beside the mask, and a score for each
-    block, no more than some MiB are needed.
+    ``rows_apart``: the sparsity holds in each row, not only in the layer as a whole. ``2:4`` keeps the best 2 of every
+    4 inputs, ``block4`` blocks of 4 inputs by the sum of their squared scores. Beside the mask and a score for each
+    block, this takes no more than some MiB.
     """
     if pattern == "2:4":
         return _by_rows(scores, lambda rows: _flat(keep_best(grouped(rows), 0.5), rows.shape))
@@ -51,7 +51,7 @@ def _flat(groups: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _by_rows(scores: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a function makes of some rows at a time, for all of them."""
+    """Applies a function to some rows at a time, and joins the results."""
     result: Tensor | None = None
     count = max(1, _CHUNK // max(1, scores.shape[1]))
     for first in range(0, max(1, scores.shape[0]), count):
@@ -64,17 +64,17 @@ def _by_rows(scores: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _keep_best_of_all(scores: Tensor, sparsity: float) -> Tensor:
-    """As ``keep_best``, over all elements; of those that are equal the first go."""
+    """As ``keep_best``, over all elements; of equal scores the first go."""
     dropped = round(sparsity * scores.numel())
     mask = torch.ones_like(scores, dtype=torch.bool)
     if dropped == 0:
         return mask
-    # The bits of floats that are not negative are in the order of the floats. Counted in two steps, by their upper and
-    # then by their lower half, they say which is the last to go, without a sorted copy.
+    # The bits of floats that are not negative, as integers, have the order of the floats. A radix selection, by their
+    # upper and then by their lower half, finds the last score to go without a sorted copy.
     parts = torch.split(scores.contiguous().view(torch.int32).flatten(), _CHUNK)
     upper, before = _place_of(dropped, (part >> 16 for part in parts))
     lower, equal = _place_of(dropped - before, (part[part >> 16 == upper] & 0xFFFF for part in parts))
-    last, left = upper << 16 | lower, dropped - before - equal  # how many of those that are equal to it go
+    last, left = upper << 16 | lower, dropped - before - equal  # how many scores equal to it go
     for part, kept in zip(parts, torch.split(mask.view(-1), _CHUNK), strict=True):
         torch.gt(part, last, out=kept)
         ties = (part == last).nonzero().flatten()
@@ -84,7 +84,7 @@ def _keep_best_of_all(scores: Tensor, sparsity: float) -> Tensor:
 
 
 def _place_of(rank: int, parts: Iterable[Tensor]) -> tuple[int, int]:
-    """The number, 0 to 65,535, that comes at this place (from 1 on) among all in order, and how many are less."""
+    """The number, 0 to 65,535, at this place (from 1 on) of all numbers in order, and how many numbers are less."""
     counts = sum(torch.bincount(part, minlength=1 << 16) for part in parts)
     assert isinstance(counts, Tensor)
     up_to = counts.cumsum(dim=0)

@@ -1,4 +1,4 @@
-"""Where each module of a model is held, so that one can be put in the place of another."""
+"""Knows which modules of a model hold each other module, so that one can be replaced wherever it is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mempool.packed.linear import Int8Linear, SparseInt8Linear
 
 
 class ModuleTree:
-    """Who holds each module of a model under which name: found in one walk, kept up to date by ``replace``.
+    """The holders of each module of a model, with its name in each: found in one walk, kept up to date by ``replace``.
 
-    Holds no module but the model and those that have children, so that what was replaced is freed. A model whose
-    modules are exchanged by something else meanwhile needs a new one.
+    The tree refers only to the model and to modules that have children, so that a replaced module is freed. If other
+    code exchanges modules of the model, a new tree is needed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,7 +38,7 @@ class ModuleTree:
             parent._modules[name] = new
             _leave_fused_paths(parent)
             if is_compiled(parent):
-                # As a copy of it does: its code was that of the old module.
+                # Compiled code is that of the old module: remove it, as a copy of the module would.
                 parent.__setstate__(parent.__getstate__())  # type: ignore[no-untyped-call]
         self._holders.setdefault(id(new), []).extend(holders)
         if (encoders := self._encoders.pop(id(old), None)) is not None:
@@ -48,11 +48,11 @@ class ModuleTree:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether it is what ``torch.compile(module)`` returns."""
+    """Whether a module is the result of ``torch.compile(module)``."""
     return "torch._dynamo" in sys.modules and isinstance(module, torch._dynamo.OptimizedModule)
 
 
 def _leave_fused_paths(parent: nn.Module) -> None:
-    """torch's encoder layer has fused code that reads the weights of its Linears: with this it stays away from it."""
+    """Keeps torch's encoder layer from its fused code, which reads the weights of its Linears."""
     if isinstance(parent, nn.TransformerEncoderLayer):
         parent.activation_relu_or_gelu = 0

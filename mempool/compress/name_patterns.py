@@ -1,4 +1,4 @@
-"""Patterns of names, as in a shell, many of them over many names."""
+"""Matches many patterns, as a shell has them, against many names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _NOT_LITERAL = re.compile(r"[*?]|\[!?\]?[^\]]*\]")
 
 
 def matched(names: Collection[str], patterns: Iterable[str]) -> tuple[set[str], str | None]:
-    """The names that a pattern matches, or that are one; and the first pattern that matches none.
+    """The names that match or equal one of the patterns, and the first pattern that matches none.
 
-    Regular expressions are tried on the names alone that have a pattern's longest literal part: a thousand patterns
-    over thousands of names would take seconds.
+    A regular expression is tried only on names that contain the longest literal part of its pattern: a thousand
+    patterns over thousands of names would take seconds otherwise.
     """
     known = frozenset(names)
     found: set[str] = set()

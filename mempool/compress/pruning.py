@@ -1,4 +1,4 @@
-"""``prune_``: weights to zero, by magnitude or by what calibration data says of them."""
+"""``prune_``: sets weights to zero, chosen by their magnitude or by calibration data."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ def prune_(
     ``sparsity``: the share that goes, 0 to 1; always 0.5 for ``pattern="2:4"``. ``pattern``: ``"unstructured"``,
     ``"2:4"`` (2 of every 4 inputs) or ``"block4"`` (blocks of 4 inputs of an output).
 
-    ``method``: ``"magnitude"`` takes the smallest of a layer. ``"wanda"`` (Sun et al., "A Simple and Effective Pruning
-    Approach for Large Language Models", 2023) takes the smallest of each output by magnitude times the norm of the
-    input it meets. ``"sparsegpt"`` (Frantar and Alistarh, 2023) also changes the weights that stay, to make up for
-    those that go. The latter two need ``calibration``: batches as the model takes them, some hundred rows of real data.
+    ``method``: ``"magnitude"`` prunes the smallest weights of a layer. ``"wanda"`` (Sun et al., "A Simple and Effective
+    Pruning Approach for Large Language Models", 2023) prunes those of each output with the smallest product of
+    magnitude and norm of the input. ``"sparsegpt"`` (Frantar and Alistarh, 2023) also changes the weights that stay, to
+    make up for those that go. The latter two need ``calibration``: batches of the model's input, some hundred rows of
+    real data.
 
-    ``skip``: names of layers or of modules that have some, or patterns such as ``"encoder.layer.?"``. A Linear whose
-    weight is also that of an embedding is left alone. ``keep_masks``: leave the masks of
-    ``torch.nn.utils.prune`` on the layers, so that zeros stay zero while the model is fine-tuned;
-    ``torch.nn.utils.prune.remove`` or ``convert`` ends that.
+    ``skip``: names of layers, names of modules that contain layers, or patterns (``"encoder.layer.?"``). A Linear that
+    shares its weight with an embedding is left alone. ``keep_masks``: leave the masks of ``torch.nn.utils.prune`` on
+    the layers, so that zeros stay zero while the model is fine-tuned; ``torch.nn.utils.prune.remove`` or ``convert``
+    ends that.
 
-    Raises ValueError for what cannot be, naming the layer where it is one, and TypeError for an argument of another
-    type; the layers before it are pruned then.
+    Raises ValueError for an impossible setting or for a layer that cannot be pruned, which it names, and TypeError for
+    an argument of another type; the layers before that one are then pruned.
     """
     require_module("model", model)
     layers = linear_layers(model, skip)
@@ -66,10 +67,10 @@ def _require_weight(name: str, weight: Tensor) -> None:
 
 
 class Pruning:
-    """What is to be pruned and how, apart from where the weights are."""
+    """The checked arguments of a pruning: method, sparsity, pattern and data, independent of where the weights are."""
 
     def __init__(self, sparsity: float, method: str, pattern: str, calibration: Batches | None) -> None:
-        """Raises ValueError for what cannot be."""
+        """Raises ValueError for an impossible setting."""
         _validate(sparsity, method, pattern)
         self.method = METHODS[method]
         if self.method.needs_calibration and calibration is None:
@@ -80,10 +81,10 @@ class Pruning:
     def run(
         self, model: nn.Module, shapes: Mapping[str, tuple[int, int]], weight_of: Callable[[str], Tensor]
     ) -> Iterator[Pruned]:
-        """Name, new weight [N, K] float32 and boolean mask of each layer, one after the other.
+        """Yields name, new weight [N, K] float32 and boolean mask of each layer, one after the other.
 
-        ``shapes``: (N, K) by name. ``model`` is what the calibration data goes through: its layers of these names may
-        be packed, and may be replaced while this runs.
+        ``shapes``: (N, K) by name. Calibration data goes through ``model``: its layers of these names may be packed,
+        and may be replaced while this runs.
         """
         for name, (_, inputs) in shapes.items():
             if self.settings.pattern == "2:4" and inputs % 4:

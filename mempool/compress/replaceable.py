@@ -1,4 +1,4 @@
-"""What would be lost with a layer that another one replaces: found before anything is changed."""
+"""Finds what a model would lose if one of its layers were replaced, before anything is changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from mempool.compress import holders
 
-# Whatever holds parameters of the model by itself: it would go on with those that are gone, or mix them up.
+# Classes that hold parameters of the model themselves: they would go on with parameters that are gone, or mix them up.
 _WRAPPERS = {
     "torch.nn.parallel.distributed.DistributedDataParallel": "convert the model before it is wrapped",
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "convert the model unsharded",
@@ -24,10 +24,10 @@ _OWN_TENSORS = {"weight", "bias", "weight_orig", "bias_orig", "weight_mask", "bi
 
 
 def require_replaceable(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError, naming the layer, if a model would not do the same with another one in a layer's place.
+    """Raises ValueError, naming the layer, if replacing a layer would change what the model does.
 
     That is so where the layer has hooks, methods, tensors or modules of its own, where torch's own code for it was
-    exchanged, and where something beside the model's modules holds it.
+    patched, and where an object beside the model's modules holds the layer.
     """
     names = {id(layer): name for name, layer in layers.items()}
     for path, module in model.named_modules():
@@ -43,9 +43,9 @@ def require_replaceable(model: nn.Module, layers: Mapping[str, nn.Module]) -> No
 
 
 def require_weights_unshared(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
-    """Raises ValueError, naming the layer, if something of the model has the memory of a layer's weight or bias, too.
+    """Raises ValueError, naming the layer, if another tensor of the model shares memory with its weight or bias.
 
-    Once a layer gets other values by being replaced, that would go on with the old ones.
+    That tensor would keep the old values once the layer is replaced by one with other values.
     """
     owners: dict[int, str] = {}
     for name, layer in layers.items():
@@ -64,18 +64,18 @@ def require_weights_unshared(model: nn.Module, layers: Mapping[str, nn.Linear]) 
 def _storage_of(tensor: Tensor) -> int:
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # it has none of its own, such as a sparse one
+    except (NotImplementedError, RuntimeError):  # a tensor without storage: a sparse one, for one
         return id(tensor)
 
 
 def require_nothing_lost(name: str, layer: nn.Module) -> None:
-    """Raises ValueError for what a layer has itself: see ``lost_with``."""
+    """Raises ValueError if replacing a layer would lose something that belongs to it: see ``lost_with``."""
     if (lost := lost_with(layer)) is not None:
         raise ValueError(f"layer {name!r} {lost}, or leave the layer as it is: skip=[{name!r}].")
 
 
 def lost_with(layer: nn.Module) -> str | None:
-    """What a layer has that another one in its place would not have, and what to do; None if there is nothing."""
+    """What would be lost with a layer that is replaced, and what to do about it; None if nothing would be."""
     kind = type(layer)
     if kind is nn.Linear and (patched := _patched()) is not None:
         return f"would lose what {patched} does, set in the place of torch's own: undo that"
@@ -99,7 +99,7 @@ def lost_with(layer: nn.Module) -> str | None:
 
 
 def _patched() -> str | None:
-    """The name of what was put in the place of torch's own code for a Linear."""
+    """The name of the method of torch's Linear that was patched; None if none was."""
     code = getattr(nn.Linear.forward, "__code__", None)
     if getattr(code, "co_filename", None) != nn.Identity.forward.__code__.co_filename:
         return _name_of(nn.Linear.forward)
@@ -117,12 +117,12 @@ def _name_of(function: Any) -> str:
 
 
 def _are_of_pruning(hooks: Mapping[int, Any]) -> bool:
-    """Whether all of them make a masked weight or bias, which packing reads as it is."""
+    """Whether all hooks belong to torch's pruning: they mask weight or bias, and packing reads the masked tensors."""
     return all(isinstance(hook, prune.BasePruningMethod) for hook in hooks.values())
 
 
 def _is_unchanged(layer: nn.Module, name: str, value: Any) -> bool:
-    """Whether an attribute of the layer is the method that its class has under this name (accelerate leaves such)."""
+    """Whether an attribute of the layer is its class's own method of that name (accelerate leaves such attributes)."""
     return isinstance(value, MethodType) and value.__self__ is layer and value.__func__ is getattr(type(layer), name)
 
 

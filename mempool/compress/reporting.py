@@ -1,4 +1,4 @@
-"""``report``: where the bytes of a model are, and what its packed layers gain."""
+"""``report``: how the bytes of a model are distributed, and what its packed layers gain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LayerReport:
     density: float  # 0 to 1
     size_bytes: int  # with bias and scales
     dense_bytes: int  # the same layer in float32
-    expected_speed: float  # times as fast as float32 for one token, where memory is what it waits for: by bytes read
+    expected_speed: float  # times as fast as float32 for one token, by the bytes that are read
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Report:
             grouped: one row for all layers of one kind and shape whose names differ in their numbers alone.
         """
         from rich.table import Table
-        from rich.text import Text  # a name's brackets are no markup
+        from rich.text import Text  # brackets in a name are not markup
 
         table = Table(title="linear layers", title_justify="left", show_footer=True)
         size = _core.format_bytes
@@ -81,7 +81,7 @@ class Report:
         return render(self.table(), width=120)
 
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name between dots
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a number that is a whole part of a name
 
 
 def _groups(layers: list[LayerReport]) -> list[list[LayerReport]]:
@@ -92,7 +92,7 @@ def _groups(layers: list[LayerReport]) -> list[list[LayerReport]]:
 
 
 def _pattern(names: list[str]) -> str:
-    """``layer.{0-11}.query`` for names that differ in their numbers."""
+    """One pattern, as ``layer.{0-11}.query``, for names that differ in their numbers."""
     columns = zip(*(map(int, _NUMBER.findall(name)) for name in names), strict=True)
     texts = iter([_numbers(sorted(set(column))) for column in columns])
     return _NUMBER.sub(lambda match: next(texts), names[0])
@@ -115,7 +115,7 @@ def _range(values: list[float], digits: int) -> str:
 
 
 def report(model: nn.Module) -> Report:
-    """Bytes, density and expected speed of every linear layer, and the bytes of embeddings and of all else."""
+    """Reports bytes, density and expected speed of every linear layer, and the bytes of embeddings and of the rest."""
     layers = []
     sizes = {"linear": 0, "embedding": 0, "other": 0}
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""Tensors that share memory: which are the same, and which overlap without being the same."""
+"""Tensors that share memory: tells which are the same elements, and which overlap without being the same."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 
 def memory_of(tensor: Tensor) -> Hashable:
-    """The same for tensors that are the same elements of the same storage, on the meta device too."""
+    """A key that is equal for tensors of the same elements of the same storage, also on the meta device."""
     try:
         storage = tensor.untyped_storage()._cdata
         return storage, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-    except (NotImplementedError, RuntimeError):  # it has no storage of its own, such as a sparse one
+    except (NotImplementedError, RuntimeError):  # a tensor without storage: a sparse one, for one
         return id(tensor)
 
 
 def overlap(tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, str] | None:
-    """The names of two of these tensors, none the same as another, that have elements in common."""
+    """The names of two tensors that have elements in common. No two of the given tensors are the same elements."""
     by_storage: dict[int, list[tuple[str, Tensor]]] = {}
     for name, tensor in tensors:
         if tensor.numel() and tensor.layout is torch.strided and not tensor.is_meta:
@@ -35,7 +35,7 @@ def _overlap_in_storage(sharing: list[tuple[str, Tensor]]) -> tuple[str, str] | 
     spans = sorted((*_span(tensor), name) for name, tensor in sharing)
     if all(end <= start for (_, end, _), (start, _, _) in pairwise(spans)):
         return None
-    # Columns of one matrix lie between each other and have nothing in common: elements are counted, of whatever size.
+    # Columns of one matrix interleave without common elements: so elements are compared, of whatever size.
     unit = min(tensor.element_size() for _, tensor in sharing)
     first, end = spans[0][0], max(end for _, end, _ in spans)
     owner = torch.full(((end - first) // unit,), -1, dtype=torch.int32, device="cpu")
@@ -51,19 +51,19 @@ def _overlap_in_storage(sharing: list[tuple[str, Tensor]]) -> tuple[str, str] | 
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """First byte and end in its storage."""
+    """The first byte of a tensor in its storage, and its end."""
     start = int(tensor.storage_offset()) * tensor.element_size()
     last: int = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (last + 1) * tensor.element_size()
 
 
 def repeats(tensor: Tensor) -> bool:
-    """Whether elements of it are one place in memory, as after ``expand``: nothing can be copied into it."""
+    """Whether several elements of a tensor share memory, as after ``expand``: nothing can be copied into it."""
     return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def in_place_of(old: Tensor, values: Tensor) -> Tensor:
-    """A tensor of these values that is for a module what ``old`` was: its class, gradient and attributes."""
+    """A tensor with these values for the place of ``old`` in a module: it gets its class, gradient and attributes."""
     new = values
     if isinstance(old, nn.Parameter):
         new = torch.Tensor._make_subclass(type(old), values, old.requires_grad)
@@ -73,6 +73,6 @@ def in_place_of(old: Tensor, values: Tensor) -> Tensor:
 
 
 def write(tensor: Tensor, values: Tensor) -> None:
-    """Into the tensor, also one that was made in inference mode."""
+    """Copies values into a tensor, also into one that was made in inference mode."""
     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
         tensor.copy_(values)

@@ -1,4 +1,4 @@
-"""A model that is what it was after an error."""
+"""Restores a model after an error, so that a failed call has changed nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mempool.compress.sharing import write
 
 @contextmanager
 def unchanged_by_errors(model: nn.Module, written: Callable[[], Iterable[Tensor]] = tuple) -> Iterator[None]:
-    """After an error each module has all that it had, the same children and tensors, and ``written`` its values."""
+    """A context: after an error in it modules have their former children and tensors, and ``written`` former values."""
     kept = [(module, _own(module)) for module in model.modules()]
     values = [(tensor, tensor.detach().clone()) for tensor in written()]
     try:

@@ -1,4 +1,4 @@
-"""Which layers' weights the code of a model reads: found in its source, since a packed layer has no such weight."""
+"""Finds the layers whose weight a model's code reads, in its source: a packed layer has no dense weight to read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ANY = "*"
 
 
 def read_weights(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
-    """Names of those of ``layers`` whose ``weight`` a ``forward`` reads, or a method that one calls.
+    """The names of those ``layers`` whose ``weight`` is read by a ``forward``, or by a method that a ``forward`` calls.
 
-    Sees ``self.fc.weight``, ``getattr`` and ``hasattr`` of it, and ``isinstance`` of a Linear, which go another way
-    with a packed layer; and what a local variable was assigned from, or a loop over children. Code without source and
-    in other functions is not seen; torch's own modules are not looked at.
+    It sees ``self.fc.weight``, ``getattr`` and ``hasattr`` of a weight, and ``isinstance`` of a Linear, which have
+    another result with a packed layer; it follows assignments to local variables and loops over children. It does not
+    see code without source and in other functions, and skips torch's own modules.
     """
     names = {id(layer): name for name, layer in layers.items()}
     found: set[str] = set()
@@ -44,7 +44,7 @@ def _reached(module: nn.Module, path: Path) -> Iterator[nn.Module]:
 
 @functools.lru_cache(maxsize=4096)
 def _paths_of(kind: type[nn.Module]) -> frozenset[Path]:
-    """What has its weight read by a class, as seen from its instances."""
+    """The paths, from an instance, of the modules whose weight the code of its class reads."""
     methods = {
         name: member
         for base in reversed(kind.__mro__)
@@ -63,7 +63,7 @@ def _paths_of(kind: type[nn.Module]) -> frozenset[Path]:
 
 
 class _Reads(ast.NodeVisitor):
-    """What a method reads: attributes of ``self``, and whose weights."""
+    """Visits the code of a method: which attributes of ``self`` it reads, and which modules' weights."""
 
     def __init__(self) -> None:
         self.weights: set[Path] = set()
@@ -82,7 +82,7 @@ class _Reads(ast.NodeVisitor):
         return reads
 
     def _path(self, node: ast.AST) -> Path | None:
-        """What an expression reaches from ``self``: children by attribute, by index, by key."""
+        """The path that an expression takes from ``self``: to children by attribute, by index, by key."""
         if isinstance(node, ast.Name):
             return self._variables.get(node.id)
         if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""Layers whose weights stay packed while they are used: their formats, their operators, and the modules.
+"""Linear layers that run on packed int8 weights: the formats, their operators, and the modules.
 
-``mempool.nn`` and ``mempool.ops`` are its faces.
+``mempool.nn`` and ``mempool.ops`` are its public faces.
 """

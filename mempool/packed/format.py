@@ -1,4 +1,4 @@
-"""What a packed format is: its buffers, its operators, and when it pays. ``formats.py`` has an object for each."""
+"""The description of a packed format: its buffers, its operators, its size. ``formats.py`` has an object for each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mempool.packed import ops
 from mempool.packed.quantizing import is_finite
 
 VERSION = 1
-TARGETS = ("cpu", "cuda")  # what a layer is packed for
+TARGETS = ("cpu", "cuda")  # the kinds of device that a layer can be packed for
 _OF_EVERY_FORMAT = {
     "format": torch.int32,
     "sums": torch.int32,
@@ -29,39 +29,40 @@ Operator: TypeAlias = Callable[..., Any]  # an OpOverload
 @dataclass(frozen=True)
 class Buffer:
     dtype: torch.dtype
-    elements: Callable[[int, int], int] | None = None  # of a weight [outputs, inputs]; None: they depend on its values
-    elements_of_zero: int = 0  # of a weight that is all zero, where they depend on its values
-    fill: int = 0  # of a weight that is all zero
+    # Its number of elements by the weight's shape, (outputs, inputs); None: the number depends on the weight's values.
+    elements: Callable[[int, int], int] | None = None
+    elements_of_zero: int = 0  # that number for a weight that is all zero
+    fill: int = 0  # the value of each element for a weight that is all zero
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Format:
-    """How the int8 weight ``[N, K]`` of a layer is kept while it is used.
+    """A format in which a layer keeps its int8 weight ``[N, K]`` while it is used.
 
-    The buffers of a layer are those of its format and, of every format, ``format`` (int32: version, number, N, K),
-    ``sums`` (int32 [N], of the weights of each output), ``scales`` (float32 [N]) and, if there are any, ``bias``
-    (float32 [N]) and ``input_scale`` (float32 [K]).
+    A layer has the buffers of its format, and in every format ``format`` (int32: version, number, N, K), ``sums``
+    (int32 [N]: the sum of each output's weights), ``scales`` (float32 [N]) and, if it has them, ``bias`` (float32 [N])
+    and ``input_scale`` (float32 [K]).
     """
 
-    pattern: str  # what users call it
-    number: int  # in `format`: none may change
-    buffers: Mapping[str, Buffer]  # beside those of every format, in the order of its operators' arguments
+    pattern: str  # its name for users
+    number: int  # its number in the buffer `format`, which may never change
+    buffers: Mapping[str, Buffer]  # its own buffers, in the order of its operators' arguments
     pack: Operator  # int8 [N, K] -> (*buffers, sums)
     unpack: Operator
     check: Operator
     linear: Operator
-    # About how many bytes an int8 weight takes in it.
+    # About how many bytes an int8 weight takes in this format.
     bytes_of: Callable[[Tensor], float]
-    # How many of its weights are kept.
+    # How many weights the buffers of a layer keep.
     kept: Callable[[Mapping[str, Any]], int]
-    # Among the formats, by how fast they multiply many tokens where they run: 0 is the fastest.
+    # The format's rank by the speed of its GEMM for many tokens: 0 is the fastest.
     speed_rank: int
-    targets: tuple[str, ...] = TARGETS  # that run it
+    targets: tuple[str, ...] = TARGETS  # the targets that have kernels for it
     is_sparse: bool = True
-    reads_anything: bool = False  # any bytes may be unpacked, and that operator takes no sums
-    # Why it does not take an int8 weight; None where it does.
+    reads_anything: bool = False  # any bytes may be unpacked, and `unpack` takes no sums
+    # Why the format cannot hold an int8 weight; None where it can.
     misfit: Callable[[Tensor], str | None] = lambda _: None
-    # What `pack` returns and `check` takes, in their order.
+    # The names of the buffers that `pack` returns and `check` takes, in their order.
     packed_names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,14 +70,14 @@ class Format:
 
     @property
     def stored_names(self) -> tuple[str, ...]:
-        """The buffers without which a layer is none."""
+        """The buffers that every stored layer of this format has."""
         return ("format", *self.packed_names, "scales")
 
     def dtype_of(self, name: str) -> torch.dtype:
         return self.buffers[name].dtype if name in self.buffers else _OF_EVERY_FORMAT[name]
 
     def sizes(self, outputs: int, inputs: int) -> dict[str, int]:
-        """Elements of the buffers that follow from a weight's shape alone."""
+        """The number of elements of each buffer for which it follows from the weight's shape alone."""
         return {
             name: buffer.elements(outputs, inputs)
             for name, buffer in self.buffers.items()
@@ -107,7 +108,7 @@ class Format:
         return buffers
 
     def require_sound(self, buffers: Mapping[str, Tensor], outputs: int, inputs: int) -> None:
-        """Raises RuntimeError unless they are a weight of this shape. Those on the meta device hold nothing."""
+        """Raises RuntimeError unless the buffers are a weight of this shape; on the meta device values go unchecked."""
         on_cpu = {name: buffer if buffer.is_meta else buffer.cpu() for name, buffer in buffers.items()}
         for name, elements in (("scales", outputs), ("bias", outputs), ("input_scale", inputs)):
             buffer = on_cpu.get(name)
@@ -126,11 +127,11 @@ class Format:
         return weight
 
 
-# What each operator returns, by shape and type alone, for torch.compile and torch.export.
-
-
 def register_shapes(format: Format) -> None:
-    """Of the operators of a format; and a refusal to run on a GPU, where this build has no kernels for one."""
+    """Registers fake kernels of a format's operators (shapes and types alone), for torch.compile and torch.export.
+
+    Where this build has no kernels for a GPU, it also registers the error that says so.
+    """
 
     def pack(weight: Tensor) -> tuple[Tensor, ...]:
         outputs, inputs = weight.shape
@@ -162,7 +163,7 @@ def _unknown_size() -> torch.SymInt:
 def _linear(input: Tensor, scales: Tensor, inputs: int) -> Tensor:
     if input.dtype not in (torch.float32, torch.bfloat16):
         raise RuntimeError(f"mempool: `input` has to be float32 or bfloat16, and is {input.dtype}.")
-    if input.device != scales.device:  # it stands for the meta device, too: a weight that was never loaded
+    if input.device != scales.device:  # also where one is on the meta device: a weight that was never loaded
         raise RuntimeError(f"mempool: `input` is on {input.device}, and the layer's weight on {scales.device}.")
     if input.dim() < 1 or scales.dim() != 1:
         raise RuntimeError("mempool: `input` has to have a last dimension, and `scales` one dimension.")

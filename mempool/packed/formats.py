@@ -1,6 +1,6 @@
-"""The packed formats, one object each, and which of them a weight goes into.
+"""The packed formats, an object for each, and the choice of the format for a weight.
 
-A new format is an object here and a traits struct in ``csrc/kernels/formats``, which says how its bytes lie.
+A new format is an object here and a traits struct in ``csrc/kernels/formats``, which describes its bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _over(value: int, unit: int) -> int:
 
 
 def _padded(quantized: Tensor) -> Tensor:
-    """[N, K] with as many inputs as whole groups have."""
+    """[N, K] with its inputs padded to whole groups."""
     return pad(quantized, (0, -quantized.shape[1] % _GROUP)).contiguous()
 
 
@@ -37,7 +37,7 @@ def _tiles(outputs: int, inputs: int) -> int:
     return _over(outputs, _TILE_OUTPUTS) * _over(inputs, _TILE_INPUTS)
 
 
-# Every weight as a byte. Runs fastest where tokens are many and zeros are not.
+# Every weight is a byte. The fastest format for many tokens, unless most weights are zero.
 DENSE = Format(
     pattern="dense",
     number=0,
@@ -53,15 +53,15 @@ DENSE = Format(
     kept=lambda buffers: int(torch.count_nonzero(buffers["panels"])),
 )
 
-# A bit for each weight, and those that are not zero. Less memory to read, so faster for up to some 12 tokens from a
-# density of a half down.
+# A bit for each weight, and a byte for each that is not zero. A GEMV has less memory to read, and so is faster for up
+# to some 12 tokens where the density is at most a half.
 BITMAP = Format(
     pattern="unstructured",
     number=1,
     speed_rank=2,
     buffers={
         "masks": Buffer(torch.uint8, lambda outputs, inputs: _panel_bytes(outputs, inputs) // 8),
-        "values": Buffer(torch.uint8, elements_of_zero=64),  # a vector may be read from their end
+        "values": Buffer(torch.uint8, elements_of_zero=64),  # kernels may read a vector at their end
         "offsets": Buffer(torch.int32, lambda outputs, inputs: _over(outputs, _PANEL) + 1),
     },
     pack=_operators.pack_bitmap.default,
@@ -78,8 +78,8 @@ def _block4_bytes(quantized: Tensor) -> float:
     return quantized.numel() / 32 + _GROUP * blocks
 
 
-# A bit for each 4 inputs of an output, and the blocks that are not all zero. What is zero is not computed, so faster
-# for many tokens too, from 80% of zero blocks up.
+# A bit for each block of 4 inputs of an output, and the blocks that are not all zero. Blocks of zeros are not
+# multiplied, so it is faster for many tokens, too, where at least 80% of the blocks are zero.
 BLOCK4 = Format(
     pattern="block4",
     number=2,
@@ -106,7 +106,7 @@ def _misfit_24(quantized: Tensor) -> str | None:
     return "four inputs of an output have more than two weights: prune it with pattern='2:4' first."
 
 
-# Two of each four inputs are kept at most, as sparse tensor cores take them: for GPUs alone.
+# At most two of each four inputs are kept, laid out for sparse tensor cores: for GPUs alone.
 SPARSE24 = Format(
     pattern="2:4",
     number=3,
@@ -114,7 +114,7 @@ SPARSE24 = Format(
     targets=("cuda",),
     buffers={
         "values": Buffer(torch.uint8, lambda outputs, inputs: 512 * _tiles(outputs, inputs)),
-        # Of weights that are zero, places 0 and 1 in each four bits.
+        # Weights that are zero have places 0 and 1 in each four bits.
         "places": Buffer(torch.int32, lambda outputs, inputs: 32 * _tiles(outputs, inputs), fill=0x44444444),
     },
     pack=_operators.pack_sparse24.default,
@@ -132,10 +132,10 @@ for _format in FORMATS.values():
 
 
 def packed_sizes(pattern: str, outputs: int, inputs: int) -> dict[str, int]:
-    """Elements of the buffers of a weight ``[outputs, inputs]`` that follow from its shape alone.
+    """The number of elements of each buffer of a weight ``[outputs, inputs]`` that follows from its shape alone.
 
-    ``pattern``: ``"dense"``, ``"unstructured"``, ``"block4"`` or ``"2:4"``. How many ``values`` one of the middle two
-    has depends on the weight. Raises ValueError for another pattern.
+    ``pattern``: ``"dense"``, ``"unstructured"``, ``"block4"`` or ``"2:4"``. The number of ``values`` of
+    ``"unstructured"`` and ``"block4"`` depends on the weight, and is left out. Raises ValueError for another pattern.
     """
     if pattern not in FORMATS:
         raise ValueError(f"the pattern is {_listed(FORMATS)}, not {pattern!r}.")
@@ -148,7 +148,7 @@ def _listed(patterns: Iterable[str]) -> str:
 
 
 def sparse_format(pattern: str) -> Format:
-    """Raises ValueError where it is not the name of a sparse format."""
+    """The sparse format of a pattern. Raises ValueError for another name."""
     sparse = {name: format for name, format in FORMATS.items() if format.is_sparse}
     if pattern not in sparse:
         raise ValueError(f"the pattern is {_listed(sparse)}, not {pattern!r}.")
@@ -156,12 +156,12 @@ def sparse_format(pattern: str) -> Format:
 
 
 def is_header(value: object) -> TypeGuard[Tensor]:
-    """Whether it can be the ``format`` buffer of a layer."""
+    """Whether a value can be the ``format`` buffer of a layer."""
     return isinstance(value, Tensor) and not value.is_meta and value.dtype == torch.int32 and value.numel() == 4
 
 
 def format_of(header: object) -> Format | None:
-    """The format that the ``format`` buffer of a layer names; None where it is none that this version reads."""
+    """The format that the ``format`` buffer of a layer names; None for one that this version does not read."""
     if not is_header(header):
         return None
     version, number, *_ = header.tolist()
@@ -175,19 +175,18 @@ def require_target(target: str) -> None:
 
 
 def smallest_sparse(quantized: Tensor) -> Format:
-    """The sparse format with the fewest bytes of those that every target runs."""
+    """The sparse format that takes the fewest bytes, among those that every target runs."""
     everywhere = [format for format in FORMATS.values() if format.is_sparse and format.targets == TARGETS]
     return min(everywhere, key=lambda format: format.bytes_of(quantized))
 
 
-# Of the bytes of a format that multiplies faster: a smaller one has to save more than the rest.
+# A format is chosen over one that multiplies faster only where it takes at most this share of its bytes.
 _WORTH = 0.8
 
 
 def format_for(quantized: Tensor, target: str) -> Format:
-    """The format of an int8 weight [N, K] that is packed for a target: the fastest that a slower one is not a fifth
-    smaller than."""
-    # A sparse format keeps a byte for each weight that is not zero, and a bit for each 32 weights, at least.
+    """The format for an int8 weight [N, K] on a target: the fastest, unless a slower one takes a fifth less memory."""
+    # A sparse format takes at least a byte for each weight that is not zero, and a bit for each 32 weights.
     if quantized.numel() / 32 + int(quantized.count_nonzero()) > _WORTH * quantized.numel():
         return DENSE
     runnable = [format for format in FORMATS.values() if target in format.targets]

@@ -1,10 +1,10 @@
 """Linear layers whose weights stay compressed while they are used: ``Int8Linear`` and ``SparseInt8Linear``.
 
-Weights are int8 with one float32 scale for each output; activations are quantized to int8 as they come, with one scale
-for each token (row); products are summed in int32. Sparse weights keep only what is not zero. The buffers are the same
-bytes on every machine and for every number of threads; a state dict of them loads anywhere. Layers are packed on the
-CPU and run there or, moved with ``.to("cuda")``, on a GPU of compute capability 8.0 or higher, with the same outputs;
-the pattern 2:4 is for GPUs alone. Inference only: nothing flows back through them.
+Weights are int8 with one float32 scale for each output (per channel); activations are quantized to int8 in each call,
+with one scale for each token (row); products are summed in int32. Sparse weights keep only what is not zero. The
+buffers are the same bytes on every machine and for every number of threads; a state dict of them loads anywhere. Layers
+are packed on the CPU and run there or, moved with ``.to("cuda")``, on a GPU of compute capability 8.0 or higher, with
+the same outputs; the pattern 2:4 is for GPUs alone. Layers are for inference only: no gradient flows through them.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ __all__ = ["Int8Linear", "SparseInt8Linear", "pack_linear"]
 
 _FLOATS = ("scales", "bias", "input_scale")
 _PLACEHOLDER = "placeholder"
-_CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts
+_CAST = (torch.float32, torch.bfloat16, torch.float16)  # the types that autocast casts
 _DENSE = ("weight", "weight_orig", "weight_mask")
 
 
 class _PackedLinear(nn.Module):
-    """What the packed layers share: their buffers, and how these come in.
+    """The base of the packed layers: it holds their buffers and runs them.
 
-    Buffers beside those of the format: ``format`` (int32: version, pattern, N, K), ``sums`` (int32 [N]), ``scales``
-    (float32 [N]), ``bias`` (float32 [N]) if there is one, and ``input_scale`` (float32 [K]) if activations are
-    multiplied by it first.
+    A layer has, beside the buffers of its format, ``format`` (int32: version, pattern, N, K), ``sums`` (int32 [N]),
+    ``scales`` (float32 [N]), ``bias`` (float32 [N]) if there is one, and ``input_scale`` (float32 [K]) if activations
+    are multiplied by it first.
 
-    ``placeholder`` is an empty parameter of the type that the dense weight had. It tells whoever asks for
-    ``next(model.parameters())`` what it would be told by a dense layer. A state dict may lack it. After ``to_empty``
-    the weight is zero, as that of a new layer, until one is loaded.
+    ``placeholder`` is an empty parameter of the dense weight's type, so that code which asks
+    ``next(model.parameters())`` for a type and a device gets those of the dense layer. A state dict may lack it. After
+    ``to_empty`` the weight is zero, as in a new layer, until one is loaded.
     """
 
     in_features: int
     out_features: int
-    name_in_model: str | None = None  # where ``compress.convert`` put it
+    name_in_model: str | None = None  # its name in the model, where ``compress.convert`` made it
     placeholder: nn.Parameter
     pattern: str  # the name of its format
 
@@ -75,7 +75,7 @@ class _PackedLinear(nn.Module):
         self.stand_for(dtype or torch.get_default_dtype())
 
     def stand_for(self, dtype: torch.dtype) -> None:
-        """Says of which type the dense weight was, on whose device the packed one is."""
+        """Makes the placeholder for a dense weight of this type, on the device of the packed one."""
         device = self._buffers["scales"].device  # type: ignore[union-attr]
         known = self._parameters.get(_PLACEHOLDER)
         if known is not None and (known.dtype, known.device) == (dtype, device):
@@ -87,7 +87,7 @@ class _PackedLinear(nn.Module):
     def _packed(
         cls, linear: nn.Linear | _PackedLinear, format: Format, quantized: Tensor, buffers: dict[str, Tensor]
     ) -> Self:
-        """In the place of ``linear``, with its int8 weight packed and what else ``quantized_of`` returned."""
+        """A layer in the place of ``linear``, from the int8 weight and the buffers that ``quantized_of`` returned."""
         layer = cls.__new__(cls)
         packed = dict(zip(format.packed_names, format.pack(quantized), strict=True))
         header = format.header(linear.out_features, linear.in_features, quantized.device)
@@ -117,15 +117,15 @@ class _PackedLinear(nn.Module):
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         if self._format.is_sparse:
             text += f", pattern={self.pattern}"
-        return f"{text}, {_core.format_bytes(self.packed_bytes)}"  # the density would take a look at all weights
+        return f"{text}, {_core.format_bytes(self.packed_bytes)}"  # without the density, for which all weights are read
 
     def _unpacked(self) -> Tensor:
         return self._format.unpacked(self._buffers, self.out_features, self.in_features)
 
     def dequantize(self) -> Tensor:
-        """The weight as float32 [out_features, in_features], in the units of the inputs as they come."""
+        """The weight as float32 [out_features, in_features], for inputs that are not multiplied by ``input_scale``."""
         scales, input_scale = self.get_buffer("scales"), self._buffers["input_scale"]
-        weight = self._unpacked().float() * _off_gpu(scales).unsqueeze(1)  # on the CPU: the format is its
+        weight = self._unpacked().float() * _off_gpu(scales).unsqueeze(1)  # weights are unpacked on the CPU
         if input_scale is not None:
             weight = weight * _off_gpu(input_scale)
         return weight.to(scales.device)
@@ -133,7 +133,7 @@ class _PackedLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         device = input.device.type
         if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and input.dtype in _CAST:
-            input = input.to(torch.get_autocast_dtype(device))  # as for a dense layer, so that outputs are of that type
+            input = input.to(torch.get_autocast_dtype(device))  # as for a dense layer: outputs have that type, too
         scale = self._buffers["input_scale"]
         if scale is None and input.dtype is torch.float32:
             return self._multiplied(input)
@@ -149,7 +149,7 @@ class _PackedLinear(nn.Module):
         return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _PackedLinear:
-        """As in every module, but no change of type reaches the buffers of the format, and ``to_empty`` makes zeros."""
+        """As in every module, but buffers never change their type, and ``to_empty`` makes a weight of zeros."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
@@ -159,7 +159,7 @@ class _PackedLinear(nn.Module):
         device = self.get_buffer("scales").device
         was_meta = any(old is not None and old.is_meta for old in before.values())
         if device.type != "meta" and (was_meta or getattr(fn, "__qualname__", "").startswith("Module.to_empty.")):
-            # Whatever lies in that memory would be masks and offsets, by which kernels read.
+            # Uninitialized memory would be taken for masks and offsets, by which kernels read.
             zero = self._format.zero(self.in_features, self.out_features, self.bias is not None, device)
             self._buffers.update({"input_scale": None, **zero})
         return self
@@ -194,7 +194,7 @@ class _PackedLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes buffers of any density, checks them, and leaves the layer as it was where they are not sound."""
+        """Loads buffers of any density after checking them. Where they are not sound, the layer stays as it was."""
         given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         layer = prefix.removesuffix(".") or type(self).__name__
         format, problem = self._format_of(given.get("format"))
@@ -226,9 +226,9 @@ class _PackedLinear(nn.Module):
         self.stand_for(dtype)
 
     def _format_of(self, header: Tensor | None) -> tuple[Format | None, str]:
-        """The format of what is to be loaded, or None and why it cannot be."""
+        """The format of the weight to be loaded; or None, and why it cannot be loaded."""
         if header is None:
-            return self._format, ""  # what else is missing is said with it
+            return self._format, ""  # the caller reports all missing buffers at once
         if not is_header(header):
             return None, "`format` has to be 4 numbers of int32."
         version, number, outputs, inputs = header.tolist()
@@ -245,7 +245,7 @@ class _PackedLinear(nn.Module):
         return format, ""
 
     def _taken(self, name: str, value: Tensor, dtype: torch.dtype, assign: bool) -> Tensor:
-        """A buffer of this layer's own; with ``assign`` the given one, where kernels can read it as it lies."""
+        """A copy of a buffer for this layer; with ``assign`` the buffer itself, where kernels can read it in place."""
         if value.dtype != dtype:
             raise TypeError(f"`{name}` has to be {dtype}, and is {value.dtype}.")
         alignment = 16 if value.is_cuda else 8  # bytes
@@ -277,12 +277,12 @@ class Int8Linear(_PackedLinear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, input_scale: Tensor | None = None) -> Int8Linear:
-        """Packs the weight of ``linear``, which stays as it is. Memory comes from the current pool.
+        """Packs the weight of ``linear``, which does not change. Memory comes from the current pool.
 
-        ``input_scale`` (float32 [in_features]): activations are multiplied by it, and the weight divided.
+        ``input_scale`` (float32 [in_features]): activations are multiplied by it, and the weight is divided by it.
 
-        Raises TypeError if it is no Linear, ValueError if the weight is not on the CPU, has a NaN or an infinite value,
-        or more than 65,536 inputs.
+        Raises TypeError if ``linear`` is no Linear, ValueError if its weight is not on the CPU, has a NaN or an
+        infinite value, or more than 65,536 inputs.
         """
         quantized, buffers = quantized_of(linear, input_scale)
         return cls._packed(linear, DENSE, quantized, buffers)
@@ -291,11 +291,12 @@ class Int8Linear(_PackedLinear):
 class SparseInt8Linear(_PackedLinear):
     """``torch.nn.Linear`` with an int8 weight that keeps only what is not zero, for inference.
 
-    ``pattern``: ``"unstructured"`` (a bit for each weight; less memory to read, so faster for up to some 12 tokens from
-    a density of a half down), ``"block4"`` (a bit for each 4 inputs of an output; what is zero is not computed, so
-    faster for many tokens too, from 80% of zero blocks up) or ``"2:4"`` (two of each four inputs are kept at most, for
-    sparse tensor cores: runs on a GPU alone, and raises RuntimeError on the CPU). Inputs and outputs as for
-    ``Int8Linear``. Buffers: ``masks`` and ``offsets``, or ``places`` for 2:4.
+    ``pattern``: ``"unstructured"`` (a bit for each weight: there is less memory to read, so it is faster for up to some
+    12 tokens where the density is at most a half), ``"block4"`` (a bit for each block of 4 inputs of an output: blocks
+    of zeros are not multiplied, so it is faster for many tokens, too, where at least 80% of the blocks are zero) or
+    ``"2:4"`` (at most two of each four inputs are kept, for sparse tensor cores: it runs on a GPU alone, and raises
+    RuntimeError on the CPU). Inputs and outputs are as for ``Int8Linear``. Buffers: ``masks`` and ``offsets``, or
+    ``places`` for 2:4.
     """
 
     __module__ = "mempool.nn"  # the public path, which pickles keep
@@ -324,19 +325,20 @@ class SparseInt8Linear(_PackedLinear):
     def from_linear(
         cls, linear: nn.Linear, pattern: str | None = None, input_scale: Tensor | None = None
     ) -> SparseInt8Linear:
-        """As ``Int8Linear.from_linear``; ``pattern=None`` takes unstructured or block4, which needs fewer bytes.
+        """Packs the weight of ``linear`` as ``Int8Linear.from_linear`` does, in a sparse pattern.
 
-        Raises what that raises, and ValueError for another pattern or a weight that is not 2:4.
+        ``pattern=None`` takes the one of unstructured and block4 that needs fewer bytes. Raises the errors of
+        ``Int8Linear.from_linear``, and ValueError for another pattern or for a weight that is not 2:4.
         """
         format = None if pattern is None else sparse_format(pattern)
         quantized, buffers = quantized_of(linear, input_scale)
         return cls._packed(linear, _fitting(format, quantized), quantized, buffers)
 
     def repacked(self, pattern: str | None = None) -> SparseInt8Linear:
-        """The same weight in another pattern, on the same device; its outputs are the same bits.
+        """A layer with this weight in another pattern, on the same device; its outputs are the same bits.
 
-        ``pattern=None`` takes unstructured or block4, which needs fewer bytes. Scales and bias are shared with this
-        layer. Raises ValueError for another pattern, a weight that is not 2:4, or a layer on the meta device.
+        ``pattern=None`` takes the one of unstructured and block4 that needs fewer bytes. Scales and bias are shared
+        with this layer. Raises ValueError for another pattern, a weight that is not 2:4, or a layer on the meta device.
         """
         format = None if pattern is None else sparse_format(pattern)
         if self.scales.is_meta:
@@ -352,10 +354,10 @@ class SparseInt8Linear(_PackedLinear):
         return new
 
     def for_target(self, target: str) -> SparseInt8Linear:
-        """This layer, or the same weight in the pattern that ``pack_linear`` takes for another target.
+        """This layer, or one with its weight in the pattern that ``pack_linear`` would take for the target.
 
-        For ``"cpu"`` only a layer of 2:4 changes. A layer on the meta device stays as it is. Raises ValueError for
-        another target.
+        For ``"cpu"`` only a layer of 2:4 is packed anew. A layer on the meta device stays as it is. Raises ValueError
+        for an unknown target.
         """
         require_target(target)
         if self.scales.is_meta or self._format.targets == (target,):
@@ -374,18 +376,18 @@ def _off_gpu(tensor: Tensor) -> Tensor:
 
 
 def class_for(header: Any) -> type[Int8Linear | SparseInt8Linear]:
-    """Of the layer whose ``format`` buffer this is: the sparse one where it is none that can be read."""
+    """The class of the layer with this ``format`` buffer; the sparse class where the buffer cannot be read."""
     format = format_of(header)
     return SparseInt8Linear if format is None or format.is_sparse else Int8Linear
 
 
 def runs_on(layer: nn.Module, target: str) -> bool:
-    """Whether a packed layer's format runs on a target. Modules of other kinds do."""
+    """Whether a module runs on a target: a packed layer where its format does, any other module always."""
     return not isinstance(layer, _PackedLinear) or target in layer._format.targets
 
 
 def _fitting(format: Format | None, quantized: Tensor) -> Format:
-    """The format, or the smallest for None. Raises ValueError where the weight does not fit it."""
+    """The given format, or for None the smallest sparse one. Raises ValueError where the weight does not fit it."""
     format = format or smallest_sparse(quantized)
     if (misfit := format.misfit(quantized)) is not None:
         raise ValueError(misfit)
@@ -395,11 +397,11 @@ def _fitting(format: Format | None, quantized: Tensor) -> Format:
 def pack_linear(
     linear: nn.Linear, input_scale: Tensor | None = None, target: str = "cpu"
 ) -> Int8Linear | SparseInt8Linear:
-    """The packed layer that the density of ``linear`` asks for: sparse where that takes a fifth less memory, or better.
+    """Packs ``linear`` in the format that its density asks for: a sparse one where it takes a fifth less memory.
 
-    ``target="cuda"`` takes 2:4 where the weight allows it and that saves as much, unless another pattern takes a fifth
-    less still; such a layer runs on a GPU alone. It is packed on the CPU and not moved. Other arguments and errors as
-    for ``Int8Linear.from_linear``; ValueError for another target.
+    ``target="cuda"`` takes 2:4 where the weight allows it and where that takes a fifth less memory than dense, unless
+    another pattern takes yet a fifth less; a layer of 2:4 runs on a GPU alone. Layers are packed on the CPU and not
+    moved. Other arguments and errors are those of ``Int8Linear.from_linear``; raises ValueError for an unknown target.
     """
     require_target(target)
     quantized, buffers = quantized_of(linear, input_scale)

@@ -1,16 +1,15 @@
-"""The operators ``torch.ops.mempool.*``: packed weights that run as they are, and what packs, unpacks and checks them.
+"""The operators ``torch.ops.mempool.*``, which run, pack, unpack and check packed weights.
 
 ``int8_linear(input, panels, sums, scales, bias, inputs)`` and ``bitmap_linear`` and ``block4_linear(input, masks,
 values, offsets, sums, scales, bias, inputs)`` take rows of float32 or bfloat16, ``[..., inputs]``, and return
 ``[..., outputs]`` of that type. Each row is quantized to int8 with a scale of its own; products are summed in int32,
-exactly. ``formats.py`` has the formats; all buffers are uint8, int32 and float32, contiguous,
-and on one device: the CPU or, where this build has kernels for it (``HAS_CUDA``), a GPU. ``sparse24_linear(input,
-values, places, sums, scales, bias, inputs)`` runs on a GPU alone; its weight has two of each four inputs that are not
-zero at most.
+exactly. ``formats.py`` has the formats; all buffers are uint8, int32 and float32, contiguous, and on one device: the
+CPU or, where this build has kernels for it (``HAS_CUDA``), a GPU. ``sparse24_linear(input, values, places, sums,
+scales, bias, inputs)`` runs on a GPU alone; in its weight at most two of each four inputs are not zero.
 
-The shapes of buffers are checked at every call. That their contents fit each other is not (nor, on a GPU, that
-``values`` is as long as ``offsets`` say): run ``check_…`` once on buffers that come from elsewhere, as the modules of
-``mempool.nn`` do.
+Every call checks the shapes of its buffers. It does not check that their contents fit each other (nor, on a GPU, that
+``values`` is as long as ``offsets`` say): run ``check_…`` once on buffers from a file or another process, as the
+modules of ``mempool.nn`` do.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from mempool import _build, _core
 
 __all__ = ["CUDA_PROBLEM", "HAS_CUDA", "MOST_INPUTS", "refuse_on_gpu"]
 
-MOST_INPUTS = 65536  # of a layer: beyond it an int32 sum could overflow
+MOST_INPUTS = 65536  # of a layer: with more an int32 sum could overflow
 
-# Beside the modules, which an editable installation keeps apart from these files.
+# The folder of the compiled modules, which an editable installation keeps apart from these files.
 _FOLDER = Path(_core.__file__).parent
 torch.ops.load_library(str(_FOLDER / "_ops.so"))  # type: ignore[no-untyped-call]
 
@@ -38,7 +37,7 @@ def _load_cuda_kernels() -> str:
         return f"this build has no kernels for a GPU: {_core.without_cuda_kernels}"
     try:
         torch.ops.load_library(str(_FOLDER / "_ops_cuda.so"))  # type: ignore[no-untyped-call]
-    except OSError as error:  # of another build of torch, or not there any more
+    except OSError as error:  # built for another torch, or not there any more
         return f"the library of kernels for a GPU {_build.load_problem(error)}"
     return ""
 
@@ -52,16 +51,16 @@ def _no_kernels(*_: object) -> Tensor:
 
 
 _library: Any = torch.library.Library
-_refusals = None if HAS_CUDA else _library("mempool", "IMPL")  # kept: what it registers goes with it
+_refusals = None if HAS_CUDA else _library("mempool", "IMPL")  # kept alive: its registrations end with it
 
 
 def refuse_on_gpu(operator: Any) -> None:
-    """Where there are no kernels for a GPU, an operator that runs a layer says so there."""
+    """Where there are no kernels for a GPU, makes an operator raise the reason on CUDA tensors."""
     if _refusals is not None:
         _refusals.impl(operator.name().removeprefix("mempool::"), _no_kernels, "CUDA")
 
 
-# What the operators that are not of one format return, by shape and type alone, for torch.compile and torch.export.
+# Fake kernels (shapes and types alone) of the operators that belong to no format, for torch.compile and torch.export.
 
 
 def _refuse_backward(gradient: Tensor, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a Linear to what packing takes: its weight as int8, and the buffers that do not depend on the format."""
+"""Quantizes a Linear for packing: its weight becomes int8, and buffers are made that every format has."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def require_packable(linear: nn.Linear) -> None:
-    """Raises ValueError for a layer whose weight or bias is none that can be packed, as ``quantized_of`` would."""
+    """Raises ValueError for a layer whose weight or bias cannot be packed, as ``quantized_of`` would."""
     for name, tensor in _dense_tensors(linear).items():
         _require_finite(name, tensor)
 
 
 def _dense_tensors(linear: nn.Linear) -> dict[str, Tensor]:
-    """The weight [N, K] that a layer multiplies by, and its bias; ValueError for a kind that is not packed."""
+    """The weight [N, K] that a layer multiplies by, and its bias. Raises ValueError for a kind that is not packed."""
     if not 1 <= linear.in_features <= ops.MOST_INPUTS:
         raise ValueError(f"a packed layer has 1 to {ops.MOST_INPUTS} inputs, and it has {linear.in_features}.")
     tensors = {"weight": _unmasked(linear, "weight")}
@@ -39,9 +39,10 @@ def _dense_tensors(linear: nn.Linear) -> dict[str, Tensor]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no number is a NaN or infinite as float32, in which all is packed: float64 reaches further.
+    """Whether all numbers are finite as float32, in which scales are computed: float64 has a larger range.
 
-    Its ends tell: a NaN is both. That copies nothing, and takes few calls for each of thousands of small layers.
+    The minimum and the maximum tell, since either is NaN where any number is. Computing them copies nothing, and takes
+    few calls for each of thousands of small layers.
     """
     return not tensor.numel() or all(math.isfinite(end.float().item()) for end in torch.aminmax(tensor))
 
@@ -53,7 +54,7 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 
 
 def _unmasked(linear: nn.Linear, name: str) -> Tensor:
-    """A tensor of the layer. torch's pruning makes it anew at each forward, so what is there may be an old one."""
+    """A tensor of the layer, masked anew: torch's pruning does that at each forward, so the attribute may be stale."""
     mask = linear._buffers.get(f"{name}_mask")
     if mask is None:
         tensor: Tensor = getattr(linear, name).detach()

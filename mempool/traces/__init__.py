@@ -1,1 +1,1 @@
-"""Traces: what an allocator was asked for, recorded (``mempool.record_trace``) and replayed (``mempool.replay``)."""
+"""Traces of allocations and frees: they are recorded (``mempool.record_trace``) and replayed (``mempool.replay``)."""

@@ -1,9 +1,9 @@
-"""The format of traces: recorded sequences of allocations.
+"""Reads traces, recorded sequences of allocations, and checks them.
 
-A trace is a CSV file (plain or ``.gz``): lines that begin with ``#`` are comments, then a header, then a line an event.
-Columns are taken by name: ``op`` (``alloc``, ``free``, ``record_stream`` or ``step``), ``id`` (of the block; counts up
-from 0), ``bytes`` (as asked; of an ``alloc``), and, if there are such, ``stream`` (its number; of an ``alloc`` or
-``record_stream``) and ``time_ns`` (since the trace began). Others are for other readers.
+A trace is a CSV file (plain or ``.gz``): a header, then a line for each event; lines that begin with ``#`` are
+comments. Columns are found by name: ``op`` (``alloc``, ``free``, ``record_stream`` or ``step``), ``id`` (of the block;
+counts up from 0), ``bytes`` (requested; of an ``alloc``), and optionally ``stream`` (a number; of an ``alloc`` or
+``record_stream``) and ``time_ns`` (since the trace began). Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LINES_A_REPORT = 1 << 14
 _MOST = (1 << 63) - 1
 
 
-# Of each event: which of OPS, block, bytes, stream, time in ns.
+# The columns of all events: the index in OPS, block, bytes, stream, time in ns.
 Columns: TypeAlias = "tuple[array[int], array[int], array[int], array[int], array[int]]"
 OPS = {"free": 0, "alloc": 1, "record_stream": 2}
 
@@ -35,7 +35,7 @@ def _open(raw: io.BufferedReader) -> TextIO:
 
 
 class _Lines:
-    """The lines of a trace but for comments, with the number of the last one."""
+    """Iterates over the lines of a trace without its comments, and counts all lines."""
 
     def __init__(self, file: TextIO, on_progress: Callable[[], object]) -> None:
         self.number = 0
@@ -52,7 +52,7 @@ class _Lines:
 
 
 def _rows(lines: _Lines) -> Iterator[tuple[str, str, str, str, str]]:
-    """(op, id, bytes, stream, time) of each event."""
+    """Yields (op, id, bytes, stream, time) of each event."""
     reader = csv.reader(iter(lines))
     header = next(reader, None)
     if header is None or not {"op", "id", "bytes"} <= set(header):
@@ -83,7 +83,7 @@ def _number(text: str, column: str) -> int:
 
 
 class _Events:
-    """The events of a trace, checked one by one."""
+    """Collects the events of a trace, and checks each."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -131,7 +131,7 @@ class _Events:
 
 
 def read_columns(path: StrPath, scale: float = 1.0, progress: Callable[[float], object] | None = None) -> Columns:
-    """A trace's events: what each is, its block, size, stream and time; a column each. Arguments as for `replay`.
+    """The events of a trace as columns: operation, block, size, stream and time. Arguments as for `replay`.
 
     Raises OSError, TraceError, and ConfigError where ``scale`` makes a size overflow.
     """
@@ -152,6 +152,6 @@ def read_columns(path: StrPath, scale: float = 1.0, progress: Callable[[float], 
             raise ConfigError(f"{name} line {lines.number}: {error}.") from None
         except (ValueError, csv.Error, EOFError, OSError, zlib.error) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's, not the file's contents
+                raise  # an error of the disk, not of the file's contents
             raise TraceError(f"{name} is not a trace: after line {lines.number}: {error}.") from error
     return columns.ops, columns.ids, columns.sizes, columns.streams, columns.times

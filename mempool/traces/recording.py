@@ -1,4 +1,4 @@
-"""Recording what an allocator is asked for, in the format that ``mempool.replay`` reads."""
+"""``record_trace``: records allocations and frees of a device in the format that ``mempool.replay`` reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mempool._files import StrPath, atomic_path, make_beside, naming
 
 
 class TraceRecording:
-    """A running recording, which ``with record_trace(...)`` gives. ``events`` is their number once it has ended."""
+    """A running recording, made by ``with record_trace(...)``. After its end ``events`` is the number of events."""
 
     def __init__(self, device: _core.Device) -> None:
         self._device = device
@@ -28,7 +28,7 @@ class TraceRecording:
         self._steps += 1
 
 
-# By device, while a recording runs: where to. The core says whether one runs.
+# The running recording of each device. Whether one runs, the core decides.
 _paths: dict[str, str] = {}
 
 
@@ -36,17 +36,18 @@ _paths: dict[str, str] = {}
 def record_trace(path: StrPath, device: Device = None) -> Iterator[TraceRecording]:
     """Records every allocation and free of all threads while the ``with`` block runs.
 
-    Blocks that were live before are left out, also their frees. A name that ends in ``.gz`` is compressed at the end.
-    While it runs each allocation costs a few hundred nanoseconds more; a forked child records nothing. The trace takes
-    the place of ``path`` at the end, also when the block raises. Until then it grows in a file ``.mempool-….tmp``
-    beside it, which is what a process that is killed leaves.
+    Blocks that were live before are left out, and so are their frees. A trace whose name ends in ``.gz`` is compressed
+    at the end. While a recording runs each allocation costs a few hundred nanoseconds more; a forked child records
+    nothing. The trace takes the place of ``path`` at the end, also when the ``with`` block raises. Until then it grows
+    in a file ``.mempool-….tmp`` beside it, which a process that is killed leaves behind.
 
     Args:
-        path: the file, replaced. Columns: ``seq, op, id, bytes, stream, time_ns, thread, pool``; bytes as asked for.
+        path: the file, replaced. Columns: ``seq, op, id, bytes, stream, time_ns, thread, pool``; bytes are those
+            requested.
         device: None means the only enabled one.
 
     Raises:
-        OSError: the file cannot be written (at the end: some events are lost, and what was at ``path`` is unchanged),
+        OSError: the file cannot be written (at the end: some events are lost, and the file at ``path`` is unchanged),
             or a recording of that device runs already (EBUSY).
     """
     handle = allocator(device)
@@ -59,10 +60,10 @@ def record_trace(path: StrPath, device: Device = None) -> Iterator[TraceRecordin
         error = 0
         try:
             yield recording
-        except BaseException as raised:  # what was recorded up to it is what one wants to see
+        except BaseException as raised:  # the events up to the error are kept: they may show its cause
             failure = raised
         finally:
-            if os.getpid() == process:  # a forked child that ends inside the block leaves it to its parent
+            if os.getpid() == process:  # a forked child that ends inside the block leaves the file to its parent
                 recording.events, error = handle.stop_recording()
                 _paths.pop(handle.name, None)
         if error:
@@ -86,7 +87,7 @@ def _start(handle: _core.Device, plain: str, name: str) -> None:
 
 @contextlib.contextmanager
 def _plain_file(name: str) -> Iterator[str]:
-    """Where to write: what takes the file's place, or what is compressed into that at the end."""
+    """The file to write to: it takes the place of ``path`` at the end, or is compressed into it."""
     with atomic_path(name) as scratch:
         if not name.endswith(".gz"):
             yield scratch

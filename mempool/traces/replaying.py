@@ -1,4 +1,4 @@
-"""Replaying a trace through an allocator of its own, and what that took."""
+"""``replay``: replays a trace through an allocator of its own, and reports memory, calls and time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mempool._files import StrPath
 from mempool.errors import ConfigError, OutOfMemoryError
 from mempool.traces.format import OPS, Columns, read_columns
 
-# The share of a replay that the reading of its trace takes.
+# The share of a replay's time that reading the trace takes, for the progress.
 _READING = 0.9
 
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """What a replay took."""
+    """The memory, calls and time that a replay took."""
 
     events: int  # allocations and frees
     peak_live_bytes: int  # most requested bytes live at once: no allocator can hold less
@@ -28,7 +28,7 @@ class ReplayReport:
     decommits: int  # calls that gave memory back
     moves: int  # calls that remapped free memory
     moved_bytes: int
-    map_calls_in_last_half: int  # of the events: a workload in its steady state has none
+    map_calls_in_last_half: int  # map calls in the second half of the events: a workload in its steady state makes none
     timeline: list[tuple[int, int, int]]  # (event, live bytes, held bytes) at about 256 moments, evenly spread
     seconds: float  # CPU time of the replaying thread
 
@@ -39,12 +39,12 @@ class ReplayReport:
 
     @property
     def held_per_live(self) -> float:
-        """Peak held over peak live bytes."""
+        """Peak held bytes divided by peak live bytes."""
         return self.peak_held_bytes / self.peak_live_bytes if self.peak_live_bytes else 0.0
 
     @property
     def ns_per_event(self) -> float:
-        """Nanoseconds of CPU time an event."""
+        """Nanoseconds of CPU time for each event."""
         return self.seconds * 1e9 / self.events if self.events else 0.0
 
 
@@ -57,24 +57,24 @@ def replay(
     capacity: Size | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> ReplayReport:
-    """Replays a trace, one thread, and reports what it took.
+    """Replays a trace on one thread, and reports the memory, calls and time that it took.
 
-    Free memory decays in the time of the trace, if it has times.
+    Free memory decays by the clock of the trace, if it has times.
 
     Args:
         path: the trace.
-        device: ``"cpu"``, where streams play no part: a block is free again at once; or ``"cuda"``, where each stream
-            has blocks of its own and its work is always done.
-        backend: ``"fake"`` (the default: addresses alone, so that a trace larger than the machine replays) or, on CPU,
-            ``"host"`` (real memory of this machine; it is held but not touched).
+        device: ``"cpu"``, which ignores streams, so that a freed block is free at once; or ``"cuda"``, where each
+            stream has its own blocks and its work is always done.
+        backend: ``"fake"`` (the default: addresses without memory, so that a trace larger than the machine replays) or,
+            on CPU, ``"host"`` (real memory of this machine, which is held but not touched).
         scale: each size is multiplied by it (and is at least one byte).
-        capacity: bytes that the device has; None for no end. With ``"fake"`` only.
+        capacity: the memory of the device in bytes; None for no limit. With ``"fake"`` only.
         conf: options as in MEMPOOL_CONF, ``"key:value,key:value"``; MEMPOOL_CONF itself is not read.
-        progress: called with how much is done, from 0 to 1, now and then. What it raises ends the replay.
+        progress: called now and then with the share that is done, from 0 to 1. An exception from it ends the replay.
 
     Raises:
         OSError: the file cannot be read.
-        TraceError: it is not a trace, or names a block that is not live; the message has the line.
+        TraceError: the file is no trace, or names a block that is not live; the message has the line.
         ConfigError: a scale that is not positive or makes a size of more than 63 bits, an unknown backend or device,
             options that do not parse.
         OutOfMemoryError: the trace needs more than the machine, or ``capacity``, has.

@@ -1,4 +1,4 @@
-"""The pruning methods by name. A new one is a file here and a line in METHODS."""
+"""The pruning methods by name. A new method is a file here and a line in METHODS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning by magnitude: the smallest weights of a layer go."""
+"""Magnitude pruning: the smallest weights of a layer go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pruning method is, and what it is given."""
+"""The interface of a pruning method: the layers and settings that it gets, and the weights and masks that it yields."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-# Name of a layer, its new weight [N, K] float32, and the boolean mask of what stays.
+# The name of a layer, its new weight [N, K] float32, and its boolean mask, True for weights that stay.
 Pruned: TypeAlias = "tuple[str, Tensor, Tensor]"
 
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers that are to be pruned, apart from where their weights are."""
+    """The layers that are to be pruned, independent of where their weights are."""
 
-    model: nn.Module  # what calibration data goes through: layers of it may be packed, and replaced while a method runs
+    model: nn.Module  # for calibration data; its layers may be packed, and may be replaced while a method runs
     shapes: Mapping[str, tuple[int, int]]  # (N, K) by name
     weight_of: Callable[[str], Tensor]  # float32 [N, K], which a method may change
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to prune them to."""
+    """The sparsity, pattern and calibration data that a method gets."""
 
-    sparsity: float  # the share that goes, 0 to 1
+    sparsity: float  # the share of weights that go, 0 to 1
     pattern: str  # one of masks.PATTERNS
-    batches: Sequence[Any]  # of calibration data
+    batches: Sequence[Any]  # calibration data
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose the weights that go."""
+    """A pruning method: a way to choose the weights that go."""
 
     name: str
     prune: Callable[[Layers, Settings], Iterator[Pruned]]  # one layer after the other, in their order
     needs_calibration: bool
-    changes_weights: bool  # those that stay, too
+    changes_weights: bool  # whether weights that stay change, too

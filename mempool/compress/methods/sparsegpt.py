@@ -1,4 +1,4 @@
-"""Pruning one layer so that what stays makes up for what goes.
+"""SparseGPT: prunes a layer and changes the weights that stay to make up for those that go.
 
 After SparseGPT (Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", 2023):
 columns are pruned from left to right, and the error of each is spread over those to its right by the inverse of the
@@ -16,14 +16,14 @@ from mempool.compress.layers import observe, require_numbers
 from mempool.compress.masks import GROUP, mask_of
 from mempool.compress.methods.method import Layers, Method, Pruned, Settings
 
-COLUMNS = 128  # pruned at once; a multiple of GROUP
-# Hessians of as many layers as fit into it are gathered in one pass over the calibration data.
+COLUMNS = 128  # columns that are pruned together; a multiple of GROUP
+# One pass over the calibration data sums the Hessians of as many layers as fit into this many bytes.
 HESSIAN_BYTES = 1 << 30
-DAMPING = 0.01  # of the mean of the diagonal, so that the Hessian can be inverted
+DAMPING = 0.01  # the share of the diagonal's mean that is added to the diagonal, so that the Hessian can be inverted
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse of ``hessian`` [K, K] float32, damped as far as it takes."""
+    """The upper Cholesky factor of the inverse of ``hessian`` [K, K] float32, damped until it can be inverted."""
     damping = DAMPING * float(hessian.diagonal().mean())
     for _ in range(8):
         damped = hessian.clone()
@@ -39,16 +39,16 @@ def inverse_factor(hessian: Tensor) -> Tensor:
 
 
 def prune(weight: Tensor, hessian: Tensor, sparsity: float, pattern: str) -> tuple[Tensor, Tensor]:
-    """The new weight [N, K] float32 and its boolean mask, True for what stays.
+    """The new weight [N, K] float32 and its boolean mask, True for weights that stay.
 
     ``hessian`` [K, K] float32, where the weight is: the sum over tokens of x xᵀ, for the layer's inputs x.
     """
-    with torch.autocast(weight.device.type, enabled=False):  # its sums are those of float32
+    with torch.autocast(weight.device.type, enabled=False):  # all sums are float32
         return _pruned(weight.clone(), hessian, sparsity, pattern)
 
 
 def _pruned(weight: Tensor, hessian: Tensor, sparsity: float, pattern: str) -> tuple[Tensor, Tensor]:
-    dead = hessian.diagonal() == 0  # inputs that were always zero: their weights do nothing
+    dead = hessian.diagonal() == 0  # inputs that were always zero: their weights have no effect
     hessian = hessian + torch.diag(dead.to(hessian.dtype))
     weight[:, dead] = 0
     factor = inverse_factor(hessian)
@@ -62,7 +62,7 @@ def _pruned(weight: Tensor, hessian: Tensor, sparsity: float, pattern: str) -> t
             kept = mask_of(block.abs() / square.diagonal(), sparsity, pattern, rows_apart=False)
         for i in range(last - first):
             if pattern == "2:4" and i % GROUP == 0:
-                # Chosen late, when the errors to the left have come in.
+                # The mask of a group is chosen after the errors of all columns to its left were added.
                 here = slice(i, min(i + GROUP, last - first))
                 scores = block[:, here].abs() / square.diagonal()[here]
                 mask[:, first:last][:, here] = mask_of(scores, 0.5, "2:4", rows_apart=True)
@@ -79,7 +79,7 @@ def _pruned(weight: Tensor, hessian: Tensor, sparsity: float, pattern: str) -> t
 
 
 class _Hessian:
-    """The sum over tokens of x xᵀ."""
+    """Observes a layer's inputs x: the sum over tokens of x xᵀ."""
 
     def __init__(self) -> None:
         self.sum: Tensor | None = None
@@ -91,7 +91,7 @@ class _Hessian:
 
 
 def _by_bytes(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
-    """Names whose Hessians fit into HESSIAN_BYTES together, in order."""
+    """The names in order, in lists whose Hessians fit into HESSIAN_BYTES together."""
     groups: list[list[str]] = [[]]
     left = HESSIAN_BYTES
     for name, (_, inputs) in shapes.items():
@@ -107,7 +107,7 @@ def _by_bytes(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
 def _of_layers(layers: Layers, settings: Settings) -> Iterator[Pruned]:
     for group in _by_bytes(layers.shapes):
         hessians = {name: _Hessian() for name in group}
-        observe(layers.model, hessians, settings.batches)  # through the layers that are pruned already
+        observe(layers.model, hessians, settings.batches)  # the data goes through the layers that are pruned already
         for name in group:
             hessian = hessians.pop(name).sum
             assert hessian is not None

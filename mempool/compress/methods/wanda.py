@@ -1,4 +1,4 @@
-"""Pruning by magnitude times the norm of the input that a weight meets, output by output.
+"""Wanda: prunes each output's weights by their magnitude times the norm of the input that they are multiplied with.
 
 After Wanda (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", 2023).
 """
@@ -15,7 +15,7 @@ from mempool.compress.methods.method import Layers, Method, Pruned, Settings
 
 
 class _Squares:
-    """The sum over tokens of each input's square."""
+    """Observes the sum over tokens of each input's square."""
 
     def __init__(self) -> None:
         self.sum: Tensor | None = None
@@ -40,7 +40,7 @@ def _prune(layers: Layers, settings: Settings) -> Iterator[Pruned]:
 
 
 def _mask(name: str, weight: Tensor, norms: Tensor, settings: Settings) -> Tensor:
-    """The mask alone: the scores are gone when the next steps need memory."""
+    """The mask of a layer. Its scores are freed on return, before the next steps need memory."""
     require_numbers(name, norms)
     return mask_of(weight.abs().mul_(norms), settings.sparsity, settings.pattern, rows_apart=True)
 
