@@ -1,4 +1,4 @@
-"""What every benchmark here shares: children run in turn, spreads, facts about the machine, table cells and JSON.
+"""Helpers of all benchmarks: children that take turns, spreads, facts about the machine, table cells and JSON.
 
 A measurement never happens in the parent. Each one is a fresh child process (`run_child`), because an allocator leaves
 its traces in a process (thresholds that glibc adapts, heaps already grown), and the peers take turns (`in_turn`), so
@@ -31,12 +31,12 @@ from benchmarks.peers import OURS as OURS_PEER
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = ROOT / "benchmarks" / "results"
 
-PEER = GLIBC.name  # torch's own CPU allocator on the C library as it comes
+PEER = GLIBC.name  # torch's own CPU allocator on the default C library
 OURS = OURS_PEER.name
 
-# Anything that tunes or replaces malloc would make the peer something else than default glibc, or mempool other than
-# as shipped. THP_MEM_ALLOC_ENABLE makes torch's own allocator ask for huge pages.
-_KEPT = ("MEMPOOL_FORCE_ISA",)  # which kernels run: no tuning of an allocator
+# Variables that tune or replace malloc are taken out: the peer has to be default glibc, and mempool has to be as
+# shipped. THP_MEM_ALLOC_ENABLE makes torch's own allocator ask for huge pages.
+_KEPT = ("MEMPOOL_FORCE_ISA",)  # it chooses kernels, and tunes no allocator
 _TUNING_PREFIXES = ("MALLOC_", "MEMPOOL_", "PYTORCH_ALLOC", "PYTORCH_CUDA_ALLOC", "PYTORCH_NO_CUDA_MEMORY")
 _TUNING_NAMES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
@@ -67,12 +67,12 @@ class Spread:
 
 
 def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Spread:
-    """Spread of ours/peer over the pairs that ran next to each other: less noise than a ratio of two medians."""
+    """The spread of ours / peer over pairs of adjacent runs, which has less noise than a ratio of two medians."""
     return Spread.of([mine / theirs for mine, theirs in zip(ours, peer, strict=True)])
 
 
 def child_environment(threads: int) -> tuple[dict[str, str], dict[str, str]]:
-    """The environment of a child with `threads` threads, and the variables that were taken out for it."""
+    """The environment of a child with `threads` threads, and the variables that were taken out of it."""
     removed = {
         name: value
         for name, value in os.environ.items()
@@ -110,7 +110,7 @@ def run_child(module: str, arguments: Sequence[str], threads: int, side: str) ->
 def compile_loops(source: Path, folder: Path, libraries: Sequence[str], headers: str | None = None) -> Path:
     """Compiles a benchmark's C++ against the torch of this environment; returns the library's path.
 
-    `libraries`: of torch's, as linker options; they are found already loaded at run time. `headers`: one more folder.
+    `libraries`: those of torch, as linker options; at run time they are loaded already. `headers`: one more folder.
     The compiler is `$CXX`, or `c++`.
     """
     torch = _torch_folder()
@@ -159,7 +159,7 @@ def _compile(arguments: Sequence[str]) -> None:
 def in_turn(
     sides: Sequence[str], repeats: int, run: Callable[[str], Json], done: Callable[[], None]
 ) -> dict[str, list[Json]]:
-    """Runs each side `repeats` times in turn (A B C A B C …); the i-th results of the sides belong together."""
+    """Runs each side `repeats` times in turn (A B C A B C …); the i-th results of all sides are one pair, or tuple."""
     results: dict[str, list[Json]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side in sides:
@@ -178,7 +178,7 @@ def use_allocator(side: str) -> None:
 
 
 def allocator_stats(side: str) -> dict[str, int]:
-    """In a child: what mempool counts, with the keys of `torch.cuda.memory_stats`; empty for torch's own."""
+    """In a child: mempool's statistics under the keys of `torch.cuda.memory_stats`; empty for torch's allocator."""
     if side != OURS:
         return {}
     import mempool
@@ -187,7 +187,7 @@ def allocator_stats(side: str) -> dict[str, int]:
 
 
 def environment_facts(threads: int) -> Json:
-    """What the figures depend on: machine, kernel, huge page setting, threads, versions, variables taken out."""
+    """The facts that figures depend on: machine, kernel, huge page setting, threads, versions, variables taken out."""
     return {
         "cpu": _proc_field("/proc/cpuinfo", "model name"),
         "cores": os.cpu_count(),
@@ -236,7 +236,7 @@ def _commit() -> str:
 
 
 def spread_json(values: Sequence[float]) -> Json:
-    """The spread of the repeats, as it stands in the JSON."""
+    """The spread of the repeats as a JSON object."""
     return asdict(Spread.of(values))
 
 
@@ -249,7 +249,7 @@ def write_report(out: Path, name: str, report: Mapping[str, Any]) -> Path:
 
 
 def caption(facts: Mapping[str, Any], repeats: int) -> str:
-    """The line under a table: what machine, how many threads, which versions, and how to read a cell."""
+    """The line under a table: machine, threads, versions, and how to read a cell."""
     return (
         f"{facts['cpu']}, {facts['cores_usable']} cores, kernel {facts['kernel']}, "
         f"THP {facts['transparent_huge_pages']}, glibc {facts['glibc']}, torch {facts['torch']}, "

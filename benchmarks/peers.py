@@ -1,7 +1,7 @@
-"""The allocators that are compared: what a PyTorch user on a CPU chooses between today, and mempool.
+"""The allocators that benchmarks compare: those that a PyTorch user on a CPU can choose, and mempool.
 
-A peer is put under the whole process with LD_PRELOAD, as its users do it; its settings come through the environment.
-The libraries are Debian's packages. What is not installed is left out and named: ``missing()`` says how to get it.
+A peer is put under the whole process with LD_PRELOAD, as its users do, and configured by environment variables. The
+libraries are Debian's packages. A peer that is not installed is left out and named: ``missing()`` says how to get it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Peer:
     """One allocator, with its settings."""
 
     name: str
-    library: str = ""  # file name of what is preloaded; empty: the C library's own
-    package: str = ""  # where Debian has it
+    library: str = ""  # the file that is preloaded; empty for the C library's allocator
+    package: str = ""  # Debian's package
     environment: Mapping[str, str] = field(default_factory=dict)
     tuned: bool = False  # for speed, at the price of memory
 
@@ -37,7 +37,7 @@ class Peer:
 
 
 GLIBC = Peer("glibc")
-# No trimming, no mapping of large blocks, huge pages: what makes glibc fast.
+# The settings that make glibc fast: no trimming, no mapping of large blocks, huge pages.
 _GLIBC_TUNED = ":".join(
     f"glibc.malloc.{key}={value}"
     for key, value in {
@@ -79,7 +79,7 @@ def chosen(names: Sequence[str] | None) -> list[str]:
 
 
 def missing(names: Sequence[str] | None) -> list[str]:
-    """One sentence for each that cannot be run here."""
+    """One sentence for each peer that cannot be run here."""
     wanted = NAMES if names is None else names
     return [
         f"{each.name} is left out: {each.library} is not installed (Debian: {each.package})."

@@ -3,11 +3,11 @@
 _KIB = 2**10
 _MIB = 2**20
 
-# Bytes, by the number of blocks that are live at once. 0 allocates nothing: the cost of the call around every other
-# row. The rest has two of each kind: small (slabs, up to 32 KiB), middle (up to 1 MiB), large; glibc maps from 128 KiB
-# on, until it has seen a size freed, but from 32 MiB on always.
+# Sizes in bytes, by the number of blocks that are live at once. 0 allocates nothing, and measures the cost of the call,
+# which is part of every other row. The other sizes are two of each kind: small (slabs, up to 32 KiB), medium (up to 1
+# MiB), large. glibc maps blocks from 128 KiB on until one of that size was freed, and from 32 MiB on always.
 SIZES: dict[int, tuple[int, ...]] = {
     1: (0, 64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB),
     64: (64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB),
-    256: (64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB),  # more than mempool's thread caches keep
+    256: (64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB),  # more blocks than mempool's thread caches keep
 }

@@ -1,9 +1,9 @@
-"""Instructions of a cached allocation and its free through `c10::Allocator`, counted by callgrind.
+"""Counts the instructions of a cached allocation and its free through `c10::Allocator`, by callgrind.
 
     python -m benchmarks.alloc.instructions [--json]
 
-The count does not hang on what else the machine does, and is the difference of two runs of different length, so that
-starting up is not in it. Ends with status 1 where a row outside of pools is above `MOST` times what it was at `BASE`.
+The count does not depend on other load of the machine. It is the difference of two runs of different length, so that
+it leaves out the start. Ends with status 1 where a row outside of pools is above `MOST` times its count at `BASE`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.common import BenchmarkError, compile_program, package_folder
 
 BASE = "4d0e723"  # the commit that all rows are compared with
 MOST = 1.03
-# By bytes of the block and whether a pool is charged, measured at BASE by this program with g++ 12.2.
+# Instructions by the block's bytes and whether a pool is charged, counted at BASE by this program with g++ 12.2.
 BEFORE = {
     (64, False): 309,
     (4096, False): 309,

@@ -1,4 +1,4 @@
-"""Allocation and free by size through c10::Allocator, on mempool beside the allocators that it is measured by.
+"""Times allocation and free by size through c10::Allocator, on mempool beside its peers.
 
     python -m benchmarks.alloc.run [--repeats N] [--threads 1 2] [--out benchmarks/results]
 
@@ -51,12 +51,12 @@ def size_text(size: int) -> str:
 
 
 def fastest(run: Json, live: int, size: int) -> float:
-    """Nanoseconds a pair in the fastest batch of one process: what disturbs a loop this short only ever adds to it."""
+    """Nanoseconds for a pair in the fastest batch of one process: disturbances of so short a loop only add to it."""
     return min(run["nanoseconds_a_pair"][str(live)][str(size)])  # JSON has made the numbers strings
 
 
 def summarize(threads: int, runs: dict[str, list[Json]]) -> Json:
-    """The figures of one number of threads: spreads over the processes, and every raw number."""
+    """The figures for one number of threads: spreads over the processes, and every raw number."""
     rows = []
     for live, size in ((live, size) for live, sizes in SIZES.items() for size in sizes):
         pair = {side: [fastest(run, live, size) for run in runs[side]] for side in runs}
@@ -72,7 +72,7 @@ def summarize(threads: int, runs: dict[str, list[Json]]) -> Json:
 
 
 def table_of(result: Json, facts: Json, repeats: int) -> Table:
-    """One row a size and number of live blocks."""
+    """A table with one row for each size and number of live blocks."""
     title = f"c10::Allocator, {result['threads']} thread(s), ns that a thread waits for an allocation and its free"
     table = Table(title=title, caption=caption(facts, repeats))
     for head in ("size", "live", *result["runs"], f"{OURS}/{PEER}"):
@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, sides: Sequence[str], loops: Path) -> list[Json]:
-    """What `summarize` says of each number of threads."""
+    """The summary for each number of threads."""
     results: list[Json] = []
     total = len(options.threads) * len(sides) * options.repeats
     with progress(Console(stderr=True), total) as show:

@@ -45,10 +45,10 @@ def compiled_loop(library: Path) -> Loop:
 
 
 def timed_batches(loop: Loop, cases: Sequence[Case], threads: int, pairs: int, batches: int) -> list[list[Mark]]:
-    """For each thread the start and end, in seconds, of every batch: all cases once, then all again, `batches` times.
+    """For each thread the start and end, in seconds, of every batch: `batches` rounds of all cases.
 
-    The cases take turns, so that a slow moment of the machine does not fall on one of them. The calling thread is one
-    of the threads: glibc serves the main thread from another heap than the rest, and one thread means the main one.
+    The cases take turns, so that a slow moment of the machine does not hit a single case. The calling thread is one of
+    the threads: glibc serves the main thread from another heap than the rest, and one thread means the main one.
     """
     marks: list[list[Mark]] = [[] for _ in range(threads)]
     together = threading.Barrier(threads)
@@ -72,12 +72,12 @@ def timed_batches(loop: Loop, cases: Sequence[Case], threads: int, pairs: int, b
 
 
 def measure(side: str, loop: Loop, threads: int, pairs: int, batches: int) -> Json:
-    """Nanoseconds that a thread waits for a pair, by case, one number a batch: first start to last end."""
+    """Nanoseconds that a thread waits for a pair, by case, a number for each batch: from first start to last end."""
     cases: list[Case] = [(size, live) for live, sizes in SIZES.items() for size in sizes]
     before = allocator_stats(side).get("allocation.all.allocated", 0)
     marks = timed_batches(loop, cases, threads, pairs, batches)
     made = allocator_stats(side).get("allocation.all.allocated", 0) - before
-    # Zero bytes are no allocation. This proves that the loop ran on this allocator.
+    # The statistics prove that the loops ran on this allocator. Pairs of zero bytes allocate nothing, and do not count.
     wanted = sum(1 for size, _ in cases if size) * threads * (WARMUP_PAIRS + pairs * batches)
     if allocator_stats(side) and made != wanted:
         raise SystemExit(f"mempool counted {made} allocations, but {wanted} were asked for")

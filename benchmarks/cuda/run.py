@@ -1,10 +1,10 @@
-"""mempool's CUDA allocator beside torch's native one, as it comes and with expandable segments, on the stand-in.
+"""Compares mempool's CUDA allocator with torch's native one, default and with expandable segments, on the stand-in.
 
     python -m benchmarks.cuda.run [--traces DIR] [--only replay pairs offload train] [--out benchmarks/results]
 
-Run it with the Python that has torch's CUDA build, mempool installed in it, after `make standin`. Every figure of a
-row is of one run: the sides take turns. No GPU has a part in this: it shows how many calls are made and how much memory
-is held, and the time that the allocators themselves take; a driver's or kernel's time it does not show.
+Run it with the Python that has torch's CUDA build and mempool, after `make standin`. All figures of a row are from one
+run, in which the sides take turns. No GPU takes part: the benchmark shows the number of driver calls, the memory held,
+and the time of the allocators themselves, but not the time of a driver or a kernel.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TASKS = ("replay", "pairs", "offload", "train")
 
 
 def ask(loops: Path, side: str, *task: str) -> Json:
-    """One worker's answer."""
+    """Runs a worker and returns its JSON."""
     command = [sys.executable, "-m", "benchmarks.cuda.worker", "--side", side, "--loops", str(loops), *task]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -38,7 +38,7 @@ MIB = 1 << 20
 
 
 class Device:
-    """The stand-in, torch on it, and the compiled loops."""
+    """The stand-in's device, torch on it, and the compiled loops."""
 
     def __init__(self, side: str, loops: str) -> None:
         folder = os.environ.get("CUDA_STANDIN_LIB", str(ROOT / "build" / "cuda_standin" / "lib"))
@@ -73,7 +73,7 @@ class Device:
 
 
 class Trace:
-    """A trace's events, for the loops."""
+    """The events of a trace as arrays, for the loops."""
 
     def __init__(self, columns: Sequence[array[int]]) -> None:
         self.ops, self.ids, self.sizes, self.streams = (array("q", column) for column in columns[:4])
@@ -105,7 +105,7 @@ def streams_for(device: Device, trace: Trace) -> list[Any]:
 
 
 def replay_once(device: Device, trace: Trace, streams: Sequence[Any], capacity: int) -> dict[str, Any] | None:
-    """One replay from nothing; None when memory ran out."""
+    """One replay that starts with an empty allocator; None when memory ran out."""
     device.empty()
     device.standin.set_capacity(capacity)
     device.torch.cuda.reset_peak_memory_stats()
@@ -127,7 +127,7 @@ def replay_once(device: Device, trace: Trace, streams: Sequence[Any], capacity: 
 def replay(device: Device, path: str, capacity: int, repeats: int) -> dict[str, Any]:
     trace = read(path)
     streams = streams_for(device, trace)
-    first = replay_once(device, trace, streams, capacity or PLENTY)  # whose calls count: nothing is warm
+    first = replay_once(device, trace, streams, capacity or PLENTY)  # its calls are counted: nothing is cached yet
     if first is None:
         return {"completes": False}
     again = [replay_once(device, trace, streams, capacity or PLENTY) for _ in range(repeats)]
@@ -136,7 +136,7 @@ def replay(device: Device, path: str, capacity: int, repeats: int) -> dict[str, 
 
 
 def smallest(device: Device, path: str) -> dict[str, Any]:
-    """The smallest device on which the trace completes, to 0.1% of what is live."""
+    """The smallest device on which the trace completes, to 0.1% of the live bytes."""
     trace = read(path)
     streams = streams_for(device, trace)
     low, high = trace.peak_live, 2 * trace.peak_live
@@ -150,7 +150,7 @@ def smallest(device: Device, path: str) -> dict[str, Any]:
 
 
 def pairs(device: Device) -> dict[str, Any]:
-    """Nanoseconds of a cached pair, on one thread and on two at once."""
+    """Nanoseconds for a cached pair, on one thread and on two at the same time."""
     count = 200_000
     out: dict[str, Any] = {}
     for size in (512, 64 << 10, MIB, 20 * MIB):
@@ -169,7 +169,7 @@ def pairs(device: Device) -> dict[str, Any]:
 
 
 def offload_trace(steps: int, seed: int = 1) -> tuple[Trace, list[int]]:
-    """Activations that a side stream copies away: each block is used there, too, and freed soon after."""
+    """A trace of activations that a side stream offloads: it uses each block, too, which is freed soon after."""
     choose = random.Random(seed)
     ops, ids, sizes, streams = (array("q") for _ in range(4))
     marks = []
@@ -196,7 +196,7 @@ def offload_trace(steps: int, seed: int = 1) -> tuple[Trace, list[int]]:
 
 
 def offload(device: Device) -> dict[str, Any]:
-    """Both streams stall until the next step mark, on a device of 1.2 times what is live at most."""
+    """Replays that trace, both streams stalled until the next step, on a device of 1.2 times its peak live bytes."""
     trace, marks = offload_trace(60)
     streams = [device.torch.cuda.Stream(), device.torch.cuda.Stream()]
     device.empty()
@@ -209,7 +209,7 @@ def offload(device: Device) -> dict[str, Any]:
         with ExitStack() as stack:
             for stream in streams:
                 stack.enter_context(device.standin.held(stream))
-                # Work that is not done: what is recorded from here on has not happened.
+                # This work never ends: events that are recorded behind it stay pending.
                 device.standin.write_later(stream, 0, 0, 0)
             completes = trace.replay(device, streams, first, mark) >= 0
         first = mark
@@ -226,7 +226,7 @@ def offload(device: Device) -> dict[str, Any]:
 
 
 def train(device: Device, steps: int = 50) -> dict[str, Any]:
-    """A GPT of 124 million parameters, a length of its own for each step."""
+    """Trains a GPT of 124 million parameters with another sequence length in each step."""
     torch = device.torch
     width, heads, layers, words = 768, 12, 12, 50257
     layer = [torch.nn.TransformerEncoderLayer(width, heads, 4 * width, batch_first=True) for _ in range(layers)]
@@ -242,7 +242,7 @@ def train(device: Device, steps: int = 50) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         calls.append(sum(device.standin.count(name) for name in CALLS))
-    time.sleep(0.1)  # autograd's threads
+    time.sleep(0.1)  # for autograd's threads
     allocated = torch.cuda.max_memory_allocated()
     return {
         "peak_allocated_bytes": allocated,
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         answer = {"pairs": pairs, "offload": offload, "train": train}[options.task](device)
     print(json.dumps(answer))
     sys.stdout.flush()
-    os._exit(0)  # torch's shutdown has nothing to do with what was measured
+    os._exit(0)  # without torch's shutdown, which is not measured
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Traces whose steps recur: what a steady state is judged by.
+"""Makes traces whose steps recur, to test whether an allocator reaches a steady state.
 
-Both are made here and seeded, so that every run judges the same events.
+Both traces are seeded, so that every run replays the same events.
 
 ``periodic_train``: a transformer is trained on a cycle of eight sequence lengths. A step allocates each layer's
 activations forward, frees them backward in the reverse order with temporaries between them, and every second step of
@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 @dataclass
 class Recorder:
-    """Collects (operation, id, bytes)."""
+    """Collects events: (operation, id, bytes)."""
 
     events: list[tuple[str, int, int]] = field(default_factory=list)
     count: int = 0
@@ -86,7 +86,7 @@ def periodic_train(cycles: int = 40) -> Recorder:
 
 
 def _requests(seed: int) -> list[tuple[int, int, int]]:
-    """(bytes at first, times it doubles, order of its end) of each request of a cycle."""
+    """(first bytes, number of doublings, order of its end) for each request of a cycle."""
     source = random.Random(seed)
     sizes = [source.randrange(1 * MIB, 24 * MIB) // 512 * 512 for _ in range(12)]
     return [(source.choice(sizes), source.randrange(1, 4), source.randrange(6)) for _ in range(48)]

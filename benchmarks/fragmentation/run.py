@@ -1,4 +1,4 @@
-"""How much memory an allocator holds for what is live, when sizes vary.
+"""Measures how much memory an allocator holds for the bytes that are live, when sizes vary.
 
     python -m benchmarks.fragmentation.run [--repeats N] [--only NAME] [--peers NAME ...] [--out benchmarks/results]
 
@@ -38,7 +38,7 @@ WORKER = "benchmarks.fragmentation.worker"
 
 
 def held_per_live(run: Json) -> float:
-    """Peak growth of resident memory over peak live bytes; where time was given, what is left over what lives."""
+    """Peak growth of resident memory over peak live bytes; for a workload that waits, what remains over live bytes."""
     if run["workload"] in WAITS:
         return float(run["end_rss_growth_bytes"] / run["end_live_bytes"])
     return float(run["peak_rss_growth_bytes"] / run["peak_live_bytes"])
@@ -64,7 +64,7 @@ def summarize(name: str, runs: dict[str, list[Json]]) -> Json:
 
 
 def table_of(results: Sequence[Json], facts: Json, repeats: int) -> Table:
-    """A row for each workload and allocator."""
+    """A table with a row for each workload and allocator."""
     table = Table(title="resident memory over live bytes", caption=caption(facts, repeats))
     table.add_column("workload")
     table.add_column("allocator")
@@ -84,7 +84,7 @@ def table_of(results: Sequence[Json], facts: Json, repeats: int) -> Table:
 
 
 def plot(results: Sequence[Json], path: Path) -> None:
-    """Held over live against page faults, a panel for each workload: down and left is better."""
+    """Plots held over live bytes against page faults, a panel for each workload: lower left is better."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -104,7 +104,7 @@ def plot(results: Sequence[Json], path: Path) -> None:
 
 
 def sides_of(name: str, sides: Sequence[str]) -> list[str]:
-    """Who plays a workload: all, or for a long one those that keep memory."""
+    """The allocators that play a workload: all of them, or for a long workload those that keep memory."""
     return [side for side in sides if name not in LONG or side == OURS or peer(side).tuned]
 
 

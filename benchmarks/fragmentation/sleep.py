@@ -1,4 +1,4 @@
-"""Sleep and wake of an isolated pool, beside one `madvise(MADV_DONTNEED)` of as many pages in the same process.
+"""Times sleep and wake of an isolated pool, beside one `madvise(MADV_DONTNEED)` of as many pages in the same process.
 
     python -m benchmarks.fragmentation.sleep [--bytes N] [--rounds N] [--cycles N] [--out benchmarks/results]
 
@@ -34,18 +34,18 @@ from benchmarks.common import (
 PAGE = 4096
 GRANULE = 2 << 20
 MADV_DONTNEED, MADV_HUGEPAGE = 4, 14
-KEPT_EVERY = 100  # of the cycles, one in so many keeps its contents
+KEPT_EVERY = 100  # every so many cycles one keeps its contents
 
 
 def seconds_of(action: Callable[[], object]) -> float:
-    """How long one call took."""
+    """The seconds that one call takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
 class PlainPages:
-    """Anonymous memory that is aligned and advised as mempool's: what one system call on the same pages costs."""
+    """Anonymous memory, aligned and advised as mempool's, to time one system call on as many pages."""
 
     def __init__(self, size: int) -> None:
         """`size`: bytes, a multiple of a granule."""
@@ -82,13 +82,13 @@ def timed_rounds(pool: Any, tensor: Any, plain: PlainPages, rounds: int) -> dict
 
 
 def cycle(pool: Any, tensor: Any, cycles: int, done: Callable[[str], None]) -> list[str]:
-    """Sleeps and wakes `cycles` times; what went wrong, in words."""
+    """Sleeps and wakes `cycles` times; returns a sentence for each fault."""
     import mempool
 
     wrong: list[str] = []
     address = tensor.data_ptr()
     small = tensor[: 64 * PAGE]
-    bool((small == 0).all())  # the comparison's own memory is there from now on
+    bool((small == 0).all())  # so that the comparison's own memory is there before the first cycle
     before = mempool.memory_reserved(), mempool.memory_allocated()
     for number in range(cycles):
         keep = number % KEPT_EVERY == 0
@@ -107,7 +107,7 @@ def cycle(pool: Any, tensor: Any, cycles: int, done: Callable[[str], None]) -> l
 
 
 def measure(options: argparse.Namespace) -> Json:
-    """All figures of this process."""
+    """Measures all figures, in this process."""
     import torch
 
     import mempool
@@ -126,7 +126,7 @@ def measure(options: argparse.Namespace) -> Json:
 
 
 def table_of(figures: Json, size: int) -> Table:
-    """One row a call."""
+    """A table with one row for each call."""
     table = Table(title=f"{size >> 20} MiB, every page written before; ms")
     for head in ("call", "ms", "to madvise"):
         table.add_column(head, justify="right")

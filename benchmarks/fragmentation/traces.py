@@ -1,8 +1,8 @@
-"""Recorded and made traces, and packing instances, on addresses alone: what is held, and how many calls that takes.
+"""Replays recorded and generated traces, and packing instances, without memory: bytes held, and backend calls.
 
     python -m benchmarks.fragmentation.traces [--traces DIR] [--packing DIR] [--out benchmarks/results]
 
-No peer runs here: the bound is the bytes that are live. Writes a table and ``traces.json``.
+No peer runs here: the lower bound of the bytes held is the bytes that are live. Writes a table and ``traces.json``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GRANULE = 2 << 20
 
 
 def packing_lines(path: Path) -> Iterator[str]:
-    """A packing instance as a trace: at each time, first what ends, then what begins. A unit is a granule."""
+    """A packing instance as a trace: at each time buffers that end go before others begin. A unit is a granule."""
     with path.open(newline="") as file:
         buffers = [(int(r["lower"]), int(r["upper"]), int(r["size"])) for r in csv.DictReader(file)]
     events = [(lower, 1, index) for index, (lower, _, _) in enumerate(buffers)]
@@ -55,17 +55,17 @@ def replay_lines(lines: Iterator[str], conf: str = "") -> Json:
 
 
 def report_of(report: ReplayReport) -> Json:
-    """A replay's report with what follows from it."""
+    """The report of a replay as JSON, with the figures that follow from it."""
     return {**asdict(report), "held_per_live": report.held_per_live, "ns_per_event": report.ns_per_event}
 
 
 def allocated_bytes(lines: Iterator[str]) -> int:
-    """Sum of all allocations of a trace."""
+    """The sum of all allocations of a trace, in bytes."""
     return sum(int(size) for op, _, size in (line.strip().split(",") for line in lines) if op == "alloc")
 
 
 def packed(path: Path) -> Json:
-    """A packing instance; `always_stitching_bytes` is what would move if each buffer were made of free granules."""
+    """Replays a packing instance; `always_stitching_bytes` would move if each buffer were stitched of free granules."""
     result = replay_lines(packing_lines(path), conf="thread_cache_bytes:0,decay_ms:never")
     result["always_stitching_bytes"] = allocated_bytes(packing_lines(path)) - result["peak_live_bytes"]
     result["moved_share"] = result["moved_bytes"] / max(1, result["always_stitching_bytes"])
@@ -73,7 +73,7 @@ def packed(path: Path) -> Json:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Json]:
-    """Every trace by name; the fastest of three replays of each recorded one."""
+    """The report of every trace by name; of a recorded trace that of the fastest of three replays."""
     import mempool
 
     results: dict[str, Json] = {}
@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Json]:
 
 
 def table_of(results: dict[str, Json]) -> Table:
-    """A row a trace."""
+    """A table with a row for each trace."""
     table = Table(title="traces on addresses alone")
     table.add_column("trace")
     for head in (

@@ -2,8 +2,8 @@
 
     python -m benchmarks.fragmentation.worker --allocator mempool --workload serving_mix
 
-Every page of every block is written once when the block is made, as a model would: memory that nobody touches costs
-nothing and would make every allocator look lean.
+Every page of a block is written once when the block is made, as a model would: memory that is never touched costs
+nothing, and would make every allocator look lean.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PAGE = 4096
 
 
 def play(name: str, idle_seconds: float) -> Json:
-    """Plays a workload. Bytes; `rss_growth` is over the mark that was taken before its first event."""
+    """Plays a workload. Figures are bytes; `rss_growth` is the growth since before the first event."""
     import torch
 
     events = list(WORKLOADS[name]())
     blocks: dict[int, torch.Tensor] = {}
     sizes: dict[int, int] = {}
-    torch.ones(1000).sum()  # whatever torch makes once is there before the mark
+    torch.ones(1000).sum()  # torch's one-time allocations come before the measurement begins
     peak_was_reset = reset_peak_memory()
     mark = memory_bytes("VmRSS")
     faults_before = sum(page_faults())
@@ -42,7 +42,7 @@ def play(name: str, idle_seconds: float) -> Json:
         tensor.numpy()[::PAGE] = 1
         blocks[block] = tensor
         sizes[block] = size
-        del tensor  # or it would outlive its free
+        del tensor  # else the variable would keep the tensor alive beyond its free
         live += size
         peak_live = max(peak_live, live)
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What is allocated to see how much memory an allocator holds for it: seeded, the same for every peer.
+"""The workloads of the fragmentation benchmark: seeded sequences of allocations, equal for every peer.
 
 A workload is a generator of events, ``("alloc", id, bytes)`` or ``("free", id, 0)``. Sizes vary without end, which is
 what separates allocators that give memory back (and fault) from those that keep it (and hold).
@@ -114,6 +114,7 @@ WORKLOADS: dict[str, Callable[[], Iterator[Event]]] = {
     "burst_then_idle": lambda: burst(staying=0.0),
     "burst_a_tenth_stays": lambda: burst(staying=0.1),
 }
-# Each page is touched, and who gives memory back faults for it again each time: minutes. The fast peers suffice there.
+# Each page is touched, and an allocator that gives memory back faults for it again each time, which takes minutes. The
+# fast peers suffice there.
 LONG = ("log_uniform_200k",)
 WAITS = ("burst_then_idle", "burst_a_tenth_stays")

@@ -1,8 +1,8 @@
-"""Linear layers by number of tokens: packed weights beside what else runs them on a CPU.
+"""Times linear layers by number of tokens: packed weights beside other implementations on a CPU.
 
 Every implementation is timed in one process, in turn, on weights that are rotated through `RING_BYTES`, so that they
 come from memory as they do in a model. The ceilings (memory, int8 and float32 arithmetic) are measured in the same
-process, between the rounds, and every result is a share of the one that binds it.
+process, between the rounds, and every result is given as a share of the ceiling that bounds it.
 """
 
 SHAPES: tuple[tuple[int, int], ...] = ((4096, 4096), (11008, 4096), (4096, 11008))  # outputs, inputs

@@ -1,4 +1,4 @@
-"""The implementations that are timed: each makes layers of one weight, and says what a call has to read and compute."""
+"""The implementations that are timed: each makes layers of a weight, and knows what a call has to read and compute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 Layer = Callable[[torch.Tensor], Any]
-Copies = Callable[[], Layer]  # each call: another layer, with memory of its own
+Copies = Callable[[], Layer]  # each call makes a layer with its own memory
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Implementation:
 
     name: str
     make: Callable[[nn.Linear], Copies]
-    density: float = 1.0  # of the weight that it is given
-    blocks: bool = False  # whole blocks of 4 inputs are zero
+    density: float = 1.0  # of the weight that it gets
+    blocks: bool = False  # the weight's zeros are whole blocks of 4 inputs
     weight_bytes: Callable[[int, int, float], float] = lambda n, k, density: n * k  # read by each call
-    arithmetic: str = "int8"  # which ceiling binds it; "" for none that was measured
-    skips: bool = False  # what is zero is not computed
+    arithmetic: str = "int8"  # the ceiling that bounds it; "" where none was measured
+    skips: bool = False  # zeros are not multiplied
     most_tokens: int = 1 << 30
 
 
 def linear_of(outputs: int, inputs: int, density: float, blocks: bool, seed: int) -> nn.Linear:
-    """A float32 layer, with about that share of weights, or of blocks of 4 inputs, that are not zero."""
+    """A float32 layer of about the given density, of weights or of blocks of 4 inputs."""
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(inputs, outputs, bias=True, device="meta").to_empty(device="cpu")
     with torch.no_grad():
@@ -125,12 +125,12 @@ def _onnx_runtime(linear: nn.Linear) -> Copies:
     with tempfile.TemporaryDirectory() as folder:
         path, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, path)
-        logging.getLogger().setLevel(logging.ERROR)  # it advises to prepare the model first
+        logging.getLogger().setLevel(logging.ERROR)  # silences its advice to prepare the model first
         quantize_dynamic(path, quantized, weight_type=QuantType.QInt8, per_channel=True)
         content = quantized.read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Each copy has threads of its own, which would else wait busily while the next copy runs, and the next peer.
+    # Each copy has its own threads, which by default spin while the next copy runs, and the next peer.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def layer() -> Layer:

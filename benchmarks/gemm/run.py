@@ -1,4 +1,4 @@
-"""Linear layers on packed weights beside fbgemm, oneDNN, ONNX Runtime, compiled torch and CSR.
+"""Times linear layers on packed weights beside fbgemm, oneDNN, ONNX Runtime, compiled torch and CSR.
 
     python -m benchmarks.gemm.run [--threads 1 2] [--tokens 1 64] [--rounds N] [--out benchmarks/results]
 
@@ -43,10 +43,10 @@ _BY_NAME = {implementation.name: implementation for implementation in ALL}
 
 
 def ideal_seconds(name: str, shape: tuple[int, int], tokens: int, ceilings: Json, threads: int) -> float | None:
-    """The least that a call can take: what it reads at the memory's rate, or computes at the arithmetic's.
+    """The least time that a call can take: by the memory's bandwidth, or by the arithmetic's throughput.
 
-    The ceilings are one thread's. Arithmetic is taken `threads` times; memory is not, for threads share it: with
-    several threads a share of the memory's ceiling can pass 1.
+    The ceilings are those of one thread. That of arithmetic is multiplied by `threads`, that of memory is not, since
+    threads share it: with several threads a share of the memory's ceiling can pass 1.
     """
     implementation = _BY_NAME[name]
     outputs, inputs = shape
@@ -62,7 +62,7 @@ def ideal_seconds(name: str, shape: tuple[int, int], tokens: int, ceilings: Json
 
 
 def summarize(shape: tuple[int, int], threads: int, run: Json) -> Json:
-    """Spreads of time, of the ratio to our dense layer, and of the share of the ceiling, by number of tokens."""
+    """The spreads of time, of the ratio to our dense layer, and of the share of the ceiling, by number of tokens."""
     rows = []
     for name, by_tokens in run["seconds"].items():
         for tokens, seconds in by_tokens.items():
@@ -92,7 +92,7 @@ def summarize(shape: tuple[int, int], threads: int, run: Json) -> Json:
 
 
 def table_of(result: Json, facts: Json) -> Table:
-    """One row an implementation; a cell is milliseconds, speed against our dense layer, share of the ceiling."""
+    """A table with a row for each implementation: milliseconds, speed against our dense layer, share of the ceiling."""
     ceilings = {kind: Spread(**spread).text(0) for kind, spread in result["ceilings"].items()}
     table = Table(
         title=f"{result['outputs']} x {result['inputs']}, {result['threads']} thread(s): ms, times the speed of "
@@ -120,7 +120,7 @@ def _cell(row: Json | None) -> str:
 
 
 def plot(results: Sequence[Json], path: Path) -> None:
-    """Rooflines: operations a second over operations for each byte read, by shape and number of threads."""
+    """Plots rooflines: operations per second over operations per byte read, by shape and number of threads."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -176,7 +176,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, ceilings: Path) -> list[Json]:
-    """What `summarize` says of each shape and number of threads."""
+    """The summary for each shape and number of threads."""
     results: list[Json] = []
     with progress(Console(stderr=True), len(options.shapes) * len(options.threads)) as show:
         for threads in options.threads:

@@ -1,4 +1,4 @@
-"""One process: every implementation of one shape, in turn, and the ceilings between the rounds."""
+"""One process of the GEMM benchmark: times every implementation of one shape in turn, and the ceilings in between."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ring(implementation: Implementation, outputs: int, inputs: int) -> list[Laye
 
 
 def ceilings_of(path: str) -> Callable[[], dict[str, float]]:
-    """Measures all three when it is called."""
+    """A function that measures all three ceilings."""
     library = ctypes.CDLL(path)
     for name in ("read_rate", "int8_rate", "float32_rate"):
         getattr(library, name).restype = ctypes.c_double
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")  # CSR is in beta, and says so
+    warnings.simplefilter("ignore")  # CSR warns that it is in beta
     measure = ceilings_of(options.ceilings)
     rings: dict[str, list[Layer]] = {}
     missing: dict[str, str] = {}
@@ -74,13 +74,13 @@ def main() -> None:
             input = torch.randn(tokens, options.inputs)
             timed = [name for name in rings if tokens <= limits[name]]
             for name in timed:
-                rings[name][0](input)  # compiles, and sets up what is lazy
+                rings[name][0](input)  # the first call compiles, and initializes lazily
             turn = 0
             for index in range(options.rounds):
                 ceilings.setdefault(str(tokens), []).append(measure())
-                first = index % len(timed)  # not always behind the same one
+                first = index % len(timed)  # each round begins with another implementation
                 for name in timed[first:] + timed[:first]:
-                    # A few calls each: the first finds the caches as another implementation left them.
+                    # Each makes a few calls: the first one finds caches that another implementation filled.
                     calls = []
                     for _ in range(5 if tokens <= 64 else 2):
                         layer = rings[name][turn % len(rings[name])]

@@ -1,1 +1,1 @@
-"""Whole model steps: time, page faults, peak memory and bit-equality, mempool beside torch's own allocator."""
+"""Measures whole model steps on mempool beside its peers: time, page faults, peak memory, equality of every bit."""

@@ -9,7 +9,7 @@ EXPANSION = 4  # a bottleneck's last convolution is this many times as wide as i
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    # Not torch's default, under which activations die out over 50 layers of untrained weights.
+    # torch's default makes activations vanish over 50 layers of untrained weights.
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 

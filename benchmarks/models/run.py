@@ -1,8 +1,8 @@
-"""Whole model steps on mempool beside the allocators that it is measured by.
+"""Measures whole model steps on mempool beside its peers.
 
     python -m benchmarks.models.run [--repeats N] [--only NAME] [--threads 1] [--out benchmarks/results]
 
-Ends with status 1 if the results of the two differ in a bit, 2 if a child failed.
+Ends with status 1 if the results of two allocators differ in a bit, 2 if a child failed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.peers import NAMES as PEER_NAMES
 from benchmarks.peers import chosen, missing
 
 MIB = 2**20
-# A step may touch one or two fresh pages of the interpreter's own heap, at any time; more than that is tensors.
+# At any time a step may touch one or two fresh pages of the interpreter's heap; more faults than these are of tensors.
 STRAY_FAULTS = 4
 LEAST_PAIRS = 15  # for a bound
 STUDENT_T = 1.761  # one-sided 95%, 14 degrees of freedom: a little too wide with more
@@ -47,23 +47,23 @@ WORKER = "benchmarks.models.worker"
 
 
 def step_seconds(run: Json) -> float:
-    """Median seconds a timed step of one process."""
+    """The median of the seconds of the timed steps of one process."""
     return statistics.median(step["seconds"] for step in run["steps"])
 
 
 def step_faults(run: Json) -> float:
-    """Page faults a timed step of one process: the mean, so that a single step that faults shows."""
+    """The mean of the page faults of the timed steps of one process: a single step that faults shows in it."""
     return statistics.fmean(step["minor_faults"] + step["major_faults"] for step in run["steps"])
 
 
 def warmup_needed(run: Json) -> int:
-    """How many steps one process took, warm-up and timed, up to and with the last one that had page faults."""
+    """The number of steps of one process, warm-up included, up to the last one that had page faults."""
     faults = [step["minor_faults"] + step["major_faults"] for step in run["warmup"] + run["steps"]]
     return max((index + 1 for index, count in enumerate(faults) if count > STRAY_FAULTS), default=0)
 
 
 def floor_of(runs: dict[str, list[Json]], peer_seconds: Sequence[float]) -> Json | None:
-    """The step without allocation, where a workload has one, taken in mempool's processes (so on the same pages)."""
+    """The step without allocation, where a workload has one, measured in mempool's processes, on the same pages."""
     if any(run["floor_seconds"] is None for run in runs[OURS]):
         return None
     seconds = [statistics.median(run["floor_seconds"]) for run in runs[OURS]]
@@ -110,7 +110,7 @@ def summarize(name: str, runs: dict[str, list[Json]]) -> Json:
 
 
 def table_of(results: Sequence[Json], facts: Json, repeats: int) -> Table:
-    """A row for each allocator, one where the step can be taken without allocating, and mempool to the fastest peer."""
+    """A row for each allocator, for the step without allocation if there is one, and for mempool to the fastest peer."""
     table = Table(title=f"Model steps, {facts['threads']} thread(s)", caption=caption(facts, repeats))
     table.add_column("workload")
     table.add_column("allocator")

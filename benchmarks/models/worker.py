@@ -94,9 +94,9 @@ def measure(workload: Any, warmup: int, steps: int) -> Json:
             }
         )
         digests.append(digest(workload.outputs(state, result)))
-        del result  # or it would live on beside the next step's result
+        del result  # else it would be live beside the next step's result
     growth = memory_bytes("VmHWM") - mark
-    floor = getattr(workload, "floor", None)  # only a workload that can be written without allocating has one
+    floor = getattr(workload, "floor", None)  # only for a workload that can be written without allocating
     return {
         "warmup": each[:warmup],
         "steps": each[warmup:],

@@ -1,4 +1,4 @@
-"""Deterministic workloads: what a user runs, cut down to one step that can be repeated.
+"""The workloads of the model benchmark: programs of users, deterministic, reduced to a step that can be repeated.
 
 Each is a frozen dataclass of sizes with `build() -> state` and `step(state) -> tensor`. Seeds are fixed, so on one
 thread two processes that take the same steps must agree in every bit, whatever allocator they use: `digest` makes
@@ -21,11 +21,11 @@ from benchmarks.models.resnet import resnet
 from benchmarks.models.transformer import Transformer
 
 SEED = 20240607
-LENGTHS = (64, 211, 128, 37, 256, 96, 173, 150)  # tokens, one a step, over and over
+LENGTHS = (64, 211, 128, 37, 256, 96, 173, 150)  # tokens of each step, a cycle
 
 
 class Workload(Protocol):
-    """One thing to measure. `steps` and `warmup` are how many steps a benchmark takes unless told otherwise."""
+    """A model and its step. `steps` and `warmup` are the numbers of steps that a benchmark takes by default."""
 
     name: ClassVar[str]
     steps: ClassVar[int]
@@ -90,7 +90,7 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class Inference:
-    """A model in eval mode without gradients, on one fixed input: what the two inference workloads have in common."""
+    """A model in eval mode without gradients, on one fixed input: the base of the inference workloads."""
 
     steps: ClassVar[int] = 3
     warmup: ClassVar[int] = 2
