@@ -65,7 +65,7 @@ extern "C" {
 }
 
 [[gnu::visibility("default")]] void mempool_free(void* address, ssize_t, int, cudaStream_t) {
-  if (mempool::CudaDriver::is_forked()) return;  // nothing of CUDA works here, and nothing is touched
+  if (mempool::CudaDriver::is_forked()) return;  // CUDA does not work in a forked child
   CachingAllocator* const owner = mempool::owner_of(address);
   TORCH_CHECK(address == nullptr || (owner != nullptr && owner->deallocate(address)),
               "invalid device pointer: ", address);
