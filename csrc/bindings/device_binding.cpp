@@ -122,11 +122,11 @@ py::tuple snapshot(CachingAllocator& device) {
 
 py::tuple to_tuple(const HistoryEvent& event) {
   return py::make_tuple(event.action == HistoryEvent::Action::alloc, event.address, event.bytes, event.requested,
-                        event.stack, event.account, event.time_us);
+                        event.stack, event.account, event.time_us, event.stream);
 }
 
 // (live events by address, events oldest first, number of dropped events); an event is
-// (is_alloc, address, bytes, requested, stack, account, time_us).
+// (is_alloc, address, bytes, requested, stack, account, time_us, stream).
 py::tuple history_view(CachingAllocator& device) {
   History::View view;
   {

@@ -23,7 +23,6 @@ std::atomic<CudaAllocator*> g_installed{nullptr};
 std::atomic<bool> g_is_child{false};
 
 StreamId id_of(cudaStream_t stream) { return reinterpret_cast<StreamId>(stream); }
-cudaStream_t stream_of(StreamId id) { return reinterpret_cast<cudaStream_t>(id); }  // NOLINT
 
 void deleter(void* address) { g_installed.load(std::memory_order_relaxed)->raw_delete(address); }
 
@@ -65,19 +64,6 @@ bool is_forked_child() noexcept { return g_is_child.load(std::memory_order_relax
 
 void observe_mapping(int device, bool mapped, void* address, std::size_t bytes) noexcept {
   if (CudaAllocator* const allocator = installed()) allocator->note_mapping(device, mapped, address, bytes);
-}
-
-void observe_completion(CachingAllocator& device, void* address, std::size_t bytes, StreamId stream,
-                        const ArenaFamily& family) noexcept {
-  CudaAllocator* const allocator = installed();
-  if (allocator == nullptr || !allocator->history_.is_on()) return;
-  try {
-    const int i = allocator->number_of(&device);
-    if (i < 0) return;
-    const c10::MempoolId_t pool = allocator->find_device(i)->pools.id_of(&family);
-    allocator->history_.on_completed(i, address, bytes, stream_of(stream), pool);
-  } catch (const std::exception&) {  // an entry less
-  }
 }
 
 void install(const std::string& conf) {
@@ -122,11 +108,9 @@ CudaAllocator::Device& CudaAllocator::device_at(int device) {
     Options options;
     parse_conf(options, conf_, cuda_device_bytes(device));
     CachingAllocator& core = cuda_device(device, options);
-    core.set_completion_hook(observe_completion);
     core.set_relief_hook(run_free_memory_callbacks);
-    auto* const made = new Device(
-        core, [this, device](bool begins, void* address, std::size_t bytes, cudaStream_t stream,
-                             c10::MempoolId_t pool) { note_segment(device, begins, address, bytes, stream, pool); });
+    auto* const made = new Device(core, history_, device);
+    if (history_.is_on()) core.observers().listen(&made->listener);
     entry.store(made, std::memory_order_release);
     return *made;
   } catch (const ConfigError& error) {
@@ -157,8 +141,8 @@ void* CudaAllocator::raw_alloc_with_stream(std::size_t bytes, cudaStream_t strea
 
 void* CudaAllocator::allocate_on(int index, std::size_t bytes, cudaStream_t stream) {
   Device* const device = find_device(index);
-  if (device == nullptr || device->pools.is_routing() || history_.is_on() || is_forked_child() ||
-      c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled()) [[unlikely]] {
+  if (device == nullptr || device->pools.is_routing() || is_forked_child() || c10::impl::GPUTrace::haveState ||
+      c10::memoryProfilingEnabled()) [[unlikely]] {
     return allocate_slow(index, bytes, stream);
   }
   try {
@@ -184,7 +168,6 @@ void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t st
   if (is_forked_child()) refuse_in_child();
   Device& device = device_at(index);
   const PoolPointer pool = device.pools.is_routing() ? device.pools.route(stream) : nullptr;
-  const Context context = history_.gather(RecordContext::STATE);
   void* address = nullptr;
   try {
     address = allocate_any(device, bytes, stream, pool.get());
@@ -194,9 +177,6 @@ void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t st
     TORCH_CHECK(false, error.what());
   }
   const std::size_t rounded = block_bytes(address);
-  if (history_.is_on()) {
-    history_.on_alloc(index, address, rounded, stream, pool != nullptr ? pool->id : c10::MempoolId_t{0, 0}, context);
-  }
   report_to_profiler(index, address, static_cast<std::int64_t>(rounded));
   if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
     (*interpreter)->trace_gpu_memory_allocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));
@@ -259,7 +239,7 @@ c10::DeleterFnPtr CudaAllocator::raw_deleter() const { return &deleter; }
 
 void CudaAllocator::raw_delete(void* address) {
   CachingAllocator* const core = owner_of(address);
-  if (core == nullptr || history_.is_on() || !is_caching_.load(std::memory_order_relaxed) || is_forked_child() ||
+  if (core == nullptr || !is_caching_.load(std::memory_order_relaxed) || is_forked_child() ||
       c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled()) [[unlikely]] {
     free_slow(address);
     return;
@@ -277,11 +257,6 @@ void CudaAllocator::free_slow(void* address) {
   const int i = number_of(core);
   TORCH_CHECK(i >= 0, "invalid device pointer: ", address);
   const auto rounded = block_bytes(address);
-  if (history_.is_on()) {
-    const BackedRange range = backed_range_of(address);
-    history_.on_free(i, address, rounded, stream_of(range.stream), find_device(i)->pools.id_of(range.family),
-                     !is_used_elsewhere(address));
-  }
   TORCH_CHECK(core->deallocate(address), "invalid device pointer: ", address);
   report_to_profiler(i, address, -static_cast<std::int64_t>(rounded));
   if (!is_caching_.load()) core->trim(0);

@@ -1,5 +1,5 @@
-// torch's allocator of CUDA memory (the whole CUDAAllocator interface of torch 2.14), over one CachingAllocator for each
-// device.
+// torch's allocator of CUDA memory (the whole CUDAAllocator interface of torch 2.14), over one CachingAllocator for
+// each device.
 #pragma once
 
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -98,10 +98,17 @@ class CudaAllocator final : public cca::CUDAAllocator {
 
   // What the rest of mempool knows a torch device by. Throws c10::Error for one that does not exist.
   struct Device {
-    Device(CachingAllocator& core_in, PrivatePools::SegmentObserver observer)
-        : core(core_in), pools(core_in, std::move(observer)) {}
+    Device(CachingAllocator& core_in, CudaHistory& history, int index)
+        : core(core_in),
+          pools(core_in,
+                [&history, index](bool begins, void* address, std::size_t bytes, cudaStream_t stream,
+                                  c10::MempoolId_t pool) {
+                  history.on_segment(index, begins, address, bytes, stream, pool);
+                }),
+          listener(history, pools, index) {}
     CachingAllocator& core;
     PrivatePools pools;
+    HistoryListener listener;
   };
   // Made at its first use.
   Device& device_at(int device);
@@ -129,11 +136,9 @@ class CudaAllocator final : public cca::CUDAAllocator {
   void free_slow(void* address);
   void report_to_profiler(int index, void* address, std::int64_t bytes);
   void note_mapping(int device, bool mapped, void* address, std::size_t bytes);
-  void note_segment(int device, bool begins, void* address, std::size_t bytes, cudaStream_t stream,
-                    c10::MempoolId_t pool);
+  void update_listeners();
   cca::SnapshotInfo picture(c10::MempoolId_t pool);
   friend void observe_mapping(int, bool, void*, std::size_t) noexcept;
-  friend void observe_completion(CachingAllocator&, void*, std::size_t, StreamId, const ArenaFamily&) noexcept;
 
   const std::string conf_;
   std::mutex making_;

@@ -62,35 +62,47 @@ void CudaHistory::add(TraceEntry::Action action, int device, std::size_t address
   if (entries_.size() > most_) entries_.pop_front();
 }
 
-void CudaHistory::on_alloc(int device, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool,
-                           const Context& context) {
-  if (context != nullptr) {
-    const std::lock_guard guard(mutex_);
-    contexts_[address] = context;
-  }
-  add(TraceEntry::ALLOC, device, reinterpret_cast<std::size_t>(address), bytes, stream, pool, context, metadata());
+void CudaHistory::add(TraceEntry::Action action, int device, const ObservedBlock& block, c10::MempoolId_t pool,
+                      const Context& context, const std::string& metadata) {
+  add(action, device, reinterpret_cast<std::size_t>(block.address), block.size.rounded,
+      reinterpret_cast<cudaStream_t>(block.stream), pool, context, metadata);  // NOLINT
 }
 
-void CudaHistory::on_free(int device, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool,
-                          bool completed) {
+void CudaHistory::on_alloc(int device, const ObservedBlock& block, c10::MempoolId_t pool) {
+  const Context context = gather(RecordContext::STATE);
+  if (context != nullptr) {
+    const std::lock_guard guard(mutex_);
+    contexts_[block.address] = context;
+  }
+  add(TraceEntry::ALLOC, device, block, pool, context, metadata());
+}
+
+void CudaHistory::on_free(int device, const ObservedBlock& block, c10::MempoolId_t pool, bool waits) {
   const Context freed_by = gather(RecordContext::ALL);
   Context made_by;
   {
     const std::lock_guard guard(mutex_);
-    if (const auto found = contexts_.find(address); found != contexts_.end()) {
+    if (const auto found = contexts_.find(block.address); found != contexts_.end()) {
       made_by = std::move(found->second);
       contexts_.erase(found);
     }
   }
   const Context& context = freed_by != nullptr ? freed_by : made_by;
-  const auto number = reinterpret_cast<std::size_t>(address);
-  add(TraceEntry::FREE_REQUESTED, device, number, bytes, stream, pool, context, metadata());
-  if (completed) add(TraceEntry::FREE_COMPLETED, device, number, bytes, stream, pool, context, metadata());
+  add(TraceEntry::FREE_REQUESTED, device, block, pool, context, metadata());
+  if (!waits) add(TraceEntry::FREE_COMPLETED, device, block, pool, context, metadata());
 }
 
-void CudaHistory::on_completed(int device, void* address, std::size_t bytes, cudaStream_t stream,
-                               c10::MempoolId_t pool) {
-  add(TraceEntry::FREE_COMPLETED, device, reinterpret_cast<std::size_t>(address), bytes, stream, pool, nullptr, "");
+void CudaHistory::on_completed(int device, const ObservedBlock& block, c10::MempoolId_t pool) {
+  add(TraceEntry::FREE_COMPLETED, device, block, pool, nullptr, "");
+}
+
+void CudaHistory::on_segment(int device, bool begins, void* address, std::size_t bytes, cudaStream_t stream,
+                             c10::MempoolId_t pool) noexcept {
+  try {
+    add(begins ? TraceEntry::SEGMENT_ALLOC : TraceEntry::SEGMENT_FREE, device, reinterpret_cast<std::size_t>(address),
+        bytes, stream, pool, nullptr, "");
+  } catch (const std::exception&) {
+  }
 }
 
 void CudaHistory::annotate(const std::vector<std::pair<std::string, std::string>>& metadata, int device) {
@@ -119,6 +131,29 @@ std::vector<std::vector<TraceEntry>> CudaHistory::entries(int devices) {
 std::vector<AnnotationEntry> CudaHistory::annotations() {
   const std::lock_guard guard(mutex_);
   return annotations_;
+}
+
+// ---- the blocks of one device ------------------------------------------------------------------------------------
+
+void HistoryListener::on_alloc(const ObservedBlock& block) noexcept {
+  try {
+    history_.on_alloc(device_, block, pools_.id_of(block.family));
+  } catch (const std::exception&) {  // an entry less
+  }
+}
+
+void HistoryListener::on_free(const ObservedBlock& block, bool waits) noexcept {
+  try {
+    history_.on_free(device_, block, pools_.id_of(block.family), waits);
+  } catch (const std::exception&) {  // an entry less
+  }
+}
+
+void HistoryListener::on_completed(const ObservedBlock& block) noexcept {
+  try {
+    history_.on_completed(device_, block, pools_.id_of(block.family));
+  } catch (const std::exception&) {  // an entry less
+  }
 }
 
 }  // namespace mempool::torch_cuda

@@ -12,6 +12,9 @@
 #include <unordered_set>
 #include <vector>
 
+#include "core/observe/block_listener.h"
+#include "torch/cuda_pools.h"
+
 namespace mempool::torch_cuda {
 
 using c10::CachingDeviceAllocator::AnnotationEntry;
@@ -32,12 +35,13 @@ class CudaHistory {
 
   // The caller's stack if entries of that level want it. Takes no lock of the allocator's.
   Context gather(RecordContext level) const;
-  void on_alloc(int device, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool,
-                const Context& context);
-  // `completed`: the memory is free at once; else on_completed() comes later.
-  void on_free(int device, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool,
-               bool completed);
-  void on_completed(int device, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool);
+  // `waits`: other streams use the block still, and on_completed() comes later.
+  void on_alloc(int device, const ObservedBlock& block, c10::MempoolId_t pool);
+  void on_free(int device, const ObservedBlock& block, c10::MempoolId_t pool, bool waits);
+  void on_completed(int device, const ObservedBlock& block, c10::MempoolId_t pool);
+  // A segment of a pool with an allocator of its own. Where this fails, the history has an entry less.
+  void on_segment(int device, bool begins, void* address, std::size_t bytes, cudaStream_t stream,
+                  c10::MempoolId_t pool) noexcept;
   void add(TraceEntry::Action action, int device, std::size_t address, std::size_t bytes, cudaStream_t stream,
            c10::MempoolId_t pool, const Context& context, const std::string& metadata);
   void annotate(const std::vector<std::pair<std::string, std::string>>& metadata, int device);
@@ -51,6 +55,8 @@ class CudaHistory {
 
  private:
   void update();
+  void add(TraceEntry::Action action, int device, const ObservedBlock& block, c10::MempoolId_t pool,
+           const Context& context, const std::string& metadata);
 
   std::atomic<bool> on_{false};
   std::atomic<bool> recording_{false};
@@ -63,6 +69,21 @@ class CudaHistory {
   std::vector<AnnotationEntry> annotations_;
   std::unordered_map<const void*, Context> contexts_;  // of live blocks
   std::vector<c10::CachingDeviceAllocator::AllocatorTraceTracker> trackers_;
+};
+
+// Tells the history what happens to the blocks of one device. Where that fails, the history has an entry less.
+class HistoryListener final : public BlockListener {
+ public:
+  HistoryListener(CudaHistory& history, PrivatePools& pools, int device)
+      : history_(history), pools_(pools), device_(device) {}
+  void on_alloc(const ObservedBlock& block) noexcept override;
+  void on_free(const ObservedBlock& block, bool waits) noexcept override;
+  void on_completed(const ObservedBlock& block) noexcept override;
+
+ private:
+  CudaHistory& history_;
+  PrivatePools& pools_;
+  const int device_;
 };
 
 }  // namespace mempool::torch_cuda

@@ -173,6 +173,14 @@ std::shared_ptr<c10::GatheredContext> CudaAllocator::getContextForPointer(const 
 void CudaAllocator::recordHistory(bool enabled, cca::CreateContextFn recorder, std::size_t most_entries,
                                   cca::RecordContext when, bool clear, const std::vector<std::string>& skipped) {
   history_.record(enabled, recorder, most_entries, when, clear, skipped);
+  update_listeners();
+}
+
+// A device that is made from here on listens by itself.
+void CudaAllocator::update_listeners() {
+  const std::lock_guard guard(making_);
+  for_each_device(
+      [this](int, Device& device) { device.core.observers().listen(history_.is_on() ? &device.listener : nullptr); });
 }
 
 void CudaAllocator::recordAnnotation(const std::vector<std::pair<std::string, std::string>>& metadata) {
@@ -207,16 +215,6 @@ void CudaAllocator::note_mapping(int device, bool mapped, void* address, std::si
   }
 }
 
-void CudaAllocator::note_segment(int device, bool begins, void* address, std::size_t bytes, cudaStream_t stream,
-                                 c10::MempoolId_t pool) {
-  if (!history_.is_on()) return;
-  try {
-    history_.add(begins ? TraceEntry::SEGMENT_ALLOC : TraceEntry::SEGMENT_FREE, device,
-                 reinterpret_cast<std::size_t>(address), bytes, stream, pool, nullptr, "");
-  } catch (const std::exception&) {  // an entry less
-  }
-}
-
 void CudaAllocator::attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer) {
   const std::lock_guard guard(observers_mutex_);
   oom_observers_.push_back(std::move(observer));
@@ -227,6 +225,7 @@ void CudaAllocator::attachOomRejectionObserver(cca::OomRejectionObserver) {}
 
 void CudaAllocator::attachAllocatorTraceTracker(cca::AllocatorTraceTracker tracker) {
   history_.attach(std::move(tracker));
+  update_listeners();
 }
 
 }  // namespace mempool::torch_cuda

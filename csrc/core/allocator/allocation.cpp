@@ -52,11 +52,7 @@ void* Allocation::run() {
     Refusal why = Refusal::none;
     if (void* const address = obtain(why)) {
       if (effort_ != Effort::none) parts_.ledger.count_retry();
-      if (parts_.observers.any()) {
-        parts_.observers.on_alloc(address, size_, account_id(), stream_, &capture_stack);
-      }
-      confirm();
-      return address;
+      return hand_over(address);
     }
     // While more room is sought, callbacks included, this request stands in no other's way.
     let_go({});
@@ -67,6 +63,14 @@ void* Allocation::run() {
     make_room(why);
     charge = parts_.ledger.reserve(account_, size_.rounded);
   }
+}
+
+void* Allocation::hand_over(void* address) {
+  if (parts_.observers.any()) {
+    parts_.observers.on_alloc({address, size_, account_id(), stream_, family_}, &capture_stack);
+  }
+  confirm();
+  return address;
 }
 
 // ---- its place under the limits ----------------------------------------------------------------------------------
@@ -115,6 +119,7 @@ void Allocation::let_go(const Ledger::Charge& charge) {
   parts_.ledger.cancel(account_, size_.rounded);
 }
 
+// Soft limits speak up here: the allocation has succeeded whatever their callbacks do.
 void Allocation::confirm() {
   Ledger::Charge result;
   if (account_ == nullptr && cache_ != nullptr) {  // as on the fast way, so that it can lease room
@@ -236,6 +241,7 @@ void* Allocation::borrow(Refusal& why) noexcept {
       span->hand_out(size_.asked, account_id(), nullptr);
       address = span->address();
     }
+    if (address != nullptr) family_ = &arena.family;
     return address != nullptr;
   });
   return address;

@@ -23,9 +23,8 @@ class Allocation {
 
   // The block. Throws OutOfMemory, PoolClosedError or PoolAsleepError. Called once.
   void* run();
-  // Counts a block that was found by other means, for the root pool. Soft limits speak up here: the allocation has
-  // succeeded whatever their callbacks do.
-  void confirm();
+  // The same for a block that was found by other means, for the root pool.
+  void* hand_over(void* address);
 
  private:
   // How hard the request was tried already.
@@ -36,6 +35,7 @@ class Allocation {
   Ledger::Charge reserve_current();
   void insist(Ledger::Charge result);
   void let_go(const Ledger::Charge& charge);
+  void confirm();
   Ledger::Charge charge() noexcept;
   void serve_stream() noexcept;
 

@@ -140,11 +140,12 @@ bool CachingAllocator::free_span(Span* span, void* address) noexcept {
 
 // Any block, by any thread. The block goes first, then its charge: a retired pool's arena may be gone right after.
 bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
-  parts_.observers.on_free(block.address);
   ThreadCache* const mine = parts_.caches.obtain();
   const FoundBlock found{span, block.tag};
   const bool is_of_slab = found.is_of_slab();
   const std::uint32_t flags = block.tag->account & kTagFlags;
+  if (parts_.observers.any()) [[unlikely]]
+    parts_.observers.on_free(found.observed(block.address), (flags & kUsedElsewhere) != 0);
   if ((flags & kExported) != 0) [[unlikely]]
     unpin(block.address);
   if ((flags & kUsedElsewhere) != 0) {

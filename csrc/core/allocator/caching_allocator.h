@@ -46,9 +46,6 @@ class CachingAllocator final {
   StreamClock& clock_of(StreamId stream) { return parts_.clocks.of(stream); }
   // Waits for the blocks that other streams keep, and takes them back.
   void settle() noexcept { parts_.collector.await_all(); }
-  void set_completion_hook(StreamCollector::CompletionHook hook) noexcept {
-    parts_.collector.set_completion_hook(hook);
-  }
   // Whether a live block begins at the address that is charged to this very pool, not to a child. Expects that it is
   // not freed meanwhile.
   bool is_charged(const Account& pool, const void* address) const noexcept;

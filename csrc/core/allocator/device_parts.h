@@ -15,7 +15,8 @@
 //  10. History              and after it TraceRecorder
 //  11. Decay                the window of demand
 //
-// No hook (core/allocator/hooks.h) is called with 3 or a later one held.
+// No hook (core/allocator/hooks.h) and no listener (core/observe/block_listener.h) is called with 3 or a later one
+// held.
 #pragma once
 
 #include <atomic>
@@ -48,7 +49,7 @@ struct DeviceParts {
         arenas(owner, *memory, ledger, clocks, options),
         pools(accounts, ledger, arenas, caches),
         caches(ledger, pools, arenas.default_family(), options.thread_cache_bytes),
-        collector(accounts, ledger, pools),
+        collector(accounts, ledger, pools, observers),
         reclaimer(ledger, clocks, arenas, caches, collector, options.decay_ms, memory->granule_bytes()) {}
   DeviceParts(const DeviceParts&) = delete;
   DeviceParts& operator=(const DeviceParts&) = delete;

@@ -2,11 +2,6 @@
 
 namespace mempool {
 
-bool is_used_elsewhere(const void* address) noexcept {
-  const FoundBlock block = FoundBlock::at(address);
-  return block.is_found() && (block.tag->account & kUsedElsewhere) != 0;
-}
-
 std::size_t block_bytes(const void* address) noexcept {
   const FoundBlock block{PageMap::instance().find(address), nullptr};
   return block.span != nullptr ? block.rounded() : 0;

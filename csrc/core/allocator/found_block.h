@@ -7,6 +7,7 @@
 
 #include "common/expects.h"
 #include "core/accounts/block_size.h"
+#include "core/observe/block_listener.h"
 #include "core/pages/arena.h"
 #include "core/pages/page_map.h"
 
@@ -43,6 +44,10 @@ struct FoundBlock {
   std::size_t rounded() const noexcept { return is_of_slab() ? span->slab->info().block_bytes : span->bytes; }
   BlockSize size() const noexcept { return {rounded(), is_of_slab() ? tag->requested : span->requested}; }
   Arena& arena() const noexcept { return *span->segment->arena; }
+  // As listeners see it while it is live.
+  ObservedBlock observed(void* address) const noexcept {
+    return {address, size(), tag->account & ~kTagFlags, arena().stream(), &arena().family};
+  }
 
   // Returns the block to its arena.
   void give_back(void* address) const noexcept {
@@ -57,9 +62,6 @@ struct FoundBlock {
 };
 
 // ---- what an address tells, of whichever allocator of the process
-// Whether CachingAllocator::add_use() was called for the live block: then its free is not over when deallocate()
-// returns.
-bool is_used_elsewhere(const void* address) noexcept;
 // Bytes charged for a live block; 0 when the address is not one.
 std::size_t block_bytes(const void* address) noexcept;
 // Whose block begins at the address; nullptr: no allocator's.

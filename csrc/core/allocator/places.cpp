@@ -58,7 +58,7 @@ bool CachingAllocator::allocate_at(ArenaFamily& family, const PlacedBlock& place
       span->hand_out(place.requested, 0, nullptr);
     }
   }
-  Allocation(parts_, {place.rounded, place.requested}, place.stream, &family).confirm();
+  Allocation(parts_, {place.rounded, place.requested}, place.stream, &family).hand_over(place.address);
   return true;
 }
 

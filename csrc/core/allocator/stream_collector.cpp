@@ -22,7 +22,16 @@ void StreamCollector::defer(const FoundBlock& block, void* address, ThreadCache*
   accounts_.keep_for_block(account);
   pools_.uncharge(account, size, mine, true);
   if (deferred_.defer(block.span, {address, block.tag}, size, account)) return;
+  end(block, address, size, account);
+}
+
+// The other streams have caught up with the block's free.
+void StreamCollector::end(const FoundBlock& block, void* address, const BlockSize& size,
+                          std::uint32_t account) noexcept {
   ledger_.end_waiting(size);
+  if (observers_.any()) [[unlikely]] {
+    observers_.on_completed({address, size, account, block.arena().stream(), &block.arena().family});
+  }
   block.give_back(address);
   pools_.release_block(account);
 }
@@ -42,14 +51,7 @@ void StreamCollector::collect_all() noexcept {
 void StreamCollector::free_collected() noexcept {
   for (DeferredFrees::Block* next = deferred_.collect(); next != nullptr;) {
     const std::unique_ptr<DeferredFrees::Block> done(std::exchange(next, next->next));
-    const FoundBlock block{done->span, done->block.tag};
-    ledger_.end_waiting(done->size);
-    if (const CompletionHook hook = completion_hook_.load(std::memory_order_relaxed)) {
-      ArenaFamily& family = block.arena().family;
-      hook(family.owner, done->block.address, done->size.rounded, block.arena().stream(), family);
-    }
-    block.give_back(done->block.address);
-    pools_.release_block(done->account);
+    end({done->span, done->block.tag}, done->block.address, done->size, done->account);
   }
 }
 

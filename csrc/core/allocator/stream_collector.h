@@ -3,7 +3,6 @@
 // From deallocate() to that moment a block is charged to no pool and counts as waiting; its pool stays alive for it.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <mutex>
 
@@ -12,13 +11,14 @@
 #include "core/allocator/deferred_frees.h"
 #include "core/allocator/found_block.h"
 #include "core/allocator/pools.h"
+#include "core/observe/observers.h"
 
 namespace mempool {
 
 class StreamCollector {
  public:
-  StreamCollector(AccountRegistry& accounts, Ledger& ledger, Pools& pools)
-      : accounts_(accounts), ledger_(ledger), pools_(pools) {}
+  StreamCollector(AccountRegistry& accounts, Ledger& ledger, Pools& pools, Observers& observers)
+      : accounts_(accounts), ledger_(ledger), pools_(pools), observers_(observers) {}
 
   // Work on the clock's stream uses the live block, too. Throws std::bad_alloc.
   void add_use(const FoundBlock& block, const void* address, StreamClock& clock);
@@ -34,12 +34,6 @@ class StreamCollector {
     while (await(0)) continue;
   }
 
-  // Called for each block that had to wait for other streams, when that is over and before anybody gets it. It must not
-  // call the allocator: what collects these blocks is locked.
-  using CompletionHook = void (*)(CachingAllocator&, void* address, std::size_t rounded, StreamId stream,
-                                  const ArenaFamily& family) noexcept;
-  void set_completion_hook(CompletionHook hook) noexcept { completion_hook_.store(hook); }
-
   // ---- fork, in this order; the other locks of the process are taken in between
   void prepare_fork() { collecting_.lock(); }
   void lock_for_fork() { deferred_.lock_for_fork().lock(); }
@@ -51,13 +45,14 @@ class StreamCollector {
  private:
   void collect_all() noexcept;
   void free_collected() noexcept;
+  void end(const FoundBlock& block, void* address, const BlockSize& size, std::uint32_t account) noexcept;
 
   AccountRegistry& accounts_;
   Ledger& ledger_;
   Pools& pools_;
+  Observers& observers_;
   DeferredFrees deferred_;
   std::mutex collecting_;  // held until what was collected is free
-  std::atomic<CompletionHook> completion_hook_{nullptr};
 };
 
 }  // namespace mempool

@@ -39,10 +39,16 @@ void History::append(const HistoryEvent& event) {
   events_.push_back(event);
 }
 
-void History::on_alloc(const void* address, const BlockSize& size, std::uint32_t account,
-                       std::uint32_t stack) noexcept {
-  const auto key = reinterpret_cast<std::uintptr_t>(address);
-  const HistoryEvent event{HistoryEvent::Action::alloc, key, size.rounded, size.asked, stack, account, now_us()};
+void History::on_alloc(const ObservedBlock& block, std::uint32_t stack) noexcept {
+  const auto key = reinterpret_cast<std::uintptr_t>(block.address);
+  const HistoryEvent event{HistoryEvent::Action::alloc,
+                           key,
+                           block.size.rounded,
+                           block.size.asked,
+                           stack,
+                           block.account,
+                           block.stream,
+                           now_us()};
   const std::lock_guard guard(mutex_);
   if (!enabled()) return;
   try {

@@ -9,7 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/accounts/block_size.h"
+#include "core/observe/block_listener.h"
 
 namespace mempool {
 
@@ -20,6 +20,7 @@ struct HistoryEvent {
   std::size_t requested = 0;
   std::uint32_t stack = 0;  // id from Hooks::capture_stack
   std::uint32_t account = 0;
+  StreamId stream = 0;
   std::int64_t time_us = 0;  // microseconds since the epoch
 };
 
@@ -30,7 +31,7 @@ class History {
   void start(std::size_t most_events);
   void stop();
 
-  void on_alloc(const void* address, const BlockSize& size, std::uint32_t account, std::uint32_t stack) noexcept;
+  void on_alloc(const ObservedBlock& block, std::uint32_t stack) noexcept;
   // Call before the block can be handed out again.
   void on_free(const void* address) noexcept;
 

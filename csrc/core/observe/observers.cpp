@@ -28,20 +28,30 @@ TraceRecorder::Result Observers::stop_recording() {
   return result;
 }
 
-void Observers::on_alloc(const void* address, const BlockSize& size, std::uint32_t account, StreamId stream,
-                         std::uint32_t (*capture_stack)()) noexcept {
-  if (recorder_.enabled()) recorder_.on_alloc(address, size.asked, account, stream);
-  if (history_.enabled()) history_.on_alloc(address, size, account, capture_stack());
+void Observers::listen(BlockListener* listener) {
+  const std::lock_guard guard(switching_);
+  listener_.store(listener, std::memory_order_release);
+  update();
+}
+
+void Observers::on_alloc(const ObservedBlock& block, std::uint32_t (*capture_stack)()) noexcept {
+  if (recorder_.enabled()) recorder_.on_alloc(block);
+  if (history_.enabled()) history_.on_alloc(block, capture_stack());
+  if (BlockListener* const listener = listener_.load(std::memory_order_acquire)) listener->on_alloc(block);
 }
 
 void Observers::on_use(const void* address, StreamId stream) noexcept {
   if (recorder_.enabled()) recorder_.on_use(address, stream);
 }
 
-void Observers::on_free(const void* address) noexcept {
-  if (!any()) return;
-  history_.on_free(address);
-  recorder_.on_free(address);
+void Observers::on_free(const ObservedBlock& block, bool waits) noexcept {
+  history_.on_free(block.address);
+  recorder_.on_free(block.address);
+  if (BlockListener* const listener = listener_.load(std::memory_order_acquire)) listener->on_free(block, waits);
+}
+
+void Observers::on_completed(const ObservedBlock& block) noexcept {
+  if (BlockListener* const listener = listener_.load(std::memory_order_acquire)) listener->on_completed(block);
 }
 
 void Observers::lock_for_fork() {

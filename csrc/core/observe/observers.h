@@ -1,6 +1,7 @@
-// Whoever wants to hear of each allocation and free of one device: the history of blocks, and the recording of a trace.
+// Whoever wants to hear of each allocation and free of one device: the history of blocks, the recording of a trace, and
+// a listener of the layers above.
 //
-// Both are off by default. While they are, an allocation pays one relaxed load for them: any().
+// All are off by default. While they are, an allocation pays one relaxed load for them: any().
 #pragma once
 
 #include <atomic>
@@ -9,7 +10,7 @@
 #include <mutex>
 #include <string>
 
-#include "core/accounts/block_size.h"
+#include "core/observe/block_listener.h"
 #include "core/observe/history.h"
 #include "core/observe/trace_recorder.h"
 
@@ -28,14 +29,17 @@ class Observers {
   TraceRecorder::Result stop_recording();
   // A mark between two events of the recording, such as the end of a training step.
   void mark_recording(std::uint64_t number) noexcept { recorder_.mark(number); }
+  // The listener from now on; nullptr: none. It outlives this: a thread may be on its way to the one before.
+  void listen(BlockListener* listener);
 
-  // The block is live: call before anybody can free it. `capture_stack` is called when the history wants a stack.
-  void on_alloc(const void* address, const BlockSize& size, std::uint32_t account, StreamId stream,
-                std::uint32_t (*capture_stack)()) noexcept;
+  // The block is live: call before anybody can free it, with no lock held. `capture_stack` is called when the history
+  // wants a stack.
+  void on_alloc(const ObservedBlock& block, std::uint32_t (*capture_stack)()) noexcept;
   // The live block is used on that stream, too.
   void on_use(const void* address, StreamId stream) noexcept;
-  // Call before the block can be handed out again.
-  void on_free(const void* address) noexcept;
+  // Call before the block can be handed out again, with no lock held. `waits`: on_completed() comes later.
+  void on_free(const ObservedBlock& block, bool waits) noexcept;
+  void on_completed(const ObservedBlock& block) noexcept;
 
   // ---- fork, in this order; the other locks of the process are taken in between
   void prepare_fork() { switching_.lock(); }
@@ -44,12 +48,15 @@ class Observers {
 
  private:
   // Expects that `switching_` is held.
-  void update() noexcept { any_.store(history_.enabled() || recorder_.enabled()); }
+  void update() noexcept {
+    any_.store(history_.enabled() || recorder_.enabled() || listener_.load(std::memory_order_relaxed) != nullptr);
+  }
 
   std::mutex switching_;  // held while an observer starts or stops
   std::atomic<bool> any_{false};
   History history_;
   TraceRecorder recorder_;
+  std::atomic<BlockListener*> listener_{nullptr};
 };
 
 }  // namespace mempool

@@ -71,16 +71,16 @@ void TraceRecorder::mark(std::uint64_t number) noexcept {
   if (enabled()) write("step", number, nullptr, 0, 0);
 }
 
-void TraceRecorder::on_alloc(const void* address, std::size_t asked, std::uint32_t account, StreamId stream) noexcept {
+void TraceRecorder::on_alloc(const ObservedBlock& block) noexcept {
   const std::lock_guard guard(mutex_);
   if (!enabled()) return;
   try {
-    live_.insert_or_assign(address, next_id_);
+    live_.insert_or_assign(block.address, next_id_);
   } catch (const std::bad_alloc&) {
     if (result_.error == 0) result_.error = ENOMEM;
     return;
   }
-  write("alloc", next_id_++, &asked, account, stream);
+  write("alloc", next_id_++, &block.size.asked, block.account, block.stream);
 }
 
 void TraceRecorder::on_use(const void* address, StreamId stream) noexcept {

@@ -10,7 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/streams/stream_events.h"
+#include "core/observe/block_listener.h"
 
 namespace mempool {
 
@@ -29,7 +29,7 @@ class TraceRecorder {
   void mark(std::uint64_t number) noexcept;
 
   // The block is live: call before anybody can free it.
-  void on_alloc(const void* address, std::size_t asked, std::uint32_t account, StreamId stream) noexcept;
+  void on_alloc(const ObservedBlock& block) noexcept;
   // The live block is used on that stream, too.
   void on_use(const void* address, StreamId stream) noexcept;
   // Call before the block can be handed out again. Blocks that are older than the recording are left out.

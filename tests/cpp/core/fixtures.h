@@ -9,6 +9,7 @@
 #include "backend/host_memory.h"
 #include "check.h"
 #include "core/allocator/caching_allocator.h"
+#include "core/allocator/found_block.h"
 
 namespace fixtures {
 
@@ -49,6 +50,12 @@ inline FakeDevice device_with_streams(std::size_t capacity = SIZE_MAX, const Opt
 
 // Blocks that were freed while other streams than their own use them.
 inline std::int64_t waiting(const FakeDevice& device) { return device.allocator->stats().waiting.all.count.current; }
+
+// Whether other streams than its own use the live block: then its free is not over when deallocate() returns.
+inline bool is_used_elsewhere(const void* address) {
+  const mempool::FoundBlock block = mempool::FoundBlock::at(address);
+  return block.is_found() && (block.tag->account & mempool::kUsedElsewhere) != 0;
+}
 
 // A turn of a workload whose two halves disagree about the layout. `small_pairs`: what else it allocates and frees.
 inline void disagreeing_turn(CachingAllocator& allocator, int small_pairs) {

@@ -48,13 +48,21 @@ struct Model {
   }
 };
 
-Model* g_model = nullptr;
+// Tells a model when blocks that waited do so no longer.
+class Completions final : public BlockListener {
+ public:
+  explicit Completions(Model& model) : model_(model) {}
+  void on_alloc(const ObservedBlock&) noexcept override {}
+  void on_free(const ObservedBlock&, bool) noexcept override {}
+  void on_completed(const ObservedBlock& block) noexcept override {
+    const auto found = model_.waiting.find(block.address);
+    Model::subtract(model_.active, found->second);
+    model_.waiting.erase(found);
+  }
 
-void on_completion(CachingAllocator&, void* address, std::size_t, StreamId, const ArenaFamily&) noexcept {
-  const auto found = g_model->waiting.find(address);
-  Model::subtract(g_model->active, found->second);
-  g_model->waiting.erase(found);
-}
+ private:
+  Model& model_;
+};
 
 std::string different(const Stat& a, const Stat& b, const std::string& name) {
   const auto text = [](const Stat& s) {
@@ -140,8 +148,8 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
     CachingAllocator& allocator = *device.allocator;
     std::vector<std::pair<void*, Counted>> blocks;
     Model model;
-    g_model = &model;
-    allocator.set_completion_hook(on_completion);
+    Completions completions(model);
+    allocator.observers().listen(&completions);
     Account* const pool = allocator.pools().open("pool", nullptr, false, kNoLimit, kNoLimit);
     Account* const isolated = allocator.pools().open("isolated", nullptr, true, kNoLimit, kNoLimit);
     std::mt19937 random(seed);
@@ -163,7 +171,7 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
           device.memory->work(stream);
           allocator.add_use(block, stream);
         }
-        const bool waits = is_used_elsewhere(block);
+        const bool waits = fixtures::is_used_elsewhere(block);
         Model::subtract(model.live, counted);
         if (waits) {
           model.waiting[block] = counted;
@@ -191,7 +199,7 @@ TEST(figures_of_blocks_are_those_of_a_naive_model) {
     fixtures::set_current_pool(allocator, nullptr);
     for (const auto& [block, counted] : blocks) allocator.deallocate(block);
     for (StreamId stream = 0; stream < 5; ++stream) device.memory->finish(stream);
-    allocator.set_completion_hook(nullptr);
+    allocator.observers().listen(nullptr);
     allocator.trim(0);
     allocator.pools().drop(*pool);
     allocator.pools().drop(*isolated);

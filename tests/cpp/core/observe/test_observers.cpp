@@ -58,13 +58,13 @@ TEST(allocations_have_to_tell_as_long_as_either_observer_runs) {
 TEST(a_stack_is_captured_for_the_history_alone) {
   Observers observers;
   const File file;
-  const int block = 0;
+  int block = 0;
   g_captures = 0;
   CHECK(observers.start_recording(file.path));
-  observers.on_alloc(&block, {128, 100}, 3, 0, &capture);
+  observers.on_alloc({&block, {128, 100}, 3, 0, nullptr}, &capture);
   CHECK_EQ(g_captures, 0);
   observers.start_history(10);
-  observers.on_alloc(&block, {128, 100}, 3, 0, &capture);
+  observers.on_alloc({&block, {128, 100}, 3, 0, nullptr}, &capture);
   CHECK_EQ(g_captures, 1);
   const History::View view = observers.history().view();
   CHECK_EQ(view.live.size(), 1u);
@@ -79,14 +79,14 @@ TEST(a_stack_is_captured_for_the_history_alone) {
 TEST(a_recording_and_the_history_hear_of_the_same_blocks) {
   Observers observers;
   const File file;
-  const int blocks[2] = {};
+  int blocks[2] = {};
   CHECK(observers.start_recording(file.path));
   observers.start_history(10);
-  observers.on_alloc(&blocks[0], {64, 60}, 0, 0, &capture);
-  observers.on_alloc(&blocks[1], {64, 61}, 0, 0, &capture);
+  observers.on_alloc({&blocks[0], {64, 60}, 0, 0, nullptr}, &capture);
+  observers.on_alloc({&blocks[1], {64, 61}, 0, 0, nullptr}, &capture);
   observers.on_use(&blocks[0], 5);
   observers.mark_recording(9);
-  observers.on_free(&blocks[0]);
+  observers.on_free({&blocks[0], {64, 60}, 0, 0, nullptr}, false);
   CHECK_EQ(observers.history().view().live.size(), 1u);
   CHECK_EQ(observers.history().view().events.size(), 3u);
   CHECK_EQ(observers.stop_recording().events, 5u);
@@ -108,14 +108,14 @@ TEST(a_second_recording_is_refused_and_the_first_goes_on) {
 TEST(a_forked_child_has_no_recording_and_keeps_its_history) {
   Observers observers;
   const File file;
-  const int block = 0;
+  int block = 0;
   CHECK(observers.start_recording(file.path));
   observers.start_history(10);
   observers.prepare_fork();
   observers.lock_for_fork();
   observers.after_fork(true);
   CHECK(observers.any());
-  observers.on_alloc(&block, {64, 64}, 0, 0, &capture);
+  observers.on_alloc({&block, {64, 64}, 0, 0, nullptr}, &capture);
   CHECK_EQ(observers.history().view().live.size(), 1u);
   observers.stop_history();
   CHECK(!observers.any());

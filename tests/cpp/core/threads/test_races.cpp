@@ -46,6 +46,14 @@ void count_pressure(const char*, std::size_t, bool, PressureOutcome& outcome) no
 
 std::uint32_t some_stack() noexcept { return 7; }
 
+class Counting final : public BlockListener {
+ public:
+  void on_alloc(const ObservedBlock&) noexcept override { ++heard; }
+  void on_free(const ObservedBlock&, bool) noexcept override { ++heard; }
+  void on_completed(const ObservedBlock&) noexcept override { ++heard; }
+  std::atomic<long> heard{0};
+};
+
 }  // namespace
 
 TEST(figures_are_read_and_reset_while_others_allocate) {
@@ -67,7 +75,7 @@ TEST(figures_are_read_and_reset_while_others_allocate) {
             CHECK(owner_of(block) == &allocator);
             const BackedRange range = backed_range_of(block);
             CHECK(range.address <= block && range.bytes >= bytes && range.stream == stream);
-            CHECK(!is_used_elsewhere(block));
+            CHECK(!fixtures::is_used_elsewhere(block));
             allocator.deallocate(block);
             allocator.deallocate(captured);
           }
@@ -98,6 +106,7 @@ TEST(observers_come_and_go_while_others_allocate) {
   mempool::set_hooks(&kHooks);
   std::array<char, 32> path{"/tmp/mempool-races-XXXXXX"};
   close(mkstemp(path.data()));
+  Counting counting;
   const FakeDevice device = addresses_with_streams();
   CachingAllocator& allocator = *device.allocator;
   meddling(
@@ -107,7 +116,7 @@ TEST(observers_come_and_go_while_others_allocate) {
           for (const std::size_t bytes : kSizes) {
             void* const block = allocator.allocate(bytes, static_cast<StreamId>(i));
             allocator.add_use(block, 9);
-            CHECK(is_used_elsewhere(block));
+            CHECK(fixtures::is_used_elsewhere(block));
             allocator.deallocate(block);
           }
         }
@@ -120,10 +129,13 @@ TEST(observers_come_and_go_while_others_allocate) {
         std::this_thread::yield();
         if (round % 2 == 0) allocator.observers().stop_history();
         if (is_recording) CHECK_EQ(allocator.observers().stop_recording().error, 0);
+        allocator.observers().listen(round % 3 == 0 ? &counting : nullptr);
       });
   allocator.observers().stop_history();
+  allocator.observers().listen(nullptr);
   unlink(path.data());
   mempool::set_hooks(nullptr);
+  CHECK(counting.heard.load() > 0);
   device.check_empty();
 }
 
@@ -144,7 +156,7 @@ TEST(many_threads_use_share_and_picture_the_same_blocks) {
         },
         [&](int) { CHECK_EQ(allocator.snapshot().pools.size(), 1u); });
     for (void* const block : blocks) {
-      CHECK(is_used_elsewhere(block));
+      CHECK(fixtures::is_used_elsewhere(block));
       allocator.deallocate(block);
     }
   }
