@@ -74,11 +74,12 @@ class FakeMemory final : public PhysicalMemory {
   void work(StreamId stream);                                       // enqueues one more piece
   void finish(StreamId stream, std::uint64_t pieces = UINT64_MAX);  // does the next `pieces` of them
   void refuse_events(bool refused);                                 // as while a stream is captured
-  void capture_events();                 // events that are recorded and not done are lost to a capture
-  void destroy_stream(StreamId stream);  // its work goes on
-  void create_stream(StreamId stream);   // a new stream gets the handle of a destroyed one
-  void fail_device(bool failed);         // its work is never done
-  std::uint64_t waits() const noexcept;  // how many calls had to wait; a wait does the work
+  void capture_events();                   // events that are recorded and not done are lost to a capture
+  void destroy_stream(StreamId stream);    // its work goes on
+  void create_stream(StreamId stream);     // a new stream gets the handle of a destroyed one
+  void fail_device(bool failed);           // its work is never done
+  std::uint64_t waits() const noexcept;    // how many calls had to wait; a wait does the work
+  std::uint64_t queries() const noexcept;  // how often it was asked whether an event is done
 
   // The first use of this backend that broke the contract; empty when there was none.
   std::string violation() const;
@@ -108,6 +109,7 @@ class FakeMemory final : public PhysicalMemory {
     std::map<StreamId, Line> lines;
     std::map<Event, Asked> events;
     std::uint64_t waits = 0;
+    std::uint64_t queries = 0;
     bool refused = false;
     bool failed = false;
 

@@ -32,6 +32,11 @@ std::uint64_t FakeMemory::waits() const noexcept {
   return streams_.waits;
 }
 
+std::uint64_t FakeMemory::queries() const noexcept {
+  const Guard guard(mutex_);
+  return streams_.queries;
+}
+
 void FakeMemory::capture_events() {
   const Guard guard(mutex_);
   for (auto& [event, recorded] : streams_.events) recorded.is_captured = true;
@@ -70,6 +75,7 @@ StreamEvents::Recorded FakeMemory::Streams::record(StreamId stream, Event& out) 
 
 StreamEvents::Progress FakeMemory::Streams::query(Event event) noexcept {
   const Guard guard(memory_.mutex_);
+  ++queries;
   const Asked& recorded = events.at(event);
   if (failed) return Progress::failed;
   if (recorded.is_captured) return Progress::lost;

@@ -30,24 +30,32 @@ CachingAllocator::~CachingAllocator() {
 
 void* CachingAllocator::allocate(std::size_t bytes, StreamId stream) {
   ThreadCache* const mine = parts_.caches.find();
-  if (mine == nullptr || mine->pools.current() != nullptr || mine->stream() != stream || parts_.observers.any())
-      [[unlikely]]
-    return allocate_slow(bytes, stream, nullptr);
-  if (bytes - 1 >= kSmallMax) return allocate_span(*mine, bytes, stream);  // 0 too
+  if (!is_for_cache(mine, stream) || parts_.detours.any()) [[unlikely]]
+    return allocate_after_detour(bytes, stream);
+  return allocate_cached(*mine, bytes, stream);
+}
+
+// Whether a request, charged to the root pool then, may be served by this thread's cache (nullptr: it has none).
+inline bool CachingAllocator::is_for_cache(const ThreadCache* mine, StreamId stream) noexcept {
+  return mine != nullptr && mine->pools.current() == nullptr && mine->stream() == stream;
+}
+
+inline void* CachingAllocator::allocate_cached(ThreadCache& mine, std::size_t bytes, StreamId stream) {
+  if (bytes - 1 >= kSmallMax) return allocate_span(mine, bytes, stream);  // 0 too
   const std::size_t size_class = size_class_of(bytes);
-  if (!mine->lock.try_lock()) [[unlikely]]
+  if (!mine.lock.try_lock()) [[unlikely]]
     return allocate_slow(bytes, stream, nullptr);
   SmallBlock block;
-  if (!mine->pop(size_class, block)) [[unlikely]] {
-    mine->lock.unlock();
+  if (!mine.pop(size_class, block)) [[unlikely]] {
+    mine.lock.unlock();
     return allocate_slow(bytes, stream, nullptr);
   }
   *block.tag = {static_cast<std::uint32_t>(bytes), 0};
-  Shard& shard = mine->shards.small;
+  Shard& shard = mine.shards.small;
   shard.add({kSizeClasses[size_class].block_bytes, bytes});
   if (shard.is_ahead()) [[unlikely]]
-    return parts_.caches.settle_and_unlock(*mine, true, block.address);
-  mine->lock.unlock();
+    return parts_.caches.settle_and_unlock(mine, true, block.address);
+  mine.lock.unlock();
   return block.address;
 }
 
@@ -70,8 +78,24 @@ void* CachingAllocator::allocate_span(ThreadCache& mine, std::size_t bytes, Stre
   return span->address();
 }
 
+// What waits for other streams and could serve the request is looked at first. Nothing of that size waits: the cache
+// may serve it still.
+void* CachingAllocator::allocate_after_detour(std::size_t bytes, StreamId stream) {
+  ThreadCache* const mine = parts_.caches.find();
+  collect_for(bytes, mine);
+  if (is_for_cache(mine, stream) && !parts_.observers.any()) return allocate_cached(*mine, bytes, stream);
+  return allocate_slow(bytes, stream, nullptr);
+}
+
 void* CachingAllocator::allocate_from(ArenaFamily& family, std::size_t bytes, StreamId stream) {
+  collect_for(bytes, parts_.caches.find());
   return allocate_slow(bytes, stream, &family);
+}
+
+void CachingAllocator::collect_for(std::size_t bytes, ThreadCache* mine) noexcept {
+  if (bytes > 0 && parts_.detours.has(Detours::waiting)) {
+    parts_.collector.collect_for(size_of_request(bytes).rounded, mine);
+  }
 }
 
 void* CachingAllocator::allocate_slow(std::size_t bytes, StreamId stream, ArenaFamily* family) {
@@ -94,7 +118,7 @@ bool CachingAllocator::deallocate(void* address) noexcept {
   if (asked == kFreeTag) [[unlikely]]
     return false;
   ThreadCache* const mine = parts_.caches.find();
-  if (mine == nullptr || tag->account != 0 || !mine->serves(span->home) || parts_.observers.any() ||
+  if (mine == nullptr || tag->account != 0 || !mine->serves(span->home) || parts_.detours.has(Detours::observed) ||
       !mine->lock.try_lock()) [[unlikely]] {
     return free_slow(span, {address, tag});
   }
@@ -123,8 +147,8 @@ bool CachingAllocator::free_span(Span* span, void* address) noexcept {
   if (span->address() != address || span->tag.requested == kFreeTag) [[unlikely]]
     return false;
   ThreadCache* const mine = parts_.caches.find();
-  if (span->tag.account != 0 || parts_.observers.any() || !may_keep(span, mine) || !mine->lock.try_lock())
-      [[unlikely]] {
+  if (span->tag.account != 0 || parts_.detours.has(Detours::observed) || !may_keep(span, mine) ||
+      !mine->lock.try_lock()) [[unlikely]] {
     return free_slow(span, {address, &span->tag});
   }
   const BlockSize size{span->bytes, span->requested};
@@ -153,13 +177,7 @@ bool CachingAllocator::free_slow(Span* span, SmallBlock block) noexcept {
   } else {
     const BlockSize size = found.size();
     const std::uint32_t account = block.tag->account & ~kTagFlags;
-    if (may_keep(span, mine)) {
-      const std::lock_guard guard(mine->lock);
-      *block.tag = {kFreeTag, 0};
-      is_of_slab ? mine->push_or_give_back(span->slab->size_class, block) : mine->push_span(span, size);
-    } else {
-      found.give_back(block.address);
-    }
+    may_keep(span, mine) ? found.keep(block.address, *mine) : found.give_back(block.address);
     parts_.pools.uncharge(account, size, mine, false);
   }
   if (!is_of_slab && parts_.ledger.above_soft_limit()) [[unlikely]] {

@@ -126,6 +126,10 @@ class CachingAllocator final {
   std::size_t slot() const noexcept { return parts_.caches.slot(); }  // in the ThreadRegistry
 
  private:
+  static bool is_for_cache(const ThreadCache* mine, StreamId stream) noexcept;
+  void* allocate_cached(ThreadCache& mine, std::size_t bytes, StreamId stream);
+  void* allocate_after_detour(std::size_t bytes, StreamId stream);
+  void collect_for(std::size_t bytes, ThreadCache* mine) noexcept;
   void* allocate_span(ThreadCache& mine, std::size_t bytes, StreamId stream);
   void* allocate_slow(std::size_t bytes, StreamId stream, ArenaFamily* family);
   bool free_span(Span* span, void* address) noexcept;

@@ -25,6 +25,16 @@ void DeferredFrees::add_use(const void* address, StreamClock& clock) {
   if (std::find(uses.begin(), uses.end(), &clock) == uses.end()) uses.push_back(&clock);
 }
 
+void DeferredFrees::count_in(const BlockSize& size) noexcept {
+  by_size_[bucket_of(size.rounded)].fetch_add(1, std::memory_order_relaxed);
+  if (waiting_.fetch_add(1, std::memory_order_relaxed) == 0) detours_.set(Detours::waiting, true);
+}
+
+void DeferredFrees::count_out(const BlockSize& size) noexcept {
+  by_size_[bucket_of(size.rounded)].fetch_sub(1, std::memory_order_relaxed);
+  if (waiting_.fetch_sub(1, std::memory_order_relaxed) == 1) detours_.set(Detours::waiting, false);
+}
+
 DeferredFrees::Line& DeferredFrees::line_of(StreamClock& clock) {
   const auto found = std::find_if(lines_.begin(), lines_.end(), [&](const Line& line) { return line.clock == &clock; });
   if (found != lines_.end()) return *found;
@@ -73,7 +83,7 @@ bool DeferredFrees::enter(const std::vector<StreamClock*>& clocks, Span* span, c
   record->previous = newest_;
   (newest_ != nullptr ? newest_->next : oldest_) = record.get();
   newest_ = record.release();
-  waiting_.fetch_add(1, std::memory_order_relaxed);
+  count_in(size);
   return true;
 }
 
@@ -92,7 +102,7 @@ DeferredFrees::Block* DeferredFrees::collect() noexcept {
       (block->previous != nullptr ? block->previous->next : oldest_) = block->next;
       (block->next != nullptr ? block->next->previous : newest_) = block->previous;
       block->next = std::exchange(done, block);
-      waiting_.fetch_sub(1, std::memory_order_relaxed);
+      count_out(block->size);
     }
   }
   return done;

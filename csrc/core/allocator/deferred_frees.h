@@ -4,6 +4,7 @@
 // has to be done before another request gets its memory.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +14,7 @@
 
 #include "common/spin_lock.h"
 #include "core/accounts/block_size.h"
+#include "core/observe/detours.h"
 #include "core/pages/slab_heap.h"
 #include "core/streams/stream_clock.h"
 
@@ -35,7 +37,7 @@ class DeferredFrees {
     Block* next = nullptr;
   };
 
-  DeferredFrees() = default;
+  explicit DeferredFrees(Detours& detours) noexcept : detours_(detours) {}
   DeferredFrees(const DeferredFrees&) = delete;
   DeferredFrees& operator=(const DeferredFrees&) = delete;
   // What waits still is forgotten: for tests, whose devices end with nothing pending.
@@ -48,6 +50,10 @@ class DeferredFrees {
   // again.
   bool defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account) noexcept;
   bool empty() const noexcept { return waiting_.load(std::memory_order_relaxed) == 0; }
+  // False: no block of exactly that size waits. Takes no lock.
+  bool may_have(std::size_t rounded) const noexcept {
+    return by_size_[bucket_of(rounded)].load(std::memory_order_relaxed) > 0;
+  }
   std::size_t count() const noexcept { return waiting_.load(std::memory_order_relaxed); }
 
   // Blocks whose uses are over, linked by `next`, in no order; the caller frees them and deletes the records.
@@ -63,17 +69,27 @@ class DeferredFrees {
     std::size_t unmarked = 0;
     std::deque<std::pair<StreamClock::Moment, Block*>> queue{};
   };
+  static constexpr unsigned kBucketBits = 6;
+  // By Fibonacci hashing: sizes that are used together are often powers of two, which share their lower bits.
+  static std::size_t bucket_of(std::size_t rounded) noexcept {
+    return static_cast<std::size_t>(std::uint64_t{rounded} * 0x9E3779B97F4A7C15u >> (64 - kBucketBits));
+  }
+  // Both expect that the mutex is held.
+  void count_in(const BlockSize& size) noexcept;
+  void count_out(const BlockSize& size) noexcept;
   Line& line_of(StreamClock& clock);
   // Expects that the mutex is held. False, and nothing done, without memory.
   bool enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block, const BlockSize& size,
              std::uint32_t account) noexcept;
 
-  AdaptiveMutex mutex_;
+  Detours& detours_;
+  AdaptiveMutex mutex_;  // guards the rest; the counts may be read without it
   std::unordered_map<const void*, std::vector<StreamClock*>> uses_;
   std::vector<Line> lines_;
   Block* oldest_ = nullptr;
   Block* newest_ = nullptr;
   std::atomic<std::size_t> waiting_{0};
+  std::array<std::atomic<std::uint32_t>, std::size_t{1} << kBucketBits> by_size_{};  // the same by bucket_of()
 };
 
 }  // namespace mempool

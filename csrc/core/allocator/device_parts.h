@@ -32,6 +32,7 @@
 #include "core/allocator/pools.h"
 #include "core/allocator/reclaimer.h"
 #include "core/allocator/stream_collector.h"
+#include "core/observe/detours.h"
 #include "core/observe/observers.h"
 #include "core/physical_memory.h"
 
@@ -45,11 +46,12 @@ struct DeviceParts {
         options(options_in),
         memory(std::move(memory_in)),
         ledger(accounts),
+        observers(detours),
         clocks(memory->stream_events()),
         arenas(owner, *memory, ledger, clocks, options),
         pools(accounts, ledger, arenas, caches),
         caches(ledger, pools, arenas.default_family(), options.thread_cache_bytes),
-        collector(accounts, ledger, pools, observers),
+        collector(accounts, ledger, pools, observers, detours),
         reclaimer(ledger, clocks, arenas, caches, collector, options.decay_ms, memory->granule_bytes()) {}
   DeviceParts(const DeviceParts&) = delete;
   DeviceParts& operator=(const DeviceParts&) = delete;
@@ -70,6 +72,7 @@ struct DeviceParts {
   const std::unique_ptr<PhysicalMemory> memory;
   AccountRegistry accounts;
   Ledger ledger;
+  Detours detours;
   Observers observers;
   StreamClocks clocks;
   ArenaSet arenas;

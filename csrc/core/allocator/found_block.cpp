@@ -2,6 +2,17 @@
 
 namespace mempool {
 
+void FoundBlock::keep(void* address, ThreadCache& cache) const noexcept {
+  MEMPOOL_EXPECTS(cache.serves(&arena()));
+  const std::lock_guard guard(cache.lock);
+  *tag = {kFreeTag, 0};
+  if (is_of_slab()) {
+    cache.push_or_give_back(span->slab->size_class, {address, tag});
+  } else {
+    cache.push_span(span, size());
+  }
+}
+
 std::size_t block_bytes(const void* address) noexcept {
   const FoundBlock block{PageMap::instance().find(address), nullptr};
   return block.span != nullptr ? block.rounded() : 0;

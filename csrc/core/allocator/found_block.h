@@ -10,6 +10,7 @@
 #include "core/observe/block_listener.h"
 #include "core/pages/arena.h"
 #include "core/pages/page_map.h"
+#include "core/threads/thread_cache.h"
 
 namespace mempool {
 
@@ -49,6 +50,8 @@ struct FoundBlock {
     return {address, size(), tag->account & ~kTagFlags, arena().stream(), &arena().family};
   }
 
+  // The block waits in the calling thread's cache from now on. Expects that the cache serves its arena.
+  void keep(void* address, ThreadCache& cache) const noexcept;
   // Returns the block to its arena.
   void give_back(void* address) const noexcept {
     const std::lock_guard guard(arena().mutex);

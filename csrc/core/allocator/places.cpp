@@ -44,6 +44,7 @@ std::vector<PlacedBlock> CachingAllocator::live_blocks(const ArenaFamily& family
 bool CachingAllocator::allocate_at(ArenaFamily& family, const PlacedBlock& place) {
   Arena* const arena = parts_.arenas.arena_of(family, place.stream);
   if (arena == nullptr) return false;
+  parts_.collector.collect();  // the place may be that of a block which waits for other streams
   const auto start = reinterpret_cast<std::uintptr_t>(place.address);
   {
     const ArenaGuard guard(arena->mutex);

@@ -22,36 +22,40 @@ void StreamCollector::defer(const FoundBlock& block, void* address, ThreadCache*
   accounts_.keep_for_block(account);
   pools_.uncharge(account, size, mine, true);
   if (deferred_.defer(block.span, {address, block.tag}, size, account)) return;
-  end(block, address, size, account);
+  end(block, address, size, account, nullptr);
 }
 
 // The other streams have caught up with the block's free.
-void StreamCollector::end(const FoundBlock& block, void* address, const BlockSize& size,
-                          std::uint32_t account) noexcept {
+void StreamCollector::end(const FoundBlock& block, void* address, const BlockSize& size, std::uint32_t account,
+                          ThreadCache* keeper) noexcept {
   ledger_.end_waiting(size);
   if (observers_.any()) [[unlikely]] {
     observers_.on_completed({address, size, account, block.arena().stream(), &block.arena().family});
   }
-  block.give_back(address);
+  if (keeper != nullptr && block.is_of_slab() && keeper->serves(&block.arena())) {
+    block.keep(address, *keeper);
+  } else {
+    block.give_back(address);
+  }
   pools_.release_block(account);
 }
 
-void StreamCollector::collect() noexcept {
+void StreamCollector::collect(ThreadCache* keeper) noexcept {
   if (deferred_.empty() || !collecting_.try_lock()) return;
-  free_collected();
+  free_collected(keeper);
   collecting_.unlock();
 }
 
 // Waits for another thread that is at it: all blocks whose streams have caught up are free then.
 void StreamCollector::collect_all() noexcept {
   const std::lock_guard guard(collecting_);
-  free_collected();
+  free_collected(nullptr);
 }
 
-void StreamCollector::free_collected() noexcept {
+void StreamCollector::free_collected(ThreadCache* keeper) noexcept {
   for (DeferredFrees::Block* next = deferred_.collect(); next != nullptr;) {
     const std::unique_ptr<DeferredFrees::Block> done(std::exchange(next, next->next));
-    end({done->span, done->block.tag}, done->block.address, done->size, done->account);
+    end({done->span, done->block.tag}, done->block.address, done->size, done->account, keeper);
   }
 }
 

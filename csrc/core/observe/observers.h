@@ -1,7 +1,7 @@
 // Whoever wants to hear of each allocation and free of one device: the history of blocks, the recording of a trace, and
 // a listener of the layers above.
 //
-// All are off by default. While they are, an allocation pays one relaxed load for them: any().
+// All are off by default. While they are, an allocation pays nothing for them but a load that it shares (Detours).
 #pragma once
 
 #include <atomic>
@@ -11,6 +11,7 @@
 #include <string>
 
 #include "core/observe/block_listener.h"
+#include "core/observe/detours.h"
 #include "core/observe/history.h"
 #include "core/observe/trace_recorder.h"
 
@@ -18,8 +19,9 @@ namespace mempool {
 
 class Observers {
  public:
+  explicit Observers(Detours& detours) noexcept : detours_(detours) {}
   // Whether somebody listens: then blocks take the slow way, on which the functions below are called.
-  bool any() const noexcept { return any_.load(std::memory_order_relaxed); }
+  bool any() const noexcept { return detours_.has(Detours::observed); }
 
   void start_history(std::size_t most_events);
   void stop_history();
@@ -49,11 +51,12 @@ class Observers {
  private:
   // Expects that `switching_` is held.
   void update() noexcept {
-    any_.store(history_.enabled() || recorder_.enabled() || listener_.load(std::memory_order_relaxed) != nullptr);
+    const bool is_heard = listener_.load(std::memory_order_relaxed) != nullptr;
+    detours_.set(Detours::observed, history_.enabled() || recorder_.enabled() || is_heard);
   }
 
+  Detours& detours_;
   std::mutex switching_;  // held while an observer starts or stops
-  std::atomic<bool> any_{false};
   History history_;
   TraceRecorder recorder_;
   std::atomic<BlockListener*> listener_{nullptr};

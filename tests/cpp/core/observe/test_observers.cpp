@@ -8,6 +8,7 @@
 #include "check.h"
 #include "core/observe/observers.h"
 
+using mempool::Detours;
 using mempool::History;
 using mempool::HistoryEvent;
 using mempool::Observers;
@@ -43,7 +44,8 @@ struct File {
 }  // namespace
 
 TEST(allocations_have_to_tell_as_long_as_either_observer_runs) {
-  Observers observers;
+  Detours detours;
+  Observers observers(detours);
   const File file;
   CHECK(!observers.any());
   observers.start_history(10);
@@ -56,7 +58,8 @@ TEST(allocations_have_to_tell_as_long_as_either_observer_runs) {
 }
 
 TEST(a_stack_is_captured_for_the_history_alone) {
-  Observers observers;
+  Detours detours;
+  Observers observers(detours);
   const File file;
   int block = 0;
   g_captures = 0;
@@ -77,7 +80,8 @@ TEST(a_stack_is_captured_for_the_history_alone) {
 }
 
 TEST(a_recording_and_the_history_hear_of_the_same_blocks) {
-  Observers observers;
+  Detours detours;
+  Observers observers(detours);
   const File file;
   int blocks[2] = {};
   CHECK(observers.start_recording(file.path));
@@ -94,7 +98,8 @@ TEST(a_recording_and_the_history_hear_of_the_same_blocks) {
 }
 
 TEST(a_second_recording_is_refused_and_the_first_goes_on) {
-  Observers observers;
+  Detours detours;
+  Observers observers(detours);
   const File file;
   const File other;
   CHECK(observers.start_recording(file.path));
@@ -106,7 +111,8 @@ TEST(a_second_recording_is_refused_and_the_first_goes_on) {
 }
 
 TEST(a_forked_child_has_no_recording_and_keeps_its_history) {
-  Observers observers;
+  Detours detours;
+  Observers observers(detours);
   const File file;
   int block = 0;
   CHECK(observers.start_recording(file.path));
