@@ -100,7 +100,6 @@ bool CudaMemory::is_supported(const CudaDriver& driver, int ordinal) noexcept {
 }
 
 std::unique_ptr<CudaMemory> CudaMemory::make(const CudaDriver& driver, int ordinal) {
-  MEMPOOL_EXPECTS(is_supported(driver, ordinal));
   int device = 0;
   void* context = nullptr;
   if (driver.device_get(&device, ordinal) != CudaDriver::kSuccess ||

@@ -19,7 +19,7 @@ class CudaMemory final : public PhysicalMemory {
  public:
   // Whether the driver has the device, and the device manages virtual memory.
   static bool is_supported(const CudaDriver& driver, int ordinal) noexcept;
-  // nullptr when the driver refuses. Precondition: is_supported().
+  // The backend of a device that is_supported(). nullptr when the driver refuses.
   static std::unique_ptr<CudaMemory> make(const CudaDriver& driver, int ordinal);
 
   // Peer access: from the next open() on `device` may use the memory of this one, or may no longer.
