@@ -19,6 +19,11 @@ def small_model() -> nn.Sequential:
     ).eval()
 
 
+def packed_model() -> nn.Sequential:
+    """``small_model`` with a dense and a sparse packed layer."""
+    return compress.convert(compress.prune_(small_model(), 0.6, skip=["1"]))
+
+
 def token_batches(count: int = 4) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(50, (8, 16), generator=generator) for _ in range(count)]

@@ -9,23 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_states import skeleton
 from small_models import linears, loaded, small_model, token_batches
 from torch import nn
 
-from mempool.compress import convert, load, meta_parameters, prune_, save
+from mempool.compress import convert, load, prune_, save
 from mempool.nn import Int8Linear
 
 safetensors = pytest.importorskip("safetensors.torch")
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "model.safetensors"
-
-
-def _skeleton(build: Callable[[], nn.Module]) -> nn.Module:
-    with meta_parameters():
-        return build()
 
 
 def _head_on_embedding(tie: Callable[[nn.ModuleDict], None] = lambda _: None) -> nn.ModuleDict:
@@ -50,7 +41,7 @@ def test_what_is_tied_is_written_once_and_comes_back_tied(
     model = _head_on_embedding(tie)
     save(model, file)
     assert list(safetensors.load_file(file)) == ["embedding.weight"]
-    for other in (_head_on_embedding(tie), _skeleton(lambda: _head_on_embedding(tie))):
+    for other in (_head_on_embedding(tie), skeleton(lambda: _head_on_embedding(tie))):
         load(other, file, weights=weights)
         assert torch.equal(other["head"].weight, model["embedding"].weight)
         assert other["head"].weight.data_ptr() == other["embedding"].weight.data_ptr()
@@ -100,7 +91,7 @@ def test_slices_that_have_nothing_in_common_come_back(file: Path, cut: Callable[
     build = lambda: _sliced(lambda whole: [p if p.is_floating_point() else p.float() for p in cut(whole)])  # noqa: E731
     model = build()
     save(model, file)
-    for other in (build(), _skeleton(build)):
+    for other in (build(), skeleton(build)):
         load(other, file)
         for name, parameter in model.named_parameters():
             assert torch.equal(other.get_parameter(name), parameter)

@@ -9,34 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from model_states import modules_of, skeleton, state_of
 from torch import nn
 
-from mempool.compress import LoadReport, convert, load, meta_parameters, prune_, save
+from mempool.compress import LoadReport, convert, load, prune_, save
 from mempool.nn import Int8Linear, SparseInt8Linear
 
 safetensors = pytest.importorskip("safetensors.torch")
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "model.safetensors"
-
-
-def _skeleton(build: Callable[[], nn.Module]) -> Any:
-    with meta_parameters():
-        return build()
-
-
-def _state(model: nn.Module) -> dict[str, tuple[int, list[Any]]]:
-    """Each tensor of a model by name: which object it is and what is in it."""
-    return {
-        name: (id(tensor), [] if tensor.is_meta else tensor.tolist())
-        for name, tensor in model.state_dict(keep_vars=True).items()
-    }
-
-
-def _modules(model: nn.Module) -> list[int]:
-    return [id(module) for module in model.modules()]
 
 
 class _Reader(nn.Module):
@@ -60,16 +39,16 @@ def _all_packed(make: Callable[[nn.Linear], nn.Module] = Int8Linear.from_linear)
 
 
 @pytest.mark.parametrize("weights", [None, "int8"])
-@pytest.mark.parametrize("build", [_Reader, lambda: _skeleton(_Reader)])
+@pytest.mark.parametrize("build", [_Reader, lambda: skeleton(_Reader)])
 def test_a_packed_layer_whose_weight_is_read_is_refused(
     file: Path, build: Callable[[], nn.Module], weights: str | None
 ) -> None:
     save(_all_packed(), file)
     model = build()
-    before, modules = _state(model), _modules(model)
+    before, modules = state_of(model), modules_of(model)
     with pytest.raises(ValueError, match=r"which a packed layer has not: head\. skip=\['head'\] unpacks them"):
         load(model, file, weights=weights)
-    assert (_state(model), _modules(model)) == (before, modules)
+    assert (state_of(model), modules_of(model)) == (before, modules)
     assert load(model, file, weights=weights, skip=["head"]) == LoadReport((), ())
     assert model(torch.randn(2, 16)).shape == (2, 8)
 
@@ -85,7 +64,7 @@ def test_skip_unpacks_what_the_file_has_packed(file: Path, pattern: str, dtype: 
 
     source = _all_packed(make)
     save(source, file)
-    for model in (_Reader(dtype), _skeleton(lambda: _Reader(dtype))):
+    for model in (_Reader(dtype), skeleton(lambda: _Reader(dtype))):
         head = model.head
         assert load(model, file, skip=["h*"]) == LoadReport((), ())
         assert model.head is head
@@ -127,10 +106,10 @@ def test_an_unsound_or_misshapen_packed_layer_is_not_unpacked(file: Path) -> Non
     state["head.sums"] += 1
     safetensors.save_file(state, file)
     model = _Reader()
-    before = _state(model)
+    before = state_of(model)
     with pytest.raises(ValueError, match="layer 'head' of the checkpoint"):
         load(model, file, skip=["head"])
-    assert _state(model) == before
+    assert state_of(model) == before
 
 
 def test_skip_is_looked_at_where_nothing_is_packed(file: Path) -> None:
