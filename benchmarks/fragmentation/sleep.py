@@ -34,7 +34,7 @@ from benchmarks.common import (
 PAGE = 4096
 GRANULE = 2 << 20
 MADV_DONTNEED, MADV_HUGEPAGE = 4, 14
-KEPT_EVERY = 100  # every so many cycles one keeps its contents
+KEPT_EVERY = 100  # one of this many cycles keeps its contents
 
 
 def seconds_of(action: Callable[[], object]) -> float:

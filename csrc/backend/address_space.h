@@ -9,7 +9,7 @@ namespace mempool {
 // Reserves private anonymous address space: an access to it faults, and no memory backs it. nullptr when refused.
 // `alignment` is a power of two and a multiple of the system's page.
 void* map_space(std::size_t bytes, std::size_t alignment) noexcept;
-// The calls below take a range of such space, or a part of it, on whole pages.
+// The calls below take a range that map_space() returned, or a part of one, on whole pages.
 
 // Gives the address space back.
 void unmap_space(void* address, std::size_t bytes) noexcept;

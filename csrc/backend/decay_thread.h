@@ -9,7 +9,7 @@ namespace mempool {
 // Starts the thread unless it runs. The allocator has to be immortal. Does nothing when its memory never decays, or
 // when the system refuses a thread: then the next growth tries again.
 void ensure_decay_thread(CachingAllocator& allocator) noexcept;
-// For a forked child, which has no such thread. The child's next growth starts one.
+// For a forked child, in which the thread does not run. The child's next growth starts it.
 void forget_decay_thread() noexcept;
 
 }  // namespace mempool

@@ -103,7 +103,7 @@ def _run(main: types.ModuleType, code: types.CodeType) -> None:
 
 
 def _set_folder(first: str, also_safe: bool = False) -> None:
-    """Makes this the first folder to look for modules, instead of the command's. With ``-P`` or ``-I`` there is none."""
+    """Makes this the first folder to look for modules, instead of the command's. ``-P`` and ``-I`` have none."""
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         sys.path[:1] = [first]
     elif also_safe:

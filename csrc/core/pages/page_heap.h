@@ -106,7 +106,7 @@ class PageHeap {
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
   // All that is free of a heap that is not movable. Expects that no captured graph writes there.
   std::size_t release_unmovable() noexcept;
-  // Free memory is written no more, by no captured graph: the memory of a heap that is not movable may go back.
+  // No captured graph writes to free memory any more: a heap that is not movable may give memory back, too.
   void let_go() noexcept { is_let_go_ = true; }
   bool open_again() noexcept { return space_.handles.open_all(); }
   // The handles that a block or a slab lies in. They stay where they are as long as it is there, unless the heap falls
