@@ -1,12 +1,11 @@
-"""Each entry point that torch's stock pluggable allocator refuses, with mempool in its place."""
+"""Each entry point that torch's stock pluggable allocator refuses, with mempool in its place. Private pools, sharing
+and graphs have files of their own."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import pickle
 from pathlib import Path
-from typing import Any
 
 import control
 import pytest
@@ -170,106 +169,6 @@ def test_raw_blocks_and_foreign_pointers() -> None:
         torch.cuda.caching_allocator_delete(4096)
 
 
-# ---- createOrIncrefPool, getPoolUseCount, releasePool, setUseOnOOM, setNoSplit, checkPoolLiveAllocations
-
-
-def test_a_mem_pool_has_memory_of_its_own() -> None:
-    pool = torch.cuda.MemPool()
-    with torch.cuda.use_mem_pool(pool):
-        inside = block(4)
-    outside = block(4)
-    assert pool.use_count() == 1
-    addresses = [b["address"] for s in pool.snapshot() for b in s["blocks"] if b["state"] == "active_allocated"]
-    assert addresses == [inside.data_ptr()]
-    del inside
-    with torch.cuda.use_mem_pool(pool):
-        again = block(4)
-    assert again.data_ptr() == addresses[0] != outside.data_ptr()
-    held = torch.cuda.memory_reserved()
-    del again, pool
-    gc.collect()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() < held
-
-
-def test_a_pool_lends_itself_when_memory_is_short(standin: control.Standin) -> None:
-    pool = torch.cuda.MemPool(use_on_oom=True)
-    with torch.cuda.use_mem_pool(pool):
-        inside = block(64)
-    address = inside.data_ptr()
-    del inside
-    standin.set_capacity(standin.used() + 4 * MIB)
-    borrowed = block(60)
-    assert address <= borrowed.data_ptr() < address + 64 * MIB
-    del borrowed, pool
-
-
-def test_blocks_of_a_pool_that_is_not_split_share_no_handle() -> None:
-    pool = torch.cuda.MemPool(no_split=True)
-    with torch.cuda.use_mem_pool(pool):
-        blocks = [torch.empty(3 * MIB + 5, dtype=torch.uint8, device="cuda") for _ in range(3)]
-    assert len({b.data_ptr() // (2 * MIB) for b in blocks}) == 3
-    assert all(b.data_ptr() % (2 * MIB) == 0 for b in blocks)
-    del blocks, pool
-
-
-def test_a_pool_may_have_an_allocator_of_its_own() -> None:
-    path = mempool.cuda_library_path()
-    stock = torch.cuda.memory.CUDAPluggableAllocator(path, "mempool_malloc", "mempool_free")
-    pool = torch.cuda.MemPool(stock.allocator())
-    with torch.cuda.use_mem_pool(pool):
-        inside = torch.full((MIB,), 3, dtype=torch.uint8).cuda()
-    assert int(inside.cpu().sum()) == 3 * MIB
-    address = inside.data_ptr()
-    del inside
-    with torch.cuda.use_mem_pool(pool):
-        again = torch.empty(MIB, dtype=torch.uint8, device="cuda")
-    assert again.data_ptr() == address
-    del again, pool
-
-
-# ---- getCheckpointState, setCheckpointPoolState, checkPoolLiveAllocations
-
-
-def live_in(pool: tuple[int, int]) -> dict[int, int]:
-    segments = torch.cuda.memory_snapshot()
-    return {
-        b["address"]: b["size"]
-        for s in segments
-        if tuple(s["segment_pool_id"]) == pool
-        for b in s["blocks"]
-        if b["state"] == "active_allocated"
-    }
-
-
-def test_a_pool_comes_back_to_a_state() -> None:
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream()
-    with torch.cuda.graph(graph, stream=stream):
-        kept = [torch.empty(n, dtype=torch.uint8, device="cuda") for n in (100, 70_000, 5 * MIB)]
-    pool = graph.pool()
-    state = torch._C._cuda_getCheckpointState(0, pool)
-    before = live_in(pool)
-    assert set(before) == {t.data_ptr() for t in kept}
-    assert torch._C._cuda_checkPoolLiveAllocations(0, pool, set(before))
-    # As cudagraph trees do: what is live at the checkpoint gets storages that own nothing yet.
-    device = torch.device("cuda:0")
-    fresh = [torch._C._construct_storage_from_data_pointer(t.data_ptr(), device, t.nbytes) for t in kept]
-    more = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(more, pool=pool, stream=stream):
-        later = [torch.empty(n, dtype=torch.uint8, device="cuda") for n in (100, 3 * MIB)]
-    assert not torch._C._cuda_checkPoolLiveAllocations(0, pool, set(before))
-    stale = [t.untyped_storage()._cdata for t in (*kept, *later)]  # whatever is live now is freed
-    torch._C._cuda_setCheckpointPoolState(0, state, stale, [storage._cdata for storage in fresh])
-    assert live_in(pool) == before
-    assert torch._C._cuda_checkPoolLiveAllocations(0, pool, set(before))
-    del later, kept
-    assert live_in(pool) == before  # these own nothing any more
-    del fresh
-    assert live_in(pool) == {}
-    del more, graph
-
-
 # ---- recordStream
 
 
@@ -302,86 +201,6 @@ def test_peer_access_and_copies_between_devices(standin: control.Standin) -> Non
     kept = torch.empty(MIB, device="cuda:1")
     assert torch.cuda.memory_allocated(1) == mempool.memory_allocated("cuda:1") == 4 * MIB
     del kept
-
-
-# ---- shareIpcHandle, getIpcDevPtr
-
-
-RECEIVER = """
-import torch, mempool
-mempool.enable("cuda")
-torch.cuda.init()
-storage = torch.UntypedStorage._new_shared_cuda(*{handle!r})
-tensor = torch.empty(0, dtype=torch.uint8, device="cuda").set_(storage)
-assert bool((tensor.cpu() == 7).all())
-tensor.copy_(torch.full(tensor.shape, 9, dtype=torch.uint8))
-torch.cuda.synchronize()
-del tensor, storage  # tells the sender
-"""
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def test_another_process_maps_the_same_memory(run_on_device: Any) -> None:
-    """The stand-in has no events that processes share: the receiver is started when the sender's work is done."""
-    filler = block(3)
-    shared = torch.full((5 * MIB,), 7, dtype=torch.uint8).cuda()
-    handle = shared.untyped_storage()._share_cuda_()
-    assert handle[2] == shared.nbytes
-    run_on_device(RECEIVER.format(handle=tuple(handle)))
-    assert bool((shared.cpu() == 9).all())
-    # What others have mapped stays where it is.
-    address = shared.data_ptr()
-    del filler
-    mempool.defragment("cuda")
-    torch.cuda.empty_cache()
-    assert shared.data_ptr() == address
-    assert bool((shared.cpu() == 9).all())
-
-
-def test_memory_that_was_shared_goes_back_once_nobody_has_it(run_on_device: Any) -> None:
-    gc.collect()
-    torch.cuda.ipc_collect()
-    torch.cuda.empty_cache()
-    opened, held = descriptors(), torch.cuda.memory_reserved()
-    shared = [torch.full((64 * MIB,), 7, dtype=torch.uint8).cuda() for _ in range(3)]
-    handles = [each.untyped_storage()._share_cuda_() for each in shared]
-    opened_once = descriptors()
-    handles.append(shared[0].untyped_storage()._share_cuda_())
-    assert handles[3][1] == handles[0][1]  # another receiver costs nothing
-    assert descriptors() <= opened_once + 1  # torch's own file
-    assert descriptors() > opened
-    for i, handle in enumerate(handles):
-        shared[i % 3].copy_(torch.full((64 * MIB,), 7, dtype=torch.uint8))  # a receiver writes
-        run_on_device(RECEIVER.format(handle=tuple(handle)))
-    del shared, handles
-    gc.collect()
-    torch.cuda.ipc_collect()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() == held
-    assert descriptors() <= opened + 1  # torch keeps its file of counters open
-
-
-def test_a_pool_with_shared_memory_sleeps_once_that_is_gone(run_on_device: Any) -> None:
-    pool = mempool.MemoryPool("weights", device="cuda", isolated=True)
-    with mempool.use_pool(pool):
-        kept = torch.full((5 * MIB,), 7, dtype=torch.uint8).cuda()
-        shared = torch.full((5 * MIB,), 7, dtype=torch.uint8).cuda()
-    handle = shared.untyped_storage()._share_cuda_()
-    with pytest.raises(RuntimeError, match="shared with other processes"):
-        pool.sleep()
-    run_on_device(RECEIVER.format(handle=tuple(handle)))
-    del shared
-    gc.collect()
-    torch.cuda.ipc_collect()
-    pool.sleep()
-    assert pool.total_bytes() == 0
-    pool.wake()
-    assert bool((kept.cpu() == 7).all())
-    del kept
-    pool.close()
 
 
 # ---- what Python does not reach: cacheInfo, getExpandableSegmentSizes, getBaseAllocation, attachAllocatorTraceTracker,
@@ -423,54 +242,3 @@ def test_a_block_at_a_given_address(calls: ctypes.CDLL) -> None:
     assert calls.allocate_with_address(MIB, 4096) == 0
     calls.free_kept()
     assert torch.cuda.memory_allocated() == before
-
-
-# ---- graphs
-
-
-def test_a_graph_replays_after_memory_was_moved() -> None:
-    source, target = torch.zeros(MIB, device="cuda"), torch.zeros(MIB, device="cuda")
-    filler = [block(4) for _ in range(12)]
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        scratch = torch.empty(MIB, device="cuda")
-        scratch.copy_(source)
-        target.copy_(scratch)
-    address = scratch.data_ptr()
-    del scratch  # the replay writes there all the same
-    del filler[::2]
-    report = mempool.defragment("cuda")
-    assert report.moved_handles > 0
-    torch.cuda.empty_cache()  # what is free in the graph's pool is not the cache's to give
-    wide = block(24)
-    source.copy_(torch.full((MIB,), 5.0))
-    wide.fill_(1)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert bool((target.cpu() == 5).all())
-    assert not wide.data_ptr() <= address < wide.data_ptr() + wide.nbytes
-    del graph
-
-
-def test_graphed_callables() -> None:
-    layer = torch.nn.Linear(64, 64).cuda()
-    sample = torch.randn(8, 64).cuda().requires_grad_()
-    graphed: Any = torch.cuda.make_graphed_callables(layer, (sample,))
-    assert graphed(torch.randn(8, 64).cuda().requires_grad_()).shape == (8, 64)
-
-
-def test_an_allocation_during_a_capture_outside_of_its_pool() -> None:
-    """On another stream, whose blocks the capture does not want."""
-    graph = torch.cuda.CUDAGraph()
-    other = torch.cuda.Stream()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        inside = block(2)
-        with torch.cuda.stream(other):
-            outside = block(3)
-    ids = {tuple(s["segment_pool_id"]) for s in torch.cuda.memory_snapshot()}
-    assert graph.pool() in ids
-    assert (0, 0) in ids
-    assert inside.is_cuda
-    assert outside.is_cuda
