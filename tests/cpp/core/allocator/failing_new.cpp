@@ -1,3 +1,4 @@
+// Replaces the process's operator new by one that a test can make fail.
 #include "core/failing_new.h"
 
 #include <cstdlib>

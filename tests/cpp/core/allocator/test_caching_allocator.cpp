@@ -1,6 +1,6 @@
+// Blocks of one device: their addresses and sizes, where free memory is used again, limits, and what goes back.
 #include <cstdint>
 #include <cstring>
-#include <thread>
 
 #include "core/allocator/caching_allocator.h"
 #include "core/allocator/found_block.h"
@@ -150,61 +150,6 @@ TEST(what_waits_in_a_cache_is_recalled_before_a_refusal) {
   device.check_empty();
 }
 
-TEST(the_message_and_the_fields_of_a_refusal) {
-  const FakeDevice device({.limit = 64 * kMiB});
-  Account* const pool = device.allocator->pools().open("requests \"a\"", nullptr, false, 4096, kNoLimit);
-  fixtures::set_current_pool(*device.allocator, pool);
-  void* const block = device.allocator->allocate(4000);
-  try {
-    device.allocator->allocate(100);
-    CHECK(false);
-  } catch (const OutOfMemory& error) {
-    const OomInfo& info = error.info();
-    CHECK_EQ(std::string(to_string(info.reason)), "pool_limit");
-    CHECK_EQ(info.pool, "requests \"a\"");
-    CHECK_EQ(info.device, "fake");
-    CHECK_EQ(info.requested, 100u);
-    CHECK_EQ(info.allocated, 4096u);
-    CHECK_EQ(info.limit, 4096u);
-    CHECK_EQ(info.held, 2 * kMiB);
-    CHECK(info.largest_free > 0);
-    const std::string what = error.what();
-    CHECK(what.find("pool=\"requests \\\"a\\\"\"]") != std::string::npos);
-    CHECK(what.find("requested=100 allocated=4096 limit=4096") != std::string::npos);
-  }
-  fixtures::set_current_pool(*device.allocator, nullptr);
-  try {
-    device.allocator->allocate(100 * kMiB);
-    CHECK(false);
-  } catch (const OutOfMemory& error) {
-    CHECK_EQ(error.info().pool, "default");
-    CHECK_EQ(error.info().allocated, 4096u);
-    CHECK_EQ(error.info().limit, 64 * kMiB);
-    CHECK_EQ(std::string(to_string(error.info().reason)), "device_limit");
-  }
-  CHECK_EQ(device.allocator->stats().ooms, 2);
-  CHECK_EQ(device.allocator->accounts().read(*pool).ooms, 1);
-  device.allocator->deallocate(block);
-  device.allocator->pools().drop(*pool);
-  device.check_empty();
-}
-
-TEST(what_waits_in_a_thread_cache_serves_an_isolated_pool_before_new_memory) {
-  FakeDevice device;
-  std::vector<void*> blocks;
-  for (int i = 0; i < 120; ++i) blocks.push_back(device.allocator->allocate(kMiB));
-  for (void* const block : blocks) device.allocator->deallocate(block);
-  const std::size_t held = device.allocator->ledger().held();
-  Account* const pool = device.allocator->pools().open("pool", nullptr, true, kNoLimit, kNoLimit);
-  fixtures::set_current_pool(*device.allocator, pool);
-  void* const large = device.allocator->allocate(64 * kMiB);
-  fixtures::set_current_pool(*device.allocator, nullptr);
-  CHECK_EQ(device.allocator->ledger().held(), held);
-  device.allocator->deallocate(large);
-  device.allocator->pools().drop(*pool);
-  device.check_empty();
-}
-
 TEST(above_the_soft_limit_no_cache_keeps_medium_blocks) {
   Options options;
   options.soft_limit = 16 * kMiB;
@@ -213,41 +158,6 @@ TEST(above_the_soft_limit_no_cache_keeps_medium_blocks) {
   for (int i = 0; i < 120; ++i) blocks.push_back(device.allocator->allocate(kMiB));
   for (void* const block : blocks) device.allocator->deallocate(block);
   CHECK(device.allocator->ledger().held() <= 18 * kMiB);
-  device.check_empty();
-}
-
-TEST(an_isolated_pool_has_memory_of_its_own_and_takes_it_along) {
-  const FakeDevice device;
-  Account* const pool = device.allocator->pools().open("own", nullptr, true, kNoLimit, kNoLimit);
-  fixtures::set_current_pool(*device.allocator, pool);
-  void* const small = device.allocator->allocate(100);
-  void* const large = device.allocator->allocate(5 * kMiB);
-  fixtures::set_current_pool(*device.allocator, nullptr);
-  void* const outside = device.allocator->allocate(100);
-  CHECK_EQ(device.allocator->pools().held_bytes(*pool), 8 * kMiB);
-  CHECK_EQ(device.allocator->ledger().held(), 10 * kMiB);
-  CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.current,
-           static_cast<std::int64_t>(round_block(100) + round_block(5 * kMiB)));
-  device.allocator->deallocate(large);
-  CHECK_EQ(device.allocator->trim_pool(*pool), 6 * kMiB);
-  CHECK_EQ(device.allocator->check_invariants(), "");
-  device.allocator->pools().drop(*pool);
-  CHECK_EQ(device.allocator->ledger().held(), 4 * kMiB);  // a block is still live
-  device.allocator->deallocate(small);
-  CHECK_EQ(device.allocator->ledger().held(), 2 * kMiB);
-  device.allocator->deallocate(outside);
-  device.check_empty();
-}
-
-TEST(a_closed_pool_refuses_new_blocks) {
-  const FakeDevice device;
-  Account* const pool = device.allocator->pools().open("p", nullptr, false, kNoLimit, kNoLimit);
-  fixtures::set_current_pool(*device.allocator, pool);
-  device.allocator->pools().close(*pool);
-  CHECK_THROWS(PoolClosedError, device.allocator->allocate(1));
-  CHECK_EQ(device.allocated(), 0);
-  fixtures::set_current_pool(*device.allocator, nullptr);
-  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 
@@ -268,86 +178,6 @@ TEST(limits_below_what_is_in_use_are_refused) {
   device.check_empty();
 }
 
-TEST(history_knows_live_blocks_and_the_last_events) {
-  const FakeDevice device;
-  void* const before = device.allocator->allocate(10);
-  device.allocator->observers().start_history(3);
-  void* const first = device.allocator->allocate(100);
-  void* const second = device.allocator->allocate(5 * kMiB);
-  device.allocator->deallocate(before);
-  device.allocator->deallocate(first);
-  device.allocator->deallocate(device.allocator->allocate(100));
-  const History::View view = device.allocator->observers().history().view();
-  CHECK_EQ(view.live.size(), 1u);
-  CHECK_EQ(view.live.begin()->second.requested, 5 * kMiB);
-  CHECK_EQ(view.events.size(), 3u);
-  CHECK_EQ(view.dropped, 2u);
-  CHECK(view.events.back().action == HistoryEvent::Action::free);
-  device.allocator->observers().stop_history();
-  device.allocator->deallocate(second);
-  device.check_empty();
-}
-
-TEST(a_snapshot_covers_every_held_byte) {
-  const FakeDevice device;
-  Account* const pool = device.allocator->pools().open("own", nullptr, true, kNoLimit, kNoLimit);
-  std::vector<void*> blocks;
-  for (const std::size_t bytes : {100u, 3000u, 50000u, 3000000u}) {
-    for (Account* where : {static_cast<Account*>(nullptr), pool}) {
-      fixtures::set_current_pool(*device.allocator, where);
-      blocks.push_back(device.allocator->allocate(bytes));
-    }
-  }
-  fixtures::set_current_pool(*device.allocator, nullptr);
-  std::size_t total = 0;
-  std::size_t live = 0;
-  std::size_t requested = 0;
-  const Snapshot taken = device.allocator->snapshot();
-  for (const SnapshotSegment& segment : taken.segments) {
-    std::uintptr_t end = segment.address;
-    for (const SnapshotBlock& block : taken.blocks_of(segment)) {
-      CHECK_EQ(block.address, end);
-      end += block.bytes;
-      live += block.live;
-      requested += block.requested;
-      CHECK_EQ(block.live && block.account != 0, block.live && segment.arena == "own");
-    }
-    CHECK_EQ(end, segment.address + segment.bytes);
-    total += segment.bytes;
-  }
-  CHECK_EQ(total, device.allocator->ledger().held());
-  CHECK_EQ(live, blocks.size());
-  CHECK_EQ(requested, 2u * (100 + 3000 + 50000 + 3000000));
-  for (void* block : blocks) device.allocator->deallocate(block);
-  device.allocator->pools().drop(*pool);
-  device.check_empty();
-}
-
-TEST(statistics_name_current_peak_and_sums) {
-  const FakeDevice device;
-  void* const small = device.allocator->allocate(1000);
-  void* const large = device.allocator->allocate(2 * kMiB);
-  device.allocator->deallocate(large);
-  CHECK_EQ(device.allocator->stats().free_ranges.bytes.large.current, 0);  // it waits in this thread's cache
-  device.allocator->trim(kNoLimit);
-  const DeviceStats stats = device.allocator->stats();
-  CHECK_EQ(stats.blocks.all.bytes.current, 1024);
-  CHECK_EQ(stats.blocks.all.bytes.peak, static_cast<std::int64_t>(2 * kMiB + 1024));
-  CHECK_EQ(stats.blocks.all.bytes.allocated, static_cast<std::int64_t>(2 * kMiB + 1024));
-  CHECK_EQ(stats.blocks.all.bytes.freed, static_cast<std::int64_t>(2 * kMiB));
-  CHECK_EQ(stats.blocks.small.requested.current, 1000);
-  CHECK_EQ(stats.blocks.large.count.freed, 1);
-  CHECK_EQ(stats.reserved_bytes.small.current, static_cast<std::int64_t>(2 * kMiB));
-  CHECK_EQ(stats.reserved_bytes.large.current, static_cast<std::int64_t>(2 * kMiB));
-  CHECK_EQ(stats.free_ranges.bytes.large.current, static_cast<std::int64_t>(2 * kMiB));
-  device.allocator->reset_peaks();
-  device.allocator->reset_sums();
-  CHECK_EQ(device.allocator->stats().blocks.all.bytes.peak, 1024);
-  CHECK_EQ(device.allocator->stats().blocks.all.bytes.allocated, 0);
-  device.allocator->deallocate(small);
-  device.check_empty();
-}
-
 TEST(an_address_inside_a_block_or_freed_before_is_refused) {
   const FakeDevice device;
   for (const std::size_t bytes : {std::size_t{100}, std::size_t{100000}, 3 * kMiB}) {
@@ -356,23 +186,6 @@ TEST(an_address_inside_a_block_or_freed_before_is_refused) {
     CHECK(device.allocator->deallocate(block));
     CHECK(!device.allocator->deallocate(block));
   }
-  device.check_empty();
-}
-
-TEST(a_refused_allocation_leaves_no_trace_in_any_figure) {
-  const FakeDevice device({.limit = 8 * kMiB});
-  Account* const pool = device.allocator->pools().open("p", nullptr, false, kNoLimit, kNoLimit);
-  for (Account* where : {static_cast<Account*>(nullptr), pool}) {
-    fixtures::set_current_pool(*device.allocator, where);
-    CHECK_THROWS(OutOfMemory, device.allocator->allocate(100 * kMiB));
-  }
-  fixtures::set_current_pool(*device.allocator, nullptr);
-  const DeviceStats stats = device.allocator->stats();
-  CHECK_EQ(stats.blocks.all.bytes.peak, 0);
-  CHECK_EQ(stats.blocks.all.count.allocated, 0);
-  CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.peak, 0);
-  CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.freed, 0);
-  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
 
@@ -396,30 +209,5 @@ TEST(small_blocks_take_the_ends_of_large_ranges_before_they_fail) {
   }
   CHECK_EQ(device.allocator->check_invariants(), "");
   for (void* block : kept) device.allocator->deallocate(block);
-  device.check_empty();
-}
-
-TEST(a_pool_left_current_is_kept_alive_by_its_thread) {
-  const FakeDevice device;
-  std::thread([&] {
-    Account* const pool = device.allocator->pools().open("left", nullptr, true, kNoLimit, kNoLimit);
-    fixtures::set_current_pool(*device.allocator, pool);
-    device.allocator->pools().drop(*pool);
-    CHECK_THROWS(PoolClosedError, device.allocator->allocate(100));
-  }).join();
-  Account* const next = device.allocator->pools().open("next", nullptr, false, kNoLimit, kNoLimit);
-  CHECK_EQ(next->id, 1u);  // the record of the first is free again
-  device.allocator->pools().drop(*next);
-  device.check_empty();
-}
-
-TEST(sizes_around_four_gibibytes_are_live_in_a_snapshot) {
-  const FakeDevice device({}, {.accessible = false});
-  for (const std::size_t bytes : {(std::size_t{1} << 32) - 1, std::size_t{1} << 32, (std::size_t{1} << 32) + 5}) {
-    void* const block = device.allocator->allocate(bytes);
-    CHECK_EQ(device.allocator->check_invariants(), "");
-    CHECK_EQ(device.allocator->snapshot().blocks[0].requested, bytes);
-    device.allocator->deallocate(block);
-  }
   device.check_empty();
 }

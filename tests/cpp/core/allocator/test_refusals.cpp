@@ -147,7 +147,7 @@ TEST(a_callback_that_raises_the_limit_is_heard) {
   device.check_empty();
 }
 
-// ---- pools that are closed: nobody allocates from them any more, whoever still has a handle
+// ---- closed pools: no thread allocates from them any more, also one that still has a handle
 // ---------------------------
 
 TEST(a_closed_pool_holds_nothing_once_its_last_block_is_gone) {
@@ -209,5 +209,61 @@ TEST(a_pool_that_is_closed_empty_or_asleep_gives_all_back) {
   allocator.pools().close(*empty);
   CHECK_EQ(allocator.ledger().held(), 0u);
   allocator.pools().drop(*empty);
+  device.check_empty();
+}
+
+TEST(the_message_and_the_fields_of_a_refusal) {
+  const FakeDevice device({.limit = 64 * kMiB});
+  Account* const pool = device.allocator->pools().open("requests \"a\"", nullptr, false, 4096, kNoLimit);
+  fixtures::set_current_pool(*device.allocator, pool);
+  void* const block = device.allocator->allocate(4000);
+  try {
+    device.allocator->allocate(100);
+    CHECK(false);
+  } catch (const OutOfMemory& error) {
+    const OomInfo& info = error.info();
+    CHECK_EQ(std::string(to_string(info.reason)), "pool_limit");
+    CHECK_EQ(info.pool, "requests \"a\"");
+    CHECK_EQ(info.device, "fake");
+    CHECK_EQ(info.requested, 100u);
+    CHECK_EQ(info.allocated, 4096u);
+    CHECK_EQ(info.limit, 4096u);
+    CHECK_EQ(info.held, 2 * kMiB);
+    CHECK(info.largest_free > 0);
+    const std::string what = error.what();
+    CHECK(what.find("pool=\"requests \\\"a\\\"\"]") != std::string::npos);
+    CHECK(what.find("requested=100 allocated=4096 limit=4096") != std::string::npos);
+  }
+  fixtures::set_current_pool(*device.allocator, nullptr);
+  try {
+    device.allocator->allocate(100 * kMiB);
+    CHECK(false);
+  } catch (const OutOfMemory& error) {
+    CHECK_EQ(error.info().pool, "default");
+    CHECK_EQ(error.info().allocated, 4096u);
+    CHECK_EQ(error.info().limit, 64 * kMiB);
+    CHECK_EQ(std::string(to_string(error.info().reason)), "device_limit");
+  }
+  CHECK_EQ(device.allocator->stats().ooms, 2);
+  CHECK_EQ(device.allocator->accounts().read(*pool).ooms, 1);
+  device.allocator->deallocate(block);
+  device.allocator->pools().drop(*pool);
+  device.check_empty();
+}
+
+TEST(a_refused_allocation_leaves_no_trace_in_any_figure) {
+  const FakeDevice device({.limit = 8 * kMiB});
+  Account* const pool = device.allocator->pools().open("p", nullptr, false, kNoLimit, kNoLimit);
+  for (Account* where : {static_cast<Account*>(nullptr), pool}) {
+    fixtures::set_current_pool(*device.allocator, where);
+    CHECK_THROWS(OutOfMemory, device.allocator->allocate(100 * kMiB));
+  }
+  fixtures::set_current_pool(*device.allocator, nullptr);
+  const DeviceStats stats = device.allocator->stats();
+  CHECK_EQ(stats.blocks.all.bytes.peak, 0);
+  CHECK_EQ(stats.blocks.all.count.allocated, 0);
+  CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.peak, 0);
+  CHECK_EQ(device.allocator->accounts().read(*pool).blocks.bytes.freed, 0);
+  device.allocator->pools().drop(*pool);
   device.check_empty();
 }
