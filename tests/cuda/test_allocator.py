@@ -1,4 +1,4 @@
-"""What the CPU side has, on CUDA: pools, limits, pressure, sleep, traces; and what only streams bring about."""
+"""The features of the CPU on CUDA (pools, limits, pressure, sleep, traces), and those that need streams."""
 
 from __future__ import annotations
 

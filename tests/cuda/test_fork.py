@@ -86,7 +86,7 @@ LEAVES = {
         4,
         IN_TURN,
     ),
-    # The thread that forks is the child's only one. Python 3.11 aborts where such a thread returns, mempool or not.
+    # The thread that forks is the child's only one. Python 3.11 aborts where it returns, with mempool and without.
     "a thread that forks": (
         "    use_everything()\n    os._exit(0)",
         0,

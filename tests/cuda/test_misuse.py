@@ -1,4 +1,4 @@
-"""What users do wrong, each in a process of its own: a clear error that says what to do."""
+"""Mistakes of users, each in a process of its own, end with an error that says what to do."""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+// The scheduler of the emulator: fibers, barriers, asynchronous copies.
 #include "emulator.h"
 
 #include <sys/mman.h>

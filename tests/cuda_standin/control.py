@@ -182,7 +182,7 @@ class Standin:
             self._checked("hold", handle_of(stream), 0)
 
     def step(self, stream: Any, operations: int = 1) -> int:
-        """Lets up to so many operations of a held stream happen; returns how many did."""
+        """Runs up to that number of operations of a held stream; returns how many ran."""
         return int(self.runtime.standin_step(handle_of(stream), operations))
 
     def pending(self, stream: Any) -> int:

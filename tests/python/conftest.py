@@ -1,3 +1,5 @@
+"""Fixtures of all tests: mempool enabled, invariants checked after each test, commands and processes."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""``adopt``: tensors that were made before get memory of mempool."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What is kept of the errors that pressure callbacks raise, and what of the program's own errors is left alone."""
+"""Errors of pressure callbacks are kept for the out-of-memory error; the program's own errors are left alone."""
 
 from __future__ import annotations
 

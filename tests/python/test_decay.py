@@ -1,3 +1,5 @@
+"""Free memory goes back to the system by itself, after ``decay_ms``."""
+
 from __future__ import annotations
 
 import os

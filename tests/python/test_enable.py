@@ -1,4 +1,4 @@
-"""The switch: what it counts, and that nothing is lost across any sequence of enable and disable."""
+"""``enable`` and ``disable``: what is counted, and that no block is lost in any sequence of them."""
 
 from __future__ import annotations
 

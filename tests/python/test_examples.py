@@ -1,3 +1,5 @@
+"""Each script in ``examples/`` runs."""
+
 from __future__ import annotations
 
 import os

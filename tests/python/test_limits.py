@@ -1,3 +1,5 @@
+"""Limits of devices and pools, and the errors of requests that pass them."""
+
 from __future__ import annotations
 
 import contextlib

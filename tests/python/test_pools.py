@@ -1,3 +1,5 @@
+"""Pools: what is charged to them, their limits, and their end."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Pressure callbacks: when they run, and what they may do."""
+
 from __future__ import annotations
 
 import contextlib

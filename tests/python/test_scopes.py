@@ -86,7 +86,7 @@ def test_many_threads_leave_each_others_pools(enabled: None, may_warn: None) -> 
                 if other is not None:
                     next(other, None)
                 del kept
-                with contextlib.suppress(RuntimeError):  # our own pool may have been closed by whoever took it
+                with contextlib.suppress(RuntimeError):  # another thread may have closed our own pool
                     bytes_of(3000)
             mempool.leave_pools()
             bytes_of(100)

@@ -1,3 +1,5 @@
+"""Pools that sleep and wake, with and without their contents."""
+
 from __future__ import annotations
 
 import gc

@@ -1,3 +1,5 @@
+"""Statistics under the names and keys of torch.cuda.memory."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

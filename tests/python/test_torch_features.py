@@ -1,4 +1,4 @@
-"""What people do with CPU tensors, with mempool under it."""
+"""Features of torch that allocate CPU tensors work with mempool under them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which file may include or import which: those of lower folders, and of its own, with no circle. No build is needed.
+"""The order of folders: a file imports files of lower folders and of its own, without a cycle. Needs no build.
 
 ARCHITECTURE.md describes the layers. In each list a line sees the lines above it and, of the others of its own line,
 nothing. A folder stands for all below it; ``mempool`` for its own modules alone.

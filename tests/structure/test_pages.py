@@ -1,4 +1,4 @@
-"""What the pages point to is there: links, and every file that they name. No build is needed."""
+"""Links of the pages, and the files that they name, exist. Needs no build."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ std::size_t pick_bytes(std::mt19937& random) {
   }
 }
 
-// A walk of so many operations. `names_uses`: other streams that use a block are named, as they must be.
+// A random walk of `operations`. `names_uses`: other streams that use a block are recorded, as they have to be.
 void walk(int operations, bool names_uses, std::size_t capacity, const Options& options = {}) {
   set_capacity(capacity);
   {

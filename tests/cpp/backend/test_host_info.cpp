@@ -1,3 +1,4 @@
+// How much memory a machine lets a process use, read from the files of fake machines.
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>

@@ -1,3 +1,4 @@
+// Byte sizes as people write them are parsed, and printed.
 #include "check.h"
 #include "common/bytes.h"
 #include "common/errors.h"

@@ -1,3 +1,4 @@
+// The table of options: each key is parsed, printed and, where it is misspelt, suggested.
 #include "check.h"
 #include "common/errors.h"
 #include "common/options.h"

@@ -1,4 +1,4 @@
-// The calling thread's pool for new blocks, exchanged as a whole: what tests want of the stack of pools.
+// Sets the calling thread's pool for new blocks, for tests that need no stack of pools.
 #pragma once
 
 #include <map>

@@ -1,3 +1,4 @@
+// An allocator over a FakeMemory that tests can inspect, and the settings that most tests go through.
 #pragma once
 
 #include <cstring>

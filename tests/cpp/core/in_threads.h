@@ -1,3 +1,4 @@
+// Runs a function on several threads at the same time.
 #pragma once
 
 #include <atomic>
@@ -6,7 +7,7 @@
 
 namespace fixtures {
 
-// Calls body(i) in so many threads, which begin together.
+// Calls body(i) in `count` threads, which begin together.
 template <typename Body>
 void in_threads(int count, Body body) {
   std::vector<std::thread> threads;

@@ -16,7 +16,7 @@
 
 namespace fixtures {
 
-// A thread that does what it is told, one thing at a time, while whoever told it waits.
+// A thread that runs one function at a time for its caller, which waits meanwhile.
 class Worker {
  public:
   Worker() : thread_([this] { work(); }) {}
@@ -111,7 +111,7 @@ class Stays {
     leave(which, thread);
   }
 
-  // What leave_pools does: the thread leaves what it has entered since it was in so many, or fewer, pools.
+  // What leave_pools does: the thread leaves the pools that it has entered above a depth.
   void leave_above(std::size_t thread, std::size_t depth) {
     std::vector<Stay>& stack = stacks_[thread];
     const std::uint64_t mark = depth == 0              ? 0

@@ -147,7 +147,7 @@ class Machine {
   void leave(std::size_t code) {
     if (stays_->count() > 0) stays_->leave(code / Stays::kThreads, code % Stays::kThreads);
   }
-  // Of a thread: all that it has entered since it was in so many pools, or itself. Or the last pool.
+  // The thread leaves the pools above a depth, or it ends, or the last pool is dropped.
   void end_some(std::size_t code) {
     const std::size_t thread = code % Stays::kThreads;
     switch (code / Stays::kThreads % 3) {

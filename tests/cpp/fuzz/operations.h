@@ -1,3 +1,4 @@
+// Runs a sequence of allocator operations that is read from bytes, and compares it with a model.
 #pragma once
 
 #include <cstddef>

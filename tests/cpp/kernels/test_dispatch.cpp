@@ -1,4 +1,4 @@
-// Which set of kernels runs: the best there is, or what the environment names.
+// The choice of the set of kernels: the best that the machine runs, or the one that the environment names.
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -1,4 +1,4 @@
-"""torch's own allocator on this device: what mempool's is measured by must work here first."""
+"""torch's own allocator works on this device: tests compare mempool's with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Every way of running that a test of a kernel goes through.
+// The schedules of the emulator under which each test of a kernel runs.
 #pragma once
 
 #include "emulator.h"

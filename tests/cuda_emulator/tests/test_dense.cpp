@@ -18,7 +18,7 @@ void check_decode(const Problem& problem, int splits) {
   });
 }
 
-// `at_once`: so many panels are there at a time.
+// `at_once`: the number of panels that a launch multiplies.
 void check_gemm(const Problem& problem, int splits = 1, int at_once = 1000) {
   const int panels = static_cast<int>(panels_of(problem.outputs));
   Partials partials(problem);

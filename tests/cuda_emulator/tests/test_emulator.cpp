@@ -1,4 +1,4 @@
-// The emulator finds what a GPU would not forgive.
+// The emulator finds errors that would corrupt results on a GPU: races, missing barriers, accesses out of bounds.
 #include <set>
 #include <string>
 #include <vector>

@@ -1,3 +1,4 @@
+// Reserves, maps and looks up device addresses.
 #include "address_space.h"
 
 #include <fcntl.h>
@@ -54,7 +55,7 @@ AddressSpace& AddressSpace::instance() {
 
 CUresult AddressSpace::allocate(int device, std::size_t bytes, void** address) {
   Memory& memory = Devices::instance().memory(device);
-  // The driver hands memory out in pieces of its own; whoever asks for less still uses up one.
+  // The driver hands memory out in pieces of its own; a smaller request still uses up one.
   const std::size_t mapped = round_up(bytes, kGranularity);
   if (mapped < bytes) return CUDA_ERROR_OUT_OF_MEMORY;
   const std::int64_t offset = memory.take(mapped);

@@ -21,7 +21,7 @@ class AddressSpace {
     std::size_t mapped = 0;  // rounded up
     int device = 0;
     std::int64_t offset = -1;
-    bool registered = false;  // host memory of somebody else
+    bool registered = false;  // host memory that the caller owns
   };
   CUresult allocate(int device, std::size_t bytes, void** address);
   CUresult allocate_host(std::size_t bytes, void** address);

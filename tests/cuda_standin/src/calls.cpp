@@ -1,3 +1,4 @@
+// Counts, logs and fails calls, as a test has told.
 #include "calls.h"
 
 #include <chrono>

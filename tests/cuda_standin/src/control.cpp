@@ -95,7 +95,7 @@ void standin_reset_peak(int device) {
   Memory& memory = Devices::instance().memory(device);
   memory.peak = memory.used();
 }
-// Handles, mappings and reservations of virtual memory, and streams, that nobody gave back.
+// Handles, mappings and reservations of virtual memory, and streams, that were not given back.
 void standin_live(std::size_t found[4]) {
   const Guard guard(lock());
   const AddressSpace& space = AddressSpace::instance();
@@ -114,7 +114,7 @@ int standin_hold(cudaStream_t handle, int held) {
   Streams::instance().hold(*stream, held != 0);
   return cudaSuccess;
 }
-// Runs up to so many operations of a held stream; returns how many ran.
+// Runs up to `operations` operations of a held stream; returns how many ran.
 std::size_t standin_step(cudaStream_t handle, std::size_t operations) {
   const Guard guard(lock());
   Stream* const stream = Streams::instance().find(handle);

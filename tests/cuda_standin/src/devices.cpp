@@ -1,3 +1,4 @@
+// The memory of the devices that the stand-in plays.
 #include "devices.h"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// Runs the queues of streams, records events, and captures and replays graphs.
 #include "streams.h"
 
 #include <algorithm>
@@ -42,7 +43,8 @@ Stream* Streams::create(int device, unsigned flags, int priority) {
   return stream.release();
 }
 
-// Returns at once; its work still happens, as the driver promises, and until then nobody gets its handle.
+// Returns at once; the stream's work still happens, as the driver promises, and until then no other stream gets its
+// handle.
 void Streams::destroy(Stream* stream) {
   stream->is_destroyed = true;
   bury();

@@ -1,4 +1,4 @@
-"""As much of the runtime and the driver as the tests here call, in Python's clothes."""
+"""The calls of the runtime and the driver that the tests here make, through ctypes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Cuda:
         return self.make("cudaStreamCreateWithFlags", 1)
 
     def stream_handles(self, count: int) -> set[int]:
-        """The handles of so many new streams, which are gone again."""
+        """The handles of new streams, which are destroyed again."""
         made = {self.stream() for _ in range(count)}
         for each in made:
             assert self.call("cudaStreamDestroy", each) == 0

@@ -90,7 +90,7 @@ def test_an_access_where_nothing_is_mapped_faults(cuda: Cuda) -> None:
     _, handle = cuda.create(GRANULE)
     assert faults(space)
     assert cuda.call("cuMemMap", space, GRANULE, 0, handle, 0) == 0
-    assert faults(space)  # mapped, but nobody may touch it yet
+    assert faults(space)  # mapped, but not accessible yet
     assert cuda.call("cuMemUnmap", space, GRANULE) == 0
     assert cuda.map(space, GRANULE, handle) == 0
     assert not faults(space)

@@ -72,7 +72,7 @@ def test_a_held_stream_keeps_the_order(
         assert standin.step(stream, 5) == 2
         assert read(block, 1) == b"\3"
         assert fill(cuda, block, 4, stream) == 0
-        assert cuda.call("cudaStreamSynchronize", stream) == 0  # time passes for whoever waits
+        assert cuda.call("cudaStreamSynchronize", stream) == 0  # time passes for a caller that waits
         assert read(block, 1) == b"\4"
         assert fill(cuda, block, 5, stream) == 0
     assert read(block, 1) == b"\5"

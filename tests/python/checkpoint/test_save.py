@@ -1,4 +1,4 @@
-"""What `save` writes comes back, or is refused before anything is written; a good file is never lost."""
+"""`load` restores what `save` writes; other models are refused before any file is written; no good file is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``meta_parameters``: what is registered in it, by which thread and which task."""
+"""``meta_parameters``: which parameters are on the meta device, by thread and by task."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The commands of ``mempool`` except ``run`` and ``doctor``: their output, as text and as JSON, and their errors."""
+
 from __future__ import annotations
 
 import contextlib

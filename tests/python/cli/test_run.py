@@ -299,7 +299,7 @@ def test_a_signal_that_is_blocked_waits_for_the_script(run: Runner, tmp_path: Pa
 
 @pytest.mark.parametrize("end", [64, 4096])
 def test_a_script_may_close_all_descriptors_and_open_them_anew(run: Runner, tmp_path: Path, end: int) -> None:
-    # The byte is the number of SIGTERM: nobody but the script may read it.
+    # The byte is the number of SIGTERM: only the script may read it.
     code = (
         "import os, signal, time\n"
         f"os.closerange(3, {end})\n"

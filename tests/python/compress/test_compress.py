@@ -1,4 +1,4 @@
-"""From a model to a compressed one: what is converted, reported, what is read and written."""
+"""Models are converted, reported on, saved and loaded."""
 
 from __future__ import annotations
 

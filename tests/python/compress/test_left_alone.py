@@ -1,4 +1,4 @@
-"""What `convert` leaves dense: it says so, and finds layers whose weight the model's code reads."""
+"""`convert` warns of layers that it leaves dense, and finds those whose weight the model's code reads."""
 
 from __future__ import annotations
 

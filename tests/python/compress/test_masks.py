@@ -1,4 +1,4 @@
-"""Masks keep what scores best, and as many as they shall, beside copies that are sorted as a whole."""
+"""Masks keep the best scores, exactly as many as the sparsity says: compared with scores that are sorted as a whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compression where tensors are not float32 on the CPU unless somebody says so, and of models that make others."""
+"""Compression under other default types and devices of torch, and of models that make tensors of other types."""
 
 from __future__ import annotations
 

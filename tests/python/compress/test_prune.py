@@ -1,4 +1,4 @@
-"""What is pruned, by which method, and what a pruned model learns again."""
+"""Pruning by each method and pattern, and fine-tuning of a pruned model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that cannot be exchanged unseen: what they have of their own, and who else holds them."""
+"""Layers that cannot be replaced without a loss: they have hooks or tensors of their own, or others hold them."""
 
 from __future__ import annotations
 

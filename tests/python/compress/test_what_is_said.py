@@ -1,4 +1,4 @@
-"""Warnings of `convert` and `load` are true, and as errors they come before any change; so do names that do not fit."""
+"""Warnings of `convert` and `load` are true. As errors they are raised before any change, as are errors of names."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_what_the_loader_says(
         ctypes.CDLL(str(path))
     assert _build.load_problem(caught.value) == sentence
 
-    # The kernels for a GPU are such a library, which torch loads: mempool is imported all the same.
+    # torch loads the library of kernels for a GPU: where that fails, mempool is imported without it.
     monkeypatch.setattr(_core, "without_cuda_kernels", "")
     monkeypatch.setattr(ops, "_FOLDER", path.parent)
     assert ops._load_cuda_kernels() == f"the library of kernels for a GPU {sentence}"

@@ -1,3 +1,5 @@
+"""Snapshots and their history, in the form that torch's viewer reads."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-"""What code that was written for dense layers does with packed ones: autocast, types, parameters, printing, weights."""
+"""Code that was written for dense layers meets packed ones: autocast, types, parameters, printing, weights."""
 
 from __future__ import annotations
 

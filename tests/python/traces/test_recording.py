@@ -1,3 +1,5 @@
+"""``record_trace`` writes what an allocator was asked for, or fails without a trace."""
+
 from __future__ import annotations
 
 import csv

@@ -1,3 +1,5 @@
+"""``replay`` reads traces, refuses what is none, and reports what a replay takes."""
+
 from __future__ import annotations
 
 import gzip

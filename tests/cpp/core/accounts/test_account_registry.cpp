@@ -1,4 +1,4 @@
-// Which pools exist, and what keeps each of them alive.
+// The registry of accounts: which pools exist, and what keeps each alive.
 #include <string>
 #include <vector>
 
@@ -81,7 +81,7 @@ TEST(the_last_block_of_a_closed_isolated_pool_says_that_it_is_idle) {
   CHECK(ended.done == nullptr);
   CHECK(accounts.drop(*inside) == inside);
   CHECK(accounts.erase(inside) == nullptr);
-  CHECK(accounts.drop(*pool) == nullptr);  // kept for whoever clears it out
+  CHECK(accounts.drop(*pool) == nullptr);  // kept by the thread that clears it out
   CHECK(accounts.release(pool) == pool);
 }
 

@@ -1,3 +1,4 @@
+// The ledger: charges, limits, leases and statistics of accounts.
 #include <algorithm>
 #include <array>
 #include <random>

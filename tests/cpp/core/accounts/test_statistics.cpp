@@ -128,7 +128,7 @@ TEST(a_block_that_waits_counts_once) {
   CHECK_EQ(waits.bytes.current, static_cast<std::int64_t>(5 * kMiB));
   CHECK_EQ(waits.bytes.peak, static_cast<std::int64_t>(5 * kMiB));
   CHECK_EQ(waits.count.peak, 1);
-  // What comes and goes beside it has its part in the peak, though nobody has looked meanwhile.
+  // Blocks that come and go beside it count in the peak, though no statistics were read meanwhile.
   allocator.deallocate(allocator.allocate(3 * kMiB));
   allocator.reset_sums();
   device.memory->finish(7);

@@ -1,4 +1,4 @@
-// Who hears of allocations and frees, and when allocations have to tell.
+// Observers: history and recorder hear of allocations and frees while they are on, and only then.
 #include <cerrno>
 #include <cstdio>
 #include <fstream>

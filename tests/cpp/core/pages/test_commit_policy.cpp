@@ -1,3 +1,4 @@
+// How much memory one growth commits.
 #include "backend/fake_memory.h"
 #include "check.h"
 #include "core/pages/commit_policy.h"

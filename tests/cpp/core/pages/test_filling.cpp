@@ -1,3 +1,4 @@
+// A place for a longer range is filled with moved and new memory, or nothing changes.
 #include "backend/fake_memory.h"
 #include "check.h"
 #include "core/pages/filling.h"

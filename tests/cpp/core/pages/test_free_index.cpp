@@ -1,3 +1,4 @@
+// The index of free spans finds the best fit, and holds exactly what was inserted.
 #include <algorithm>
 #include <memory>
 #include <random>

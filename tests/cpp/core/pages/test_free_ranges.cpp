@@ -1,3 +1,4 @@
+// Free spans are in the right indexes, and their sums are right.
 #include "check.h"
 #include "core/pages/free_ranges.h"
 
@@ -22,7 +23,7 @@ Span span_of(std::uintptr_t start, std::size_t bytes, Span::State state, bool sh
 
 TEST(a_range_is_found_in_the_index_of_its_kind_and_by_its_whole_granules) {
   FreeRanges ranges(kGranule);
-  // One and a half granules from the middle of one: one of them whole.
+  // A range of one and a half granules from the middle of a granule on: it holds one whole granule.
   Span large = span_of(kGranule / 2, kGranule + kGranule / 2, Span::State::free, false);
   Span shared = span_of(8 * kGranule, 3 * kGranule, Span::State::free, true);
   Span hole = span_of(16 * kGranule, 4 * kGranule, Span::State::hole, false);

@@ -1,3 +1,4 @@
+// Where a range that has to become longer grows.
 #include "backend/fake_memory.h"
 #include "check.h"
 #include "core/pages/growth_plan.h"

@@ -1,3 +1,4 @@
+// Handles by address: they are cut, joined and found.
 #include "backend/fake_memory.h"
 #include "check.h"
 #include "core/pages/handle_map.h"

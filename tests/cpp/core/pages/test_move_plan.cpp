@@ -1,3 +1,4 @@
+// Which free memory moves under a range that is too short.
 #include "backend/fake_memory.h"
 #include "check.h"
 #include "core/pages/move_plan.h"

@@ -1,3 +1,4 @@
+// Sizes that are missing again and again at equal distances recur.
 #include <random>
 
 #include "check.h"

@@ -1,3 +1,4 @@
+// Segments are covered by spans without a gap, which split and coalesce.
 #include <algorithm>
 #include <random>
 #include <vector>

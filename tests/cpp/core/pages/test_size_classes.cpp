@@ -1,3 +1,4 @@
+// Size classes and rounding.
 #include "check.h"
 #include "core/pages/size_classes.h"
 #include "core/pages/slab_heap.h"

@@ -1,3 +1,4 @@
+// A heap falls asleep and wakes, step by step, and each step may fail.
 #include "backend/fake_memory.h"
 #include "check.h"
 #include "core/pages/sleeper.h"

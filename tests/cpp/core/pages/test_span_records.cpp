@@ -1,3 +1,4 @@
+// Records of spans are reserved, handed out and reused.
 #include <set>
 
 #include "check.h"

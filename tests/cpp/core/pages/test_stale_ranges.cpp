@@ -1,3 +1,4 @@
+// Old addresses of moved handles stay mapped until the work that uses them has finished.
 #include <vector>
 
 #include "backend/fake_memory.h"

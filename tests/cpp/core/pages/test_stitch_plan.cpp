@@ -1,3 +1,4 @@
+// The choice of pieces that compose a range: the fewest moves.
 #include <algorithm>
 
 #include "check.h"

@@ -29,7 +29,7 @@ TEST(what_a_destroyed_stream_used_comes_back_when_the_device_was_at_rest) {
     const FakeDevice device = device_with_streams();
     free_one_in_use(device, bytes);
     device.allocator->trim(0, false);
-    CHECK_EQ(waiting(device), 1);  // nobody has waited, so nothing is known
+    CHECK_EQ(waiting(device), 1);  // no thread has waited, so nothing is known
     CHECK_EQ(device.memory->waits(), 0u);
     device.allocator->trim(0);
     CHECK_EQ(waiting(device), 0);

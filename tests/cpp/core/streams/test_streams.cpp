@@ -1,4 +1,4 @@
-// Blocks of several streams: what may be used again, and when.
+// Blocks of several streams: which free memory may be used again, and when.
 #include <array>
 #include <random>
 #include <utility>

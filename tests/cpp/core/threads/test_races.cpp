@@ -28,7 +28,7 @@ FakeDevice addresses_with_streams(const Options& options = {}) {
                     {.personality = FakeMemory::Personality::device, .accessible = false, .has_streams = true});
 }
 
-// body(i) in so many threads; meanwhile meddle(round) in one more, until all of them are done.
+// Calls body(i) in several threads, and meanwhile meddle(round) in one more, until all of them are done.
 template <typename Body, typename Meddle>
 void meddling(int count, Body body, Meddle meddle) {
   std::atomic<int> working{count};

@@ -1,3 +1,4 @@
+// Thread caches: what they keep, who recalls it, and what stays of a thread that ends.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -195,7 +196,7 @@ TEST(pools_end_under_threads_that_allocate_in_them) {
       for (int block = 0; block < 8; ++block) {
         try {
           allocator.deallocate(allocator.allocate(500));
-        } catch (const PoolClosedError&) {  // as long as nobody has left it
+        } catch (const PoolClosedError&) {  // as long as no thread has left it
         }
       }
       allocator.pools().leave(entry);
@@ -297,7 +298,7 @@ TEST(memory_that_the_decay_thread_is_giving_back_can_be_had) {
   device.check_empty();
 }
 
-// Snapshots read what add_use() and the free of such a block write.
+// Snapshots read fields that add_use() and the free of a block with uses write.
 TEST(snapshots_while_blocks_are_used_on_other_streams) {
   const FakeDevice device({},
                           {.personality = FakeMemory::Personality::device, .accessible = false, .has_streams = true});
