@@ -110,7 +110,7 @@ def summarize(name: str, runs: dict[str, list[Json]]) -> Json:
 
 
 def table_of(results: Sequence[Json], facts: Json, repeats: int) -> Table:
-    """A row for each allocator, one for the step without allocation if it can be taken, one for mempool / fastest peer."""
+    """A row for each allocator, for the step without allocation if there is one, for mempool to the fastest peer."""
     table = Table(title=f"Model steps, {facts['threads']} thread(s)", caption=caption(facts, repeats))
     table.add_column("workload")
     table.add_column("allocator")
