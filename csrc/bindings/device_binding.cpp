@@ -254,12 +254,8 @@ void add_pool(py::module_& m) {
           py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace
-
-void add_device_classes(py::module_& m) {
+void add_device(py::module_& m) {
   using namespace pybind11::literals;
-  add_pool(m);
-  add_pool_scope(m);
   using Release = py::call_guard<py::gil_scoped_release>;
   py::class_<CachingAllocator, std::unique_ptr<CachingAllocator, py::nodelete>>(m, "Device",
                                                                                 "The allocator of one device.")
@@ -298,6 +294,11 @@ void add_device_classes(py::module_& m) {
       .def("defragment", &defragment)
       .def("history_view", &history_view)
       .def("check_invariants", &CachingAllocator::check_invariants, Release());
+}
+
+// The functions that make the allocators of the process.
+void add_devices_of_process(py::module_& m) {
+  using namespace pybind11::literals;
   m.def(
       "cpu_device",
       [](const std::string& conf) -> CachingAllocator& {
@@ -328,6 +329,15 @@ void add_device_classes(py::module_& m) {
         return why;
       },
       "Why CUDA cannot be used; empty when it can.");
+}
+
+}  // namespace
+
+void add_device_classes(py::module_& m) {
+  add_pool(m);
+  add_pool_scope(m);
+  add_device(m);
+  add_devices_of_process(m);
 }
 
 }  // namespace mempool::bindings
