@@ -201,30 +201,35 @@ void* Allocation::take(bool may_grow, Refusal& why) noexcept {
     }
     return ask(Supply{may_grow, lenders.heaps(), may_commit_, may_wait_});
   };
+  // A snapshot reads tags: they are written with the lock held of whatever the block comes from.
   if (size_.rounded <= kSmallMax) {
     const std::size_t size_class = size_class_of(size_.rounded);
     SmallBlock block;
-    const bool is_kept = keeper != nullptr && keeper->pop(size_class, block);
-    if (!is_kept && !from_arena([&](const Supply& supply) {
-          return keeper != nullptr ? keeper->refill(size_class, block, supply, why)
-                                   : arena_->slabs.allocate(size_class, &block, 1, supply, why) > 0;
-        })) {
-      return nullptr;
+    const auto hand_out = [&] { *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()}; };
+    if (keeper != nullptr && keeper->pop(size_class, block)) {
+      hand_out();
+      return block.address;
     }
-    *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()};
+    from_arena([&](const Supply& supply) {
+      const bool is_found = keeper != nullptr ? keeper->refill(size_class, block, supply, why)
+                                              : arena_->slabs.allocate(size_class, &block, 1, supply, why) > 0;
+      if (is_found) hand_out();
+      return is_found;
+    });
     return block.address;
   }
   Span* span = keeper != nullptr ? keeper->pop_span(size_) : nullptr;
-  if (span == nullptr) {
-    if (keeper != nullptr) keeper->make_way(size_.is_small());
-    from_arena([&](const Supply& supply) {
-      span = arena_->pages.allocate(size_.rounded, supply, why);
-      return span != nullptr;
-    });
+  if (span != nullptr) {
+    span->hand_out(size_.asked, account_id(), keeper);
+    return span->address();
   }
-  if (span == nullptr) return nullptr;
-  span->hand_out(size_.asked, account_id(), keeper);
-  return span->address();
+  if (keeper != nullptr) keeper->make_way(size_.is_small());
+  from_arena([&](const Supply& supply) {
+    span = arena_->pages.allocate(size_.rounded, supply, why);
+    if (span != nullptr) span->hand_out(size_.asked, account_id(), keeper);
+    return span != nullptr;
+  });
+  return span != nullptr ? span->address() : nullptr;
 }
 
 // Out of what is free in families that lend it. The block is the pool's of this request all the same.
