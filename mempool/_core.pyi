@@ -20,8 +20,8 @@ class PoolAsleepError(PoolStateError):
 Block: TypeAlias = tuple[int, int, int, int, bool, bool]
 # (address, bytes, arena, arena number, stream, blocks)
 Segment: TypeAlias = tuple[int, int, str, int, int, list[Block]]
-# (is_alloc, address, bytes, requested bytes, stack, account, microseconds since the epoch)
-Event: TypeAlias = tuple[bool, int, int, int, int, int, int]
+# (is_alloc, address, bytes, requested bytes, stack, account, microseconds since the epoch, stream)
+Event: TypeAlias = tuple[bool, int, int, int, int, int, int, int]
 
 # (key, type, help, default, value); None: no limit, or never
 Option: TypeAlias = tuple[str, str, str, int | bool | None, int | bool | None]

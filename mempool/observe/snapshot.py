@@ -140,7 +140,7 @@ def _segment(
 
 def _trace(events: list[_core.Event], frames: _Frames) -> list[dict[str, Any]]:
     trace = []
-    for is_alloc, address, size, _requested, stack, _account, time_us in events:
+    for is_alloc, address, size, _requested, stack, _account, time_us, stream in events:
         # torch tells apart when a free was asked for and when the streams had caught up; on CPU that is one moment.
         for action in ("alloc",) if is_alloc else ("free_requested", "free_completed"):
             trace.append(
@@ -148,7 +148,7 @@ def _trace(events: list[_core.Event], frames: _Frames) -> list[dict[str, Any]]:
                     "action": action,
                     "addr": address,
                     "size": size,
-                    "stream": 0,
+                    "stream": stream,
                     "time_us": time_us,
                     "frames": frames.of(stack),
                 }
