@@ -96,9 +96,11 @@ void* ForeignMemory::ask(std::size_t bytes) noexcept {
     const SourceScope scope(device_);
     void* const given = source_->raw_alloc_with_stream(bytes, stream_);
     // The page map has one entry for a page: memory of a block of mempool's own cannot be a segment as well.
-    if (given == nullptr || owner_of(given) == nullptr) return given;
-    give_back(given);
-    refuse("it gives memory that mempool manages already");
+    if (given != nullptr && owner_of(given) == nullptr) return given;
+    if (given != nullptr) {
+      give_back(given);
+      refuse("it gives memory that mempool manages already");
+    }
   } catch (const std::exception& error) {
     refuse(error.what());
   } catch (...) {

@@ -111,6 +111,7 @@ def test_its_memory_and_the_devices_go_back_for_it(source: Source, standin: cont
             assert block(int(gib * (1 << 30))).data_ptr() != 0
     with pytest.raises(torch.cuda.OutOfMemoryError):
         block(1400 * MIB)  # its memory is given back for no other pool's sake
+    torch.zeros(1, device="cuda")  # an error of the source's calls is not left for the next launch
 
 
 @pytest.mark.parametrize(
