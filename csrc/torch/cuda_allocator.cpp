@@ -196,13 +196,16 @@ void CudaAllocator::report_to_profiler(int index, void* address, std::int64_t by
 
 namespace {
 
+constexpr std::size_t kExabyte = std::size_t{1} << 60;
+
 // torch's words, then mempool's.
 std::string message_of(int index, std::size_t bytes, std::size_t total, std::size_t free, const DeviceStats& stats,
                        const OutOfMemory& error) {
   const auto size = [](std::size_t amount) { return c10::CachingAllocator::format_size(amount); };
   const auto allocated = static_cast<std::size_t>(stats.blocks.all.bytes.current);
   const auto reserved = static_cast<std::size_t>(stats.reserved_bytes.all.current);
-  return "CUDA out of memory. Tried to allocate " + size(bytes) + ". GPU " + std::to_string(index) +
+  const std::string asked = bytes < kExabyte ? size(bytes) : "more than 1EB memory";
+  return "CUDA out of memory. Tried to allocate " + asked + ". GPU " + std::to_string(index) +
          " has a total capacity of " + size(total) + " of which " + size(free) + " is free. Of the allocated memory " +
          size(allocated) + " is allocated by PyTorch, and " + size(reserved > allocated ? reserved - allocated : 0) +
          " is reserved by PyTorch but unallocated.\n" + error.what();

@@ -58,6 +58,8 @@ void CudaAllocator::emptyCache(c10::MempoolId_t pool) {
       device.core.trim(0);
     } else if (const PoolPointer found = device.pools.find(pool)) {
       device.core.trim_family(*found->family);
+    } else {
+      device.core.arenas().release_closed();  // torch asks when a MemPool is gone
     }
   });
 }

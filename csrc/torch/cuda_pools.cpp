@@ -34,6 +34,9 @@ void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> sour
     };
   }
   pool->family = &device_.arenas().open("torch pool " + text_of(id), ArenaFamily::Kind::fixed, std::move(make_memory));
+  if (const auto [known, is_new] = reserved_.try_emplace(id, pool->family->reserved); !is_new) {
+    pool->family->reserved = known->second;
+  }
   pools_.emplace(id, std::move(pool));
 }
 
@@ -81,6 +84,15 @@ std::vector<PoolPointer> PrivatePools::all() {
   std::vector<PoolPointer> out;
   for (const auto& [id, pool] : pools_) out.push_back(pool);
   return out;
+}
+
+std::map<c10::MempoolId_t, std::shared_ptr<Ledger::Reserved>> PrivatePools::reserved() {
+  const Guard guard(mutex_);
+  return reserved_;
+}
+
+void PrivatePools::reset(void (*action)(Stat&)) {
+  for (const auto& [id, each] : reserved()) device_.ledger().reset(*each, action);
 }
 
 void PrivatePools::begin(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter) {

@@ -60,6 +60,9 @@ class PrivatePools {
   PoolPointer find(c10::MempoolId_t id);
   c10::MempoolId_t id_of(const ArenaFamily* family);  // {0, 0}: of no pool
   std::vector<PoolPointer> all();
+  // What each pool holds that there ever was, by the device's ledger.
+  std::map<c10::MempoolId_t, std::shared_ptr<Ledger::Reserved>> reserved();
+  void reset(void (*action)(Stat&));
 
   void begin(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter);
   void end(c10::MempoolId_t id);
@@ -75,6 +78,7 @@ class PrivatePools {
   std::atomic<int> routes_{0};
   std::recursive_mutex mutex_;  // a filter may ask torch, which may ask here
   std::map<c10::MempoolId_t, PoolPointer> pools_;
+  std::map<c10::MempoolId_t, std::shared_ptr<Ledger::Reserved>> reserved_;
   std::vector<Route> routing_;  // the latest first
 };
 

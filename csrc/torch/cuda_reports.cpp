@@ -53,9 +53,8 @@ TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
   out.reserved_bytes = to_torch(stats.reserved_bytes);
   out.inactive_split = to_torch(stats.free_ranges.count);
   out.inactive_split_bytes = to_torch(stats.free_ranges.bytes);
-  for (const PoolPointer& pool : device.pools.all()) {
-    auto& held = out.reserved_bytes_by_private_pools[pool->id][0];
-    held.current = held.peak = static_cast<std::int64_t>(device.core.arenas().held_bytes(*pool->family));
+  for (const auto& [id, reserved] : device.pools.reserved()) {
+    out.reserved_bytes_by_private_pools[id] = to_torch(device.core.ledger().read(*reserved));
   }
   out.num_alloc_retries = stats.alloc_retries;
   out.num_ooms = stats.ooms;
@@ -65,8 +64,17 @@ TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
   return out;
 }
 
-void CudaAllocator::resetAccumulatedStats(c10::DeviceIndex device) { device_at(device).core.reset_sums(); }
-void CudaAllocator::resetPeakStats(c10::DeviceIndex device) { device_at(device).core.reset_peaks(); }
+void CudaAllocator::resetAccumulatedStats(c10::DeviceIndex index) {
+  Device& device = device_at(index);
+  device.core.reset_sums();
+  device.pools.reset(Stat::reset_sum);
+}
+
+void CudaAllocator::resetPeakStats(c10::DeviceIndex index) {
+  Device& device = device_at(index);
+  device.core.reset_peaks();
+  device.pools.reset(Stat::reset_peak);
+}
 
 double CudaAllocator::getMemoryFraction(c10::DeviceIndex device) {
   const std::size_t limit = device_at(device).core.ledger().limit();

@@ -199,23 +199,32 @@ void Ledger::unhold(std::size_t bytes) {
   rearm_soft();
 }
 
-void Ledger::count_commit(std::size_t bytes, std::size_t shared_bytes) {
+void Ledger::count_commit(std::size_t bytes, std::size_t shared_bytes, Reserved& of) {
   const Guard guard(lock_);
-  change_by(stats_.reserved_bytes, as_signed(shared_bytes), as_signed(bytes - shared_bytes));
+  for (Reserved* const each : {&stats_.reserved_bytes, &of}) {
+    change_by(*each, as_signed(shared_bytes), as_signed(bytes - shared_bytes));
+  }
   ++stats_.commits;
 }
 
-void Ledger::count_decommit(std::size_t bytes, std::size_t shared_bytes) {
+void Ledger::count_decommit(std::size_t bytes, std::size_t shared_bytes, Reserved& of) {
   const Guard guard(lock_);
   MEMPOOL_EXPECTS(held_ >= bytes);
   held_ -= bytes;
   rearm_soft();
-  change_by(stats_.reserved_bytes, -as_signed(shared_bytes), -as_signed(bytes - shared_bytes));
+  for (Reserved* const each : {&stats_.reserved_bytes, &of}) {
+    change_by(*each, -as_signed(shared_bytes), -as_signed(bytes - shared_bytes));
+  }
   ++stats_.decommits;
 }
 
-void Ledger::count_move(std::size_t bytes) {
+// Only what is entirely free moves, and that is of the large pool.
+void Ledger::count_move(std::size_t bytes, Reserved& from, Reserved& to) {
   const Guard guard(lock_);
+  if (&from != &to) {
+    change_by(from, 0, -as_signed(bytes));
+    change_by(to, 0, as_signed(bytes));
+  }
   ++stats_.moves;
   stats_.moved_bytes += as_signed(bytes);
 }
@@ -225,9 +234,19 @@ void Ledger::count_ranges(int change) {
   change_by(stats_.segments, 0, change);
 }
 
-void Ledger::share(std::int64_t bytes) {
+void Ledger::share(std::int64_t bytes, Reserved& of) {
   const Guard guard(lock_);
-  change_by(stats_.reserved_bytes, bytes, -bytes);
+  for (Reserved* const each : {&stats_.reserved_bytes, &of}) change_by(*each, bytes, -bytes);
+}
+
+Ledger::Reserved Ledger::read(const Reserved& reserved) const {
+  const Guard guard(lock_);
+  return reserved;
+}
+
+void Ledger::reset(Reserved& reserved, void (*action)(Stat&)) {
+  const Guard guard(lock_);
+  reserved.for_each(action);
 }
 
 bool Ledger::take_soft_crossing() {

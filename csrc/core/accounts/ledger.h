@@ -73,12 +73,17 @@ class Ledger {
   // Held bytes. False when the device limit would be passed.
   bool try_hold(std::size_t bytes);
   void unhold(std::size_t bytes);
+  // What one family of arenas holds of them: changed by those who get it here, together with the totals, and read and
+  // reset here alone.
+  using Reserved = ByPool<Stat>;
   // After a commit that try_hold() allowed; `shared_bytes` of them are of the small pool.
-  void count_commit(std::size_t bytes, std::size_t shared_bytes);
-  void count_decommit(std::size_t bytes, std::size_t shared_bytes = 0);  // includes unhold()
-  void count_move(std::size_t bytes);
-  void count_ranges(int change);   // contiguous backed ranges that came or went
-  void share(std::int64_t bytes);  // moves held bytes into (or out of) the small pool
+  void count_commit(std::size_t bytes, std::size_t shared_bytes, Reserved& of);
+  void count_decommit(std::size_t bytes, std::size_t shared_bytes, Reserved& of);  // includes unhold()
+  void count_move(std::size_t bytes, Reserved& from, Reserved& to);
+  void share(std::int64_t bytes, Reserved& of);  // moves held bytes into (or out of) the small pool
+  void count_ranges(int change);                 // contiguous backed ranges that came or went
+  Reserved read(const Reserved& reserved) const;
+  void reset(Reserved& reserved, void (*action)(Stat&));
   // True once after held bytes grew to a figure above the device's soft limit.
   bool take_soft_crossing();
   // Whether held bytes are above the soft limit. Takes no lock.

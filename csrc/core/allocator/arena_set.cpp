@@ -1,6 +1,7 @@
 #include "core/allocator/arena_set.h"
 
 #include <algorithm>
+#include <map>
 #include <new>
 #include <utility>
 
@@ -93,6 +94,16 @@ std::size_t ArenaSet::release_for(ArenaFamily& family) noexcept {
   return given;
 }
 
+std::size_t ArenaSet::release_closed() noexcept {
+  std::size_t given = 0;
+  const std::lock_guard guard(mutex_);
+  visit(arenas_, [&given](Arena& arena) {
+    if (arena.family.retired) given += arena.pages.release(SIZE_MAX, true);
+  });
+  forget_retired();
+  return given;
+}
+
 void ArenaSet::clear_out(ArenaFamily& family, bool is_empty) noexcept {
   const std::lock_guard guard(mutex_);
   visit(family.arenas, [is_empty](Arena& arena) {
@@ -174,6 +185,14 @@ std::size_t ArenaSet::held_bytes(const ArenaFamily& family) noexcept {
   const std::lock_guard guard(mutex_);
   visit(family.arenas, [&held](Arena& arena) { held += arena.pages.held_bytes(); });
   return held;
+}
+
+bool ArenaSet::reserved_is_exact() noexcept {
+  std::map<const Ledger::Reserved*, std::size_t> held;  // a closed family and its successor share theirs
+  for_each([&held](Arena& arena) { held[arena.family.reserved.get()] += arena.pages.held_bytes(); });
+  return std::all_of(held.begin(), held.end(), [this](const auto& each) {
+    return each.second == static_cast<std::size_t>(ledger_.read(*each.first).all.current);
+  });
 }
 
 std::size_t ArenaSet::free_bytes() noexcept {

@@ -49,6 +49,8 @@ class ArenaSet {
   std::size_t release(ArenaFamily& family) noexcept;
   // The same for a request in that very family, which may be fixed: nothing if a captured graph writes there.
   std::size_t release_for(ArenaFamily& family) noexcept;
+  // All that is free in families that are closed.
+  std::size_t release_closed() noexcept;
   // The same where no thread can allocate any more. `is_empty`: no block is left, and what sleeps is forgotten.
   void clear_out(ArenaFamily& family, bool is_empty) noexcept;
   // Expects that no block is left in it. What sleeps in it is forgotten, and it is closed.
@@ -76,6 +78,8 @@ class ArenaSet {
   // ---- sums over all arenas, each of which is read under its lock
   std::size_t held_bytes() noexcept;
   std::size_t held_bytes(const ArenaFamily& family) noexcept;
+  // Whether each family's reserved bytes are what its arenas hold. Expects that every other thread is at rest.
+  bool reserved_is_exact() noexcept;
   std::size_t free_bytes() noexcept;    // in free ranges
   std::size_t need() noexcept;          // as PageHeap::need()
   std::size_t take_need() noexcept;     // and marks what is free, so that it is known at the next call what is idle

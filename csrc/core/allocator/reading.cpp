@@ -102,6 +102,7 @@ std::string CachingAllocator::check_invariants() {
   for (const SnapshotBlock& block : snapshot().blocks) live += block.live ? block.bytes : 0;
   if (live != static_cast<std::size_t>(stats().blocks.all.bytes.current)) return "allocated bytes against live blocks";
   if (parts_.arenas.held_bytes() != parts_.ledger.held()) return "held bytes against those of the arenas";
+  if (!parts_.arenas.reserved_is_exact()) return "reserved bytes of a family against its arenas";
   return parts_.arenas.check_invariants();
 }
 

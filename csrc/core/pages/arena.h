@@ -86,6 +86,10 @@ class ArenaFamily {
   std::atomic<bool> captured{false};
   std::atomic<bool> lends{false};  // what is free serves the default family's requests before they are refused
 
+  // The physical memory that its arenas hold, and of whoever else wants to know it when the family is gone. Another
+  // family's goes on in its place as long as there is no arena.
+  std::shared_ptr<Ledger::Reserved> reserved = std::make_shared<Ledger::Reserved>();
+
   // Guarded by the allocator's list of arenas.
   std::vector<Arena*> arenas;
   bool retired = false;  // no request comes any more: its arenas go as soon as none of their spans is backed
@@ -96,7 +100,7 @@ inline Arena::Arena(ArenaFamily& family_in, StreamClock& clock, PhysicalMemory& 
     : family(family_in),
       own_memory_(family_in.make_memory != nullptr ? family_in.make_memory(clock.stream()) : nullptr),
       memory_(own_memory_ != nullptr ? *own_memory_ : memory),
-      pages(memory_, ledger, options, this, clock, family_in.kind != ArenaFamily::Kind::fixed),
+      pages(memory_, ledger, *family_in.reserved, options, this, clock, family_in.kind != ArenaFamily::Kind::fixed),
       slabs(pages),
       stream_(clock.stream()) {}
 

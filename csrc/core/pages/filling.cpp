@@ -104,7 +104,7 @@ bool Filling::finish(std::size_t& bytes_to_share, Refusal& why) noexcept {
     }
     const std::size_t shared = std::min(piece.bytes, bytes_to_share);
     bytes_to_share -= shared;
-    ledger_.count_commit(piece.bytes, shared);
+    ledger_.count_commit(piece.bytes, shared, target_.reserved);
   }
   range_changes += target_.segments.take_range_changes();
   if (range_changes != 0) ledger_.count_ranges(range_changes);
@@ -126,7 +126,7 @@ void Filling::account_for_moved(const Piece& piece, const Segment& segment) noex
   target_.handles.join_with_previous(piece.to, segment.start);
   source.leave(source.segments.find(piece.from, piece.near), piece.from, piece.bytes);
   if (&source != &target_) source.segments.free().settle();
-  ledger_.count_move(piece.bytes);
+  ledger_.count_move(piece.bytes, source.reserved, target_.reserved);
 }
 
 // New memory goes back, moved memory to where it was.

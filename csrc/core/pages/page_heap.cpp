@@ -20,13 +20,13 @@ std::size_t segment_bytes(const PhysicalMemory& memory, const Options& options) 
 
 }  // namespace
 
-PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena, StreamClock& clock,
-                   bool movable)
+PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, Ledger::Reserved& reserved, const Options& options,
+                   Arena* arena, StreamClock& clock, bool movable)
     : ledger_(ledger),
       chunk_(align_up(policy::kChunkBytes, memory.granule_bytes())),
-      space_(memory, clock, arena, segment_bytes(memory, options), movable),
+      space_(memory, clock, reserved, arena, segment_bytes(memory, options), movable),
       commit_policy_(memory, ledger, options.stitch),
-      sleeper_(memory, space_.handles, ledger) {}
+      sleeper_(memory, space_.handles, ledger, reserved) {}
 
 PageHeap::~PageHeap() {
   forget_sleep();
@@ -127,7 +127,7 @@ bool PageHeap::take_chunk(const Supply& supply, Refusal& why) noexcept {
   Span* const span = allocate_large(request);
   if (span == nullptr) return false;
   span->shared = true;
-  if (request.bytes_to_share > 0) ledger_.share(as_signed(request.bytes_to_share));
+  if (request.bytes_to_share > 0) ledger_.share(as_signed(request.bytes_to_share), space_.reserved);
   shared_bytes_ += chunk_;
   space_.segments.put(span);
   return true;
@@ -141,7 +141,7 @@ void PageHeap::return_granules(Span* span) noexcept {
   if (first >= last || !space_.segments.reserve_records(SegmentList::kRecordsForSplit)) return;
   span = space_.segments.take(span, first, last - first);
   span->shared = false;
-  if (!sound_asleep()) ledger_.share(-as_signed(span->bytes));
+  if (!sound_asleep()) ledger_.share(-as_signed(span->bytes), space_.reserved);
   shared_bytes_ -= span->bytes;
   space_.segments.put(span);
 }
@@ -217,7 +217,7 @@ void PageHeap::forget_sleep() noexcept {
   if (!has_records) return;
   if (!is_counted) {
     if (const int ranges = space_.segments.backed_ranges(); ranges != 0) ledger_.count_ranges(ranges);
-    ledger_.share(as_signed(shared_bytes_));
+    ledger_.share(as_signed(shared_bytes_), space_.reserved);
   }
   sleeper_.forget_sleep();
 }

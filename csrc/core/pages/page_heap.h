@@ -44,10 +44,10 @@ struct Gathering {
 
 class PageHeap {
  public:
-  // `clock`: of the stream whose blocks these are. `movable`: else no memory ever gets another address, goes to other
-  // heaps or to the backend, until let_go().
-  PageHeap(PhysicalMemory& memory, Ledger& ledger, const Options& options, Arena* arena, StreamClock& clock,
-           bool movable);
+  // `reserved`: of its family. `clock`: of the stream whose blocks these are. `movable`: else no memory ever gets
+  // another address, goes to other heaps or to the backend, until let_go().
+  PageHeap(PhysicalMemory& memory, Ledger& ledger, Ledger::Reserved& reserved, const Options& options, Arena* arena,
+           StreamClock& clock, bool movable);
   PageHeap(const PageHeap&) = delete;
   PageHeap& operator=(const PageHeap&) = delete;
   // No block and no slab is left. Memory that the backend will not take back stays with it.

@@ -46,7 +46,7 @@ std::size_t PageSpace::release_from(Span* span, std::size_t bytes, Ledger& ledge
     if (!handles.decommit(start)) break;
     rest->segment->is_given_back = capabilities.reserves_memory;
     given += handle_bytes;
-    ledger.count_decommit(handle_bytes);
+    ledger.count_decommit(handle_bytes, 0, reserved);
     rest = segments.make_hole(rest, start, handle_bytes);
     end = start;
   }

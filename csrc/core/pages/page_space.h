@@ -16,11 +16,12 @@ namespace mempool {
 
 class PageSpace {
  public:
-  // `is_movable`: else no memory in it ever gets another address.
-  PageSpace(PhysicalMemory& memory_in, StreamClock& clock_in, Arena* arena, std::size_t segment_bytes,
-            bool is_movable_in)
+  // `reserved_in`: of its family. `is_movable`: else no memory in it ever gets another address.
+  PageSpace(PhysicalMemory& memory_in, StreamClock& clock_in, Ledger::Reserved& reserved_in, Arena* arena,
+            std::size_t segment_bytes, bool is_movable_in)
       : memory(memory_in),
         clock(clock_in),
+        reserved(reserved_in),
         capabilities(memory.capabilities()),
         granule(memory.granule_bytes()),
         is_movable(is_movable_in),
@@ -31,7 +32,8 @@ class PageSpace {
   PageSpace& operator=(const PageSpace&) = delete;
 
   PhysicalMemory& memory;
-  StreamClock& clock;  // of the stream that uses the memory
+  StreamClock& clock;          // of the stream that uses the memory
+  Ledger::Reserved& reserved;  // by the ledger's functions alone
   const PhysicalMemory::Capabilities capabilities;
   const std::size_t granule;
   const bool is_movable;

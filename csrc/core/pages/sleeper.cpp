@@ -51,7 +51,7 @@ bool Sleeper::start_waking(const Footprint& footprint, Refusal& why) noexcept {
     why = Refusal::backend;
     return false;
   }
-  ledger_.share(static_cast<std::int64_t>(bytes_to_share));  // of what the backend had kept
+  ledger_.share(static_cast<std::int64_t>(bytes_to_share), reserved_);  // of what the backend had kept
   ledger_.count_ranges(footprint.backed_ranges);
   state_ = State::waking;
   return true;
@@ -84,10 +84,10 @@ bool Sleeper::give_up_handles(std::size_t shared_bytes) noexcept {
     const std::size_t shared = std::min(bytes, shared_bytes);
     shared_bytes -= shared;
     bytes_ += bytes;
-    ledger_.count_decommit(bytes, shared);
+    ledger_.count_decommit(bytes, shared, reserved_);
     given_up_.insert(handles_.extract(start));
   }
-  ledger_.share(-static_cast<std::int64_t>(shared_bytes));
+  ledger_.share(-static_cast<std::int64_t>(shared_bytes), reserved_);
   return handles_.empty();
 }
 
@@ -101,7 +101,7 @@ bool Sleeper::take_handles(std::size_t& bytes_to_share) noexcept {
     const std::size_t shared = std::min(handle.bytes, bytes_to_share);
     bytes_to_share -= shared;
     bytes_ -= handle.bytes;
-    ledger_.count_commit(handle.bytes, shared);
+    ledger_.count_commit(handle.bytes, shared, reserved_);
     const Handle taken = handle;
     handles_.insert(given_up_.extract(first));
     if (!memory_.open(taken.address, taken.bytes)) return false;

@@ -25,9 +25,9 @@ class Sleeper {
     std::size_t shared_bytes = 0;
   };
 
-  // `handles`: of the heap.
-  Sleeper(PhysicalMemory& memory, HandleMap& handles, Ledger& ledger) noexcept
-      : memory_(memory), handles_(handles), ledger_(ledger) {}
+  // `handles`: of the heap; `reserved`: of its family.
+  Sleeper(PhysicalMemory& memory, HandleMap& handles, Ledger& ledger, Ledger::Reserved& reserved) noexcept
+      : memory_(memory), handles_(handles), ledger_(ledger), reserved_(reserved) {}
 
   bool is_awake() const noexcept { return state_ == State::awake; }
   bool is_asleep() const noexcept { return state_ == State::asleep; }
@@ -68,6 +68,7 @@ class Sleeper {
   PhysicalMemory& memory_;
   HandleMap& handles_;
   Ledger& ledger_;
+  Ledger::Reserved& reserved_;
   State state_ = State::awake;
   HandleMap::Handles given_up_;  // where they were
   std::size_t bytes_ = 0;

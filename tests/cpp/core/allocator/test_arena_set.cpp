@@ -1,4 +1,5 @@
 // Families and arenas: made when a stream asks, gone when nothing of them is left.
+#include <memory>
 #include <string>
 
 #include "core/allocator/arena_set.h"
@@ -118,4 +119,53 @@ TEST(figures_of_the_set_are_reset_with_those_of_arenas_that_are_gone) {
   set.arenas.reset(Stat::reset_sum);
   CHECK_EQ(set.arenas.free_ranges().bytes.all.allocated, 0);
   CHECK_EQ(set.arenas.free_ranges().bytes.all.freed, 0);
+}
+
+TEST(what_a_family_reserves_is_known_at_any_moment_and_when_it_is_gone) {
+  const FakeDevice device;
+  CachingAllocator& allocator = *device.allocator;
+  Ledger& ledger = allocator.ledger();
+  ArenaFamily& family = allocator.arenas().open("graph", ArenaFamily::Kind::fixed);
+  const std::shared_ptr<Ledger::Reserved> reserved = family.reserved;
+  void* const blocks[] = {allocator.allocate_from(family, 20 * kMiB, 0), allocator.allocate_from(family, 10 * kMiB, 1),
+                          allocator.allocate_from(family, 100, 0)};
+  const std::int64_t highest = ledger.read(*reserved).all.current;
+  CHECK_EQ(highest, static_cast<std::int64_t>(allocator.arenas().held_bytes(family)));
+  CHECK(ledger.read(*reserved).small.current > 0);
+  for (void* const block : blocks) allocator.deallocate(block);
+  CHECK_EQ(allocator.check_invariants(), "");
+  allocator.arenas().close(family);
+  CHECK(allocator.arenas().release_closed() > 0);
+  const Stat gone = ledger.read(*reserved).all;
+  CHECK_EQ(gone.current, 0);
+  CHECK_EQ(gone.peak, highest);
+  CHECK_EQ(gone.allocated, highest);
+  CHECK_EQ(gone.freed, highest);
+  ledger.reset(*reserved, Stat::reset_peak);
+  CHECK_EQ(ledger.read(*reserved).all.peak, 0);
+  device.check_empty();
+}
+
+// Its peak is one that was there: what moves between its arenas never counts twice.
+TEST(memory_that_a_family_takes_over_counts_for_it_alone) {
+  const FakeDevice device;
+  CachingAllocator& allocator = *device.allocator;
+  ArenaFamily& family = allocator.arenas().open("pool", ArenaFamily::Kind::isolated);
+  const std::shared_ptr<Ledger::Reserved> reserved = family.reserved;
+  const std::shared_ptr<Ledger::Reserved> other = allocator.arenas().default_family().reserved;
+  allocator.deallocate(allocator.allocate(32 * kMiB));
+  void* const block = allocator.allocate_from(family, 16 * kMiB, 0);
+  CHECK_EQ(allocator.ledger().held(), 32 * kMiB);
+  CHECK_EQ(allocator.ledger().read(*reserved).all.current, static_cast<std::int64_t>(16 * kMiB));
+  CHECK_EQ(allocator.ledger().read(*other).all.current, static_cast<std::int64_t>(16 * kMiB));
+  allocator.deallocate(block);
+  void* const rest = allocator.allocate(16 * kMiB);  // what is free now is the family's own
+  void* const elsewhere = allocator.allocate_from(family, 16 * kMiB, 3);
+  CHECK_EQ(allocator.ledger().read(*reserved).all.peak, static_cast<std::int64_t>(16 * kMiB));
+  allocator.deallocate(rest);
+  allocator.deallocate(elsewhere);
+  CHECK_EQ(allocator.check_invariants(), "");
+  allocator.arenas().close(family);
+  CHECK_EQ(allocator.ledger().read(*reserved).all.current, 0);
+  device.check_empty();
 }

@@ -51,6 +51,7 @@ struct Fixture {
     CHECK_EQ(ledger.read_stats().segments.all.current,
              target.segments.backed_ranges() + lender.segments.backed_ranges());
     for (const PageSpace* space : {&target, &lender}) {
+      CHECK_EQ(static_cast<std::size_t>(space->reserved.all.current), space->segments.backed_bytes());
       std::size_t in_handles = 0;
       for (const auto& [start, handle] : space->handles.all()) in_handles += handle.bytes;
       CHECK_EQ(in_handles, space->segments.backed_bytes());
@@ -62,8 +63,9 @@ struct Fixture {
   AccountRegistry accounts;
   Ledger ledger{accounts};
   StreamClock clock{nullptr, 0};
-  PageSpace target{memory, clock, nullptr, kSegment, true};
-  PageSpace lender{memory, clock, nullptr, kSegment, true};
+  Ledger::Reserved reserved[2];  // of the target, and of the lender
+  PageSpace target{memory, clock, reserved[0], nullptr, kSegment, true};
+  PageSpace lender{memory, clock, reserved[1], nullptr, kSegment, true};
   std::size_t to_share = 0;
   Refusal why = Refusal::none;
 };
@@ -97,6 +99,7 @@ TEST(the_first_bytes_of_a_chunk_count_as_shared) {
   f.fill(f.target, 3);
   CHECK_EQ(f.to_share, 0u);
   CHECK_EQ(f.ledger.read_stats().reserved_bytes.small.current, static_cast<std::int64_t>(kGranule + kGranule / 2));
+  CHECK_EQ(f.reserved[0].small.current, static_cast<std::int64_t>(kGranule + kGranule / 2));
   f.check(3, 0);
 }
 
@@ -112,6 +115,9 @@ TEST(memory_of_another_heap_moves_and_nothing_more_is_held) {
     CHECK(filling.finish(f.to_share, f.why));
     f.check(3, 0);
     CHECK_EQ(f.ledger.read_stats().moved_bytes, static_cast<std::int64_t>(3 * kGranule));
+    CHECK_EQ(f.reserved[0].all.allocated, static_cast<std::int64_t>(3 * kGranule));
+    CHECK_EQ(f.reserved[1].all.freed, static_cast<std::int64_t>(3 * kGranule));
+    CHECK_EQ(f.ledger.read_stats().reserved_bytes.all.freed, 0);
     // Without work on a stream what was left behind can go at once.
     CHECK_EQ(f.lender.stale.count(), personality == FakeMemory::Personality::device ? 3u : 0u);
     f.lender.sweep(false);

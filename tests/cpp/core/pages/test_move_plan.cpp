@@ -37,7 +37,8 @@ struct Fixture {
 
   FakeMemory memory;
   mempool::StreamClock clock{nullptr, 0};
-  PageSpace space{memory, clock, nullptr, kSegment, true};
+  mempool::Ledger::Reserved reserved;
+  PageSpace space{memory, clock, reserved, nullptr, kSegment, true};
   Refusal why = Refusal::none;
 };
 

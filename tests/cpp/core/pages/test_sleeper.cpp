@@ -21,7 +21,7 @@ struct Fixture {
     for (const std::size_t at : {0, 2}) {
       CHECK(ledger.try_hold(2 * kGranule));
       CHECK(handles.commit(base + at * kGranule, 2 * kGranule, why));
-      ledger.count_commit(2 * kGranule, at == 0 ? 2 * kGranule : 0);
+      ledger.count_commit(2 * kGranule, at == 0 ? 2 * kGranule : 0, reserved);
       CHECK(memory.open(reinterpret_cast<void*>(base + at * kGranule), 2 * kGranule));
     }
     ledger.count_ranges(1);
@@ -34,6 +34,8 @@ struct Fixture {
     CHECK_EQ(memory.committed_bytes(), ledger.held());
     CHECK_EQ(stats.reserved_bytes.all.current, is_held ? kBytes : 0);
     CHECK_EQ(stats.reserved_bytes.small.current, is_held ? kBytes / 2 : 0);
+    CHECK_EQ(reserved.all.current, stats.reserved_bytes.all.current);
+    CHECK_EQ(reserved.small.current, stats.reserved_bytes.small.current);
     CHECK_EQ(stats.segments.all.current, is_held ? 1 : 0);
     CHECK_EQ(sleeper.bytes(), is_held ? 0u : static_cast<std::size_t>(kBytes));
     CHECK_EQ(sleeper.sum_of_handles(), sleeper.bytes());
@@ -49,7 +51,8 @@ struct Fixture {
   AccountRegistry accounts;
   Ledger ledger{accounts};
   HandleMap handles{memory};
-  Sleeper sleeper{memory, handles, ledger};
+  Ledger::Reserved reserved;
+  Sleeper sleeper{memory, handles, ledger, reserved};
   const Sleeper::Footprint footprint{1, kBytes / 2};
   HandleMap::Handles addresses;
   Refusal why = Refusal::none;
