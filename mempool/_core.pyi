@@ -18,8 +18,10 @@ class PoolAsleepError(PoolStateError):
 
 # (address, bytes, requested bytes, account, live, waits for other streams)
 Block: TypeAlias = tuple[int, int, int, int, bool, bool]
-# (address, bytes, arena, arena number, stream, blocks)
-Segment: TypeAlias = tuple[int, int, str, int, int, list[Block]]
+# Bytes of live blocks, of these and the waiting ones, and requested ones; whether some block is of torch's large pool
+Sums: TypeAlias = tuple[int, int, int, bool]
+# (address, bytes, arena, arena number, stream, sums, blocks)
+Segment: TypeAlias = tuple[int, int, str, int, int, Sums, list[Block]]
 # (is_alloc, address, bytes, requested bytes, stack, account, microseconds since the epoch, stream)
 Event: TypeAlias = tuple[bool, int, int, int, int, int, int, int]
 

@@ -96,7 +96,8 @@ class Turns {
   std::size_t steps_ = 0;
 };
 
-// ([(address, bytes, arena, arena number, stream, [(address, bytes, requested, account, live, waiting), ...]), ...],
+// ([(address, bytes, arena, arena number, stream, (allocated, active, requested, is large),
+//    [(address, bytes, requested, account, live, waiting), ...]), ...],
 // {account: name}), with one entry for each contiguous backed range.
 py::tuple snapshot(CachingAllocator& device) {
   Snapshot taken;
@@ -114,8 +115,10 @@ py::tuple snapshot(CachingAllocator& device) {
           py::make_tuple(block.address, block.bytes, block.requested, block.account, block.live, block.waiting));
     }
     const std::string arena = segment.asleep ? segment.arena + " (asleep)" : segment.arena;
-    segments.append(
-        py::make_tuple(segment.address, segment.bytes, arena, segment.arena_number, segment.stream, blocks));
+    segments.append(py::make_tuple(
+        segment.address, segment.bytes, arena, segment.arena_number, segment.stream,
+        py::make_tuple(segment.sums.allocated, segment.sums.active, segment.sums.requested, segment.sums.is_large),
+        blocks));
   }
   return py::make_tuple(segments, taken.pools);
 }

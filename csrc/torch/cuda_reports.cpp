@@ -129,16 +129,16 @@ cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
       info.stream = stream_of(segment.stream);
       info.is_expandable = !segment.family->make_memory && cuda_manages_virtual_memory(i);
       info.owner_private_pool_id = pool;
+      info.is_large = segment.sums.is_large;
+      info.requested_size = segment.sums.requested;
+      info.allocated_size = segment.sums.allocated;
+      info.active_size = segment.sums.active;
       for (const SnapshotBlock& block : taken.blocks_of(segment)) {
         BlockInfo each;
         each.size = block.bytes;
         each.requested_size = block.requested;
         each.allocated = block.live;
         each.active = block.live || block.waiting;
-        info.is_large |= block.bytes > kMediumMax;
-        info.requested_size += block.requested;
-        info.allocated_size += block.live ? block.bytes : 0;
-        info.active_size += each.active ? block.bytes : 0;
         if (block.live)
           each.context_when_allocated = history_.context_of(reinterpret_cast<void*>(block.address));  // NOLINT
         info.blocks.push_back(std::move(each));

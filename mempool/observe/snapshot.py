@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -14,15 +15,15 @@ from mempool._device import Device, allocator
 from mempool._files import StrPath, atomic_write
 from mempool.errors import ConfigError, SnapshotError
 
-# Blocks up to here are torch's "small_pool".
-_SMALL_BYTES = 1 << 20
+_switching = threading.Lock()
+_recorded: set[str] = set()  # the devices whose history is on: the stacks of all of them are kept in one place
 
 
 def record_history(enabled: bool = True, device: Device = None, max_events: int | None = None) -> None:
     """Records the Python stack of each block that is allocated from now on, and the last allocation events.
 
     Costs several microseconds an allocation while it is on. Switching it on again starts anew, switching it off
-    drops what was recorded.
+    drops what was recorded. Other devices go on as they are.
 
     Args:
         enabled: False switches it off.
@@ -31,15 +32,21 @@ def record_history(enabled: bool = True, device: Device = None, max_events: int 
     """
     handle = allocator(device)
     if not enabled:
-        handle.history_stop()
-        _core.set_stack_capture(False)
+        with _switching:
+            handle.history_stop()
+            _recorded.discard(handle.name)
+            if not _recorded:
+                _core.set_stack_capture(False)
         return
     most = handle.history_events if max_events is None else max_events
     if not isinstance(most, int) or isinstance(most, bool) or most < 0:
         raise ConfigError(f"max_events must be a whole number, not {max_events!r}.")
-    handle.history_stop()
-    _core.set_stack_capture(True)
-    handle.history_start(most)
+    with _switching:
+        handle.history_stop()
+        if _recorded <= {handle.name}:
+            _core.set_stack_capture(True)  # what was kept for this device alone goes
+        _recorded.add(handle.name)
+        handle.history_start(most)
 
 
 def memory_snapshot(device: Device = None) -> dict[str, Any]:
@@ -48,7 +55,7 @@ def memory_snapshot(device: Device = None) -> dict[str, Any]:
     Returns:
         ``segments``: one for each contiguous backed range, with ``address``, ``total_size``, ``allocated_size``,
         ``active_size``, ``requested_size`` and ``blocks`` (``address``, ``size``, ``requested_size``, ``state``,
-        ``frames``, ``pool``); ``device_traces``: one list of events, oldest first, filled while
+        ``frames``, ``pool``); ``device_traces``: at the device's index its list of events, oldest first, filled while
         :func:`record_history` is on; ``allocator_settings``. Sizes in bytes, times in microseconds.
     """
     handle = allocator(device)
@@ -61,7 +68,7 @@ def memory_snapshot(device: Device = None) -> dict[str, Any]:
         trace = _trace(events, frames)
     return {
         "segments": segments,
-        "device_traces": [trace],
+        "device_traces": [*([] for _ in range(index)), trace],
         "allocator_settings": {
             "allocator": "mempool",
             "version": _core.version,
@@ -102,7 +109,7 @@ class _Frames:
 def _segment(
     raw: _core.Segment, live: dict[int, _core.Event], names: dict[int, str], frames: _Frames, device: int
 ) -> dict[str, Any]:
-    address, total, arena, arena_number, stream, raw_blocks = raw
+    address, total, arena, arena_number, stream, (allocated, active, requested_bytes, is_large), raw_blocks = raw
     blocks = []
     for block_address, size, requested, account, is_live, is_waiting in raw_blocks:
         block: dict[str, Any] = {
@@ -119,17 +126,15 @@ def _segment(
             if made is not None and made[3] == requested:
                 block["frames"] = frames.of(made[4])
         blocks.append(block)
-    used = sum(b["size"] for b in blocks if b["state"] == "active_allocated")
-    waiting = sum(b["size"] for b in blocks if b["state"] == "active_pending_free")
     return {
         "device": device,
         "address": address,
         "total_size": total,
-        "allocated_size": used,
-        "active_size": used + waiting,
-        "requested_size": sum(b["requested_size"] for b in blocks),
+        "allocated_size": allocated,
+        "active_size": active,
+        "requested_size": requested_bytes,
         "stream": stream,
-        "segment_type": "small" if all(b["size"] <= _SMALL_BYTES for b in blocks) else "large",
+        "segment_type": "large" if is_large else "small",
         "segment_pool_id": (0, arena_number),
         "is_expandable": True,
         "frames": [],

@@ -135,6 +135,7 @@ class CachingAllocator final {
   bool free_span(Span* span, void* address) noexcept;
   bool free_slow(Span* span, SmallBlock block) noexcept;
   bool may_keep(const Span* span, const ThreadCache* mine) const noexcept;
+  void take_picture(Snapshot& out);
   void reset(void (*action)(Stat&));
 
   DeviceParts parts_;

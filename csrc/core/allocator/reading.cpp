@@ -54,6 +54,17 @@ void append_arena(const Arena& arena, std::size_t number, Snapshot& out) {
   }
 }
 
+SnapshotSums sums_of(std::span<const SnapshotBlock> blocks) {
+  SnapshotSums sums;
+  for (const SnapshotBlock& block : blocks) {
+    sums.allocated += block.live ? block.bytes : 0;
+    sums.active += block.live || block.waiting ? block.bytes : 0;
+    sums.requested += block.requested;
+    sums.is_large |= block.bytes > kSmallPoolMax;
+  }
+  return sums;
+}
+
 // Every thread that allocates waits while a snapshot is taken. So fresh memory for its records, which takes longest, is
 // had before: for the blocks that are live now, as many free ones in slabs, and some that come meanwhile.
 void make_room(const DeviceStats& now, Snapshot& out) {
@@ -82,6 +93,13 @@ void CachingAllocator::reset(void (*action)(Stat&)) {
 Snapshot CachingAllocator::snapshot() {
   Snapshot out;
   make_room(stats(), out);
+  take_picture(out);
+  for (SnapshotSegment& segment : out.segments) segment.sums = sums_of(out.blocks_of(segment));
+  return out;
+}
+
+// Whoever allocates waits for it.
+void CachingAllocator::take_picture(Snapshot& out) {
   std::vector<bool> is_named;  // by account
   const AllCaches caches(slot());
   parts_.arenas.for_each([&](Arena& arena) { append_arena(arena, parts_.arenas.number_of(arena.family), out); });
@@ -94,7 +112,6 @@ Snapshot CachingAllocator::snapshot() {
     is_named[block.account] = true;
     out.pools.emplace(block.account, parts_.accounts.name_of(block.account));
   }
-  return out;
 }
 
 std::string CachingAllocator::check_invariants() {

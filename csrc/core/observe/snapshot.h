@@ -23,6 +23,14 @@ struct SnapshotBlock {
   bool waiting = false;  // freed, but other streams may use it still
 };
 
+// Bytes of the blocks of a segment.
+struct SnapshotSums {
+  std::size_t allocated = 0;  // of live blocks
+  std::size_t active = 0;     // and of those that wait
+  std::size_t requested = 0;
+  bool is_large = false;  // some block of it, free or not, is larger than those of torch's small pool
+};
+
 // One contiguous backed range.
 struct SnapshotSegment {
   std::uintptr_t address = 0;
@@ -35,6 +43,7 @@ struct SnapshotSegment {
   // Of Snapshot::blocks.
   std::size_t first_block = 0;
   std::size_t block_count = 0;
+  SnapshotSums sums{};
 };
 
 struct Snapshot {
