@@ -12,6 +12,7 @@ import torch
 
 from mempool import _build, _core
 from mempool._device_kind import DeviceKind, NamesEnvironment, Size, bytes_of
+from mempool._torch_settings import ignored_message, ignored_settings, warn_of_ignored
 from mempool.errors import DeviceError
 
 _torch_cuda: ModuleType | None = None
@@ -27,6 +28,7 @@ class _Cuda(DeviceKind):
     is_numbered = True
     has_streams = True
     unused_settings = ("PYTORCH_CUDA_ALLOC_CONF",)
+    reads_settings = True
     replay_backends: ClassVar = {"fake": "fake-device"}
     _conf = ""  # what enable() was given, for devices that are made later
 
@@ -65,12 +67,16 @@ class _Cuda(DeviceKind):
             self._conf = conf
         try:
             with NamesEnvironment():
-                _torch_cuda.install(self._configuration())
+                _torch_cuda.install(self._configuration(), warn_of_ignored)
         except _torch_cuda.PoolStateError as error:
             raise DeviceError(f"cuda: {error}") from error
 
     def _configuration(self) -> str:
         return ",".join(part for part in (os.environ.get("MEMPOOL_CONF", ""), self._conf) if part)
+
+    def note_on_settings(self) -> str | None:
+        notes = [note for text in self._given_settings() for note in ignored_settings(text)]
+        return ignored_message(list(dict.fromkeys(notes))) if notes else None
 
     def disable(self, is_named: bool) -> None:
         if is_named and self.is_enabled():

@@ -24,6 +24,8 @@ class DeviceKind(ABC):
     has_streams: bool
     # Variables of the environment by which torch's own allocator is configured, beside PYTORCH_ALLOC_CONF.
     unused_settings: tuple[str, ...] = ()
+    # Whether any of what they say holds with mempool, too.
+    reads_settings = False
     # By what users call it, the backend of the core on which a trace is replayed; the first is the default.
     replay_backends: ClassVar[Mapping[str, str]]
 
@@ -57,6 +59,19 @@ class DeviceKind(ABC):
     @abstractmethod
     def whole_bytes(self, index: int) -> int:
         """What a percentage is of."""
+
+    def note_on_settings(self) -> str | None:
+        """What of torch's settings in the environment does not hold with mempool; None where all that is given does."""
+        if not self._given_settings():
+            return None
+        return (
+            "PYTORCH_ALLOC_CONF configures torch's own device allocator; mempool does not read it. "
+            "Use MEMPOOL_CONF (`mempool options` lists its keys)."
+        )
+
+    def _given_settings(self) -> list[str]:
+        names = ("PYTORCH_ALLOC_CONF", *self.unused_settings)
+        return [text for name in names if (text := os.environ.get(name))]
 
     def manages_virtual_memory(self, index: int) -> bool:
         return True

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mempool._device import KINDS, Device, Size, allocator, kind_of, optional_size, size
@@ -150,12 +148,9 @@ def defragment(device: Device = None) -> DefragmentReport:
     return DefragmentReport(regained, moves, moved, largest, time.perf_counter() - start)
 
 
-def _warn_of_unused_settings(kinds: Iterable[DeviceKind]) -> None:
-    if any(
-        os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", *(n for kind in kinds for n in kind.unused_settings))
-    ):
-        warnings.warn(
-            "PYTORCH_ALLOC_CONF configures torch's own device allocator; mempool does not read it. "
-            "Use MEMPOOL_CONF (`mempool options` lists its keys).",
-            stacklevel=3,
-        )
+def _warn_of_unused_settings(kinds: list[DeviceKind]) -> None:
+    """In one warning. Where a kind reads torch's settings, it alone knows what of them does not hold."""
+    readers = [kind for kind in kinds if kind.reads_settings]
+    notes = dict.fromkeys(note for kind in readers or kinds if (note := kind.note_on_settings()) is not None)
+    if notes:
+        warnings.warn(" ".join(notes), stacklevel=3)

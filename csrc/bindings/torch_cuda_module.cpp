@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <utility>
 
 #include "backend/cuda_device.h"
 #include "common/errors.h"
@@ -9,13 +10,25 @@
 
 namespace py = pybind11;
 
+namespace {
+
+void install(const std::string& conf, py::function on_settings) {
+  const auto* const handler = new py::function(std::move(on_settings));  // as immortal as the allocator
+  mempool::torch_cuda::install(conf, [handler](const std::string& text) {
+    const py::gil_scoped_acquire gil;
+    (*handler)(text);
+  });
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_torch_cuda, m) {
   using namespace pybind11::literals;
   m.doc() = "Installs mempool under torch's CUDA tensors. Import torch first.";
   py::register_local_exception<mempool::PoolStateError>(m, "PoolStateError", PyExc_RuntimeError);
-  m.def("install", &mempool::torch_cuda::install, "conf"_a,
-        "CUDA tensors come from mempool, with the options in `conf` for each device. Idempotent. PoolStateError once "
-        "torch has initialized CUDA.");
+  m.def("install", &install, "conf"_a, "on_settings"_a,
+        "CUDA tensors come from mempool, with the options in `conf` for each device. on_settings(text) is called with "
+        "torch's allocator settings whenever they change. Idempotent. PoolStateError once torch has initialized CUDA.");
   m.def("manages_virtual_memory", &mempool::cuda_manages_virtual_memory, "ordinal"_a,
         "Whether the device, which has an allocator, has memory that moves and sleeps; else plain allocations.");
   m.def("is_installed", [] { return mempool::torch_cuda::installed() != nullptr; });

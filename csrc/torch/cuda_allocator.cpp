@@ -26,6 +26,10 @@ StreamId id_of(cudaStream_t stream) { return reinterpret_cast<StreamId>(stream);
 
 void deleter(void* address) { g_installed.load(std::memory_order_relaxed)->raw_delete(address); }
 
+std::size_t bytes_of_fraction(int device, double fraction) {
+  return static_cast<std::size_t>(fraction * static_cast<double>(cuda_device_bytes(device)));
+}
+
 int current_device() {
   c10::DeviceIndex device = 0;
   C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
@@ -66,7 +70,7 @@ void observe_mapping(int device, bool mapped, void* address, std::size_t bytes) 
   if (CudaAllocator* const allocator = installed()) allocator->note_mapping(device, mapped, address, bytes);
 }
 
-void install(const std::string& conf) {
+void install(const std::string& conf, SettingsListener on_settings) {
   static std::mutex installing;
   const std::lock_guard guard(installing);
   if (installed() != nullptr) return;
@@ -79,11 +83,13 @@ void install(const std::string& conf) {
         "mempool: torch has initialized CUDA already, and its allocator cannot be changed any more. Call "
         "mempool.enable(\"cuda\") before anything uses CUDA: right after `import torch`.");
   }
+  read_settings();
   torch::cuda::CUDAPluggableAllocator::changeCurrentAllocator(*allocator);
   g_installed.store(allocator->get(), std::memory_order_release);
   // What torch.accelerator asks is another place.
   c10::SetAllocator(c10::DeviceType::CUDA, allocator->get(), /*priority=*/255);
   CudaMemory::set_observer(observe_mapping);
+  follow_settings(std::move(on_settings));
   pthread_atfork(nullptr, nullptr, [] { g_is_child.store(true); });
 }
 
@@ -109,6 +115,10 @@ CudaAllocator::Device& CudaAllocator::device_at(int device) {
     parse_conf(options, conf_, cuda_device_bytes(device));
     CachingAllocator& core = cuda_device(device, options);
     core.set_relief_hook(run_free_memory_callbacks);
+    // What the device was made with holds as well, if it is less.
+    if (const double fraction = memory_fraction(); fraction < 1) {
+      core.ledger().force_limit(std::min(core.ledger().limit(), bytes_of_fraction(device, fraction)));
+    }
     auto* const made = new Device(core, history_, device);
     if (history_.is_on()) core.observers().listen(&made->listener);
     entry.store(made, std::memory_order_release);

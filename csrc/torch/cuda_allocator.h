@@ -16,6 +16,7 @@
 #include "core/allocator/caching_allocator.h"
 #include "torch/cuda_history.h"
 #include "torch/cuda_pools.h"
+#include "torch/cuda_settings.h"
 
 namespace mempool::torch_cuda {
 
@@ -47,6 +48,7 @@ class CudaAllocator final : public cca::CUDAAllocator {
   bool isEnabled() const override { return is_caching_.load(); }
   double getMemoryFraction(c10::DeviceIndex device) override;
   void setMemoryFraction(double fraction, c10::DeviceIndex device) override;
+  void set_memory_fractions(double fraction);  // of each device that is made
   void emptyCache(c10::MempoolId_t pool) override;
   void enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex to_access) override;
   std::string name() override { return "mempool"; }
@@ -152,9 +154,9 @@ class CudaAllocator final : public cca::CUDAAllocator {
 
 // The process's CudaAllocator, which lives to its end; nullptr before install().
 CudaAllocator* installed() noexcept;
-// Puts it under torch's CUDA tensors. Throws PoolStateError when torch has used CUDA memory
-// already, ConfigError for options that do not parse.
-void install(const std::string& conf);
+// Puts it under torch's CUDA tensors; `on_settings` hears of torch's settings at run time. Throws PoolStateError when
+// torch has used CUDA memory already, ConfigError for options or settings that do not parse.
+void install(const std::string& conf, SettingsListener on_settings);
 // In a forked child nothing of CUDA works, and nothing is touched.
 bool is_forked_child() noexcept;
 

@@ -89,6 +89,11 @@ void CudaAllocator::setMemoryFraction(double fraction, c10::DeviceIndex device) 
   device_at(device).core.ledger().force_limit(fraction == 1 ? kNoLimit : static_cast<std::size_t>(fraction * total));
 }
 
+void CudaAllocator::set_memory_fractions(double fraction) {
+  const std::lock_guard guard(making_);
+  for_each_device([&](int i, Device&) { setMemoryFraction(fraction, static_cast<c10::DeviceIndex>(i)); });
+}
+
 void CudaAllocator::cacheInfo(c10::DeviceIndex index, std::size_t* largest_block) {
   Device& device = device_at(index);
   std::size_t free = 0;

@@ -1,0 +1,69 @@
+#include "torch/cuda_settings.h"
+
+#include <c10/core/AllocatorConfig.h>
+#include <c10/util/Exception.h>
+#include <c10/util/env.h>
+
+#include <atomic>
+#include <optional>
+#include <utility>
+
+#include "common/errors.h"
+#include "torch/cuda_allocator.h"
+
+namespace mempool::torch_cuda {
+namespace {
+
+using c10::CachingAllocator::AcceleratorAllocatorConfig;
+
+std::atomic<double> g_fraction{1.0};
+
+// Expects a text that torch has taken. torch's own record is a static of an inline function: this module would read one
+// of its own, which hears of nothing at run time.
+std::optional<double> fraction_in(const std::string& text) {
+  const c10::CachingAllocator::ConfigTokenizer tokens(text);
+  std::optional<double> found;
+  for (std::size_t i = 0; i + 2 < tokens.size(); ++i) {
+    if (tokens[i] == "per_process_memory_fraction") found = tokens.toDouble(i + 2);
+  }
+  return found;
+}
+
+// As torch reads it for CUDA.
+std::optional<std::string> settings_of_environment() {
+  std::optional<std::string> text = c10::utils::get_env("PYTORCH_CUDA_ALLOC_CONF");
+  return text.has_value() ? text : c10::utils::get_env("PYTORCH_ALLOC_CONF");
+}
+
+}  // namespace
+
+void read_settings() {
+  const std::optional<std::string> text = settings_of_environment();
+  if (!text.has_value()) return;
+  try {
+    AcceleratorAllocatorConfig::instance();
+    AcceleratorAllocatorConfig::callDeviceConfigParserHook(*text);
+    g_fraction.store(fraction_in(*text).value_or(1.0));
+  } catch (const c10::Error& error) {
+    throw ConfigError(std::string("PYTORCH_ALLOC_CONF: torch does not take it: ") + error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    throw ConfigError(std::string("PYTORCH_ALLOC_CONF: torch does not take it: ") + error.what());
+  }
+}
+
+double memory_fraction() noexcept { return g_fraction.load(); }
+
+void follow_settings(SettingsListener listener) {
+  // torch calls one function with each text that it has parsed: that of its own allocator goes first.
+  auto& hook = AcceleratorAllocatorConfig::getConfigParserHook();
+  hook = [before = std::move(hook), listener = std::move(listener)](const std::string& text) {
+    if (before) before(text);
+    if (const std::optional<double> fraction = fraction_in(text)) {
+      g_fraction.store(*fraction);
+      installed()->set_memory_fractions(*fraction);
+    }
+    listener(text);
+  };
+}
+
+}  // namespace mempool::torch_cuda

@@ -1,0 +1,21 @@
+// torch's settings of its CUDA allocator, in the environment (PYTORCH_ALLOC_CONF) and at run time
+// (torch.cuda.memory._set_allocator_settings): what limits memory holds with mempool in its place, too.
+#pragma once
+
+#include <functional>
+#include <string>
+
+namespace mempool::torch_cuda {
+
+// Has torch read the environment, which may name the allocator that is in place at the time. Throws ConfigError for
+// what torch does not take.
+void read_settings();
+// The share of a device's memory that the process may hold; 1: all of it.
+double memory_fraction() noexcept;
+
+using SettingsListener = std::function<void(const std::string& text)>;
+// From now on settings at run time are known as soon as torch has taken them: a memory fraction becomes the limit of
+// every device, and the listener gets the whole text. Called once.
+void follow_settings(SettingsListener listener);
+
+}  // namespace mempool::torch_cuda
