@@ -122,15 +122,21 @@ Context CudaHistory::context_of(const void* address) {
 std::vector<std::vector<TraceEntry>> CudaHistory::entries(int devices) {
   std::vector<std::vector<TraceEntry>> out(static_cast<std::size_t>(devices));
   const std::lock_guard guard(mutex_);
+  const auto to_ns = clock_.makeConverter();
   for (const TraceEntry& entry : entries_) {
-    if (entry.device_ >= 0 && entry.device_ < devices) out[static_cast<std::size_t>(entry.device_)].push_back(entry);
+    if (entry.device_ < 0 || entry.device_ >= devices) continue;
+    TraceEntry& copy = out[static_cast<std::size_t>(entry.device_)].emplace_back(entry);
+    copy.time_.t_ = to_ns(entry.time_.approx_t_) / 1000;
   }
   return out;
 }
 
 std::vector<AnnotationEntry> CudaHistory::annotations() {
   const std::lock_guard guard(mutex_);
-  return annotations_;
+  const auto to_ns = clock_.makeConverter();
+  std::vector<AnnotationEntry> out = annotations_;
+  for (AnnotationEntry& entry : out) entry.time_.t_ = to_ns(entry.time_.approx_t_) / 1000;
+  return out;
 }
 
 // ---- the blocks of one device ------------------------------------------------------------------------------------

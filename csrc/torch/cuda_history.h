@@ -2,6 +2,7 @@
 #pragma once
 
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/util/ApproximateClock.h>
 
 #include <atomic>
 #include <deque>
@@ -47,6 +48,7 @@ class CudaHistory {
   void annotate(const std::vector<std::pair<std::string, std::string>>& metadata, int device);
 
   Context context_of(const void* address);
+  // Both with times in microseconds since the epoch.
   std::vector<std::vector<TraceEntry>> entries(int devices);
   std::vector<AnnotationEntry> annotations();
 
@@ -62,6 +64,7 @@ class CudaHistory {
   std::atomic<bool> recording_{false};
   std::atomic<CreateContextFn> recorder_{nullptr};
   std::atomic<RecordContext> when_{RecordContext::NEVER};
+  c10::ApproximateClockToUnixTimeConverter clock_;  // knows only times after it was made
   std::mutex mutex_;
   std::size_t most_ = 1;
   std::unordered_set<int> skipped_;

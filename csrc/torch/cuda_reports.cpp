@@ -166,12 +166,6 @@ cca::SnapshotInfo CudaAllocator::snapshot(c10::MempoolId_t pool, bool include_tr
   } else {
     out.device_traces.resize(static_cast<std::size_t>(devices));
   }
-  c10::ApproximateClockToUnixTimeConverter clock;
-  const auto to_ns = clock.makeConverter();
-  for (auto& trace : out.device_traces) {
-    for (TraceEntry& entry : trace) entry.time_.t_ = to_ns(entry.time_.approx_t_) / 1000;
-  }
-  for (AnnotationEntry& entry : out.external_annotations) entry.time_.t_ = to_ns(entry.time_.approx_t_) / 1000;
   out.config_metadata.expandable_segments = true;
   out.config_metadata.last_allocator_settings = "mempool";
   return out;

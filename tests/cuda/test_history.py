@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,22 @@ def test_a_block_at_a_given_address_is_in_every_history(calls: ctypes.CDLL, tmp_
     with (tmp_path / "trace.csv").open(newline="") as file:
         rows = [(row["op"], row["bytes"]) for row in csv.DictReader(file)]
     assert rows == [("alloc", str(4 * MIB)), ("free", "")]
+
+
+@pytest.mark.usefixtures("torch_history")
+def test_entries_have_the_time_of_their_moment() -> None:
+    before = time.time() * 1e6
+    kept = block(2)
+    between = time.time() * 1e6
+    del kept
+    entries = [e for trace in torch.cuda.memory._snapshot()["device_traces"] for e in trace]
+    after = time.time() * 1e6
+    times = {action: [e["time_us"] for e in entries if e["action"] == action] for action in ("alloc", "free_requested")}
+    slack = 10_000  # torch measures its clock against the time of day
+    assert times["alloc"] != []
+    assert all(before - slack <= t <= between + slack for t in times["alloc"])
+    assert times["free_requested"] != []
+    assert all(between - slack <= t <= after + slack for t in times["free_requested"])
 
 
 @pytest.mark.usefixtures("torch_history")
