@@ -26,13 +26,17 @@ void DeferredFrees::add_use(const void* address, StreamClock& clock) {
 }
 
 void DeferredFrees::count_in(const BlockSize& size) noexcept {
+  waiting_.fetch_add(1, std::memory_order_relaxed);
+  if (!size.is_small()) return;
   by_size_[bucket_of(size.rounded)].fetch_add(1, std::memory_order_relaxed);
-  if (waiting_.fetch_add(1, std::memory_order_relaxed) == 0) detours_.set(Detours::waiting, true);
+  if (small_waiting_++ == 0) detours_.set(Detours::waiting, true);
 }
 
 void DeferredFrees::count_out(const BlockSize& size) noexcept {
+  waiting_.fetch_sub(1, std::memory_order_relaxed);
+  if (!size.is_small()) return;
   by_size_[bucket_of(size.rounded)].fetch_sub(1, std::memory_order_relaxed);
-  if (waiting_.fetch_sub(1, std::memory_order_relaxed) == 1) detours_.set(Detours::waiting, false);
+  if (--small_waiting_ == 0) detours_.set(Detours::waiting, false);
 }
 
 DeferredFrees::Line& DeferredFrees::line_of(StreamClock& clock) {

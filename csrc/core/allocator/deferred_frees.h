@@ -50,9 +50,10 @@ class DeferredFrees {
   // again.
   bool defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account) noexcept;
   bool empty() const noexcept { return waiting_.load(std::memory_order_relaxed) == 0; }
-  // False: no block of exactly that size waits. Takes no lock.
+  // False: no block of exactly that size waits, or it is none of torch's small pool. A large one, for which nothing
+  // free serves, is looked for before its arena grows; small ones find other free blocks for long. Takes no lock.
   bool may_have(std::size_t rounded) const noexcept {
-    return by_size_[bucket_of(rounded)].load(std::memory_order_relaxed) > 0;
+    return rounded <= kSmallPoolMax && by_size_[bucket_of(rounded)].load(std::memory_order_relaxed) > 0;
   }
   std::size_t count() const noexcept { return waiting_.load(std::memory_order_relaxed); }
 
@@ -89,7 +90,8 @@ class DeferredFrees {
   Block* oldest_ = nullptr;
   Block* newest_ = nullptr;
   std::atomic<std::size_t> waiting_{0};
-  std::array<std::atomic<std::uint32_t>, std::size_t{1} << kBucketBits> by_size_{};  // the same by bucket_of()
+  std::size_t small_waiting_ = 0;                                                    // of torch's small pool
+  std::array<std::atomic<std::uint32_t>, std::size_t{1} << kBucketBits> by_size_{};  // these by bucket_of()
 };
 
 }  // namespace mempool

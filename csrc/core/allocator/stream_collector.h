@@ -37,7 +37,7 @@ class StreamCollector {
   // Frees blocks whose streams have caught up; leaves it to another thread that is at it. `keeper`: the calling
   // thread's cache, whose lock it does not hold, for those small blocks that may wait there; nullptr: for none.
   void collect(ThreadCache* keeper = nullptr) noexcept;
-  // The same for a request of that size, if a block of its size may wait.
+  // The same for a request of that size, if a block of its size may wait and would not be found without it.
   void collect_for(std::size_t rounded, ThreadCache* keeper) noexcept {
     if (deferred_.may_have(rounded)) collect(keeper);
   }

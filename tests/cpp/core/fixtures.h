@@ -52,6 +52,21 @@ inline FakeDevice device_with_streams(std::size_t capacity = SIZE_MAX, const Opt
 // Blocks that were freed while other streams than their own use them.
 inline std::int64_t waiting(const FakeDevice& device) { return device.allocator->stats().waiting.all.count.current; }
 
+// A live block of stream 0 that stream 7 works with: freed now, it waits.
+inline void* block_in_use(const FakeDevice& device, std::size_t bytes) {
+  void* const block = device.allocator->allocate(bytes);
+  CHECK(device.allocator->add_use(block, 7));
+  device.memory->work(7);
+  return block;
+}
+
+// One that was freed.
+inline void* waiting_block(const FakeDevice& device, std::size_t bytes) {
+  void* const block = block_in_use(device, bytes);
+  CHECK(device.allocator->deallocate(block));
+  return block;
+}
+
 // Whether other streams than its own use the live block: then its free is not over when deallocate() returns.
 inline bool is_used_elsewhere(const void* address) {
   const mempool::FoundBlock block = mempool::FoundBlock::at(address);

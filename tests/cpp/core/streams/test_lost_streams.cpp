@@ -6,18 +6,18 @@
 #include "core/fixtures.h"
 
 using namespace mempool;
+using fixtures::block_in_use;
 using fixtures::device_with_streams;
 using fixtures::FakeDevice;
 using fixtures::kMiB;
 using fixtures::waiting;
+using fixtures::waiting_block;
 
 namespace {
 
 // A block that stream 7 uses, freed while that is busy.
 void free_one_in_use(const FakeDevice& device, std::size_t bytes) {
-  void* const block = device.allocator->allocate(bytes);
-  device.allocator->add_use(block, 7);
-  device.memory->work(7);
+  void* const block = block_in_use(device, bytes);
   device.memory->destroy_stream(7);
   device.allocator->deallocate(block);
 }
@@ -62,10 +62,7 @@ TEST(decay_takes_back_what_a_destroyed_stream_used) {
 
 TEST(an_event_from_before_the_end_of_a_stream_still_says_when_it_is_done) {
   const FakeDevice device = device_with_streams();
-  void* const block = device.allocator->allocate(5 * kMiB);
-  device.allocator->add_use(block, 7);
-  device.memory->work(7);
-  device.allocator->deallocate(block);  // records
+  waiting_block(device, 5 * kMiB);  // records
   device.memory->destroy_stream(7);
   device.allocator->trim(kNoLimit, false);
   CHECK_EQ(waiting(device), 1);
@@ -106,10 +103,7 @@ TEST(memory_of_a_destroyed_stream_serves_others_after_a_wait) {
 
 TEST(an_event_that_was_captured_is_no_answer) {
   const FakeDevice device = device_with_streams(12 * kMiB);
-  void* const block = device.allocator->allocate(10 * kMiB);
-  device.allocator->add_use(block, 7);
-  device.memory->work(7);
-  device.allocator->deallocate(block);  // records
+  waiting_block(device, 10 * kMiB);  // records
   device.memory->capture_events();
   // A wait for the event returns at once; the work is not done.
   void* const after = device.allocator->allocate(10 * kMiB);
@@ -120,10 +114,7 @@ TEST(an_event_that_was_captured_is_no_answer) {
 
 TEST(a_failed_device_hands_out_nothing_that_was_in_use_and_says_so) {
   const FakeDevice device = device_with_streams(12 * kMiB);
-  void* const block = device.allocator->allocate(10 * kMiB);
-  device.allocator->add_use(block, 7);
-  device.memory->work(7);
-  device.allocator->deallocate(block);  // records
+  waiting_block(device, 10 * kMiB);  // records
   device.memory->fail_device(true);
   try {
     device.allocator->allocate(10 * kMiB);
