@@ -158,7 +158,7 @@ void* CudaAllocator::allocate_on(int index, std::size_t bytes, cudaStream_t stre
   try {
     return device->core.allocate(bytes, id_of(stream));
   } catch (const OutOfMemory& error) {
-    report_out_of_memory(index, bytes, stream, error);
+    report_out_of_memory(index, bytes, stream, nullptr, error);
   } catch (const PoolStateError& error) {
     TORCH_CHECK(false, error.what());
   }
@@ -182,7 +182,7 @@ void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t st
   try {
     address = allocate_any(device, bytes, stream, pool.get());
   } catch (const OutOfMemory& error) {
-    report_out_of_memory(index, bytes, stream, error);
+    report_out_of_memory(index, bytes, stream, pool.get(), error);
   } catch (const PoolStateError& error) {
     TORCH_CHECK(false, error.what());
   }
@@ -223,9 +223,9 @@ std::string message_of(int index, std::size_t bytes, std::size_t total, std::siz
 
 }  // namespace
 
-void CudaAllocator::report_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error) {
+void CudaAllocator::report_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool,
+                                         const OutOfMemory& error) {
   Device& device = device_at(index);
-  const PoolPointer pool = device.pools.is_routing() ? device.pools.route(stream) : nullptr;
   std::size_t free = 0;
   std::size_t total = 0;
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));

@@ -102,7 +102,7 @@ class CudaAllocator final : public cca::CUDAAllocator {
   struct Device {
     Device(CachingAllocator& core_in, CudaHistory& history, int index)
         : core(core_in),
-          pools(core_in,
+          pools(core_in, index,
                 [&history, index](bool begins, void* address, std::size_t bytes, cudaStream_t stream,
                                   c10::MempoolId_t pool) {
                   history.on_segment(index, begins, address, bytes, stream, pool);
@@ -134,7 +134,9 @@ class CudaAllocator final : public cca::CUDAAllocator {
   }
   void* allocate_any(Device& device, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool);
   void* allocate_slow(int index, std::size_t bytes, cudaStream_t stream);
-  [[noreturn]] void report_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const OutOfMemory& error);
+  // `pool`: that was asked; nullptr: none of torch's.
+  [[noreturn]] void report_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool,
+                                         const OutOfMemory& error);
   void free_slow(void* address);
   void report_to_profiler(int index, void* address, std::int64_t bytes);
   void note_mapping(int device, bool mapped, void* address, std::size_t bytes);

@@ -6,16 +6,14 @@
 
 #include <cstddef>
 #include <functional>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 
-#include "core/physical_memory.h"
+#include "backend/allocated_memory.h"
 
 namespace mempool::torch_cuda {
 
-class ForeignMemory final : public PhysicalMemory {
+class ForeignMemory final : public AllocatedMemory {
  public:
   using Source = c10::cuda::CUDACachingAllocator::CUDAAllocator;
   // A segment begins or ends. Called with the arena's lock held.
@@ -25,35 +23,19 @@ class ForeignMemory final : public PhysicalMemory {
   // the memory of the device itself knows.
   ForeignMemory(std::shared_ptr<Source> source, int device, cudaStream_t stream, Observer observer);
 
-  std::size_t granule_bytes() const noexcept override { return kGranule; }
-  Capabilities capabilities() const noexcept override { return {.reserves_memory = true}; }
-  void* reserve(std::size_t bytes) noexcept override;
-  void unreserve(void* address, std::size_t bytes) noexcept override;
-  bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
-  bool decommit(const Handle& handle) noexcept override;
-  bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }
-  bool join(Handle&, const Handle&) noexcept override { return false; }
-  bool move(Handle&, void*) noexcept override { return false; }
-  std::unique_ptr<Backup> make_backup() noexcept override { return nullptr; }
-  std::string last_refusal() const override;
+  std::string last_refusal() const override { return last_refusal_; }
 
  private:
-  // Segments are of this size or multiples of it, as torch's native allocator asks for them.
-  static constexpr std::size_t kGranule = std::size_t{2} << 20;
-
-  void* ask(std::size_t bytes) noexcept;
-  bool give_back(void* given) noexcept;
+  void* ask(std::size_t bytes) noexcept override;
+  bool give_back(void* given, std::size_t bytes) noexcept override;
+  void observe(bool begins, void* address, std::size_t bytes) noexcept override;
   void refuse(const std::string& why) noexcept;
 
   const std::shared_ptr<Source> source_;
   const int device_;
   const cudaStream_t stream_;
   const Observer observer_;
-
-  mutable std::mutex mutex_;
-  std::map<const void*, void*> given_;  // what the source gave, by where a granule begins in it
-  std::size_t slack_ = 0;               // bytes more than a segment, counted nowhere: the source does not align to it
-  std::string last_refusal_;
+  std::string last_refusal_;  // guarded by the arena's lock
 };
 
 }  // namespace mempool::torch_cuda

@@ -74,7 +74,7 @@ cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
   TORCH_CHECK(header.device >= 0, "invalid device pointer: ", address);
   TORCH_CHECK(cuda_manages_virtual_memory(header.device), "mempool: device ", header.device,
               " cannot manage virtual memory, and what it has is not shared with other processes");
-  TORCH_CHECK(!backed_range_of(address).family->make_memory, "mempool: the memory at ", address,
+  TORCH_CHECK(!backed_range_of(address).family->has_own_memory(), "mempool: the memory at ", address,
               " comes from the allocator of a torch.cuda.MemPool, and is not shared with other processes");
   const ExportedBlock exported = cuda_export(header.device, address);
   TORCH_CHECK(!exported.pieces.empty(), "mempool: the memory at ", address, " of device ", header.device,

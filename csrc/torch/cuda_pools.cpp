@@ -7,10 +7,6 @@ namespace {
 
 using Guard = std::lock_guard<std::recursive_mutex>;
 
-int device_number(const CachingAllocator& device) {
-  return std::stoi(device.device().substr(device.device().find(':') + 1));
-}
-
 std::string text_of(c10::MempoolId_t id) {
   return "(" + std::to_string(id.first) + ", " + std::to_string(id.second) + ")";
 }
@@ -26,7 +22,7 @@ void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> sour
   auto pool = std::make_shared<PrivatePool>(*this, id);
   ArenaFamily::MemoryFactory make_memory;
   if (source != nullptr) {
-    make_memory = [this, id, source = std::move(source), device = device_number(device_)](StreamId of) {
+    make_memory = [this, id, source = std::move(source), device = index_](StreamId of) {
       const auto observe = [this, id](bool begins, void* address, std::size_t bytes, cudaStream_t stream) {
         observer_(begins, address, bytes, stream, id);
       };

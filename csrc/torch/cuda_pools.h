@@ -44,7 +44,8 @@ class PrivatePools {
   using SegmentObserver =
       std::function<void(bool begins, void* address, std::size_t bytes, cudaStream_t stream, c10::MempoolId_t pool)>;
 
-  PrivatePools(CachingAllocator& device, SegmentObserver observer) : device_(device), observer_(std::move(observer)) {}
+  PrivatePools(CachingAllocator& device, int index, SegmentObserver observer)
+      : device_(device), index_(index), observer_(std::move(observer)) {}
   CachingAllocator& device() const noexcept { return device_; }
 
   // Whether any allocation may have to go to a pool: read on the way of each.
@@ -74,6 +75,7 @@ class PrivatePools {
   };
 
   CachingAllocator& device_;
+  const int index_;  // torch's, of the device
   const SegmentObserver observer_;
   std::atomic<int> routes_{0};
   std::recursive_mutex mutex_;  // a filter may ask torch, which may ask here

@@ -132,7 +132,7 @@ cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
       info.address = segment.address;
       info.total_size = segment.bytes;
       info.stream = stream_of(segment.stream);
-      info.is_expandable = !segment.family->make_memory && cuda_manages_virtual_memory(i);
+      info.is_expandable = !segment.family->has_own_memory() && cuda_manages_virtual_memory(i);
       info.owner_private_pool_id = pool;
       info.is_large = segment.sums.is_large;
       info.requested_size = segment.sums.requested;

@@ -96,7 +96,11 @@ def test_statistics_and_snapshot_show_it(source: Source) -> None:
     assert not segment["is_expandable"]
     assert tuple(segment["segment_pool_id"]) == pool.id
     assert mempool.memory_reserved("cuda") == torch.cuda.memory_reserved()
-    del kept
+    of_pool = f"reserved_bytes_by_private_pools.{pool.id[0]}_{pool.id[1]}.all"
+    assert [stat(f"{of_pool}.{figure}") for figure in ("current", "peak", "freed")] == [30 * MIB, 30 * MIB, 0]
+    del kept, pool
+    gc.collect()
+    assert [stat(f"{of_pool}.{figure}") for figure in ("current", "peak", "freed")] == [0, 30 * MIB, 30 * MIB]
 
 
 def test_its_memory_and_the_devices_go_back_for_it(source: Source, standin: control.Standin) -> None:

@@ -191,65 +191,63 @@ void* Allocation::obtain(Refusal& why) noexcept {
 void* Allocation::take(bool may_grow, Refusal& why) noexcept {
   ThreadCache* const keeper = cache_ != nullptr && cache_->serves(arena_) ? cache_ : nullptr;
   std::unique_lock<OwnerLock> cache_guard;
-  if (keeper != nullptr) cache_guard = std::unique_lock(keeper->lock);
-  const auto from_arena = [&](auto ask) {
-    const ArenaSet::Lenders lenders(parts_.arenas, *arena_, may_grow && !family_->make_memory);
-    const ArenaGuard guard(arena_->mutex);
-    if (arena_->pages.asleep() || family_->asleep.load(std::memory_order_relaxed)) {
-      why = Refusal::asleep;
-      return false;
-    }
-    return ask(Supply{may_grow, lenders.heaps(), may_commit_, may_wait_});
-  };
-  // A snapshot reads tags: they are written with the lock held of whatever the block comes from.
-  if (size_.rounded <= kSmallMax) {
-    const std::size_t size_class = size_class_of(size_.rounded);
-    SmallBlock block;
-    const auto hand_out = [&] { *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()}; };
-    if (keeper != nullptr && keeper->pop(size_class, block)) {
-      hand_out();
-      return block.address;
-    }
-    from_arena([&](const Supply& supply) {
-      const bool is_found = keeper != nullptr ? keeper->refill(size_class, block, supply, why)
-                                              : arena_->slabs.allocate(size_class, &block, 1, supply, why) > 0;
-      if (is_found) hand_out();
-      return is_found;
-    });
-    return block.address;
+  if (keeper != nullptr) {
+    cache_guard = std::unique_lock(keeper->lock);
+    if (void* const address = take_cached(*keeper)) return address;
   }
-  Span* span = keeper != nullptr ? keeper->pop_span(size_) : nullptr;
-  if (span != nullptr) {
-    span->hand_out(size_.asked, account_id(), keeper);
-    return span->address();
+  const ArenaSet::Lenders lenders(parts_.arenas, *arena_, may_grow && !family_->has_own_memory());
+  const ArenaGuard guard(arena_->mutex);
+  if (arena_->pages.asleep() || family_->asleep.load(std::memory_order_relaxed)) {
+    why = Refusal::asleep;
+    return nullptr;
   }
-  if (keeper != nullptr) keeper->make_way(size_.is_small());
-  from_arena([&](const Supply& supply) {
-    span = arena_->pages.allocate(size_.rounded, supply, why);
-    if (span != nullptr) span->hand_out(size_.asked, account_id(), keeper);
-    return span != nullptr;
-  });
-  return span != nullptr ? span->address() : nullptr;
+  return take_from(*arena_, {may_grow, lenders.heaps(), may_commit_, may_wait_}, keeper, why);
 }
 
 // Out of what is free in families that lend it. The block is the pool's of this request all the same.
 void* Allocation::borrow(Refusal& why) noexcept {
   void* address = nullptr;
-  const Supply supply{false, {}, false, may_wait_};
   parts_.arenas.for_lending(stream_, [&](Arena& arena) {
-    if (size_.rounded <= kSmallMax) {
-      SmallBlock block;
-      if (arena.slabs.allocate(size_class_of(size_.rounded), &block, 1, supply, why) == 0) return false;
-      *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()};
-      address = block.address;
-    } else if (Span* const span = arena.pages.allocate(size_.rounded, supply, why)) {
-      span->hand_out(size_.asked, account_id(), nullptr);
-      address = span->address();
-    }
+    address = take_from(arena, {.may_grow = false, .may_commit = false, .may_wait = may_wait_}, nullptr, why);
     if (address != nullptr) family_ = &arena.family;
     return address != nullptr;
   });
   return address;
+}
+
+// A snapshot reads tags: here and in take_from() they are written with the lock held of whatever the block comes from.
+void* Allocation::take_cached(ThreadCache& keeper) noexcept {
+  if (size_.rounded <= kSmallMax) {
+    SmallBlock block;
+    if (!keeper.pop(size_class_of(size_.rounded), block)) return nullptr;
+    *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()};
+    return block.address;
+  }
+  Span* const span = keeper.pop_span(size_);
+  if (span == nullptr) {
+    keeper.make_way(size_.is_small());
+    return nullptr;
+  }
+  span->hand_out(size_.asked, account_id(), &keeper);
+  return span->address();
+}
+
+// Expects that the arena's lock is held, and that of `keeper`: of the cache that takes more such blocks (nullptr:
+// none).
+void* Allocation::take_from(Arena& arena, const Supply& supply, ThreadCache* keeper, Refusal& why) noexcept {
+  if (size_.rounded <= kSmallMax) {
+    const std::size_t size_class = size_class_of(size_.rounded);
+    SmallBlock block;
+    const bool is_found = keeper != nullptr ? keeper->refill(size_class, block, supply, why)
+                                            : arena.slabs.allocate(size_class, &block, 1, supply, why) > 0;
+    if (!is_found) return nullptr;
+    *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()};
+    return block.address;
+  }
+  Span* const span = arena.pages.allocate(size_.rounded, supply, why);
+  if (span == nullptr) return nullptr;
+  span->hand_out(size_.asked, account_id(), keeper);
+  return span->address();
 }
 
 // More than there can ever be, or than the device's limit: whatever else is given up for it would be for nothing.
@@ -264,7 +262,7 @@ bool Allocation::is_hopeless(Refusal& why) const noexcept {
 // memory is of handles that stay whole, a try takes all that is left, and gives it back.
 bool Allocation::may_fit() noexcept {
   if (parts_.memory->stream_events() == nullptr) return true;  // where it is a system call it costs little
-  const std::size_t free = family_->make_memory ? 0 : parts_.arenas.free_bytes();
+  const std::size_t free = family_->has_own_memory() ? 0 : parts_.arenas.free_bytes();
   const std::size_t held = parts_.ledger.held();
   const std::size_t limit = parts_.ledger.limit();
   const std::size_t new_bytes = std::min(arena_->memory().available_bytes(), limit > held ? limit - held : 0);
@@ -384,7 +382,7 @@ void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutc
   if (Arena* const arena = arena_ != nullptr ? arena_ : family_->first.load()) {
     const ArenaGuard guard(arena->mutex);
     info.largest_free = arena->pages.largest_free();
-    if (family_->make_memory && info.reason == OomReason::backend_refused) {
+    if (family_->has_own_memory() && info.reason == OomReason::backend_refused) {
       info.source = family_->name;
       info.source_refusal = arena->memory().last_refusal();
     }

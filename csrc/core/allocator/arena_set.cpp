@@ -36,7 +36,7 @@ void ArenaSet::close(ArenaFamily& family) noexcept {
     arena.pages.let_go();
     // A graph's memory goes when somebody needs it: that takes a wait for the whole device. Memory of the family's own
     // is of use to nobody else.
-    if (family.kind != ArenaFamily::Kind::fixed || family.make_memory) arena.pages.release(SIZE_MAX, true);
+    if (family.kind != ArenaFamily::Kind::fixed || family.has_own_memory()) arena.pages.release(SIZE_MAX, true);
   });
   forget_retired();
 }

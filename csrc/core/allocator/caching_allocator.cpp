@@ -31,7 +31,7 @@ CachingAllocator::~CachingAllocator() {
 void* CachingAllocator::allocate(std::size_t bytes, StreamId stream) {
   ThreadCache* const mine = parts_.caches.find();
   if (!is_for_cache(mine, stream) || parts_.detours.any()) [[unlikely]]
-    return allocate_after_detour(bytes, stream);
+    return allocate_after_detour(bytes, stream, mine);
   return allocate_cached(*mine, bytes, stream);
 }
 
@@ -80,15 +80,14 @@ void* CachingAllocator::allocate_span(ThreadCache& mine, std::size_t bytes, Stre
 
 // What waits for other streams and could serve the request is looked at first. Nothing of that size waits: the cache
 // may serve it still.
-void* CachingAllocator::allocate_after_detour(std::size_t bytes, StreamId stream) {
-  ThreadCache* const mine = parts_.caches.find();
+void* CachingAllocator::allocate_after_detour(std::size_t bytes, StreamId stream, ThreadCache* mine) {
   collect_for(bytes, mine);
   if (is_for_cache(mine, stream) && !parts_.observers.any()) return allocate_cached(*mine, bytes, stream);
   return allocate_slow(bytes, stream, nullptr);
 }
 
 void* CachingAllocator::allocate_from(ArenaFamily& family, std::size_t bytes, StreamId stream) {
-  collect_for(bytes, parts_.caches.find());
+  collect_for(bytes, nullptr);  // no blocks of that family wait in caches
   return allocate_slow(bytes, stream, &family);
 }
 

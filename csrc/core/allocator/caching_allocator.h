@@ -128,7 +128,7 @@ class CachingAllocator final {
  private:
   static bool is_for_cache(const ThreadCache* mine, StreamId stream) noexcept;
   [[gnu::always_inline]] void* allocate_cached(ThreadCache& mine, std::size_t bytes, StreamId stream);
-  [[gnu::noinline]] void* allocate_after_detour(std::size_t bytes, StreamId stream);
+  [[gnu::noinline]] void* allocate_after_detour(std::size_t bytes, StreamId stream, ThreadCache* mine);
   void collect_for(std::size_t bytes, ThreadCache* mine) noexcept;
   void* allocate_span(ThreadCache& mine, std::size_t bytes, StreamId stream);
   void* allocate_slow(std::size_t bytes, StreamId stream, ArenaFamily* family);

@@ -64,7 +64,7 @@ class ArenaFamily {
         name(std::move(name_in)),
         kind(kind_in),
         is_thread_cached(is_thread_cached_in),
-        make_memory(std::move(make_memory_in)) {}
+        make_memory_(std::move(make_memory_in)) {}
   ArenaFamily(const ArenaFamily&) = delete;
   ArenaFamily& operator=(const ArenaFamily&) = delete;
 
@@ -75,8 +75,12 @@ class ArenaFamily {
   // in its place.
   const bool is_thread_cached;
 
-  // nullptr: the memory of its arenas is the device's. Else what they have goes to no other family.
-  const MemoryFactory make_memory;
+  // Else the memory of its arenas is the device's, which families lend each other.
+  bool has_own_memory() const noexcept { return make_memory_ != nullptr; }
+  // For one more arena: nullptr, the device's serves. Throws std::bad_alloc.
+  std::unique_ptr<PhysicalMemory> make_memory(StreamId stream) const {
+    return has_own_memory() ? make_memory_(stream) : nullptr;
+  }
 
   // The arena that was made first, which lives as long as the family: found without a lock. nullptr before.
   std::atomic<Arena*> first{nullptr};
@@ -93,12 +97,15 @@ class ArenaFamily {
   // Guarded by the allocator's list of arenas.
   std::vector<Arena*> arenas;
   bool retired = false;  // no request comes any more: its arenas go as soon as none of their spans is backed
+
+ private:
+  const MemoryFactory make_memory_;
 };
 
 inline Arena::Arena(ArenaFamily& family_in, StreamClock& clock, PhysicalMemory& memory, Ledger& ledger,
                     const Options& options)
     : family(family_in),
-      own_memory_(family_in.make_memory != nullptr ? family_in.make_memory(clock.stream()) : nullptr),
+      own_memory_(family_in.make_memory(clock.stream())),
       memory_(own_memory_ != nullptr ? *own_memory_ : memory),
       pages(memory_, ledger, *family_in.reserved, options, this, clock, family_in.kind != ArenaFamily::Kind::fixed),
       slabs(pages),

@@ -149,6 +149,12 @@ void PageHeap::return_granules(Span* span) noexcept {
 // ---- giving back -------------------------------------------------------------------------------------------------
 
 std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
+  return give_back(bytes, may_wait, may_release());
+}
+
+std::size_t PageHeap::release_unmovable() noexcept { return give_back(SIZE_MAX, true, true); }
+
+std::size_t PageHeap::give_back(std::size_t bytes, bool may_wait, bool may_release) noexcept {
   if (asleep()) return 0;
   // Where memory comes with its address, giving it back waits for all work of the device.
   if (space_.capabilities.reserves_memory && !may_wait) return 0;
@@ -156,7 +162,7 @@ std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   space_.sweep(may_wait);
   space_.clock.poll();
   const FreeIndex& whole = space_.free().whole();
-  bool may_give = may_release() && space_.stale.empty() && bytes > 0 && whole.count() > 0;
+  bool may_give = may_release && space_.stale.empty() && bytes > 0 && whole.count() > 0;
   // A captured graph that used the memory may have run on any stream.
   if (may_give && !space_.is_movable) may_give = may_wait && space_.clock.wait_for_device();
   std::size_t given = 0;
@@ -170,13 +176,6 @@ std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
   space_.segments.remove_empty();
   if (const int changes = space_.segments.take_range_changes(); changes != 0) ledger_.count_ranges(changes);
   space_.segments.free().settle();
-  return given;
-}
-
-std::size_t PageHeap::release_unmovable() noexcept {
-  const bool was_let_go = std::exchange(is_let_go_, true);
-  const std::size_t given = release(SIZE_MAX, true);
-  is_let_go_ = was_let_go;
   return given;
 }
 

@@ -147,6 +147,7 @@ class PageHeap {
   bool take_chunk(const Supply& supply, Refusal& why) noexcept;
   void return_granules(Span* span) noexcept;
 
+  std::size_t give_back(std::size_t bytes, bool may_wait, bool may_release) noexcept;
   bool grow(Request& request) noexcept;
   bool grow_by_segment(Request& request) noexcept;
   bool take_segment(std::size_t bytes, Request& request) noexcept;

@@ -26,8 +26,8 @@ bool StreamClock::mark(Moment moment) noexcept {
   return mark_locked(moment) == StreamEvents::Recorded::yes;
 }
 
-// The count goes on before the event is recorded: whoever has read the number of this moment has put its work into the
-// stream before, so the event covers that work.
+// The count advances before the event is recorded: a thread that has read this moment's number has submitted its work
+// before, so the event covers that work.
 StreamEvents::Recorded StreamClock::mark_locked(Moment moment) noexcept {
   using Recorded = StreamEvents::Recorded;
   if (moment <= marked_.load(std::memory_order_relaxed)) return Recorded::yes;

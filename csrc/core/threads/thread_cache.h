@@ -1,14 +1,15 @@
 // The thread cache: free blocks of one arena that one thread keeps for itself, and its shards of the ledger. The arena
-// is that of the stream which the thread has used of late, in the device's default family.
+// is that of the stream that the thread has used last, in the device's default family.
 //
 // `lock` guards everything here. Its own thread takes it for each allocation, and so nearly always without contention;
 // others take it to recall the blocks (a limit was reached, trim, a pool closes), to read statistics, at fork and at
 // thread exit. core/allocator/device_parts.h has the order of locks.
 //
 // Small blocks are kept up to a number of bytes. Larger ones are kept by number: they return to the arena, from all
-// threads, before it asks for memory, so that nothing more is held because of them. Yet a block that waits has not
-// coalesced with what is free beside it, and the next ones are placed worse. Moving what is free makes that good where
-// any granule can move; elsewhere one block of each kind waits, and only until another size is wanted.
+// threads, before it asks for memory, so that nothing more is held because of them. Yet a block that waits in a cache
+// has not coalesced with its free neighbours, so later blocks are placed worse. Where any granule can move, moving free
+// memory makes up for that; elsewhere a cache keeps one block of each kind, and only until the thread asks for another
+// size.
 #pragma once
 
 #include <array>
