@@ -187,6 +187,23 @@ void* Allocation::obtain(Refusal& why) noexcept {
   return address;
 }
 
+// A snapshot reads tags: here and in take_from() they are written with the lock held of whatever the block comes from.
+inline void* Allocation::take_cached(ThreadCache& keeper) noexcept {
+  if (size_.rounded <= kSmallMax) {
+    SmallBlock block;
+    if (!keeper.pop(size_class_of(size_.rounded), block)) return nullptr;
+    *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()};
+    return block.address;
+  }
+  Span* const span = keeper.pop_span(size_);
+  if (span == nullptr) {
+    keeper.make_way(size_.is_small());
+    return nullptr;
+  }
+  span->hand_out(size_.asked, account_id(), &keeper);
+  return span->address();
+}
+
 // Out of the thread's cache, if blocks of that arena may wait there, else out of the arena.
 void* Allocation::take(bool may_grow, Refusal& why) noexcept {
   ThreadCache* const keeper = cache_ != nullptr && cache_->serves(arena_) ? cache_ : nullptr;
@@ -213,23 +230,6 @@ void* Allocation::borrow(Refusal& why) noexcept {
     return address != nullptr;
   });
   return address;
-}
-
-// A snapshot reads tags: here and in take_from() they are written with the lock held of whatever the block comes from.
-void* Allocation::take_cached(ThreadCache& keeper) noexcept {
-  if (size_.rounded <= kSmallMax) {
-    SmallBlock block;
-    if (!keeper.pop(size_class_of(size_.rounded), block)) return nullptr;
-    *block.tag = {static_cast<std::uint32_t>(size_.asked), account_id()};
-    return block.address;
-  }
-  Span* const span = keeper.pop_span(size_);
-  if (span == nullptr) {
-    keeper.make_way(size_.is_small());
-    return nullptr;
-  }
-  span->hand_out(size_.asked, account_id(), &keeper);
-  return span->address();
 }
 
 // Expects that the arena's lock is held, and that of `keeper`: of the cache that takes more such blocks (nullptr:

@@ -42,7 +42,7 @@ class Allocation {
   void* obtain(Refusal& why) noexcept;
   void* take(bool may_grow, Refusal& why) noexcept;
   void* borrow(Refusal& why) noexcept;
-  void* take_cached(ThreadCache& keeper) noexcept;
+  [[gnu::always_inline]] void* take_cached(ThreadCache& keeper) noexcept;
   void* take_from(Arena& arena, const Supply& supply, ThreadCache* keeper, Refusal& why) noexcept;
   bool is_hopeless(Refusal& why) const noexcept;
   bool may_fit() noexcept;

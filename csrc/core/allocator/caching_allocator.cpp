@@ -81,6 +81,7 @@ void* CachingAllocator::allocate_span(ThreadCache& mine, std::size_t bytes, Stre
 // What waits for other streams and could serve the request is looked at first. Nothing of that size waits: the cache
 // may serve it still.
 void* CachingAllocator::allocate_after_detour(std::size_t bytes, StreamId stream, ThreadCache* mine) {
+  if (!parts_.detours.any()) return allocate_slow(bytes, stream, nullptr);
   collect_for(bytes, mine);
   if (is_for_cache(mine, stream) && !parts_.observers.any()) return allocate_cached(*mine, bytes, stream);
   return allocate_slow(bytes, stream, nullptr);
