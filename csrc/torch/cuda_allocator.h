@@ -159,7 +159,7 @@ CudaAllocator* installed() noexcept;
 // Puts it under torch's CUDA tensors; `on_settings` hears of torch's settings at run time. Throws PoolStateError when
 // torch has used CUDA memory already, ConfigError for options or settings that do not parse.
 void install(const std::string& conf, SettingsListener on_settings);
-// In a forked child nothing of CUDA works, and nothing is touched.
+// Whether this process is a forked child, which cannot use CUDA: its requests are refused, its frees ignored.
 bool is_forked_child() noexcept;
 
 }  // namespace mempool::torch_cuda

@@ -1,4 +1,5 @@
-// All arenas of one device, in their families: made when a stream asks first, gone when nothing of them is left.
+// All arenas of one device, in their families: an arena is made at the first request of its stream, and destroyed when
+// its family is closed and it holds no memory any more.
 #pragma once
 
 #include <atomic>
@@ -36,31 +37,34 @@ class ArenaSet {
   // before it is closed, free or not: a captured graph writes there whenever it is replayed. It takes what is idle
   // elsewhere, unless it has memory of its own. Throws std::bad_alloc.
   ArenaFamily& open(std::string name, ArenaFamily::Kind kind, ArenaFamily::MemoryFactory make_memory = nullptr);
-  // Nobody allocates from it any more. Its arenas go when their last block does, their free memory at once.
+  // Ends allocation from the family. Its free memory is released at once; each arena is destroyed when its last block
+  // is freed.
   void close(ArenaFamily& family) noexcept;
   // The family's arena for the stream, made if there is none. nullptr without memory for its record.
   Arena* arena_of(ArenaFamily& family, StreamId stream) noexcept;
   std::vector<Arena*> arenas_of(const ArenaFamily& family);
 
-  // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles. Returns the bytes
-  // given. `may_wait`: for work that still uses it. With 0 bytes it drops empty segments.
+  // Releases free memory to the backend, at least `bytes` if that much is free in whole handles. Returns the released
+  // bytes, as the functions below do. `may_wait`: for work that still uses the memory. With 0 bytes it drops empty
+  // segments.
   std::size_t release(std::size_t bytes, bool may_wait) noexcept;
-  // All that is free in that family.
+  // All free memory of the family.
   std::size_t release(ArenaFamily& family) noexcept;
-  // The same for a request in that very family, which may be fixed: nothing if a captured graph writes there.
+  // The same for a request of that family, which may be fixed: nothing where a captured graph writes to free memory.
   std::size_t release_for(ArenaFamily& family) noexcept;
-  // All that is free in families that are closed.
+  // All free memory of closed families.
   std::size_t release_closed() noexcept;
-  // The same where no thread can allocate any more. `is_empty`: no block is left, and what sleeps is forgotten.
+  // All free memory of a family from which no thread can allocate any more. `is_empty`: no block is left in it, and the
+  // contents of its sleeping memory are dropped.
   void clear_out(ArenaFamily& family, bool is_empty) noexcept;
-  // Expects that no block is left in it. What sleeps in it is forgotten, and it is closed.
+  // Closes a family in which no block is left, and drops the contents of its sleeping memory.
   void retire(ArenaFamily& family) noexcept;
 
-  // The other arenas with free memory, locked: what they have moves to the one that grows before new memory is asked
-  // for. The calling thread holds no arena's lock.
+  // The other arenas with free memory, locked: their free memory moves to the arena that grows before the backend is
+  // asked for more. Expects that the calling thread holds no arena's lock.
   class Lenders {
    public:
-    // Of none unless `wanted`.
+    // Empty unless `wanted`.
     Lenders(ArenaSet& set, const Arena& own, bool wanted);
     std::span<PageHeap* const> heaps() const { return heaps_; }
 
@@ -70,9 +74,9 @@ class ArenaSet {
     std::vector<std::unique_lock<AdaptiveMutex>> locks_;
   };
 
-  // Makes all memory usable anew: whom the backend lets in has changed.
+  // Sets the access rights of all mapped memory again, after the set of devices that may use it has changed.
   bool open_again() noexcept;
-  // Moves the free memory of each arena together. Returns what that did.
+  // Remaps the free memory of each arena into one range, as far as it can be moved (defragmentation).
   Gathering gather() noexcept;
 
   // ---- sums over all arenas, each of which is read under its lock
@@ -89,14 +93,14 @@ class ArenaSet {
   // The first broken invariant, or an empty string.
   std::string check_invariants();
 
-  // Each arena under its lock, one after the other, with a number that tells families of one name apart: 0 is the
-  // default one.
+  // Calls `action` for each arena, with its lock held.
   template <typename Action>
   void for_each(Action action) {
     const std::lock_guard guard(mutex_);
     visit(arenas_, action);
   }
-  // The same for those of the stream that lend what is free in them (ArenaFamily::lends), until `action` is content.
+  // The same for the stream's arenas in families that lend their free memory (ArenaFamily::lends), until `action`
+  // returns true.
   template <typename Action>
   void for_lending(StreamId stream, Action action) {
     const std::lock_guard guard(mutex_);
@@ -106,7 +110,8 @@ class ArenaSet {
       if (action(*arena)) return;
     }
   }
-  // Expects that for_each() calls it: the list does not change.
+  // A number that tells families of one name apart; 0: the default family. Expects that for_each() calls it, so that the
+  // list does not change.
   std::size_t number_of(const ArenaFamily& family) const noexcept;
 
   void lock_for_fork();
