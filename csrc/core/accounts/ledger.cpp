@@ -122,7 +122,7 @@ void Ledger::cancel(Account* account, std::size_t rounded) {
   }
 }
 
-Ledger::Charge Ledger::confirm(Account* account, const BlockSize& size, Shards* shards, bool force) {
+Ledger::Charge Ledger::confirm(Account* account, BlockSize size, Shards* shards, bool force) {
   Charge result;
   const Guard guard(lock_);
   if (shards != nullptr) fold_locked(*shards);
@@ -151,7 +151,7 @@ Ledger::Charge Ledger::confirm(Account* account, const BlockSize& size, Shards* 
   return result;
 }
 
-AccountRegistry::Ended Ledger::uncharge(std::uint32_t account_id, const BlockSize& size, Shards* shards, bool waits) {
+AccountRegistry::Ended Ledger::uncharge(std::uint32_t account_id, BlockSize size, Shards* shards, bool waits) {
   const Guard guard(lock_);
   if (shards != nullptr) fold_locked(*shards);  // before this: the order of ups and downs makes the peaks
   ByPool<BlockStats>& other = waits ? stats_.waiting : stats_.active;
@@ -170,7 +170,7 @@ AccountRegistry::Ended Ledger::uncharge(std::uint32_t account_id, const BlockSiz
   return AccountRegistry::end_block(own);
 }
 
-void Ledger::end_waiting(const BlockSize& size) {
+void Ledger::end_waiting(BlockSize size) {
   const Guard guard(lock_);
   for (ByPool<BlockStats>* pools : {&stats_.waiting, &stats_.active}) {
     pools->all.subtract(size);

@@ -55,9 +55,9 @@ class Ledger {
   // `shards`: the calling thread's, whose lock it holds; nullptr for a thread that has none.
   // The outcome is `unsettled`, with nothing changed, when this could be a new peak and other threads have leases: fold
   // all shards first, then it is `charged`. `force`: never so.
-  Charge confirm(Account* account, const BlockSize& size, Shards* shards, bool force);
+  Charge confirm(Account* account, BlockSize size, Shards* shards, bool force);
   // `waits`: the block stays active, for other streams may use it still, until end_waiting().
-  AccountRegistry::Ended uncharge(std::uint32_t account_id, const BlockSize& size, Shards* shards, bool waits = false);
+  AccountRegistry::Ended uncharge(std::uint32_t account_id, BlockSize size, Shards* shards, bool waits = false);
   // Shards that are ahead get a longer lease or are folded. False when other threads' leases stand against that: all
   // threads' must be folded, these last.
   bool settle(Shards& shards, bool is_small);
@@ -67,7 +67,7 @@ class Ledger {
   void suspend_leases();
 
   // A block that was uncharged waits for other streams no longer.
-  void end_waiting(const BlockSize& size);
+  void end_waiting(BlockSize size);
   std::int64_t waiting_bytes() const;
 
   // Held bytes. False when the device limit would be passed.

@@ -15,7 +15,7 @@ struct Amounts {
   std::int64_t bytes = 0;
   std::int64_t requested = 0;
 
-  static Amounts of(const BlockSize& size) {
+  static Amounts of(BlockSize size) {
     return {1, static_cast<std::int64_t>(size.rounded), static_cast<std::int64_t>(size.asked)};
   }
   void add(const Amounts& other) {
@@ -41,8 +41,8 @@ struct Amounts {
 
 // Counts of one of torch's two pools. The thread adds and subtracts; the Ledger grants the lease.
 struct Shard {
-  void add(const BlockSize& size) { ups.add(Amounts::of(size)); }
-  void subtract(const BlockSize& size) { downs.add(Amounts::of(size)); }
+  void add(BlockSize size) { ups.add(Amounts::of(size)); }
+  void subtract(BlockSize size) { downs.add(Amounts::of(size)); }
   // After add(): the thread is ahead of the totals by more than its lease. Ledger::settle() comes next.
   bool is_ahead() const { return balance().exceeds(lease); }
   // After subtract(): the thread is so far behind that the totals look too high to others. Ledger::fold() comes next.

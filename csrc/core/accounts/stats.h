@@ -48,12 +48,12 @@ struct BlockStats {
   Stat bytes;
   Stat requested;
 
-  void add(const BlockSize& size) {
+  void add(BlockSize size) {
     count.add(1);
     bytes.add(static_cast<std::int64_t>(size.rounded));
     requested.add(static_cast<std::int64_t>(size.asked));
   }
-  void subtract(const BlockSize& size) {
+  void subtract(BlockSize size) {
     count.subtract(1);
     bytes.subtract(static_cast<std::int64_t>(size.rounded));
     requested.subtract(static_cast<std::int64_t>(size.asked));

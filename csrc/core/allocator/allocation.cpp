@@ -33,7 +33,7 @@ BlockSize size_of_request(std::size_t bytes) noexcept {
   return {bytes <= kLargestRequest ? round_block(bytes) : 0, bytes};
 }
 
-Allocation::Allocation(DeviceParts& parts, const BlockSize& size, StreamId stream, ArenaFamily* family) noexcept
+Allocation::Allocation(DeviceParts& parts, BlockSize size, StreamId stream, ArenaFamily* family) noexcept
     : parts_(parts), size_(size), stream_(stream), cache_(parts.caches.obtain()), family_(family), stay_(parts.pools) {}
 
 void* Allocation::run() {
@@ -142,17 +142,17 @@ void Allocation::confirm() {
 }
 
 Ledger::Charge Allocation::charge() noexcept {
-  Ledger::Charge result;
-  for (const bool force : {false, true}) {
-    {
-      std::unique_lock<OwnerLock> guard;
-      if (cache_ != nullptr) guard = std::unique_lock(cache_->lock);
-      result = parts_.ledger.confirm(account_, size_, cache_ != nullptr ? &cache_->shards : nullptr, force);
-    }
-    if (result.outcome != Outcome::unsettled) break;
-    parts_.caches.fold_for_peak(nullptr);
-  }
-  return result;
+  const Ledger::Charge result = charge_once(false);
+  if (result.outcome != Outcome::unsettled) [[likely]]
+    return result;
+  parts_.caches.fold_for_peak(nullptr);
+  return charge_once(true);
+}
+
+inline Ledger::Charge Allocation::charge_once(bool force) noexcept {
+  std::unique_lock<OwnerLock> guard;
+  if (cache_ != nullptr) guard = std::unique_lock(cache_->lock);
+  return parts_.ledger.confirm(account_, size_, cache_ != nullptr ? &cache_->shards : nullptr, force);
 }
 
 // ---- its block ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ BlockSize size_of_request(std::size_t bytes) noexcept;
 class Allocation {
  public:
   // `family`: where the block comes from; nullptr: of the pool that the calling thread is in.
-  Allocation(DeviceParts& parts, const BlockSize& size, StreamId stream, ArenaFamily* family) noexcept;
+  Allocation(DeviceParts& parts, BlockSize size, StreamId stream, ArenaFamily* family) noexcept;
   Allocation(const Allocation&) = delete;
   Allocation& operator=(const Allocation&) = delete;
 
@@ -37,6 +37,7 @@ class Allocation {
   void let_go(const Ledger::Charge& charge);
   void confirm();
   Ledger::Charge charge() noexcept;
+  Ledger::Charge charge_once(bool force) noexcept;
   void serve_stream() noexcept;
 
   void* obtain(Refusal& why) noexcept;

@@ -110,8 +110,8 @@ class ArenaSet {
       if (action(*arena)) return;
     }
   }
-  // A number that tells families of one name apart; 0: the default family. Expects that for_each() calls it, so that the
-  // list does not change.
+  // A number that tells families of one name apart; 0: the default family. Expects that for_each() calls it, so that
+  // the list does not change.
   std::size_t number_of(const ArenaFamily& family) const noexcept;
 
   void lock_for_fork();

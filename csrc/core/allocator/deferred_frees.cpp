@@ -25,14 +25,14 @@ void DeferredFrees::add_use(const void* address, StreamClock& clock) {
   if (std::find(uses.begin(), uses.end(), &clock) == uses.end()) uses.push_back(&clock);
 }
 
-void DeferredFrees::count_in(const BlockSize& size) noexcept {
+void DeferredFrees::count_in(BlockSize size) noexcept {
   waiting_.fetch_add(1, std::memory_order_relaxed);
   if (!size.is_small()) return;
   by_size_[bucket_of(size.rounded)].fetch_add(1, std::memory_order_relaxed);
   if (small_waiting_++ == 0) detours_.set(Detours::waiting, true);
 }
 
-void DeferredFrees::count_out(const BlockSize& size) noexcept {
+void DeferredFrees::count_out(BlockSize size) noexcept {
   waiting_.fetch_sub(1, std::memory_order_relaxed);
   if (!size.is_small()) return;
   by_size_[bucket_of(size.rounded)].fetch_sub(1, std::memory_order_relaxed);
@@ -46,7 +46,7 @@ DeferredFrees::Line& DeferredFrees::line_of(StreamClock& clock) {
   return lines_.back();
 }
 
-bool DeferredFrees::defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account) noexcept {
+bool DeferredFrees::defer(Span* span, const SmallBlock& block, BlockSize size, std::uint32_t account) noexcept {
   std::vector<StreamClock*> clocks;
   {
     const Guard guard(mutex_);
@@ -61,8 +61,8 @@ bool DeferredFrees::defer(Span* span, const SmallBlock& block, const BlockSize& 
   return !std::all_of(clocks.begin(), clocks.end(), [](StreamClock* clock) { return clock->wait(clock->now()); });
 }
 
-bool DeferredFrees::enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block,
-                          const BlockSize& size, std::uint32_t account) noexcept {
+bool DeferredFrees::enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block, BlockSize size,
+                          std::uint32_t account) noexcept {
   std::unique_ptr<Block> record;
   std::size_t entered = 0;
   try {

@@ -48,7 +48,7 @@ class DeferredFrees {
   // A block that add_use() was called for is freed: collect() returns it one day. False: its uses are over, because
   // there was no memory for a record and they were waited for. Where even that is not possible, no request gets it
   // again.
-  bool defer(Span* span, const SmallBlock& block, const BlockSize& size, std::uint32_t account) noexcept;
+  bool defer(Span* span, const SmallBlock& block, BlockSize size, std::uint32_t account) noexcept;
   bool empty() const noexcept { return waiting_.load(std::memory_order_relaxed) == 0; }
   // False: no block of exactly that size waits, or it is none of torch's small pool. A large one, for which nothing
   // free serves, is looked for before its arena grows; small ones find other free blocks for long. Takes no lock.
@@ -76,11 +76,11 @@ class DeferredFrees {
     return static_cast<std::size_t>(std::uint64_t{rounded} * 0x9E3779B97F4A7C15u >> (64 - kBucketBits));
   }
   // Both expect that the mutex is held.
-  void count_in(const BlockSize& size) noexcept;
-  void count_out(const BlockSize& size) noexcept;
+  void count_in(BlockSize size) noexcept;
+  void count_out(BlockSize size) noexcept;
   Line& line_of(StreamClock& clock);
   // Expects that the mutex is held. False, and nothing done, without memory.
-  bool enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block, const BlockSize& size,
+  bool enter(const std::vector<StreamClock*>& clocks, Span* span, const SmallBlock& block, BlockSize size,
              std::uint32_t account) noexcept;
 
   Detours& detours_;

@@ -74,7 +74,7 @@ void Pools::set_limit(Account& pool, std::size_t limit) {
                     " bytes that it has in use: free tensors first. The limit is unchanged.");
 }
 
-void Pools::uncharge(std::uint32_t account_id, const BlockSize& size, ThreadCache* mine, bool waits) noexcept {
+void Pools::uncharge(std::uint32_t account_id, BlockSize size, ThreadCache* mine, bool waits) noexcept {
   AccountRegistry::Ended ended;
   if (mine != nullptr) {
     const std::lock_guard guard(mine->lock);

@@ -49,7 +49,7 @@ class Pools final : public ThreadCache::Owner {
 
   // Takes a block off the books, which its pool may end with. `mine`: the calling thread's cache, nullptr for none;
   // its lock is not held. `waits` as for Ledger::uncharge().
-  void uncharge(std::uint32_t account_id, const BlockSize& size, ThreadCache* mine, bool waits) noexcept;
+  void uncharge(std::uint32_t account_id, BlockSize size, ThreadCache* mine, bool waits) noexcept;
   // What a block that was uncharged has kept its pool alive for is over.
   void release_block(std::uint32_t account_id) noexcept { end(accounts_.release_block(account_id)); }
 

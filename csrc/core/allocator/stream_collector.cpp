@@ -26,7 +26,7 @@ void StreamCollector::defer(const FoundBlock& block, void* address, ThreadCache*
 }
 
 // The other streams have caught up with the block's free.
-void StreamCollector::end(const FoundBlock& block, void* address, const BlockSize& size, std::uint32_t account,
+void StreamCollector::end(const FoundBlock& block, void* address, BlockSize size, std::uint32_t account,
                           ThreadCache* keeper) noexcept {
   ledger_.end_waiting(size);
   if (observers_.any()) [[unlikely]] {

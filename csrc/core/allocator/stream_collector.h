@@ -59,8 +59,7 @@ class StreamCollector {
  private:
   void collect_all() noexcept;
   void free_collected(ThreadCache* keeper) noexcept;
-  void end(const FoundBlock& block, void* address, const BlockSize& size, std::uint32_t account,
-           ThreadCache* keeper) noexcept;
+  void end(const FoundBlock& block, void* address, BlockSize size, std::uint32_t account, ThreadCache* keeper) noexcept;
 
   AccountRegistry& accounts_;
   Ledger& ledger_;

@@ -90,13 +90,13 @@ class ArenaFamily {
   std::atomic<bool> captured{false};
   std::atomic<bool> lends{false};  // what is free serves the default family's requests before they are refused
 
-  // The physical memory that its arenas hold, and of whoever else wants to know it when the family is gone. Another
-  // family's goes on in its place as long as there is no arena.
+  // Bytes that its arenas hold. Readers share it, since the figures outlive the family. Before the family has an arena,
+  // it may be replaced by an earlier family's, whose figures go on then.
   std::shared_ptr<Ledger::Reserved> reserved = std::make_shared<Ledger::Reserved>();
 
   // Guarded by the allocator's list of arenas.
   std::vector<Arena*> arenas;
-  bool retired = false;  // no request comes any more: its arenas go as soon as none of their spans is backed
+  bool retired = false;  // closed: each arena is destroyed as soon as it holds no memory
 
  private:
   const MemoryFactory make_memory_;

@@ -120,10 +120,10 @@ class ThreadCache {
   }
 
   // Either of them.
-  [[gnu::always_inline]] Span* pop_span(const BlockSize& size) noexcept {
+  [[gnu::always_inline]] Span* pop_span(BlockSize size) noexcept {
     return size.is_small() ? pop_medium(size.rounded) : pop_large(size.rounded);
   }
-  [[gnu::always_inline]] void push_span(Span* span, const BlockSize& size) noexcept {
+  [[gnu::always_inline]] void push_span(Span* span, BlockSize size) noexcept {
     size.is_small() ? push_medium(span) : push_large(span);
   }
 
