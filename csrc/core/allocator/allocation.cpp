@@ -65,14 +65,6 @@ void* Allocation::run() {
   }
 }
 
-void* Allocation::hand_over(void* address) {
-  if (parts_.observers.any()) {
-    parts_.observers.on_alloc({address, size_, account_id(), stream_, family_}, &capture_stack);
-  }
-  confirm();
-  return address;
-}
-
 // ---- its place under the limits ----------------------------------------------------------------------------------
 
 // Finds out which pool the thread is in and holds a place there, in one step: another thread may end the stay at any
@@ -120,7 +112,7 @@ void Allocation::let_go(const Ledger::Charge& charge) {
 }
 
 // Soft limits speak up here: the allocation has succeeded whatever their callbacks do.
-void Allocation::confirm() {
+inline void Allocation::confirm() {
   Ledger::Charge result;
   if (account_ == nullptr && cache_ != nullptr) {  // as on the fast way, so that it can lease room
     cache_->lock.lock();
@@ -153,6 +145,14 @@ inline Ledger::Charge Allocation::charge_once(bool force) noexcept {
   std::unique_lock<OwnerLock> guard;
   if (cache_ != nullptr) guard = std::unique_lock(cache_->lock);
   return parts_.ledger.confirm(account_, size_, cache_ != nullptr ? &cache_->shards : nullptr, force);
+}
+
+void* Allocation::hand_over(void* address) {
+  if (parts_.observers.any()) {
+    parts_.observers.on_alloc({address, size_, account_id(), stream_, family_}, &capture_stack);
+  }
+  confirm();
+  return address;
 }
 
 // ---- its block ---------------------------------------------------------------------------------------------------

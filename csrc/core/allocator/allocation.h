@@ -35,7 +35,7 @@ class Allocation {
   Ledger::Charge reserve_current();
   void insist(Ledger::Charge result);
   void let_go(const Ledger::Charge& charge);
-  void confirm();
+  [[gnu::always_inline]] void confirm();
   Ledger::Charge charge() noexcept;
   Ledger::Charge charge_once(bool force) noexcept;
   void serve_stream() noexcept;
