@@ -22,8 +22,9 @@ Block: TypeAlias = tuple[int, int, int, int, bool, bool]
 Sums: TypeAlias = tuple[int, int, int, bool]
 # (address, bytes, arena, arena number, stream, sums, blocks)
 Segment: TypeAlias = tuple[int, int, str, int, int, Sums, list[Block]]
-# (is_alloc, address, bytes, requested bytes, stack, account, microseconds since the epoch, stream)
-Event: TypeAlias = tuple[bool, int, int, int, int, int, int, int]
+# (action, address, bytes, requested bytes, stack, account, microseconds since the epoch, stream); "free" is both
+# "free_requested" and "free_completed"
+Event: TypeAlias = tuple[str, int, int, int, int, int, int, int]
 
 # (key, type, help, default, value); None: no limit, or never
 Option: TypeAlias = tuple[str, str, str, int | bool | None, int | bool | None]

@@ -27,7 +27,7 @@ class _Cuda(DeviceKind):
     name = "cuda"
     is_numbered = True
     has_streams = True
-    unused_settings = ("PYTORCH_CUDA_ALLOC_CONF",)
+    settings_variables = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
     reads_settings = True
     replay_backends: ClassVar = {"fake": "fake-device"}
     _conf = ""  # what enable() was given, for devices that are made later
@@ -75,8 +75,8 @@ class _Cuda(DeviceKind):
         return ",".join(part for part in (os.environ.get("MEMPOOL_CONF", ""), self._conf) if part)
 
     def note_on_settings(self) -> str | None:
-        notes = [note for text in self._given_settings() for note in ignored_settings(text)]
-        return ignored_message(list(dict.fromkeys(notes))) if notes else None
+        notes = ignored_settings(self._given_settings())
+        return ignored_message(notes) if notes else None
 
     def disable(self, is_named: bool) -> None:
         if is_named and self.is_enabled():

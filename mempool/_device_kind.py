@@ -22,9 +22,9 @@ class DeviceKind(ABC):
     is_numbered: bool
     # Work goes on after the call that asked for it, and each stream has blocks of its own.
     has_streams: bool
-    # Variables of the environment by which torch's own allocator is configured, beside PYTORCH_ALLOC_CONF.
-    unused_settings: tuple[str, ...] = ()
-    # Whether any of what they say holds with mempool, too.
+    # Variables of the environment that configure torch's own allocator: torch reads the first that is set.
+    settings_variables: tuple[str, ...] = ("PYTORCH_ALLOC_CONF",)
+    # Whether mempool honours any of these settings.
     reads_settings = False
     # By what users call it, the backend of the core on which a trace is replayed; the first is the default.
     replay_backends: ClassVar[Mapping[str, str]]
@@ -69,9 +69,9 @@ class DeviceKind(ABC):
             "Use MEMPOOL_CONF (`mempool options` lists its keys)."
         )
 
-    def _given_settings(self) -> list[str]:
-        names = ("PYTORCH_ALLOC_CONF", *self.unused_settings)
-        return [text for name in names if (text := os.environ.get(name))]
+    def _given_settings(self) -> str:
+        """Those in the environment, of the first of these variables that is there."""
+        return next((os.environ[name] for name in self.settings_variables if name in os.environ), "")
 
     def manages_virtual_memory(self, index: int) -> bool:
         return True

@@ -36,7 +36,7 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
     usable = [kind for kind in kinds if result[kind.name] is True]
     if device is not None and not usable:
         raise DeviceError(f"{kinds[0].name}: {result[kinds[0].name]}.")
-    _warn_of_unused_settings(usable)
+    _warn_of_unused_settings([kind for kind in usable if not kind.is_enabled()])
     for kind in usable:
         # Where no device is named, limits are those of the first kind, and another one that cannot be is no error.
         is_meant = device is not None or kind is kinds[0]

@@ -4,9 +4,7 @@
 
 #include <atomic>
 #include <cstddef>
-#include <map>
 #include <memory>
-#include <mutex>
 
 #include "core/physical_memory.h"
 
@@ -29,27 +27,24 @@ class AllocatedMemory : public PhysicalMemory {
   // The driver rounds its allocations to 2 MiB, and torch's native allocator asks for multiples of it.
   static constexpr std::size_t kGranule = std::size_t{2} << 20;
 
- private:
-  struct Given {
-    void* address;  // as the allocator named it
-    std::size_t bytes;
-  };
+  // Whether these bytes are part of a segment of whichever memory of this class.
+  static bool overlaps(void* address, std::size_t bytes) noexcept;
 
+ private:
   // An allocation of any alignment; nullptr: refused.
   virtual void* ask(std::size_t bytes) noexcept = 0;
   // False: it is still allocated.
   virtual bool give_back(void* address, std::size_t bytes) noexcept = 0;
+  // Refuses an allocation that lies within a segment: two blocks would share its bytes.
+  virtual void note_overlap() noexcept {}
   // A segment is there, or will be gone: whoever has registered it elsewhere (with a network, say) hears of its end
   // before it ends.
   virtual void observe(bool begins, void* address, std::size_t bytes) noexcept = 0;
 
-  bool is_given(const void* address) noexcept;
   bool return_given(const void* address) noexcept;
 
   // Bytes more than a segment: the allocator does not align to granules by itself.
   std::atomic<std::size_t> slack_{0};
-  std::mutex mutex_;
-  std::map<const void*, Given> given_;  // by where the first granule begins
 };
 
 }  // namespace mempool

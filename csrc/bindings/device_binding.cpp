@@ -123,13 +123,27 @@ py::tuple snapshot(CachingAllocator& device) {
   return py::make_tuple(segments, taken.pools);
 }
 
+const char* name_of(HistoryEvent::Action action) {
+  switch (action) {
+    case HistoryEvent::Action::alloc:
+      return "alloc";
+    case HistoryEvent::Action::free:
+      return "free";
+    case HistoryEvent::Action::free_requested:
+      return "free_requested";
+    case HistoryEvent::Action::free_completed:
+      return "free_completed";
+  }
+  return "";
+}
+
 py::tuple to_tuple(const HistoryEvent& event) {
-  return py::make_tuple(event.action == HistoryEvent::Action::alloc, event.address, event.bytes, event.requested,
-                        event.stack, event.account, event.time_us, event.stream);
+  return py::make_tuple(name_of(event.action), event.address, event.bytes, event.requested, event.stack, event.account,
+                        event.time_us, event.stream);
 }
 
 // (live events by address, events oldest first, number of dropped events); an event is
-// (is_alloc, address, bytes, requested, stack, account, time_us, stream).
+// (action, address, bytes, requested, stack, account, time_us, stream).
 py::tuple history_view(CachingAllocator& device) {
   History::View view;
   {

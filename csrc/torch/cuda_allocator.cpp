@@ -15,6 +15,7 @@
 #include "backend/cuda_memory.h"
 #include "common/errors.h"
 #include "core/allocator/found_block.h"
+#include "torch/cuda_source_calls.h"
 
 namespace mempool::torch_cuda {
 namespace {
@@ -63,6 +64,12 @@ bool is_captured(cudaStream_t stream) {
 
 }  // namespace
 
+void refuse_within_source() {
+  TORCH_CHECK(!source_calls::is_inside(),
+              "mempool: the allocator of a torch.cuda.MemPool asks torch's CUDA allocator for something while it is "
+              "asked for memory itself. Ask before, or afterwards; mempool empties its cache when memory is short.");
+}
+
 CudaAllocator* installed() noexcept { return g_installed.load(std::memory_order_acquire); }
 bool is_forked_child() noexcept { return g_is_child.load(std::memory_order_relaxed); }
 
@@ -70,7 +77,7 @@ void observe_mapping(int device, bool mapped, void* address, std::size_t bytes) 
   if (CudaAllocator* const allocator = installed()) allocator->note_mapping(device, mapped, address, bytes);
 }
 
-void install(const std::string& conf, SettingsListener on_settings) {
+void install(const std::string& conf, const SettingsListener& on_settings) {
   static std::mutex installing;
   const std::lock_guard guard(installing);
   if (installed() != nullptr) return;
@@ -83,13 +90,13 @@ void install(const std::string& conf, SettingsListener on_settings) {
         "mempool: torch has initialized CUDA already, and its allocator cannot be changed any more. Call "
         "mempool.enable(\"cuda\") before anything uses CUDA: right after `import torch`.");
   }
-  read_settings();
+  if (const std::string earlier = read_settings(); !earlier.empty()) on_settings(earlier);
   torch::cuda::CUDAPluggableAllocator::changeCurrentAllocator(*allocator);
   g_installed.store(allocator->get(), std::memory_order_release);
   // What torch.accelerator asks is another place.
   c10::SetAllocator(c10::DeviceType::CUDA, allocator->get(), /*priority=*/255);
   CudaMemory::set_observer(observe_mapping);
-  follow_settings(std::move(on_settings));
+  follow_settings(on_settings);
   pthread_atfork(nullptr, nullptr, [] { g_is_child.store(true); });
 }
 
@@ -103,6 +110,7 @@ void CudaAllocator::init(int device_count) {
 }
 
 CudaAllocator::Device& CudaAllocator::device_at(int device) {
+  refuse_within_source();
   if (Device* const found = find_device(device)) return *found;
   if (device_count_.load() == 0) init(c10::cuda::device_count());
   TORCH_CHECK(device >= 0 && device < device_count_.load(), "mempool: there is no CUDA device ", device,
@@ -115,9 +123,10 @@ CudaAllocator::Device& CudaAllocator::device_at(int device) {
     parse_conf(options, conf_, cuda_device_bytes(device));
     CachingAllocator& core = cuda_device(device, options);
     core.set_relief_hook(run_free_memory_callbacks);
-    // What the device was made with holds as well, if it is less.
-    if (const double fraction = memory_fraction(); fraction < 1) {
-      core.ledger().force_limit(std::min(core.ledger().limit(), bytes_of_fraction(device, fraction)));
+    const auto [share, replaces] = memory_fraction();
+    if (share < 1 || replaces) {
+      const std::size_t allowed = share < 1 ? bytes_of_fraction(device, share) : kNoLimit;
+      core.ledger().force_limit(replaces ? allowed : std::min(core.ledger().limit(), allowed));
     }
     auto* const made = new Device(core, history_, device);
     if (history_.is_on()) core.observers().listen(&made->listener);
@@ -151,8 +160,8 @@ void* CudaAllocator::raw_alloc_with_stream(std::size_t bytes, cudaStream_t strea
 
 void* CudaAllocator::allocate_on(int index, std::size_t bytes, cudaStream_t stream) {
   Device* const device = find_device(index);
-  if (device == nullptr || device->pools.is_routing() || is_forked_child() || c10::impl::GPUTrace::haveState ||
-      c10::memoryProfilingEnabled()) [[unlikely]] {
+  if (device == nullptr || device->pools.is_routing() || source_calls::any() || is_forked_child() ||
+      c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled()) [[unlikely]] {
     return allocate_slow(index, bytes, stream);
   }
   try {
@@ -177,6 +186,7 @@ void* CudaAllocator::allocate_any(Device& device, std::size_t bytes, cudaStream_
 void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t stream) {
   if (is_forked_child()) refuse_in_child();
   Device& device = device_at(index);
+  free_postponed();
   const PoolPointer pool = device.pools.is_routing() ? device.pools.route(stream) : nullptr;
   void* address = nullptr;
   try {
@@ -252,7 +262,7 @@ c10::DeleterFnPtr CudaAllocator::raw_deleter() const { return &deleter; }
 
 void CudaAllocator::raw_delete(void* address) {
   CachingAllocator* const core = owner_of(address);
-  if (core == nullptr || !is_caching_.load(std::memory_order_relaxed) || is_forked_child() ||
+  if (core == nullptr || source_calls::any() || !is_caching_.load(std::memory_order_relaxed) || is_forked_child() ||
       c10::impl::GPUTrace::haveState || c10::memoryProfilingEnabled()) [[unlikely]] {
     free_slow(address);
     return;
@@ -262,6 +272,18 @@ void CudaAllocator::raw_delete(void* address) {
 
 void CudaAllocator::free_slow(void* address) {
   if (address == nullptr || is_forked_child()) return;
+  if (source_calls::is_inside()) return source_calls::postpone_free(address);
+  free_postponed();
+  free_now(address);
+}
+
+// Of blocks that went while the allocator of a MemPool was at work.
+void CudaAllocator::free_postponed() {
+  if (!source_calls::any() || source_calls::is_inside()) return;
+  for (void* address : source_calls::take_postponed()) free_now(address);
+}
+
+void CudaAllocator::free_now(void* address) {
   CachingAllocator* const core = owner_of(address);
   if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
     (*interpreter)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));

@@ -107,7 +107,7 @@ class CudaAllocator final : public cca::CUDAAllocator {
                                   c10::MempoolId_t pool) {
                   history.on_segment(index, begins, address, bytes, stream, pool);
                 }),
-          listener(history, pools, index) {}
+          listener(history, index) {}
     CachingAllocator& core;
     PrivatePools pools;
     HistoryListener listener;
@@ -138,6 +138,8 @@ class CudaAllocator final : public cca::CUDAAllocator {
   [[noreturn]] void report_out_of_memory(int index, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool,
                                          const OutOfMemory& error);
   void free_slow(void* address);
+  void free_now(void* address);
+  void free_postponed();
   void report_to_profiler(int index, void* address, std::int64_t bytes);
   void note_mapping(int device, bool mapped, void* address, std::size_t bytes);
   void update_listeners();
@@ -158,7 +160,9 @@ class CudaAllocator final : public cca::CUDAAllocator {
 CudaAllocator* installed() noexcept;
 // Puts it under torch's CUDA tensors; `on_settings` hears of torch's settings at run time. Throws PoolStateError when
 // torch has used CUDA memory already, ConfigError for options or settings that do not parse.
-void install(const std::string& conf, SettingsListener on_settings);
+void install(const std::string& conf, const SettingsListener& on_settings);
+// Throws c10::Error where the calling thread is in a call of the allocator of a MemPool: mempool's locks are held.
+void refuse_within_source();
 // Whether this process is a forked child, which cannot use CUDA: its requests are refused, its frees ignored.
 bool is_forked_child() noexcept;
 

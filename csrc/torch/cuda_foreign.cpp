@@ -1,33 +1,13 @@
 #include "torch/cuda_foreign.h"
 
-#include <c10/cuda/CUDAGuard.h>
-
 #include <exception>
 #include <new>
 #include <utility>
 
 #include "core/allocator/found_block.h"
+#include "torch/cuda_source_calls.h"
 
 namespace mempool::torch_cuda {
-namespace {
-
-// The device is current, and a stream that is captured does not forbid what the source calls. Throws c10::Error.
-class SourceScope {
- public:
-  explicit SourceScope(int device) : guard_(static_cast<c10::DeviceIndex>(device)) {
-    C10_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_));
-  }
-  SourceScope(const SourceScope&) = delete;
-  SourceScope& operator=(const SourceScope&) = delete;
-  ~SourceScope() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
-
- private:
-  const c10::cuda::CUDAGuard guard_;
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-}  // namespace
-
 ForeignMemory::ForeignMemory(std::shared_ptr<Source> source, int device, cudaStream_t stream, Observer observer)
     : source_(std::move(source)), device_(device), stream_(stream), observer_(std::move(observer)) {}
 
@@ -38,9 +18,13 @@ void ForeignMemory::observe(bool begins, void* address, std::size_t bytes) noexc
 void* ForeignMemory::ask(std::size_t bytes) noexcept {
   last_refusal_.clear();
   try {
-    const SourceScope scope(device_);
+    const SourceCall call(device_);
     void* const given = source_->raw_alloc_with_stream(bytes, stream_);
-    // The page map has one entry for a page: memory of a block of mempool's own cannot be a segment as well.
+    if (given != nullptr && overlaps(given, bytes)) {  // not given back: that would end the segment
+      note_overlap();
+      return nullptr;
+    }
+    // The page map has one entry for a page: memory of a live block cannot be a segment as well.
     if (given != nullptr && owner_of(given) == nullptr) return given;
     if (given != nullptr) {
       give_back(given, bytes);
@@ -58,7 +42,7 @@ void* ForeignMemory::ask(std::size_t bytes) noexcept {
 // False: the source threw, and so has not taken it.
 bool ForeignMemory::give_back(void* given, std::size_t) noexcept {
   try {
-    const SourceScope scope(device_);
+    const SourceCall call(device_);
     source_->raw_delete(given);
     return true;
   } catch (...) {
@@ -66,6 +50,8 @@ bool ForeignMemory::give_back(void* given, std::size_t) noexcept {
     return false;
   }
 }
+
+void ForeignMemory::note_overlap() noexcept { refuse("it gives memory that it has given already"); }
 
 void ForeignMemory::refuse(const std::string& why) noexcept {
   try {

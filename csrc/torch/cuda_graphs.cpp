@@ -9,6 +9,7 @@
 
 #include "torch/cuda_allocator.h"
 #include "torch/cuda_functions.h"
+#include "torch/cuda_source_calls.h"
 
 namespace mempool::torch_cuda {
 namespace {
@@ -53,6 +54,9 @@ void CudaAllocator::setNoSplit(c10::DeviceIndex device, c10::MempoolId_t pool) {
 }
 
 void CudaAllocator::emptyCache(c10::MempoolId_t pool) {
+  // The allocator of a MemPool that is short of memory: it is asked again once all caches are empty.
+  if (source_calls::is_inside()) return;
+  free_postponed();
   for_each_device([&](int, Device& device) {
     if (pool == c10::MempoolId_t{0, 0}) {
       device.core.trim(0);

@@ -32,7 +32,9 @@ void CudaHistory::record(bool enabled, CreateContextFn recorder, std::size_t mos
     annotations_.clear();
   }
   if (!enabled) contexts_.clear();
-  while (entries_.size() > most_) entries_.pop_front();
+  for (auto& [device, entries] : entries_) {
+    while (entries.size() > most_) entries.pop_front();
+  }
   update();
 }
 
@@ -58,8 +60,9 @@ void CudaHistory::add(TraceEntry::Action action, int device, std::size_t address
   const std::lock_guard guard(mutex_);
   for (const auto& tracker : trackers_) tracker(entry);
   if (!is_recording() || skipped_.contains(action)) return;
-  entries_.push_back(std::move(entry));
-  if (entries_.size() > most_) entries_.pop_front();
+  std::deque<TraceEntry>& entries = entries_[device];
+  entries.push_back(std::move(entry));
+  if (entries.size() > most_) entries.pop_front();
 }
 
 void CudaHistory::add(TraceEntry::Action action, int device, const ObservedBlock& block, c10::MempoolId_t pool,
@@ -79,21 +82,23 @@ void CudaHistory::on_alloc(int device, const ObservedBlock& block, c10::MempoolI
 
 void CudaHistory::on_free(int device, const ObservedBlock& block, c10::MempoolId_t pool, bool waits) {
   const Context freed_by = gather(RecordContext::ALL);
-  Context made_by;
-  {
-    const std::lock_guard guard(mutex_);
-    if (const auto found = contexts_.find(block.address); found != contexts_.end()) {
-      made_by = std::move(found->second);
-      contexts_.erase(found);
-    }
-  }
+  const Context made_by = take_context(block.address);
   const Context& context = freed_by != nullptr ? freed_by : made_by;
   add(TraceEntry::FREE_REQUESTED, device, block, pool, context, metadata());
-  if (!waits) add(TraceEntry::FREE_COMPLETED, device, block, pool, context, metadata());
+  if (!waits) return add(TraceEntry::FREE_COMPLETED, device, block, pool, context, metadata());
+  if (context == nullptr) return;
+  const std::lock_guard guard(mutex_);
+  contexts_[block.address] = context;
 }
 
 void CudaHistory::on_completed(int device, const ObservedBlock& block, c10::MempoolId_t pool) {
-  add(TraceEntry::FREE_COMPLETED, device, block, pool, nullptr, "");
+  add(TraceEntry::FREE_COMPLETED, device, block, pool, take_context(block.address), "");
+}
+
+Context CudaHistory::take_context(const void* address) {
+  const std::lock_guard guard(mutex_);
+  auto found = contexts_.extract(address);
+  return found.empty() ? nullptr : std::move(found.mapped());
 }
 
 void CudaHistory::on_segment(int device, bool begins, void* address, std::size_t bytes, cudaStream_t stream,
@@ -123,10 +128,11 @@ std::vector<std::vector<TraceEntry>> CudaHistory::entries(int devices) {
   std::vector<std::vector<TraceEntry>> out(static_cast<std::size_t>(devices));
   const std::lock_guard guard(mutex_);
   const auto to_ns = clock_.makeConverter();
-  for (const TraceEntry& entry : entries_) {
-    if (entry.device_ < 0 || entry.device_ >= devices) continue;
-    TraceEntry& copy = out[static_cast<std::size_t>(entry.device_)].emplace_back(entry);
-    copy.time_.t_ = to_ns(entry.time_.approx_t_) / 1000;
+  for (const auto& [device, entries] : entries_) {
+    if (device < 0 || device >= devices) continue;
+    std::vector<TraceEntry>& copies = out[static_cast<std::size_t>(device)];
+    copies.assign(entries.begin(), entries.end());
+    for (TraceEntry& entry : copies) entry.time_.t_ = to_ns(entry.time_.approx_t_) / 1000;
   }
   return out;
 }
@@ -143,21 +149,21 @@ std::vector<AnnotationEntry> CudaHistory::annotations() {
 
 void HistoryListener::on_alloc(const ObservedBlock& block) noexcept {
   try {
-    history_.on_alloc(device_, block, pools_.id_of(block.family));
+    history_.on_alloc(device_, block, block.family->framework_id);
   } catch (const std::exception&) {  // an entry less
   }
 }
 
 void HistoryListener::on_free(const ObservedBlock& block, bool waits) noexcept {
   try {
-    history_.on_free(device_, block, pools_.id_of(block.family), waits);
+    history_.on_free(device_, block, block.family->framework_id, waits);
   } catch (const std::exception&) {  // an entry less
   }
 }
 
 void HistoryListener::on_completed(const ObservedBlock& block) noexcept {
   try {
-    history_.on_completed(device_, block, pools_.id_of(block.family));
+    history_.on_completed(device_, block, block.family->framework_id);
   } catch (const std::exception&) {  // an entry less
   }
 }

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -14,7 +15,7 @@
 #include <vector>
 
 #include "core/observe/block_listener.h"
-#include "torch/cuda_pools.h"
+#include "core/pages/arena.h"
 
 namespace mempool::torch_cuda {
 
@@ -57,6 +58,7 @@ class CudaHistory {
 
  private:
   void update();
+  Context take_context(const void* address);
   void add(TraceEntry::Action action, int device, const ObservedBlock& block, c10::MempoolId_t pool,
            const Context& context, const std::string& metadata);
 
@@ -66,26 +68,24 @@ class CudaHistory {
   std::atomic<RecordContext> when_{RecordContext::NEVER};
   c10::ApproximateClockToUnixTimeConverter clock_;  // knows only times after it was made
   std::mutex mutex_;
-  std::size_t most_ = 1;
+  std::size_t most_ = 1;  // entries a device
   std::unordered_set<int> skipped_;
-  std::deque<TraceEntry> entries_;
+  std::map<int, std::deque<TraceEntry>> entries_;  // by device
   std::vector<AnnotationEntry> annotations_;
-  std::unordered_map<const void*, Context> contexts_;  // of live blocks
+  std::unordered_map<const void*, Context> contexts_;  // of live blocks, and of those that wait for other streams
   std::vector<c10::CachingDeviceAllocator::AllocatorTraceTracker> trackers_;
 };
 
 // Tells the history what happens to the blocks of one device. Where that fails, the history has an entry less.
 class HistoryListener final : public BlockListener {
  public:
-  HistoryListener(CudaHistory& history, PrivatePools& pools, int device)
-      : history_(history), pools_(pools), device_(device) {}
+  HistoryListener(CudaHistory& history, int device) : history_(history), device_(device) {}
   void on_alloc(const ObservedBlock& block) noexcept override;
   void on_free(const ObservedBlock& block, bool waits) noexcept override;
   void on_completed(const ObservedBlock& block) noexcept override;
 
  private:
   CudaHistory& history_;
-  PrivatePools& pools_;
   const int device_;
 };
 

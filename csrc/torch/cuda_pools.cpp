@@ -30,6 +30,7 @@ void PrivatePools::use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> sour
     };
   }
   pool->family = &device_.arenas().open("torch pool " + text_of(id), ArenaFamily::Kind::fixed, std::move(make_memory));
+  pool->family->framework_id = id;
   if (const auto [known, is_new] = reserved_.try_emplace(id, pool->family->reserved); !is_new) {
     pool->family->reserved = known->second;
   }
@@ -65,21 +66,6 @@ PoolPointer PrivatePools::at(c10::MempoolId_t id) {
   PoolPointer pool = find(id);
   TORCH_CHECK(pool != nullptr, "mempool: device ", device_.device(), " has no memory pool ", text_of(id));
   return pool;
-}
-
-c10::MempoolId_t PrivatePools::id_of(const ArenaFamily* family) {
-  const Guard guard(mutex_);
-  for (const auto& [id, pool] : pools_) {
-    if (pool->family == family) return id;
-  }
-  return {0, 0};
-}
-
-std::vector<PoolPointer> PrivatePools::all() {
-  const Guard guard(mutex_);
-  std::vector<PoolPointer> out;
-  for (const auto& [id, pool] : pools_) out.push_back(pool);
-  return out;
 }
 
 std::map<c10::MempoolId_t, std::shared_ptr<Ledger::Reserved>> PrivatePools::reserved() {

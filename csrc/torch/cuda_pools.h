@@ -59,8 +59,6 @@ class PrivatePools {
   int uses(c10::MempoolId_t id);
   PoolPointer at(c10::MempoolId_t id);  // throws c10::Error for an unknown one
   PoolPointer find(c10::MempoolId_t id);
-  c10::MempoolId_t id_of(const ArenaFamily* family);  // {0, 0}: of no pool
-  std::vector<PoolPointer> all();
   // What each pool holds that there ever was, by the device's ledger.
   std::map<c10::MempoolId_t, std::shared_ptr<Ledger::Reserved>> reserved();
   void reset(void (*action)(Stat&));

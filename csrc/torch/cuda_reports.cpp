@@ -39,6 +39,8 @@ cudaStream_t stream_of(StreamId id) { return reinterpret_cast<cudaStream_t>(id);
 }  // namespace
 
 TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
+  refuse_within_source();
+  free_postponed();
   TorchStats out;
   Device* const found = find_device(index);
   if (found == nullptr && index >= 0 && index < device_count_.load()) return out;  // nothing was asked of it yet
@@ -121,18 +123,20 @@ std::vector<cca::StreamSegmentSize> CudaAllocator::getExpandableSegmentSizes(c10
 // ---- snapshots ---------------------------------------------------------------------------------------------------
 
 cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
+  refuse_within_source();
+  free_postponed();
   cca::SnapshotInfo out;
   for_each_device([&](int i, Device& device) {
     const Snapshot taken = device.core.snapshot();
     for (const SnapshotSegment& segment : taken.segments) {
-      const c10::MempoolId_t pool = device.pools.id_of(segment.family);
+      const c10::MempoolId_t pool = segment.framework_id;
       if (wanted != c10::MempoolId_t{0, 0} && pool != wanted) continue;
       SegmentInfo info;
       info.device = static_cast<c10::DeviceIndex>(i);
       info.address = segment.address;
       info.total_size = segment.bytes;
       info.stream = stream_of(segment.stream);
-      info.is_expandable = !segment.family->has_own_memory() && cuda_manages_virtual_memory(i);
+      info.is_expandable = segment.is_of_device && cuda_manages_virtual_memory(i);
       info.owner_private_pool_id = pool;
       info.is_large = segment.sums.is_large;
       info.requested_size = segment.sums.requested;
@@ -157,15 +161,16 @@ cca::SnapshotInfo CudaAllocator::picture(c10::MempoolId_t wanted) {
 cca::SnapshotInfo CudaAllocator::snapshot(c10::MempoolId_t pool, bool include_traces) {
   cca::SnapshotInfo out = picture(pool);
   const int devices = device_count_.load();
+  out.device_traces.resize(static_cast<std::size_t>(devices));
   if (include_traces) {
-    for (int i = 0; i < devices; ++i) {
-      history_.add(TraceEntry::SNAPSHOT, i, 0, 0, nullptr, pool, history_.gather(RecordContext::ALLOC), "");
-    }
     out.device_traces = history_.entries(devices);
     out.external_annotations = history_.annotations();
-  } else {
-    out.device_traces.resize(static_cast<std::size_t>(devices));
   }
+  // For the next snapshot.
+  for_each_device([&](int i, Device& device) {
+    const auto active = static_cast<std::size_t>(device.core.stats().active.all.bytes.current);
+    history_.add(TraceEntry::SNAPSHOT, i, 0, active, nullptr, pool, history_.gather(RecordContext::ALLOC), "");
+  });
   out.config_metadata.expandable_segments = true;
   out.config_metadata.last_allocator_settings = "mempool";
   return out;
@@ -209,8 +214,7 @@ void CudaAllocator::annotateMemory(const void* address, const std::string& text)
   const int i = number_of(core);
   TORCH_CHECK(i >= 0, "invalid device pointer: ", address);
   history_.add(TraceEntry::ANNOTATE, i, reinterpret_cast<std::size_t>(address), block_bytes(address),
-               stream_of(range.stream), find_device(i)->pools.id_of(range.family),
-               history_.gather(RecordContext::ALLOC), text);
+               stream_of(range.stream), range.family->framework_id, history_.gather(RecordContext::ALLOC), text);
 }
 
 void CudaAllocator::note_mapping(int device, bool mapped, void* address, std::size_t bytes) {

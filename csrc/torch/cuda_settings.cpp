@@ -4,8 +4,9 @@
 #include <c10/util/Exception.h>
 #include <c10/util/env.h>
 
-#include <atomic>
+#include <mutex>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "common/errors.h"
@@ -16,7 +17,8 @@ namespace {
 
 using c10::CachingAllocator::AcceleratorAllocatorConfig;
 
-std::atomic<double> g_fraction{1.0};
+std::mutex g_mutex;
+MemoryFraction g_fraction;
 
 // Expects a text that torch has taken. torch's own record is a static of an inline function: this module would read one
 // of its own, which hears of nothing at run time.
@@ -35,15 +37,28 @@ std::optional<std::string> settings_of_environment() {
   return text.has_value() ? text : c10::utils::get_env("PYTORCH_ALLOC_CONF");
 }
 
+// What torch's own allocator was given last; empty: nothing, or another allocator is in place.
+std::string settings_at_run_time() {
+  auto* const torchs = c10::cuda::CUDACachingAllocator::get();
+  if (torchs->name() != "native") return "";
+  return torchs->snapshot({0, 0}, false).config_metadata.last_allocator_settings;
+}
+
+void set_fraction(const MemoryFraction& fraction) {
+  const std::lock_guard guard(g_mutex);
+  g_fraction = fraction;
+}
+
 }  // namespace
 
-void read_settings() {
+std::string read_settings() {
   const std::optional<std::string> text = settings_of_environment();
-  if (!text.has_value()) return;
   try {
     AcceleratorAllocatorConfig::instance();
-    AcceleratorAllocatorConfig::callDeviceConfigParserHook(*text);
-    g_fraction.store(fraction_in(*text).value_or(1.0));
+    if (text.has_value()) AcceleratorAllocatorConfig::callDeviceConfigParserHook(*text);
+    const std::string at_run_time = settings_at_run_time();
+    set_fraction({fraction_in(at_run_time.empty() ? text.value_or("") : at_run_time).value_or(1.0), false});
+    return at_run_time == text ? "" : at_run_time;
   } catch (const c10::Error& error) {
     throw ConfigError(std::string("PYTORCH_ALLOC_CONF: torch does not take it: ") + error.what_without_backtrace());
   } catch (const std::exception& error) {
@@ -51,7 +66,10 @@ void read_settings() {
   }
 }
 
-double memory_fraction() noexcept { return g_fraction.load(); }
+MemoryFraction memory_fraction() {
+  const std::lock_guard guard(g_mutex);
+  return g_fraction;
+}
 
 void follow_settings(SettingsListener listener) {
   // torch calls one function with each text that it has parsed: that of its own allocator goes first.
@@ -59,7 +77,7 @@ void follow_settings(SettingsListener listener) {
   hook = [before = std::move(hook), listener = std::move(listener)](const std::string& text) {
     if (before) before(text);
     if (const std::optional<double> fraction = fraction_in(text)) {
-      g_fraction.store(*fraction);
+      set_fraction({*fraction, true});
       installed()->set_memory_fractions(*fraction);
     }
     listener(text);

@@ -7,11 +7,14 @@
 
 namespace mempool::torch_cuda {
 
-// Has torch read the environment, which may name the allocator that is in place at the time. Throws ConfigError for
-// what torch does not take.
-void read_settings();
-// The share of a device's memory that the process may hold; 1: all of it.
-double memory_fraction() noexcept;
+// Has torch read the environment, which may name the allocator that is in place at the time. Returns the settings that
+// torch was given at run time so far; empty: none. Throws ConfigError for an environment that torch does not accept.
+std::string read_settings();
+struct MemoryFraction {
+  double share = 1.0;     // of a device's memory that the process may hold
+  bool replaces = false;  // given since mempool is in place: it takes the place of any limit; else the lower one holds
+};
+MemoryFraction memory_fraction();
 
 using SettingsListener = std::function<void(const std::string& text)>;
 // From now on settings at run time are known as soon as torch has taken them: a memory fraction becomes the limit of

@@ -39,8 +39,8 @@ def record_history(enabled: bool = True, device: Device = None, max_events: int 
                 _core.set_stack_capture(False)
         return
     most = handle.history_events if max_events is None else max_events
-    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
-        raise ConfigError(f"max_events must be a whole number, not {max_events!r}.")
+    if not isinstance(most, int) or isinstance(most, bool) or not 0 <= most < 1 << 63:
+        raise ConfigError(f"max_events must be a whole number of at most 63 bits, not {max_events!r}.")
     with _switching:
         handle.history_stop()
         if _recorded <= {handle.name}:
@@ -145,9 +145,9 @@ def _segment(
 
 def _trace(events: list[_core.Event], frames: _Frames) -> list[dict[str, Any]]:
     trace = []
-    for is_alloc, address, size, _requested, stack, _account, time_us, stream in events:
-        # torch tells apart when a free was asked for and when the streams had caught up; on CPU that is one moment.
-        for action in ("alloc",) if is_alloc else ("free_requested", "free_completed"):
+    for recorded, address, size, _requested, stack, _account, time_us, stream in events:
+        # torch tells apart when a free is requested and when other streams that use the block have caught up.
+        for action in ("free_requested", "free_completed") if recorded == "free" else (recorded,):
             trace.append(
                 {
                     "action": action,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 import mempool
 
 MIB = 1 << 20
-GIVES, RETURNS_NOTHING, THROWS, THROWS_A_NUMBER = range(4)
+GIVES, RETURNS_NOTHING, THROWS, THROWS_A_NUMBER, REPEATS = range(5)
+Hook = ctypes.CFUNCTYPE(None)
 
 pytestmark = pytest.mark.usefixtures("enabled")
 
@@ -56,6 +58,7 @@ def source(library: Path) -> Iterator[Source]:
     assert made.held == 0
     yield made
     made.functions.set_mode(GIVES)
+    made.functions.set_hook(Hook())
     gc.collect()
     torch.cuda.empty_cache()
     assert made.held == 0
@@ -254,6 +257,52 @@ def test_a_source_may_align_to_less_than_a_segment(source: Source) -> None:
     assert [int(tensor.cpu().to(torch.int64).sum()) for tensor in kept] == [30 * MIB, 2 * 5 * MIB]
     assert torch.cuda.memory_reserved() >= 50 * MIB
     del kept, tensor
+
+
+@pytest.mark.parametrize("address", ["same", "free"])
+def test_a_source_that_gives_its_memory_twice_is_refused(source: Source, address: str) -> None:
+    pool = source.pool()
+    with torch.cuda.use_mem_pool(pool):
+        kept = [block(4 * MIB), block(4 * MIB)]  # share a segment
+        if address == "free":
+            del kept[0]
+        source.functions.set_mode(REPEATS)
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="it has given already"):
+            block(40 * MIB)
+        source.functions.set_mode(GIVES)
+        fresh = [block(40 * MIB), block(8 * MIB)]
+    starts = sorted((t.data_ptr(), t.nbytes) for t in (*kept, *fresh))
+    assert all(a + size <= b for (a, size), (b, _) in itertools.pairwise(starts))
+    del kept, fresh
+
+
+def test_a_source_may_free_and_empty_the_cache_and_is_refused_the_rest(source: Source) -> None:
+    pool, errors = source.pool(), []
+    with torch.cuda.use_mem_pool(pool):
+        kept = [block(3 * MIB)]
+    kept.append(block(5 * MIB))
+
+    def ask_torch() -> None:
+        kept.clear()
+        torch.cuda.empty_cache()
+        for ask in (torch.cuda.memory_stats, torch.cuda.memory_snapshot, lambda: block(MIB)):
+            try:
+                ask()
+            except RuntimeError as error:
+                errors.append("allocator of a torch.cuda.MemPool asks" in str(error))
+
+    hook = Hook(ask_torch)
+    source.functions.set_hook(hook)
+    allocated = stat("allocated_bytes.all.current")
+    with torch.cuda.use_mem_pool(pool):
+        more = block(50 * MIB)
+    assert errors == [True, True, True]
+    assert stat("allocated_bytes.all.current") == allocated + 50 * MIB - 8 * MIB
+    del more, pool
+    gc.collect()
+    assert errors == [True] * 3 * (len(errors) // 3)
+    assert len(errors) > 3
+    assert source.held == 0
 
 
 def test_memory_of_such_a_pool_is_not_shared_with_processes(source: Source) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,81 @@ def test_a_block_that_waits_for_a_stream_completes_later(standin: control.Standi
     torch.cuda.empty_cache()
     done = torch.cuda.memory._snapshot()["device_traces"][0]
     assert [action for action, _, _ in events_of(done, address)] == ["alloc", "free_requested", "free_completed"]
+    (completed,) = (e for e in done if e["action"] == "free_completed" and e["addr"] == address)
+    assert any("test_history" in frame["filename"] for frame in completed["frames"])
+
+
+def test_mempools_own_history_has_the_moment_when_a_stream_has_caught_up(standin: control.Standin) -> None:
+    side = torch.cuda.Stream()
+    mempool.record_history(True, "cuda:0")
+    try:
+        kept = block(4)
+        address = kept.data_ptr()
+        with standin.held(side):
+            standin.write_later(side, address, MIB, seed=3)
+            kept.record_stream(side)
+            del kept
+            waiting = mempool.memory_snapshot("cuda:0")
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        done = mempool.memory_snapshot("cuda:0")
+    finally:
+        mempool.record_history(False, "cuda:0")
+    states = {b["address"]: b["state"] for s in waiting["segments"] for b in s["blocks"]}
+    assert states[address] == "active_pending_free"
+    expected = [(action, 4 * MIB, 0) for action in ("alloc", "free_requested", "free_completed")]
+    assert events_of(waiting["device_traces"][0], address) == expected[:2]
+    assert events_of(done["device_traces"][0], address) == expected
+
+
+def test_the_most_entries_are_those_of_a_device() -> None:
+    torch.cuda.memory._record_memory_history(max_entries=10)
+    try:
+        kept = block(3, "cuda:0")
+        for _ in range(20):
+            block(3, "cuda:1")
+        first, second = torch.cuda.memory._snapshot()["device_traces"]
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
+    assert ("alloc", 3 * MIB, 0) in events_of(first, kept.data_ptr())
+    assert len(second) == 10
+
+
+@pytest.mark.usefixtures("torch_history")
+def test_a_snapshot_is_an_entry_of_the_next_one_with_the_bytes_in_use() -> None:
+    kept = block(3)
+    active = torch.cuda.memory_stats()["active_bytes.all.current"]
+    traces = [torch.cuda.memory._snapshot()["device_traces"][0] for _ in range(2)]
+    entries = [[(e["action"], e["size"]) for e in trace if e["action"] == "snapshot"] for trace in traces]
+    assert entries == [[], [("snapshot", active)]]
+    del kept
+
+
+@pytest.mark.usefixtures("torch_history")
+def test_blocks_keep_the_id_of_a_pool_that_is_gone() -> None:
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        kept = block(3)
+    address, pool_id = kept.data_ptr(), pool.id
+    del pool
+    gc.collect()
+    (segment,) = (s for s in torch.cuda.memory_snapshot() if s["address"] <= address < s["address"] + s["total_size"])
+    assert tuple(segment["segment_pool_id"]) == pool_id
+    del kept
+    trace = torch.cuda.memory._snapshot()["device_traces"][0]
+    ids = [tuple(e["pool_id"]) for e in trace if e["addr"] == address and not e["action"].startswith("segment")]
+    assert ids == [pool_id] * 3
+
+
+def test_a_number_of_events_that_no_history_holds_changes_nothing() -> None:
+    mempool.record_history(True, "cuda:0")
+    try:
+        kept = block(3)
+        with pytest.raises(mempool.ConfigError, match="63 bits"):
+            mempool.record_history(True, "cuda:0", max_events=1 << 63)
+        assert any("test_history" in frame["filename"] for frame in frames_of(kept))
+    finally:
+        mempool.record_history(False, "cuda:0")
 
 
 @pytest.mark.usefixtures("torch_history")

@@ -138,3 +138,40 @@ else:
     raise AssertionError("no warning")
 """
     )
+
+
+def test_settings_from_before_hold_and_are_named_too(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+torch._C._accelerator_setAllocatorSettings("per_process_memory_fraction:0.25,max_split_size_mb:128")
+(text,) = warned(lambda: mempool.enable("cuda"))
+assert "max_split_size_mb:128" in text and "per_process" not in text, text
+torch.zeros(1).to("cuda:0"), torch.zeros(1).to("cuda:1")
+found, total = limits()
+assert found == [total // 4] * 2, found
+assert warned(lambda: mempool.enable("cuda")) == []
+""",
+        CUDA_STANDIN_DEVICES="2",
+    )
+
+
+def test_a_fraction_at_run_time_replaces_the_limit_of_devices_that_come_later_too(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+mempool.enable("cuda", limit="1GiB")
+torch.zeros(1).to("cuda:0")
+torch._C._accelerator_setAllocatorSettings("per_process_memory_fraction:0.5")
+torch.zeros(1).to("cuda:1")
+found, total = limits()
+assert found == [total // 2] * 2, found
+""",
+        CUDA_STANDIN_DEVICES="2",
+    )
+
+
+def test_only_the_variable_that_torch_reads_counts(run_on_device: Run) -> None:
+    script = PRELUDE + "\nassert warned(lambda: mempool.enable('cuda')) == []\n"
+    for read in ("expandable_segments:True", ""):
+        run_on_device(script, PYTORCH_ALLOC_CONF="max_split_size_mb:128", PYTORCH_CUDA_ALLOC_CONF=read)

@@ -21,7 +21,7 @@ class Third(DeviceKind):
     name = "xpu"
     is_numbered = True
     has_streams = True
-    unused_settings = ("THIRD_ALLOC_CONF",)
+    settings_variables = ("THIRD_ALLOC_CONF",)
     replay_backends: ClassVar = {"fake": "fake-device"}
 
     def __init__(self) -> None:

@@ -41,8 +41,8 @@ void append_arena(const Arena& arena, std::size_t number, Snapshot& out) {
       const bool backed = span->is_backed();
       if (backed && !open) {
         const ArenaFamily& family = arena.family;
-        out.segments.push_back(
-            {span->start, 0, family.name, number, arena.stream(), &family, arena.pages.asleep(), out.blocks.size(), 0});
+        out.segments.push_back({span->start, 0, family.name, number, arena.stream(), family.framework_id,
+                                !family.has_own_memory(), arena.pages.asleep(), out.blocks.size(), 0});
       }
       open = backed;
       if (!backed) continue;

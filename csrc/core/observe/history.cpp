@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <new>
+#include <utility>
 
 namespace mempool {
 namespace {
@@ -17,6 +18,7 @@ std::int64_t now_us() {
 void History::start(std::size_t most_events) {
   const std::lock_guard guard(mutex_);
   live_.clear();
+  waiting_.clear();
   events_.clear();
   dropped_ = 0;
   most_events_ = most_events;
@@ -27,6 +29,7 @@ void History::stop() {
   const std::lock_guard guard(mutex_);
   enabled_.store(false, std::memory_order_relaxed);
   live_.clear();
+  waiting_.clear();
   events_.clear();
 }
 
@@ -59,16 +62,26 @@ void History::on_alloc(const ObservedBlock& block, std::uint32_t stack) noexcept
   }
 }
 
-void History::on_free(const void* address) noexcept {
+void History::on_free(const void* address, bool waits) noexcept {
+  using Action = HistoryEvent::Action;
+  move_on(address, waits ? Action::free_requested : Action::free, live_, waits ? &waiting_ : nullptr);
+}
+
+void History::on_completed(const void* address) noexcept {
+  move_on(address, HistoryEvent::Action::free_completed, waiting_, nullptr);
+}
+
+void History::move_on(const void* address, HistoryEvent::Action action, Blocks& from, Blocks* to) noexcept {
   const auto key = reinterpret_cast<std::uintptr_t>(address);
   const std::lock_guard guard(mutex_);
-  const auto found = live_.find(key);
-  if (found == live_.end()) return;  // older than the recording
+  const auto found = from.find(key);
+  if (found == from.end()) return;  // older than the recording
   HistoryEvent event = found->second;
-  live_.erase(found);
-  event.action = HistoryEvent::Action::free;
+  event.action = action;
   event.time_us = now_us();
+  auto record = from.extract(found);
   try {
+    if (to != nullptr) to->insert(std::move(record));
     append(event);
   } catch (const std::bad_alloc&) {
     ++dropped_;

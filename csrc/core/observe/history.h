@@ -14,7 +14,12 @@
 namespace mempool {
 
 struct HistoryEvent {
-  enum class Action : std::uint8_t { alloc, free } action = Action::alloc;
+  enum class Action : std::uint8_t {
+    alloc,
+    free,            // requested and completed at once
+    free_requested,  // other streams use the block still
+    free_completed,  // these have caught up
+  } action = Action::alloc;
   std::uintptr_t address = 0;
   std::size_t bytes = 0;  // rounded
   std::size_t requested = 0;
@@ -32,8 +37,9 @@ class History {
   void stop();
 
   void on_alloc(const ObservedBlock& block, std::uint32_t stack) noexcept;
-  // Call before the block can be handed out again.
-  void on_free(const void* address) noexcept;
+  // Both before the block can be handed out again. `waits`: on_completed() comes later.
+  void on_free(const void* address, bool waits) noexcept;
+  void on_completed(const void* address) noexcept;
 
   struct View {
     std::unordered_map<std::uintptr_t, HistoryEvent> live;
@@ -45,13 +51,17 @@ class History {
   std::mutex& lock_for_fork() { return mutex_; }
 
  private:
+  using Blocks = std::unordered_map<std::uintptr_t, HistoryEvent>;  // by address: how each was allocated
+
   void append(const HistoryEvent& event);
+  void move_on(const void* address, HistoryEvent::Action action, Blocks& from, Blocks* to) noexcept;
 
   std::atomic<bool> enabled_{false};
   mutable std::mutex mutex_;
   std::size_t most_events_ = 0;
   std::size_t dropped_ = 0;
-  std::unordered_map<std::uintptr_t, HistoryEvent> live_;
+  Blocks live_;
+  Blocks waiting_;  // freed, for other streams
   std::deque<HistoryEvent> events_;
 };
 

@@ -45,12 +45,13 @@ void Observers::on_use(const void* address, StreamId stream) noexcept {
 }
 
 void Observers::on_free(const ObservedBlock& block, bool waits) noexcept {
-  history_.on_free(block.address);
+  history_.on_free(block.address, waits);
   recorder_.on_free(block.address);
   if (BlockListener* const listener = listener_.load(std::memory_order_acquire)) listener->on_free(block, waits);
 }
 
 void Observers::on_completed(const ObservedBlock& block) noexcept {
+  history_.on_completed(block.address);
   if (BlockListener* const listener = listener_.load(std::memory_order_acquire)) listener->on_completed(block);
 }
 

@@ -6,13 +6,12 @@
 #include <map>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/streams/stream_events.h"
 
 namespace mempool {
-
-class ArenaFamily;
 
 struct SnapshotBlock {
   std::uintptr_t address = 0;
@@ -38,7 +37,8 @@ struct SnapshotSegment {
   std::string arena;             // "default", or the isolated pool's name
   std::size_t arena_number = 0;  // tells families of arenas of one name apart; 0 is the default one
   StreamId stream = 0;
-  const ArenaFamily* family = nullptr;
+  std::pair<std::uint64_t, std::uint64_t> framework_id{};  // ArenaFamily::framework_id
+  bool is_of_device = true;                                // else memory of the family's own
   bool asleep = false;  // its pool sleeps: the addresses are kept, no memory is held for them
   // Of Snapshot::blocks.
   std::size_t first_block = 0;

@@ -94,6 +94,9 @@ class ArenaFamily {
   // it may be replaced by an earlier family's, whose figures go on then.
   std::shared_ptr<Ledger::Reserved> reserved = std::make_shared<Ledger::Reserved>();
 
+  // By which the framework above knows the family; {0, 0}: it does not. Set before it has an arena.
+  std::pair<std::uint64_t, std::uint64_t> framework_id{};
+
   // Guarded by the allocator's list of arenas.
   std::vector<Arena*> arenas;
   bool retired = false;  // closed: each arena is destroyed as soon as it holds no memory
