@@ -37,7 +37,7 @@ def save(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError as error:
-        raise RuntimeError("writing a checkpoint needs a package: pip install mempool[compress]") from error
+        raise RuntimeError("writing a checkpoint needs a package: pip install safetensors") from error
     require_module("model", model)
     path = Path(checkpoint)
     tensors, tied = _distinct(model)

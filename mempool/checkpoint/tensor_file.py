@@ -231,7 +231,7 @@ def _opened(path: Path) -> Any:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise RuntimeError("reading a checkpoint needs a package: pip install mempool[compress]") from error
+        raise RuntimeError("reading a checkpoint needs a package: pip install safetensors") from error
     try:
         return safe_open(path, framework="pt")
     except OSError as error:

@@ -1,5 +1,5 @@
-// Charges blocks to pools and counts the memory of one device: its totals, and the physical memory held. Whose pools
-// these are, AccountRegistry knows.
+// Charges blocks to pools and counts the memory of one device: its totals, and the physical memory held.
+// AccountRegistry keeps the pools themselves.
 //
 // How exact figures and a fast path go together:
 //   - The root pool has no limit on allocated bytes, so its blocks are counted in the Shards of a thread, which only
@@ -11,10 +11,9 @@
 //   - A thread that frees what another one allocated is behind until it is folded, by at most kFoldBytes and
 //     kFoldBlocks. Meanwhile the totals are too high by that much for each of these threads, and so may be a peak:
 //     never too low, and exact when each thread frees what it allocated.
-//   - Every other pool may have a limit, so its blocks are counted in its Account, under the registry's spin lock for
-//   the
-//     whole chain of parents: a check and all its charges are one step, a limit is never passed by a byte, and no
-//     half-made charge of one thread can refuse another.
+//   - Every other pool may have a limit, so its blocks are counted in its Account. The registry's spin lock is held for
+//     the whole chain of parents: a check and all its charges are one step, a limit is never passed by a byte, and the
+//     half-finished charge of one thread never makes another thread's request fail.
 #pragma once
 
 #include <algorithm>

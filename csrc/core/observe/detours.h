@@ -11,7 +11,7 @@ class Detours {
  public:
   enum Reason : std::uint8_t {
     observed = 1,  // somebody wants to hear of each allocation and free
-    waiting = 2,   // small freed blocks wait for other streams, and one of them may serve the request
+    waiting = 2,   // freed blocks of torch's small pool wait for other streams, and one of them may serve the request
   };
 
   bool any() const noexcept { return reasons_.load(std::memory_order_relaxed) != 0; }
