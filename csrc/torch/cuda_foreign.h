@@ -19,8 +19,8 @@ class ForeignMemory final : public AllocatedMemory {
   // A segment begins or ends. Called with the arena's lock held.
   using Observer = std::function<void(bool begins, void* address, std::size_t bytes, cudaStream_t stream)>;
 
-  // `source` may return nullptr or throw: then it has no memory. `stream`: which it is asked for. What work is done,
-  // the memory of the device itself knows.
+  // `source` returns nullptr or throws when it has no memory. `stream`: whose memory it is asked for. Events of streams
+  // come from the device's own memory.
   ForeignMemory(std::shared_ptr<Source> source, int device, cudaStream_t stream, Observer observer);
 
   std::string last_refusal() const override { return last_refusal_; }

@@ -1,4 +1,4 @@
-// A sliding maximum: the most bytes that were needed within the last span of time, which demand may come back to.
+// A sliding maximum of the bytes that were needed within the last decay_ms: demand may return to it.
 #pragma once
 
 #include <cstddef>

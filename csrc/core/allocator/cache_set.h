@@ -28,8 +28,8 @@ class CacheSet {
 
   // Takes the free blocks out of every thread's cache.
   void recall() noexcept;
-  // Takes what waits in the caches, so that the arena can coalesce it: medium and large blocks of all threads, and of
-  // `mine` (nullptr: none) the small blocks too if they come to something.
+  // Returns blocks in caches to the arena, which coalesces them: medium and large blocks of all threads, and of `mine`
+  // (nullptr: none) the small blocks, too, if they are at least kSmallBytesWorthwhile.
   void recall_for_growth(ThreadCache* mine) noexcept;
   // Folds every thread's counts into the ledger and suspends leases, where a block of `mine` (nullptr: of a thread
   // without a cache) could be a new peak.

@@ -1,7 +1,7 @@
 // Deferred frees: blocks that wait, after their free, for the other streams that use them (torch's record_stream).
 //
-// Whoever uses a block on another stream says so (add_use). When it is freed, what is in those streams at that moment
-// has to be done before another request gets its memory.
+// add_use() notes that work on another stream uses a block. At its free, the block notes the present moment of each of
+// these streams, and is reused only after all of these moments have passed.
 #pragma once
 
 #include <array>
@@ -45,9 +45,9 @@ class DeferredFrees {
 
   // From now on the live block is used on that stream, too. Throws std::bad_alloc.
   void add_use(const void* address, StreamClock& clock);
-  // A block that add_use() was called for is freed: collect() returns it one day. False: its uses are over, because
-  // there was no memory for a record and they were waited for. Where even that is not possible, no request gets it
-  // again.
+  // A block that add_use() was called for is freed: collect() returns it once its uses are over. False: its uses are
+  // over, because there was no memory for a record and they were waited for. Where even that is not possible, no
+  // request gets it again.
   bool defer(Span* span, const SmallBlock& block, BlockSize size, std::uint32_t account) noexcept;
   bool empty() const noexcept { return waiting_.load(std::memory_order_relaxed) == 0; }
   // False: no block of exactly that size waits, or it is none of torch's small pool. A large one, for which nothing

@@ -15,8 +15,8 @@
 //  10. History              and after it TraceRecorder
 //  11. Decay                the window of demand
 //
-// No hook (core/allocator/hooks.h) and no listener (core/observe/block_listener.h) is called with 3 or a later one
-// held.
+// Hooks (core/allocator/hooks.h) and listeners (core/observe/block_listener.h) are called with none of them held,
+// except for BlockListener::on_completed, which is called with the second held.
 #pragma once
 
 #include <atomic>

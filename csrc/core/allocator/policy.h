@@ -1,6 +1,6 @@
-// The numbers that the allocator's behaviour was tuned by, all but those of the page heap (core/pages/policy.h).
+// Tuning constants of the allocator, except those of the page heap (core/pages/policy.h).
 //
-// Each says its unit, why it is what it is, and which measurement has set it.
+// Each states its unit, its reason, and the measurement that has set it, if there was one.
 #pragma once
 
 #include <cstddef>

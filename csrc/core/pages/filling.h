@@ -27,7 +27,7 @@ class Filling {
   // Maps new memory at the end, in one handle. False, and nothing changed: the device's limit or the backend refuses
   // it.
   bool commit(std::size_t bytes, Refusal& why) noexcept;
-  // The same for bytes that the ledger holds already. False: it does not any more, except for what the backend keeps.
+  // The same for bytes that the ledger counts as held. False: they no longer are, except for what the backend kept.
   bool commit_held(std::size_t bytes, Refusal& why) noexcept;
   // Maps free memory at the end. False: not all of it was moved.
   bool move(const FreePiece& piece) noexcept;

@@ -1,7 +1,7 @@
 // Pages of one arena: blocks of whole pages, growth, and giving memory back. Not thread-safe: the arena's mutex guards
 // it.
 //
-// What it decides is carried out by its parts: SegmentList (spans), HandleMap (memory), StaleRanges (what moves left
+// PageHeap decides, and its parts act: SegmentList (spans), HandleMap (memory), StaleRanges (what moves left
 // behind), together a PageSpace; Filling makes a range longer; CommitPolicy says how much is taken; Sleeper lets go of
 // all memory and takes it again.
 //
@@ -67,8 +67,8 @@ class PageHeap {
   // be moved.
   Gathering gather() noexcept;
 
-  // Gives up all memory and keeps every address: an access faults until it wakes. From the first of these steps to the
-  // last blocks are freed but not made.
+  // Gives up all memory and keeps every address: an access faults until it wakes. From fall_asleep
+  // until it is awake, blocks can be freed but not allocated.
   //   fall_asleep   lists what is in use, or says why it cannot now
   //   sleep         false: the backend kept some memory, and the heap is awake (what `backup` has not may be lost).
   //   stay_awake    instead of sleep
@@ -139,7 +139,7 @@ class PageHeap {
     bool is_chunk;  // whole granules that will be shared; else a block
     const Supply& supply;
     Refusal& why;
-    std::size_t bytes_to_share;  // of a chunk: that no commit has counted as shared yet
+    std::size_t bytes_to_share;  // bytes of the chunk that are not counted as shared yet
   };
 
   Span* allocate_medium(std::size_t bytes, const Supply& supply, Refusal& why) noexcept;

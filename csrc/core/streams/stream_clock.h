@@ -3,8 +3,7 @@
 //
 // A moment has passed when all work is done that was in the stream then. To ask for the present one costs nothing. An
 // event is recorded only when a caller must know whether a moment has passed, and it serves all moments since the event
-// before. An event that comes late says that a moment has passed later than it had, never earlier. An error never
-// says that one has passed.
+// before. A late event only delays the answer. After an error no moment counts as passed.
 //
 // A stream may end while its work goes on. Its clock stays, and goes on with a later stream of the same handle: a
 // driver gives a handle out again only once the work of the stream that had it is done.

@@ -15,7 +15,7 @@ class ThreadCache;
 struct Account;
 
 // An entry of that stack. Whoever enters a pool makes an entry and keeps it until the pool is left; `user` is for its
-// maker's own use. Its end expects that it was left, by whichever thread, or that its thread has ended.
+// maker's own use. Precondition of the destructor: the pool was left, by any thread, or the entry's thread has ended.
 class PoolEntry {
  public:
   explicit PoolEntry(void* user_in = nullptr) : user(user_in) {}

@@ -130,7 +130,7 @@ class ThreadCache {
   std::size_t small_bytes() const noexcept { return small_bytes_; }
   // Medium and large ones. May be read without the lock.
   std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
-  // Bytes of them that were there all the time since the last call: no request has needed these.
+  // The minimum of span_bytes() since the last call: bytes that no request took.
   std::size_t take_unused_bytes() noexcept { return std::exchange(least_span_bytes_, span_bytes()); }
 
   // Returns every block, or the small ones, or the medium and large ones, to the arena.
