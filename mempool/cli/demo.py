@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from mempool.cli.common import json_option
+
 
 @click.command("demo")
 @click.option(
@@ -18,12 +20,18 @@ import click
 )
 @click.option("--requests", default=120, show_default=True, type=click.IntRange(min=8), help="Requests in the burst.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads that serve.")
-def command(out: Path, requests: int, threads: int) -> None:
-    """Serve a real sentence-embedding model with torch's own allocator and with mempool, and compare."""
+@json_option
+def command(out: Path, requests: int, threads: int, as_json: bool) -> None:
+    """Serve a real sentence-embedding model with torch's own allocator and with mempool, and compare.
+
+    With --json the results go to standard output, everything else to standard error.
+    """
     from mempool import demo as demo_package
 
     try:
-        status = demo_package.main(out=out, requests=requests, threads=threads)
+        status = demo_package.main(out=out, requests=requests, threads=threads, on_stderr=as_json)
     except demo_package.DemoError as error:
         raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
     sys.exit(status)

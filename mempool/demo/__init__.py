@@ -20,12 +20,14 @@ from mempool.demo.errors import DemoError
 __all__ = ["DemoError", "main"]
 
 
-def main(out: Path, requests: int, threads: int) -> int:
+def main(out: Path, requests: int, threads: int, on_stderr: bool = False) -> int:
     """Run the comparison, print it and write its files into ``out``; the exit status, 0 only if every check held.
+
+    ``on_stderr``: print to standard error.
 
     Raises DemoError when a package is missing or a worker process dies.
     """
     # Imported late: a worker imports this package too, and should not carry rich and the report's code.
     from mempool.demo.compare import run
 
-    return run(out, requests, threads)
+    return run(out, requests, threads, on_stderr)

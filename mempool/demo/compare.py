@@ -28,13 +28,13 @@ WARMUP_PER_THREAD = 4
 CLEARED = ("LD_PRELOAD", "MEMPOOL_CONF", "GLIBC_TUNABLES", "PYTORCH_ALLOC_CONF", "THP_MEM_ALLOC_ENABLE")
 
 
-def run(out: Path, requests: int, threads: int) -> int:
+def run(out: Path, requests: int, threads: int, on_stderr: bool) -> int:
     """See mempool.demo.main."""
     weights = find_weights()
     out = out.resolve()  # the workers run elsewhere
     out.mkdir(parents=True, exist_ok=True)
     snapshot = out / "snapshot.pickle"
-    console = Console()
+    console = Console(stderr=on_stderr)
     workload = corpus.build(requests, WARMUP_PER_THREAD * threads)
     passages = sum(len(request) for request in workload.burst)
     console.print(

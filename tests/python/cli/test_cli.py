@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import mempool
+from mempool import cli
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -208,3 +209,10 @@ def test_progress_is_for_terminals_alone(tmp_path: Path, command: Command) -> No
     assert b"%" in shown
     assert "%" not in done.stdout
     assert command("replay", str(trace)).stderr == ""
+
+
+def test_every_command_has_json() -> None:
+    commands = cli.commands.commands
+    assert {"run", "stats", "replay", "options", "doctor", "compress", "demo"} <= commands.keys()
+    for name, command in commands.items():
+        assert "--json" in [option for parameter in command.params for option in parameter.opts], name
