@@ -34,7 +34,7 @@ install_torch = $(if $(filter file,$(origin $(2))),$(call torch_of,$(1)) >/dev/n
 
 $(STAMPS)/torch: FORCE | $(STAMPS)/venv
 	@$(call install_torch,$(VENV),TORCH)
-	@found=$$($(call torch_of,$(VENV))) && [ "$$(cat $@ 2>/dev/null)" = "$$found" ] || echo "$$found" >$@
+	@found=$$($(call torch_of,$(VENV))) || exit 1; [ "$$(cat $@ 2>/dev/null)" = "$$found" ] || echo "$$found" >$@
 
 $(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/torch
 	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \

@@ -36,7 +36,7 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
     usable = [kind for kind in kinds if result[kind.name] is True]
     if device is not None and not usable:
         raise DeviceError(f"{kinds[0].name}: {result[kinds[0].name]}.")
-    _warn_of_unused_settings([kind for kind in usable if not kind.is_enabled()])
+    _warn_of_unused_settings(usable)
     for kind in usable:
         # Where no device is named, limits are those of the first kind, and another one that cannot be is no error.
         is_meant = device is not None or kind is kinds[0]
@@ -149,8 +149,10 @@ def defragment(device: Device = None) -> DefragmentReport:
 
 
 def _warn_of_unused_settings(kinds: list[DeviceKind]) -> None:
-    """In one warning. Where a kind reads torch's settings, it alone knows what of them does not hold."""
-    readers = [kind for kind in kinds if kind.reads_settings]
-    notes = dict.fromkeys(note for kind in readers or kinds if (note := kind.note_on_settings()) is not None)
+    """In one warning, for kinds that are not enabled yet. Where a kind reads torch's settings, it alone knows what of
+    them does not hold."""
+    asked = [kind for kind in kinds if kind.reads_settings] or kinds
+    new = [kind for kind in asked if not kind.is_enabled()]
+    notes = dict.fromkeys(note for kind in new if (note := kind.note_on_settings()) is not None)
     if notes:
         warnings.warn(" ".join(notes), stacklevel=3)

@@ -171,6 +171,11 @@ assert found == [total // 2] * 2, found
     )
 
 
+def test_what_cuda_honours_is_not_named_when_the_cpu_is_enabled_later(run_on_device: Run) -> None:
+    script = PRELUDE + "\nassert warned(lambda: mempool.enable('cuda')) == warned(mempool.enable) == []\n"
+    run_on_device(script, PYTORCH_ALLOC_CONF="per_process_memory_fraction:0.5")
+
+
 def test_only_the_variable_that_torch_reads_counts(run_on_device: Run) -> None:
     script = PRELUDE + "\nassert warned(lambda: mempool.enable('cuda')) == []\n"
     for read in ("expandable_segments:True", ""):
