@@ -37,8 +37,8 @@ class ArenaSet {
   // before it is closed, free or not: a captured graph writes there whenever it is replayed. It takes what is idle
   // elsewhere, unless it has memory of its own. Throws std::bad_alloc.
   ArenaFamily& open(std::string name, ArenaFamily::Kind kind, ArenaFamily::MemoryFactory make_memory = nullptr);
-  // Ends allocation from the family. Its free memory is released at once; each arena is destroyed when its last block
-  // is freed.
+  // Ends allocation from the family. Its free memory is released at once, but for the device's in a fixed family, which
+  // goes when others need it. An arena is destroyed at the first release that leaves it without memory.
   void close(ArenaFamily& family) noexcept;
   // The family's arena for the stream, made if there is none. nullptr without memory for its record.
   Arena* arena_of(ArenaFamily& family, StreamId stream) noexcept;

@@ -67,8 +67,8 @@ class PageHeap {
   // be moved.
   Gathering gather() noexcept;
 
-  // Gives up all memory and keeps every address: an access faults until it wakes. From fall_asleep
-  // until it is awake, blocks can be freed but not allocated.
+  // Gives up all memory and keeps every address: an access faults until it wakes. From fall_asleep until it is awake,
+  // blocks can be freed but not allocated.
   //   fall_asleep   lists what is in use, or says why it cannot now
   //   sleep         false: the backend kept some memory, and the heap is awake (what `backup` has not may be lost).
   //   stay_awake    instead of sleep

@@ -1,5 +1,6 @@
 // The thread cache: free blocks of one arena that one thread keeps for itself, and its shards of the ledger. The arena
-// is that of the stream that the thread has used last, in the device's default family.
+// is that of one stream in the device's default family: another one's once kStrangers requests in a row were for
+// others.
 //
 // `lock` guards everything here. Its own thread takes it for each allocation, and so nearly always without contention;
 // others take it to recall the blocks (a limit was reached, trim, a pool closes), to read statistics, at fork and at
