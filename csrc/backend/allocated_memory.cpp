@@ -82,10 +82,7 @@ void* AllocatedMemory::reserve(std::size_t bytes) noexcept {
   const std::uintptr_t start = align_up(place(given.address), kGranule);
   try {
     // What overlaps stays with its segment: to give it back would end that one.
-    if (!given_memory().add(start, given)) {
-      note_overlap();
-      return nullptr;
-    }
+    if (!given_memory().add(start, given)) return nullptr;
   } catch (const std::bad_alloc&) {
     give_back(given.address, given.bytes);
     return nullptr;

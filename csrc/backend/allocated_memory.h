@@ -35,8 +35,6 @@ class AllocatedMemory : public PhysicalMemory {
   virtual void* ask(std::size_t bytes) noexcept = 0;
   // False: it is still allocated.
   virtual bool give_back(void* address, std::size_t bytes) noexcept = 0;
-  // Refuses an allocation that lies within a segment: two blocks would share its bytes.
-  virtual void note_overlap() noexcept {}
   // A segment is there, or will be gone: whoever has registered it elsewhere (with a network, say) hears of its end
   // before it ends.
   virtual void observe(bool begins, void* address, std::size_t bytes) noexcept = 0;

@@ -13,6 +13,7 @@ namespace py = pybind11;
 namespace {
 
 void install(const std::string& conf, py::function on_settings) {
+  if (mempool::torch_cuda::installed() != nullptr) return;
   const auto* const handler = new py::function(std::move(on_settings));  // as immortal as the allocator
   mempool::torch_cuda::install(conf, [handler](const std::string& text) {
     const py::gil_scoped_acquire gil;

@@ -27,10 +27,6 @@ StreamId id_of(cudaStream_t stream) { return reinterpret_cast<StreamId>(stream);
 
 void deleter(void* address) { g_installed.load(std::memory_order_relaxed)->raw_delete(address); }
 
-std::size_t bytes_of_fraction(int device, double fraction) {
-  return static_cast<std::size_t>(fraction * static_cast<double>(cuda_device_bytes(device)));
-}
-
 int current_device() {
   c10::DeviceIndex device = 0;
   C10_CUDA_CHECK(c10::cuda::GetDevice(&device));
@@ -63,6 +59,10 @@ bool is_captured(cudaStream_t stream) {
 }
 
 }  // namespace
+
+std::size_t limit_of_fraction(int device, double fraction) {
+  return fraction == 1 ? kNoLimit : static_cast<std::size_t>(fraction * static_cast<double>(cuda_device_bytes(device)));
+}
 
 void refuse_within_source() {
   TORCH_CHECK(!source_calls::is_inside(),
@@ -125,7 +125,7 @@ CudaAllocator::Device& CudaAllocator::device_at(int device) {
     core.set_relief_hook(run_free_memory_callbacks);
     const auto [share, replaces] = memory_fraction();
     if (share < 1 || replaces) {
-      const std::size_t allowed = share < 1 ? bytes_of_fraction(device, share) : kNoLimit;
+      const std::size_t allowed = limit_of_fraction(device, share);
       core.ledger().force_limit(replaces ? allowed : std::min(core.ledger().limit(), allowed));
     }
     auto* const made = new Device(core, history_, device);
@@ -279,7 +279,7 @@ void CudaAllocator::free_slow(void* address) {
 
 // Of blocks that went while the allocator of a MemPool was at work.
 void CudaAllocator::free_postponed() {
-  if (!source_calls::any() || source_calls::is_inside()) return;
+  if (!source_calls::any()) return;
   for (void* address : source_calls::take_postponed()) free_now(address);
 }
 

@@ -161,6 +161,8 @@ CudaAllocator* installed() noexcept;
 // Puts it under torch's CUDA tensors; `on_settings` hears of torch's settings at run time. Throws PoolStateError when
 // torch has used CUDA memory already, ConfigError for options or settings that do not parse.
 void install(const std::string& conf, const SettingsListener& on_settings);
+// What a fraction of a device's memory comes to as a limit; 1: none.
+std::size_t limit_of_fraction(int device, double fraction);
 // Throws c10::Error where the calling thread is in a call of the allocator of a MemPool: mempool's locks are held.
 void refuse_within_source();
 // Whether this process is a forked child, which cannot use CUDA: its requests are refused, its frees ignored.

@@ -21,7 +21,7 @@ void* ForeignMemory::ask(std::size_t bytes) noexcept {
     const SourceCall call(device_);
     void* const given = source_->raw_alloc_with_stream(bytes, stream_);
     if (given != nullptr && overlaps(given, bytes)) {  // not given back: that would end the segment
-      note_overlap();
+      refuse("it gives memory that it has given already");
       return nullptr;
     }
     // The page map has one entry for a page: memory of a live block cannot be a segment as well.
@@ -50,8 +50,6 @@ bool ForeignMemory::give_back(void* given, std::size_t) noexcept {
     return false;
   }
 }
-
-void ForeignMemory::note_overlap() noexcept { refuse("it gives memory that it has given already"); }
 
 void ForeignMemory::refuse(const std::string& why) noexcept {
   try {

@@ -28,7 +28,6 @@ class ForeignMemory final : public AllocatedMemory {
  private:
   void* ask(std::size_t bytes) noexcept override;
   bool give_back(void* given, std::size_t bytes) noexcept override;
-  void note_overlap() noexcept override;
   void observe(bool begins, void* address, std::size_t bytes) noexcept override;
   void refuse(const std::string& why) noexcept;
 

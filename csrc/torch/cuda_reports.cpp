@@ -87,8 +87,7 @@ double CudaAllocator::getMemoryFraction(c10::DeviceIndex device) {
 // As torch has it: more than that may be held at the moment; then nothing more is.
 void CudaAllocator::setMemoryFraction(double fraction, c10::DeviceIndex device) {
   TORCH_CHECK(fraction >= 0 && fraction <= 1, "invalid fraction: ", fraction, ". Please set within [0, 1].");
-  const auto total = static_cast<double>(cuda_device_bytes(device));
-  device_at(device).core.ledger().force_limit(fraction == 1 ? kNoLimit : static_cast<std::size_t>(fraction * total));
+  device_at(device).core.ledger().force_limit(limit_of_fraction(device, fraction));
 }
 
 void CudaAllocator::set_memory_fractions(double fraction) {
@@ -166,13 +165,14 @@ cca::SnapshotInfo CudaAllocator::snapshot(c10::MempoolId_t pool, bool include_tr
     out.device_traces = history_.entries(devices);
     out.external_annotations = history_.annotations();
   }
+  out.config_metadata.expandable_segments = true;
+  out.config_metadata.last_allocator_settings = "mempool";
+  if (!history_.is_on()) return out;
   // For the next snapshot.
   for_each_device([&](int i, Device& device) {
     const auto active = static_cast<std::size_t>(device.core.stats().active.all.bytes.current);
     history_.add(TraceEntry::SNAPSHOT, i, 0, active, nullptr, pool, history_.gather(RecordContext::ALLOC), "");
   });
-  out.config_metadata.expandable_segments = true;
-  out.config_metadata.last_allocator_settings = "mempool";
   return out;
 }
 

@@ -1,13 +1,11 @@
 #include "torch/cuda_source_calls.h"
 
-#include <atomic>
 #include <mutex>
 #include <utility>
 
 namespace mempool::torch_cuda {
 namespace {
 
-std::atomic<int> g_count{0};  // threads in a call, and one more while frees are postponed
 std::mutex g_mutex;
 std::vector<void*>& postponed() {
   static auto* const frees = new std::vector<void*>;  // immortal
@@ -24,18 +22,17 @@ int& depth() {
 SourceCall::SourceCall(int device) : guard_(static_cast<c10::DeviceIndex>(device)) {
   C10_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_));
   ++depth();
-  g_count.fetch_add(1);
+  source_calls::g_count.fetch_add(1);
 }
 
 SourceCall::~SourceCall() {
-  g_count.fetch_sub(1);
+  source_calls::g_count.fetch_sub(1);
   --depth();
   (void)cudaThreadExchangeStreamCaptureMode(&mode_);
 }
 
 namespace source_calls {
 
-bool any() noexcept { return g_count.load(std::memory_order_relaxed) != 0; }
 bool is_inside() noexcept { return depth() > 0; }
 
 void postpone_free(void* block) {

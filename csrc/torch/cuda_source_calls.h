@@ -4,6 +4,7 @@
 
 #include <c10/cuda/CUDAGuard.h>
 
+#include <atomic>
 #include <vector>
 
 namespace mempool::torch_cuda {
@@ -24,8 +25,9 @@ class SourceCall {
 
 namespace source_calls {
 
-// Whether a thread is in such a call, or frees are postponed: one relaxed load.
-bool any() noexcept;
+// Threads in such a call, and one more while frees are postponed.
+inline std::atomic<int> g_count{0};
+inline bool any() noexcept { return g_count.load(std::memory_order_relaxed) != 0; }
 // Whether the calling thread is in one.
 bool is_inside() noexcept;
 // Keeps the free of a block for later. Throws std::bad_alloc.

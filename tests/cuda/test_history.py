@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import gc
@@ -36,6 +37,21 @@ def events_of(traces: list[dict[str, Any]], address: int) -> list[tuple[str, int
     """Those of blocks: memory may have been mapped at the same address."""
     at = [e for e in traces if e["addr"] == address and not e["action"].startswith("segment")]
     return [(e["action"], e["size"], e["stream"]) for e in at]
+
+
+@contextlib.contextmanager
+def block_that_waits(standin: control.Standin) -> Iterator[int]:
+    """The address of a freed block of 4 MiB that another stream uses, which has caught up at the end."""
+    side = torch.cuda.Stream()
+    kept = block(4)
+    address = kept.data_ptr()
+    with standin.held(side):
+        standin.write_later(side, address, MIB, seed=3)
+        kept.record_stream(side)
+        del kept
+        yield address
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
 
 
 @pytest.mark.usefixtures("torch_history")
@@ -109,17 +125,9 @@ def test_entries_have_the_time_of_their_moment() -> None:
 
 @pytest.mark.usefixtures("torch_history")
 def test_a_block_that_waits_for_a_stream_completes_later(standin: control.Standin) -> None:
-    side = torch.cuda.Stream()
-    kept = block(4)
-    address = kept.data_ptr()
-    with standin.held(side):
-        standin.write_later(side, address, MIB, seed=3)
-        kept.record_stream(side)
-        del kept
+    with block_that_waits(standin) as address:
         waiting = torch.cuda.memory._snapshot()["device_traces"][0]
         assert [action for action, _, _ in events_of(waiting, address)] == ["alloc", "free_requested"]
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
     done = torch.cuda.memory._snapshot()["device_traces"][0]
     assert [action for action, _, _ in events_of(done, address)] == ["alloc", "free_requested", "free_completed"]
     (completed,) = (e for e in done if e["action"] == "free_completed" and e["addr"] == address)
@@ -127,18 +135,10 @@ def test_a_block_that_waits_for_a_stream_completes_later(standin: control.Standi
 
 
 def test_mempools_own_history_has_the_moment_when_a_stream_has_caught_up(standin: control.Standin) -> None:
-    side = torch.cuda.Stream()
     mempool.record_history(True, "cuda:0")
     try:
-        kept = block(4)
-        address = kept.data_ptr()
-        with standin.held(side):
-            standin.write_later(side, address, MIB, seed=3)
-            kept.record_stream(side)
-            del kept
+        with block_that_waits(standin) as address:
             waiting = mempool.memory_snapshot("cuda:0")
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
         done = mempool.memory_snapshot("cuda:0")
     finally:
         mempool.record_history(False, "cuda:0")
