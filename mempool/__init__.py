@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from mempool import _build, _lazy
 
-_build.check_torch()  # before the module that links torch is loaded
+__path__.append(str(_build.shim_folder()))  # the modules that link torch are those of the release that runs
 
 from mempool._build import __version__  # noqa: E402
 from mempool._device_cuda import cuda_library_path  # noqa: E402

@@ -30,9 +30,6 @@ Event: TypeAlias = tuple[str, int, int, int, int, int, int, int]
 Option: TypeAlias = tuple[str, str, str, int | bool | None, int | bool | None]
 
 version: str
-torch_version: str
-without_cuda: str  # why this build has no CUDA half; empty when it has one
-without_cuda_kernels: str  # why packed layers have no kernels for a GPU; empty when they have
 
 def parse_bytes(text: str, whole_bytes: int = 0) -> int: ...
 def format_bytes(bytes: int) -> str: ...

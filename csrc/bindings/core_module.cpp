@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "backend/host_info.h"
-#include "build_facts.h"
 #include "common/bytes.h"
 #include "common/errors.h"
 #include "common/options.h"
@@ -45,9 +44,6 @@ PYBIND11_MODULE(_core, m) {
   py::register_exception<mempool::PoolAsleepError>(m, "PoolAsleepError", state_error);
 
   m.attr("version") = MEMPOOL_VERSION;
-  m.attr("torch_version") = MEMPOOL_TORCH_VERSION;
-  m.attr("without_cuda") = MEMPOOL_WITHOUT_CUDA;
-  m.attr("without_cuda_kernels") = MEMPOOL_WITHOUT_CUDA_KERNELS;
   m.def("parse_bytes", &mempool::parse_bytes, "text"_a, "whole_bytes"_a = 0);
   m.def("format_bytes", &mempool::format_bytes, "bytes"_a);
   m.def("usable_memory_bytes", [] { return mempool::usable_memory_bytes(); });

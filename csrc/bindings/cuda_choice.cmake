@@ -7,7 +7,7 @@
 # torch_folder, torch_new_abi, torch_nvidia_folders, cuda_system_folders, and cuda_probe, a source that compiles where
 # ours do. Nothing of it is kept in the cache: the next build into the same folder may find another torch, or more headers.
 
-set(cuda_first_torch 2.14)  # the CUDA sources are written for this release's allocator interface
+set(cuda_first_torch 2.11)  # its allocator interface has the types that the CUDA sources need
 
 # Compiles `source` with CUDA's and torch's headers. Sets `problem` to the first error.
 function(mempool_try_cuda problem source folders)
@@ -177,6 +177,17 @@ function(mempool_cuda_reason out include)
   endif()
   set(${out} "${reason}" PARENT_SCOPE)
   set(${include} "${folders}" PARENT_SCOPE)
+endfunction()
+
+# auto, on or off, of what a user may write for it.
+function(mempool_normalize_switch name)
+  if(${name} MATCHES "^(on|ON|On|true|TRUE|1)$")
+    set(${name} on PARENT_SCOPE)
+  elseif(${name} MATCHES "^(off|OFF|Off|false|FALSE|0)$")
+    set(${name} off PARENT_SCOPE)
+  elseif(NOT ${name} STREQUAL "auto")
+    message(FATAL_ERROR "${name} is auto, on or off, not '${${name}}'.")
+  endif()
 endfunction()
 
 function(mempool_choose_cuda)

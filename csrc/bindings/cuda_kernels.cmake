@@ -20,19 +20,19 @@ find_program(MEMPOOL_NVCC nvcc HINTS ${nvcc_places} ENV CUDA_HOME ENV CUDA_PATH 
 mempool_check_nvcc(nvcc_problem)
 
 function(mempool_cuda_ops name)
-  add_library(${name} MODULE ../torch/cuda_linear_ops.cpp ../kernels/cuda/choices.cpp ../kernels/cuda/linear.cpp
-    ${ARGN})
-  set_target_properties(${name} PROPERTIES PREFIX "" INSTALL_RPATH "$ORIGIN" BUILD_WITH_INSTALL_RPATH ON
-    INTERPROCEDURAL_OPTIMIZATION OFF)
-  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
-  target_include_directories(${name} SYSTEM PRIVATE ${mempool_cuda_include})
+  mempool_torch_module(${name} ../torch/cuda_linear_ops.cpp ../kernels/cuda/choices.cpp ../kernels/cuda/linear.cpp ${ARGN})
+  set(target ${name}-${torch_minor})
+  set_target_properties(${target} PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF)
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+  target_include_directories(${target} SYSTEM PRIVATE ${mempool_cuda_include})
   # The runtime's own symbols come from what torch has loaded.
-  target_link_libraries(${name} PRIVATE torch_c10 mempool mempool_flags "${torch_folder}/lib/libtorch_cpu.so"
+  target_link_libraries(${target} PRIVATE "${torch_folder}/lib/libtorch_cpu.so"
     "${torch_folder}/lib/libc10_cuda.so" "${torch_folder}/lib/libtorch_cuda.so")
 endfunction()
 
-if(NOT nvcc_problem)
-  set(cuda_kernel_objects "")
+# They link nothing of torch: one set of objects serves all of its releases.
+get_property(cuda_kernel_objects GLOBAL PROPERTY mempool_cuda_kernel_objects)
+if(NOT nvcc_problem AND NOT cuda_kernel_objects)
   foreach(source IN LISTS cuda_kernel_sources)
     get_filename_component(kernel ${source} NAME_WE)
     set(object ${CMAKE_CURRENT_BINARY_DIR}/${kernel}.cu.o)
@@ -44,27 +44,32 @@ if(NOT nvcc_problem)
       DEPENDS ${source} DEPFILE ${object}.d COMMENT "nvcc ${kernel}.cu" VERBATIM)
     list(APPEND cuda_kernel_objects ${object})
   endforeach()
+  set_property(GLOBAL PROPERTY mempool_cuda_kernel_objects ${cuda_kernel_objects})
 endif()
 
 if(MEMPOOL_CUDA_EMULATOR)
   # Tests have the emulated library in the package, and that of nvcc beside it.
   if(NOT nvcc_problem)
     mempool_cuda_ops(_ops_nvcc ${cuda_kernel_objects})
-    # It is never installed: it finds libmempool.so where that was built.
-    set_target_properties(_ops_nvcc PROPERTIES EXCLUDE_FROM_ALL ON BUILD_WITH_INSTALL_RPATH OFF)
+    set_target_properties(_ops_nvcc-${torch_minor} PROPERTIES EXCLUDE_FROM_ALL ON)
+    if(NOT TARGET _ops_nvcc)
+      add_custom_target(_ops_nvcc)
+    endif()
+    add_dependencies(_ops_nvcc _ops_nvcc-${torch_minor})
   endif()
   set_source_files_properties(${cuda_kernel_sources} PROPERTIES LANGUAGE CXX
     COMPILE_OPTIONS "-xc++;-Wno-unknown-pragmas;-ffp-contract=off"
     INCLUDE_DIRECTORIES ${PROJECT_SOURCE_DIR}/tests/cuda_emulator/include)
   mempool_cuda_ops(_ops_cuda ${cuda_kernel_sources} ${PROJECT_SOURCE_DIR}/tests/cuda_emulator/emulator.cpp)
-  target_include_directories(_ops_cuda BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda_emulator)
+  target_include_directories(_ops_cuda-${torch_minor} BEFORE PRIVATE ${PROJECT_SOURCE_DIR}/tests/cuda_emulator)
 elseif(NOT nvcc_problem)
   mempool_cuda_ops(_ops_cuda ${cuda_kernel_objects})
 elseif(MEMPOOL_CUDA STREQUAL "on")
   message(FATAL_ERROR " MEMPOOL_CUDA=on, and ${nvcc_problem}.")
+endif()
+if(TARGET _ops_cuda-${torch_minor})
+  mempool_place(_ops_cuda-${torch_minor} mempool/_shims/torch-${torch_minor} "/../..")
 else()
   set(mempool_kernels_problem "${nvcc_problem}")
   message(STATUS "Packed layers will run on the CPU alone: ${mempool_kernels_problem}.")
-  return()
 endif()
-install(TARGETS _ops_cuda LIBRARY DESTINATION mempool)

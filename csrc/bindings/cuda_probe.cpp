@@ -8,6 +8,3 @@
 
 // The class compiles only if torch's interface has each function that it overrides, and is abstract if one is missing.
 static_assert(!std::is_abstract_v<mempool::torch_cuda::CudaAllocator>);
-
-// A member that cuda_reports.cpp fills in.
-void read(c10::CachingDeviceAllocator::DeviceStats& stats) { stats.reserved_bytes_by_private_pools.clear(); }

@@ -1,4 +1,7 @@
-"""Tells the build about the torch of the interpreter that runs it: one line of JSON, with a `problem` if there is one.
+"""Tells the build about a torch, in one line of JSON, with a `problem` if there is one.
+
+    python torch_facts.py           the torch of this interpreter, which is imported
+    python torch_facts.py FOLDER    the torch package in a folder, which is only read: it may be for another machine
 
 Only Python's own library may be imported at the top: torch may be missing, or may fail to import.
 """
@@ -10,10 +13,35 @@ import importlib.util
 import json
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 
+def facts_of_folder(folder: Path) -> dict[str, object]:
+    """Those of a torch that is unpacked somewhere."""
+    try:
+        written = dict(re.findall(r"^(\w+)[^=\n]*= '([^'\n]*)'$", (folder / "version.py").read_text(), re.MULTILINE))
+        new_abi = b"__cxx11" in (folder / "lib" / "libc10.so").read_bytes()  # its functions take std::string
+        version = written["__version__"]
+    except (OSError, KeyError) as error:
+        return {"problem": f"{folder} is no package of torch ({type(error).__name__}: {error})"}
+    return {
+        "problem": "",
+        "version": version,
+        "folder": str(folder),
+        "new_abi": int(new_abi),
+        "cuda": written.get("cuda", ""),
+        "nvidia": str(folder.parent / "nvidia"),
+    }
+
+
 def facts() -> dict[str, object]:
+    """Those of the torch of this interpreter."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return {
+            "problem": f"{sys.executable} is a free-threaded build of Python, which mempool does not support yet: "
+            "use one with the GIL."
+        }
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:  # no origin: a folder named torch that is no package
         return {
@@ -62,4 +90,4 @@ def import_problem(version: str, folder: Path, error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(facts()))
+    print("\n" + json.dumps(facts_of_folder(Path(sys.argv[1]).resolve()) if len(sys.argv) > 1 else facts()))

@@ -1,8 +1,6 @@
-// torch's allocator of CUDA memory (the whole CUDAAllocator interface of torch 2.14), over one CachingAllocator for
-// each device.
+// torch's allocator of CUDA memory (the whole of its CUDAAllocator interface), over one CachingAllocator for each
+// device.
 #pragma once
-
-#include <c10/cuda/CUDACachingAllocator.h>
 
 #include <array>
 #include <atomic>
@@ -15,14 +13,13 @@
 #include "backend/cuda_device.h"
 #include "core/allocator/caching_allocator.h"
 #include "torch/cuda_history.h"
+#include "torch/cuda_interface.h"
 #include "torch/cuda_pools.h"
 #include "torch/cuda_settings.h"
 
 namespace mempool::torch_cuda {
 
-namespace cca = c10::cuda::CUDACachingAllocator;
-
-class CudaAllocator final : public cca::CUDAAllocator {
+class CudaAllocator final : public CudaInterface {
  public:
   // `conf`: options of every device, as in MEMPOOL_CONF; percentages are of what the device has.
   explicit CudaAllocator(std::string conf) : conf_(std::move(conf)) {}
@@ -95,7 +92,7 @@ class CudaAllocator final : public cca::CUDAAllocator {
   std::string getUserMetadata() override { return CudaHistory::metadata(); }
   void annotateMemory(const void* address, const std::string& text) override;
   void attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer) override;
-  void attachOomRejectionObserver(cca::OomRejectionObserver observer) override;
+  void attachOomRejectionObserver(OomRejectionObserver observer) override;
   void attachAllocatorTraceTracker(cca::AllocatorTraceTracker tracker) override;
 
   // What the rest of mempool knows a torch device by. Throws c10::Error for one that does not exist.

@@ -56,7 +56,7 @@ TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
   out.inactive_split = to_torch(stats.free_ranges.count);
   out.inactive_split_bytes = to_torch(stats.free_ranges.bytes);
   for (const auto& [id, reserved] : device.pools.reserved()) {
-    out.reserved_bytes_by_private_pools[id] = to_torch(device.core.ledger().read(*reserved));
+    set_reserved_by_pool(out, id, to_torch(device.core.ledger().read(*reserved)));
   }
   out.num_alloc_retries = stats.alloc_retries;
   out.num_ooms = stats.ooms;
@@ -213,8 +213,8 @@ void CudaAllocator::annotateMemory(const void* address, const std::string& text)
   const BackedRange range = backed_range_of(address);
   const int i = number_of(core);
   TORCH_CHECK(i >= 0, "invalid device pointer: ", address);
-  history_.add(TraceEntry::ANNOTATE, i, reinterpret_cast<std::size_t>(address), block_bytes(address),
-               stream_of(range.stream), range.family->framework_id, history_.gather(RecordContext::ALLOC), text);
+  history_.add(kAnnotate, i, reinterpret_cast<std::size_t>(address), block_bytes(address), stream_of(range.stream),
+               range.family->framework_id, history_.gather(RecordContext::ALLOC), text);
 }
 
 void CudaAllocator::note_mapping(int device, bool mapped, void* address, std::size_t bytes) {
@@ -232,7 +232,7 @@ void CudaAllocator::attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer)
 }
 
 // For a policy of torch's own that rejects requests before they are tried. mempool has none: it is never called.
-void CudaAllocator::attachOomRejectionObserver(cca::OomRejectionObserver) {}
+void CudaAllocator::attachOomRejectionObserver(OomRejectionObserver) {}
 
 void CudaAllocator::attachAllocatorTraceTracker(cca::AllocatorTraceTracker tracker) {
   history_.attach(std::move(tracker));

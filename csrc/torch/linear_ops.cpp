@@ -3,7 +3,6 @@
 // They are not built on torch's stable interface (torch/csrc/stable): that one turns each exception of an allocation
 // into a plain RuntimeError, and prints it. An out-of-memory error has to reach Python as one.
 #include <ATen/EmptyTensor.h>
-#include <torch/csrc/stable/c/shim.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -12,6 +11,7 @@
 #include "kernels/linear.h"
 #include "torch/format_ops.h"
 #include "torch/one_way.h"
+#include "torch/threads.h"
 
 namespace mempool {
 namespace {
@@ -19,22 +19,6 @@ namespace {
 using kernels::Activations;
 using kernels::Output;
 using kernels::OutputType;
-
-struct Work {
-  kernels::Task task;
-  const void* context;
-};
-
-// Runs tasks on torch's threads. It calls a function of torch's library: at::parallel_for would be compiled here, and
-// without OpenMP it would run on one thread, without a warning.
-void parallel_for(std::int64_t count, std::int64_t grain, kernels::Task task, const void* context) {
-  Work work = {task, context};
-  const auto run = [](std::int64_t first, std::int64_t last, void* given) {
-    const Work& to_do = *static_cast<const Work*>(given);
-    to_do.task(to_do.context, first, last);
-  };
-  if (torch_parallel_for(0, count, grain, run, &work) != 0) refuse("torch's threads could not be started.");
-}
 
 // The memory for quantized activations: for a few tokens on the stack, else from torch, and so from the current pool.
 class Workspace {

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mempool import _core
+from mempool import _build, _core, _torch_cpu
 from mempool._build import __version__
 from mempool._device_cuda import CUDA
 
@@ -23,7 +23,8 @@ def gather() -> dict[str, Any]:
     problem = CUDA.problem()
     return {
         "mempool": __version__,
-        "built_for_torch": _core.torch_version,
+        "built_for_torch": _build.supported_torches(),
+        "newest_tested_torch": _torch_cpu.newest_tested_torch,
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
         "cuda_extension": CUDA.has_extension(),

@@ -14,27 +14,25 @@ modules of ``mempool.nn`` do.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mempool import _build, _core
+from mempool import _build, _torch_cpu
 
 __all__ = ["CUDA_PROBLEM", "HAS_CUDA", "MOST_INPUTS", "refuse_on_gpu"]
 
 MOST_INPUTS = 65536  # of a layer: with more an int32 sum could overflow
 
-# The folder of the compiled modules, which an editable installation keeps apart from these files.
-_FOLDER = Path(_core.__file__).parent
+_FOLDER = _build.shim_folder()
 torch.ops.load_library(str(_FOLDER / "_ops.so"))  # type: ignore[no-untyped-call]
 
 
 def _load_cuda_kernels() -> str:
     """Why there are no kernels for a GPU; empty when they are loaded."""
-    if _core.without_cuda_kernels:
-        return f"this build has no kernels for a GPU: {_core.without_cuda_kernels}"
+    if _torch_cpu.without_cuda_kernels:
+        return f"this build has no kernels for a GPU: {_torch_cpu.without_cuda_kernels}"
     try:
         torch.ops.load_library(str(_FOLDER / "_ops_cuda.so"))  # type: ignore[no-untyped-call]
     except OSError as error:  # built for another torch, or not there any more

@@ -1,5 +1,6 @@
-// Entry points of torch's CUDA allocator that Python does not reach.
+// Entry points of torch's CUDA allocator that Python does not reach. A release that lacks one does without it.
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <torch/headeronly/version.h>
 
 #include <atomic>
 #include <cstddef>
@@ -47,9 +48,12 @@ void attach_tracker() {
 int tracked(int action) { return g_entries[action].load(); }
 
 void attach_rejection_observer() {
+#if TORCH_VERSION_MINOR >= 12
   cca::attachOomRejectionObserver([](std::int64_t, std::size_t, std::size_t, std::size_t) {});
+#endif
 }
 
+#if TORCH_VERSION_MINOR >= 13
 // 0: refused with a c10::Error.
 int allocate_with_address(std::size_t bytes, void* address) {
   try {
@@ -59,5 +63,6 @@ int allocate_with_address(std::size_t bytes, void* address) {
     return 0;
   }
 }
+#endif
 void free_kept() { kept().clear(); }
 }

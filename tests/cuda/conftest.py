@@ -85,7 +85,8 @@ def calls(compiled: Callable[[str], Path]) -> ctypes.CDLL:
     for name in ("cache_info", "expandable_bytes", "base_allocation"):
         getattr(library, name).restype = ctypes.c_size_t
     library.base_allocation.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)]
-    library.allocate_with_address.argtypes = [ctypes.c_size_t, ctypes.c_void_p]
+    if hasattr(library, "allocate_with_address"):
+        library.allocate_with_address.argtypes = [ctypes.c_size_t, ctypes.c_void_p]
     return library
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def enabled() -> Iterator[None]:
 @pytest.fixture
 def live_bytes(enabled: None) -> Callable[[], int]:
     """Bytes that are allocated beyond what was at the start of the test."""
+    gc.collect()  # what tests before have left
     start = mempool.memory_allocated("cpu")
     return lambda: mempool.memory_allocated("cpu") - start
 

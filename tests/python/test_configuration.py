@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 
 import mempool
-from mempool import _build, _core
+from mempool import _build, _torch_cpu
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -97,18 +99,34 @@ def test_it_works_under_a_limit_on_address_space(python: Python) -> None:
     assert done.stdout.split() == ["10485760", "backend_refused", "10485760"], done.stderr
 
 
-def test_another_torch_is_refused_with_the_command_that_rebuilds() -> None:
-    _build.check_torch()
-    _build.check_torch(_core.torch_version.split("+")[0] + "+cu999")  # builds of one release share the interface
-    for other in ("1.13.1+cpu", "99.0.0+cu999"):  # older or newer: the advice never names another torch
+def test_another_torch_is_refused_with_the_command_that_rebuilds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for minor in ("2.9", "2.10", "2.13"):
+        (tmp_path / f"torch-{minor}").mkdir()
+    monkeypatch.setattr(_build, "_SHIMS", tmp_path)
+    for served in ("2.9.1+cu128", "2.9.7", "2.10.0a0+git1234"):  # builds and patches of a minor share the interface
+        assert _build.shim_folder(served) == tmp_path / f"torch-{'.'.join(served.split('.')[:2])}"
+    # Older, newer, between and alike: the advice never names another torch.
+    for other, release in (("1.13.1+cpu", "1.13.1"), ("99.0.0+cu999", "99.0.0"), ("2.11.0", "2.11.0"), ("2.1", "2.1")):
         with pytest.raises(ImportError) as caught:
-            _build.check_torch(other)
-        built, found = _core.torch_version.split("+")[0], other.split("+")[0]
+            _build.shim_folder(other)
         assert str(caught.value) == (
-            f"mempool {mempool.__version__} was compiled for torch {built}, but torch {found} is installed. "
-            "To rebuild it for that one, run `pip install --no-build-isolation --no-deps --force-reinstall .` "
+            f"mempool {mempool.__version__} was compiled for torch 2.9, 2.10 and 2.13, but torch {release} is "
+            "installed. To build it for that one, run `pip install --no-build-isolation --no-deps --force-reinstall .` "
             "in mempool's source folder."
         )
+
+
+def test_a_newer_torch_than_any_tested_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = [path.stem for path in (Path(__file__).parents[1] / "releases").glob("torch-*.txt")]
+    newest = max(int(name.split(".")[1]) for name in pinned)
+    assert _torch_cpu.newest_tested_torch == f"2.{newest}"
+    assert _build.notes() == [] or torch.version.cuda
+    monkeypatch.setattr(torch, "__version__", f"2.{newest + 1}.0+cpu")
+    assert _build.notes()[0] == (
+        f"torch 2.{newest + 1} is newer than 2.{newest}, the newest release that mempool was tested with."
+    )
 
 
 def test_the_import_itself_refuses_another_torch(python: Python) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import subprocess
@@ -25,6 +26,9 @@ assert cpu().check_invariants() == ""
 print(mempool.memory_stats()["num_moves"])
 """
 GIB = 1 << 30
+# Nothing but what torch needs: on tests/cuda_standin, where its NVIDIA libraries are.
+KEPT = ("LD_PRELOAD", "LD_LIBRARY_PATH", "CUDA_STANDIN_DEVICES")
+ENVIRONMENT = {name: os.environ[name] for name in KEPT if name in os.environ} | {"OMP_NUM_THREADS": "1", "PATH": ""}
 
 
 def run(conf: str, address_space: int | None = None) -> int:
@@ -34,7 +38,7 @@ def run(conf: str, address_space: int | None = None) -> int:
 
     done = subprocess.run(
         [sys.executable, "-c", WORK],
-        env={"MEMPOOL_CONF": conf, "OMP_NUM_THREADS": "1", "PATH": ""},
+        env={"MEMPOOL_CONF": conf, **ENVIRONMENT},
         preexec_fn=tighten,
         capture_output=True,
         text=True,
@@ -58,7 +62,7 @@ def address_space_of_torch() -> int:
     status = "import torch; print(open('/proc/self/status').read())"
     done = subprocess.run(
         [sys.executable, "-c", status],
-        env={"OMP_NUM_THREADS": "1", "PATH": ""},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=True,

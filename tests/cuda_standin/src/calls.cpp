@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdarg>
 #include <cstdio>
+#include <string_view>
 
 namespace standin {
 namespace {
@@ -60,3 +61,13 @@ cudaError_t last_error(bool forget) {
 }
 
 }  // namespace standin
+
+// A function that torch imports and the stand-in does not play: counted, and refused. In generated code, by name.
+extern "C" int unplayed_call(const char* name) {
+  const standin::Guard guard(standin::lock());
+  standin::CallKind& kind = standin::Calls::instance().kind(name);
+  const int injected = standin::Calls::instance().enter(kind);
+  STANDIN_LOG("%s: not played", name);
+  const auto error = static_cast<cudaError_t>(injected != 0 ? injected : cudaErrorNotSupported);
+  return std::string_view(name).starts_with("cuda") ? standin::remember(error) : error;
+}

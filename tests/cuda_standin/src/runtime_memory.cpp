@@ -78,6 +78,12 @@ cudaError_t cudaHostAlloc(void** address, std::size_t bytes, unsigned) {
   return remember(as_runtime(AddressSpace::instance().allocate_host(bytes, address)));
 }
 
+cudaError_t cudaMallocHost(void** address, std::size_t bytes) {
+  STANDIN_RUNTIME(cudaMallocHost)
+  if (const cudaError_t refused = allowed()) return remember(refused);
+  return remember(as_runtime(AddressSpace::instance().allocate_host(bytes, address)));
+}
+
 cudaError_t cudaFreeHost(void* address) {
   STANDIN_RUNTIME(cudaFreeHost)
   if (address == nullptr) return cudaSuccess;
@@ -195,16 +201,4 @@ cudaError_t cudaMemPoolSetAccess(cudaMemPool_t, const cudaMemAccessDesc*, std::s
 
 // ---- sharing between processes: what the stand-in cannot show ----
 
-cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t*, void*) {
-  STANDIN_RUNTIME(cudaIpcGetMemHandle)
-  return remember(cudaErrorNotSupported);
-}
-cudaError_t cudaIpcOpenMemHandle(void**, cudaIpcMemHandle_t, unsigned) {
-  STANDIN_RUNTIME(cudaIpcOpenMemHandle)
-  return remember(cudaErrorNotSupported);
-}
-cudaError_t cudaIpcCloseMemHandle(void*) {
-  STANDIN_RUNTIME(cudaIpcCloseMemHandle)
-  return remember(cudaErrorNotSupported);
-}
 }  // extern "C"

@@ -275,10 +275,6 @@ cudaError_t cudaGraphAddNode(cudaGraphNode_t* made, cudaGraph_t graph, const cud
   graph_of(graph).nodes.push_back(std::move(node));
   return cudaSuccess;
 }
-cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle*, cudaGraph_t, unsigned, unsigned) {
-  STANDIN_RUNTIME(cudaGraphConditionalHandleCreate)
-  return remember(cudaErrorNotSupported);
-}
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
   STANDIN_RUNTIME(cudaGraphInstantiateWithFlags)
   auto copy = std::make_unique<Graph>();
@@ -289,6 +285,10 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* made, cudaGraph_t gra
   }
   *made = reinterpret_cast<cudaGraphExec_t>(copy.release());
   return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
+  STANDIN_RUNTIME(cudaGraphInstantiate)
+  return cudaGraphInstantiateWithFlags(made, graph, 0);
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t handle) {
   STANDIN_RUNTIME(cudaGraphLaunch)

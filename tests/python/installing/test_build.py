@@ -29,7 +29,7 @@ def decisions(machines: Path) -> Decisions:
     machine("no_cuda", torch="2.13.0+cpu", cuda="")
     machine("off", choice="off")
     machine("no_library", lost="libtorch_cuda.so").runtime(home)
-    machine("old_torch", torch="2.12.1+cu130").runtime(home)
+    machine("old_torch", torch="2.10.0+cu128").runtime(home)
     machine("no_headers")
     machine("half").runtime(home)
     on = machine("half_on", choice="on")
@@ -100,7 +100,7 @@ def test_the_cuda_half_is_built_where_all_of_it_is_there(decisions: Decisions, m
         ),
         (
             "old_torch",
-            "its CUDA half needs torch 2.14 or later, and was built with 2.12.1+cu130: "
+            "its CUDA half needs torch 2.11 or later, and was built with 2.10.0+cu128: "
             f"pip install --upgrade torch{AGAIN}",
         ),
         (

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 from fake_machines import AGAIN, CRT, PATH, ROOT, RUNS, cmake, fake_torch
+
+from mempool import _torch_cpu
 
 FACTS = ROOT / "csrc" / "bindings" / "torch_facts.py"
 
@@ -116,7 +120,7 @@ def test_the_build_says_one_line_and_remembers_it(tmp_path: Path) -> None:
     assert [line for line in done.stdout.splitlines() if "CPU alone" in line] == [
         f"-- mempool is built for the CPU alone: {reason}."
     ]
-    remembered = (tmp_path / "build/csrc/bindings/build_facts.h").read_text()
+    remembered = (tmp_path / "build/csrc/bindings/torch-2.14/build_facts.h").read_text()
     assert f'MEMPOOL_WITHOUT_CUDA R"why({reason})why"' in remembered
     assert f'MEMPOOL_WITHOUT_CUDA_KERNELS R"why({reason})why"' in remembered
 
@@ -129,6 +133,53 @@ def test_the_build_says_one_line_and_remembers_it(tmp_path: Path) -> None:
     assert done.returncode != 0
     problem = f"torch 2.14.1+cu130 is installed in {torch}, but cannot be imported: libcudart.so.13 is missing."
     assert f"{problem} {DEPENDENCIES}" in sentences(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        (["2.9.1+cu128", "2.13.0+cpu"], ""),
+        (
+            ["2.77.0"],
+            "-- torch 2.77 is newer than {newest}, the newest that mempool was tested with; it is built for it.",
+        ),
+        (
+            ["2.13.0", "2.13.1"],
+            "MEMPOOL_TORCHES names two torches of release 2.13: one serves for all of its patches.",
+        ),
+        (["2.13.0", ""], "{site}/1/torch is no package of torch (FileNotFoundError: "),
+    ],
+)
+def test_a_build_for_several_torches(tmp_path: Path, versions: list[str], said: str) -> None:
+    for place, version in enumerate(versions):
+        torch = tmp_path / str(place) / "torch"
+        (torch / "lib").mkdir(parents=True)
+        (torch / "lib" / "libc10.so").write_bytes(b"_ZN3c105ErrorC1ENSt7__cxx1112basic_string")
+        if version:
+            (torch / "version.py").write_text(f"__version__ = '{version}'\ncuda: Optional[str] = None\n")
+    pybind11 = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True).stdout
+    done = cmake(
+        *("-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DPython_EXECUTABLE={sys.executable}"),
+        f"-Dpybind11_DIR={pybind11.strip()}",
+        f"-DMEMPOOL_TORCHES={';'.join(str(tmp_path / str(place) / 'torch') for place in range(len(versions)))}",
+    )
+    newest = _torch_cpu.newest_tested_torch
+    expected = said.format(newest=newest, site=tmp_path)
+    assert expected in "\n".join(sentences(done.stdout) + sentences(done.stderr))
+    folders = sorted(path.name for path in (tmp_path / "build/csrc/bindings").glob("torch-*"))
+    if not said:
+        assert folders == ["torch-2.13", "torch-2.9"]
+    assert ("newer than" in done.stdout) == ("newer than" in said)
+    assert done.returncode == (0 if not said or "newer" in said else 1)
+
+
+def test_a_python_without_the_global_lock_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = runpy.run_path(str(FACTS))["facts"]
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: int(name == "Py_GIL_DISABLED"))
+    assert facts()["problem"] == (
+        f"{sys.executable} is a free-threaded build of Python, which mempool does not support yet: "
+        "use one with the GIL."
+    )
 
 
 def sentences(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mempool import _build, _core
+from mempool import _build, _torch_cpu
 from mempool.packed import ops
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -28,7 +28,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 torch.version.cuda = "13.0"
 import mempool
-mempool._core.without_cuda = without
+mempool._torch_cpu.without_cuda = without
 print(mempool.enable()["cuda"])
 for refused in (lambda: mempool.enable("cuda"), mempool.cuda_library_path):
     try:
@@ -44,7 +44,7 @@ HALF = "mempool's CUDA half"
     ("without", "error", "sentence"),
     [
         ("crt/host_config.h is missing", "", "mempool was built without CUDA: crt/host_config.h is missing"),
-        ("", "", f"{HALF} is missing in {Path(_core.__file__).parent}: {REBUILD}"),
+        ("", "", f"{HALF} is missing in {_build.shim_folder()}: {REBUILD}"),
         (
             "",
             "libcudart.so.13: cannot open shared object file: No such file or directory",
@@ -103,7 +103,7 @@ def library(tmp_path: Path) -> Callable[[str, str], Path]:
             "needs libabsent.so.13, which cannot be found: install the packages that torch depends on with "
             f"`pip install torch=={RELEASE}`",
         ),
-        ("libc10_cuda.so", "removed", f"needs libc10_cuda.so, which torch {torch.__version__} has not: {REBUILD}"),
+        ("libtorch_gone.so", "removed", f"needs libtorch_gone.so, which torch {torch.__version__} has not: {REBUILD}"),
         (
             "libneeded.so",
             "changed",
@@ -120,11 +120,11 @@ def test_what_the_loader_says(
     assert _build.load_problem(caught.value) == sentence
 
     # torch loads the library of kernels for a GPU: where that fails, mempool is imported without it.
-    monkeypatch.setattr(_core, "without_cuda_kernels", "")
+    monkeypatch.setattr(_torch_cpu, "without_cuda_kernels", "")
     monkeypatch.setattr(ops, "_FOLDER", path.parent)
     assert ops._load_cuda_kernels() == f"the library of kernels for a GPU {sentence}"
 
 
 def test_why_this_build_has_no_kernels_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_core, "without_cuda_kernels", "there is no nvcc: pip install it")
+    monkeypatch.setattr(_torch_cpu, "without_cuda_kernels", "there is no nvcc: pip install it")
     assert ops._load_cuda_kernels() == "this build has no kernels for a GPU: there is no nvcc: pip install it"
