@@ -46,7 +46,7 @@ $(STAMPS)/torch: FORCE | $(STAMPS)/venv
 
 $(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/torch
 	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \
-	  "pytest>=8" "pytest-timeout>=2.3" "matplotlib>=3.8" "safetensors>=0.4" "anyio>=4" "accelerate>=1" \
+	  "pytest>=8" "pytest-timeout>=2.3" "pytest-xdist>=3.5" "matplotlib>=3.8" "safetensors>=0.4" "anyio>=4" "accelerate>=1" \
 	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8" "griffelib>=2" "auditwheel>=6" "wheel>=0.40"
 	touch $@
 
@@ -92,7 +92,7 @@ fuzz: $(STAMPS)/dependencies
 	  -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 test-python: setup
-	$(BIN)/python -m pytest tests/python
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/python
 
 # torch's CUDA build in an environment of its own, without the packages that it would bring along: tests/cuda_standin plays
 # them. The headers are those of its CUDA version.
@@ -107,7 +107,7 @@ PLAY        := CUDA_STANDIN_LIB=$(abspath $(STANDIN)/lib)
 
 $(VENV_CUDA)/stamps/venv:
 	$(PYTHON) -m venv $(VENV_CUDA)
-	$(VENV_CUDA)/bin/pip install -q filelock typing-extensions sympy networkx jinja2 fsspec numpy "pytest>=8" "pytest-timeout>=2.3" \
+	$(VENV_CUDA)/bin/pip install -q filelock typing-extensions sympy networkx jinja2 fsspec numpy "pytest>=8" "pytest-timeout>=2.3" "pytest-xdist>=3.5" \
 	  "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja "click>=8.1" "rich>=13"
 	mkdir -p $(@D)
 	touch $@
@@ -144,7 +144,8 @@ test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
 	$(BIN)/ninja -C build/asan -j$(JOBS) --quiet test_backend
 	$(PLAY) LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend
 	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda/native
-	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda --ignore=tests/cuda/native
+	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider -n $(JOBS) --dist worksteal tests/cuda \
+	  --ignore=tests/cuda/native
 ifeq ($(EMULATOR),ON)
 	$(BIN)/ninja -C $(CUDA_PACKAGE) -j$(JOBS) --quiet _ops_nvcc
 	$(PLAY) tests/cuda_standin/run $(VENV_CUDA)/bin/python -c \

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import _mempool_autoload
 from mempool import _build, _lazy
 
 __path__.append(str(_build.shim_folder()))  # the modules that link torch are those of the release that runs
@@ -148,3 +149,5 @@ __getattr__, __dir__ = _lazy.exports(
         **dict.fromkeys(("ReplayReport", "replay"), "mempool.traces.replaying"),
     },
 )
+
+_mempool_autoload.finish()

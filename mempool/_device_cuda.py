@@ -61,6 +61,13 @@ class _Cuda(DeviceKind):
                 if soft_limit is not None:
                     device.soft_limit = bytes_of(soft_limit, "soft_limit", whole)
 
+    def enable_early(self, limit: Size | None) -> None:
+        """Whether there is a device, torch says when it is used."""
+        problem = _extension_problem()
+        if problem is not None:
+            raise DeviceError(f"cuda: {problem}.")
+        self.enable(limit, None)
+
     def _install(self, conf: str) -> None:
         assert _torch_cuda is not None
         if not self.is_enabled():

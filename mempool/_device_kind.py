@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias
 
 from mempool import _core
-from mempool.errors import ConfigError
+from mempool.errors import ConfigError, DeviceError
 
 Size: TypeAlias = int | str
 
@@ -39,6 +39,16 @@ class DeviceKind(ABC):
     @abstractmethod
     def enable(self, limit: Size | None, soft_limit: Size | None) -> None:
         """Puts mempool under new tensors. A call that raises has enabled nothing."""
+
+    def enable_early(self, limit: Size | None) -> None:
+        """Enables at the end of torch's import. Raises DeviceError and what ``enable`` does.
+
+        Nothing may be asked of a driver then: children that are forked later could not use the device.
+        """
+        problem = self.problem()
+        if problem is not None:
+            raise DeviceError(f"{self.name}: {problem}.")
+        self.enable(limit, None)
 
     @abstractmethod
     def disable(self, is_named: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
             CUDA is named, else of the CPU. None changes nothing.
         soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None changes nothing.
 
+    ``MEMPOOL_ENABLE=cpu=75%,cuda`` in the environment does this at the end of ``import torch``, in children, too;
+    with ``MEMPOOL_DISABLE=1`` neither it nor this function does anything.
+
     Returns:
         For ``"cpu"`` and ``"cuda"``, as far as asked for: True, or the reason why it is not enabled.
 
@@ -32,6 +36,8 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
         DeviceError: the device that was named cannot be used; for CUDA also when torch has initialized it already.
     """
     kinds = [*KINDS.values()] if device is None else [kind_of(device)]
+    if os.environ.get("MEMPOOL_DISABLE") == "1":
+        return dict.fromkeys((kind.name for kind in kinds), "MEMPOOL_DISABLE=1 is set")
     result = {kind.name: kind.problem() or True for kind in kinds}
     usable = [kind for kind in kinds if result[kind.name] is True]
     if device is not None and not usable:

@@ -97,7 +97,8 @@ void install(const std::string& conf, const SettingsListener& on_settings) {
   c10::SetAllocator(c10::DeviceType::CUDA, allocator->get(), /*priority=*/255);
   CudaMemory::set_observer(observe_mapping);
   follow_settings(on_settings);
-  pthread_atfork(nullptr, nullptr, [] { g_is_child.store(true); });
+  // A parent that has not used CUDA leaves it to its children.
+  pthread_atfork(nullptr, nullptr, [] { g_is_child.store(g_is_child.load() || installed()->initialized()); });
 }
 
 // ---- devices -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,14 +41,30 @@ def check_device(device: str) -> list[Check]:
     return checks
 
 
+def check_environment() -> list[Check]:
+    """Whether what the environment asks for is what happens; nothing where it asks for nothing."""
+    asked = os.environ.get("MEMPOOL_ENABLE")
+    if not asked:
+        return []
+    name = "MEMPOOL_ENABLE"
+    if os.environ.get("MEMPOOL_DISABLE") == "1":
+        return [Check("all", name, False, "MEMPOOL_DISABLE=1 wins over it")]
+    if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
+        return [Check("all", name, False, "TORCH_DEVICE_BACKEND_AUTOLOAD=0: torch does not load mempool")]
+    detail = f"{asked}: in every process that imports torch"
+    if "%" in asked:
+        detail += "; a percentage is each process's own"
+    return [Check("all", name, True, detail)]
+
+
 Progress: TypeAlias = Callable[[float, str], None]  # how much is done, 0 to 1, and what comes next
 
 
 def examine(progress: Progress | None = None) -> dict[str, Any]:
     """The facts of this machine, and the self-checks of every device that mempool can serve."""
     facts = gather()
+    checks = check_environment()
     devices = [name for kind in KINDS.values() if kind.problem() is None for name in kind.names()]
-    checks: list[Check] = []
     for done, device in enumerate(devices):
         if progress is not None:
             progress(done / len(devices), device)

@@ -42,6 +42,7 @@ def gather() -> dict[str, Any]:
         "huge_page_bytes": _core.huge_page_bytes(),
         "max_map_count": _read("/proc/sys/vm/max_map_count"),
         "mempool_conf": os.environ.get("MEMPOOL_CONF"),
+        "mempool_enable": os.environ.get("MEMPOOL_ENABLE"),
     }
 
 

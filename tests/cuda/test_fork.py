@@ -106,3 +106,37 @@ def test_a_child_ends_whichever_way_it_leaves(run_on_device: Run, leave: str, de
     text, status, body = LEAVES[leave]
     script = PARENT.format(devices=devices, leave=text, status=status, body=body)
     assert run_on_device(script).strip().endswith("well")
+
+
+UNUSED = """
+import os, torch, mempool
+assert mempool.is_enabled("cuda")
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        block = torch.empty(5 << 20, dtype=torch.uint8, device="cuda")
+        kept = mempool.memory_allocated("cuda"), mempool.get_limit("cuda")
+        del block
+        left = mempool.memory_allocated("cuda")
+        os.write(1, f"{kept} {left}\\n".encode())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+torch.empty(1, device="cuda")
+"""
+
+
+def test_a_parent_that_has_not_used_cuda_leaves_it_to_its_children(run_on_device: Run) -> None:
+    out = run_on_device(UNUSED, MEMPOOL_ENABLE="cuda=1GiB")
+    assert out.splitlines() == ["(5242880, 1073741824) 0"] * 2
+
+
+def test_enabling_by_the_environment_asks_nothing_of_the_driver(run_on_device: Run) -> None:
+    script = (
+        "import ctypes, torch\n"
+        "standin = ctypes.CDLL(None)\n"
+        "standin.standin_count.restype = ctypes.c_uint64\n"
+        "print([standin.standin_count(name) for name in (b'cudaGetDeviceCount', b'cuInit', b'cudaMemGetInfo')])\n"
+        "import mempool; print(mempool.is_enabled('cuda'), mempool.get_limit('cuda'))"
+    )
+    out = run_on_device(script, MEMPOOL_ENABLE="cuda=50%")
+    assert out.splitlines() == ["[0, 0, 0]", f"True {8 << 30}"]

@@ -151,7 +151,7 @@ def copy_tests() -> Path:
 
 def commands(environment: Environment, run: str) -> Iterator[list[str]]:
     """What `run` means for an environment."""
-    pytest = [str(environment.folder / "bin" / "pytest"), "-q", "-p", "no:cacheprovider"]
+    pytest = [str(environment.folder / "bin" / "pytest"), "-q", "-p", "no:cacheprovider", "-n", str(os.cpu_count())]
     if run == "imports":
         yield ["tests/cuda_standin/run", str(environment.python), "-c", IMPORTS]
     elif run == "cpu":

@@ -35,6 +35,7 @@ mempool/checkpoint
 mempool/data mempool/training mempool/serving
 mempool/doctor mempool/demo
 mempool/cli
+_mempool_autoload.py
 """
 # What users import. It imports what it likes, and of us only the last three import it.
 FACES = {"mempool/__init__.py", "mempool/__main__.py", "mempool/nn.py", "mempool/ops.py"}

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mempool import doctor
 
 
@@ -30,6 +32,21 @@ def test_without_a_gpu_the_doctor_says_so_and_ends_well(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no GPU was examined" in done.stdout
     assert json.loads(out.read_text())["gpu"]["problem"]
+
+
+def test_what_the_environment_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MEMPOOL_ENABLE", "MEMPOOL_DISABLE", "TORCH_DEVICE_BACKEND_AUTOLOAD"):
+        monkeypatch.delenv(name, raising=False)
+    assert doctor.check_environment() == []
+    monkeypatch.setenv("MEMPOOL_ENABLE", "cpu=75%")
+    (check,) = doctor.check_environment()
+    assert check.passed
+    assert "each process's own" in check.detail
+    for name, value in (("TORCH_DEVICE_BACKEND_AUTOLOAD", "0"), ("MEMPOOL_DISABLE", "1")):
+        monkeypatch.setenv(name, value)
+        (check,) = doctor.check_environment()
+        assert not check.passed
+        assert f"{name}={value}" in check.detail
 
 
 def test_a_device_that_is_not_there_fails_its_checks() -> None:

@@ -21,7 +21,8 @@ def golden() -> dict[str, Any]:
 
 
 def test_operators_have_the_same_schemas() -> None:
-    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mempool::")]
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mempool::")}
+    names -= {"mempool::begin", "mempool::end"}  # torch's own, for its MemPools, from 2.15 on
     schemas = sorted(str(torch._C._get_schema(*name.split(".") if "." in name else (name, ""))) for name in names)
     assert schemas == (GOLDEN / "schemas.txt").read_text().splitlines()
 
