@@ -44,7 +44,7 @@ class CudaInterface : public cca::CUDAAllocator {
 #if MEMPOOL_TORCH_SINCE(14)
 inline constexpr cca::TraceEntry::Action kAnnotate = cca::TraceEntry::ANNOTATE;
 #else
-inline constexpr cca::TraceEntry::Action kAnnotate = cca::TraceEntry::USER_DEFINED;
+inline constexpr cca::TraceEntry::Action kAnnotate = cca::TraceEntry::SNAPSHOT;  // no entry has it: nothing annotates
 #endif
 
 // Held bytes by private pool, in torch's statistics; releases without that member leave them out.
