@@ -1,0 +1,266 @@
+#include "backend/shared_ledger.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <new>
+
+#include "common/errors.h"
+#include "common/expects.h"
+
+namespace mempool {
+namespace {
+
+constexpr std::uint32_t kKind = 1;
+constexpr std::uint32_t kVersion = 1;
+constexpr off_t kLocks = off_t{1} << 40;  // locks on slots lie far behind the file's end
+
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
+
+enum class State : std::uint32_t { free, live, ended };
+
+// Ticks since the system started. 0 where /proc does not say. It allocates nothing.
+std::uint64_t start_time_of_self() noexcept {
+  char text[1024];
+  const int file = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+  if (file < 0) return 0;
+  const ssize_t length = read(file, text, sizeof text - 1);
+  close(file);
+  if (length <= 0) return 0;
+  text[length] = 0;
+  const char* field = std::strrchr(text, ')');  // the name of the program, field 2, may hold blanks
+  for (int i = 2; i < 22 && field != nullptr; ++i) field = std::strchr(field + 1, ' ');
+  return field != nullptr ? std::strtoull(field, nullptr, 10) : 0;
+}
+
+template <std::size_t N>
+void copy_text(char (&to)[N], const std::string& from) {
+  const std::size_t length = std::min(from.size(), N - 1);
+  std::memcpy(to, from.data(), length);
+  to[length] = 0;
+}
+
+}  // namespace
+
+// Its process writes it, and whoever sweeps it after that has ended.
+struct alignas(64) SharedLedger::Slot {
+  std::atomic<State> state{State::free};
+  std::int32_t pid = 0;
+  std::uint64_t start_time = 0;
+  char name[48] = {};
+  std::atomic<std::uint64_t> held[kMostDevices] = {};
+  std::atomic<std::uint64_t> peak[kMostDevices] = {};
+};
+
+struct SharedLedger::Layout {
+  SharedRegion::Header header{};
+  pthread_mutex_t mutex{};  // robust, and shared among processes
+  struct Device {
+    char key[48] = {};
+    std::atomic<std::uint64_t> limit{kNoLimit};
+    std::atomic<std::uint64_t> peak{0};
+  } devices[kMostDevices];
+  Slot slots[kMostProcesses];
+};
+
+// Holds the mutex. Where its last owner died inside, nothing is half done: each change under it is one store.
+class SharedLedger::Guard {
+ public:
+  explicit Guard(Layout& layout) noexcept : mutex_(layout.mutex) {
+    if (pthread_mutex_lock(&mutex_) == EOWNERDEAD) pthread_mutex_consistent(&mutex_);
+  }
+  Guard(const Guard&) = delete;
+  Guard& operator=(const Guard&) = delete;
+  ~Guard() { pthread_mutex_unlock(&mutex_); }
+
+ private:
+  pthread_mutex_t& mutex_;
+};
+
+namespace {
+
+SharedRegion::Header header_of(std::size_t bytes) {
+  SharedRegion::Header header;
+  header.kind = kKind;
+  header.version = kVersion;
+  header.bytes = bytes;
+  return header;
+}
+
+}  // namespace
+
+SharedLedger::SharedLedger(const std::string& folder, const std::string& name, const std::string& process)
+    : region_(folder, name, header_of(sizeof(Layout)),
+              [](void* memory) {
+                auto* const layout = static_cast<Layout*>(memory);
+                const SharedRegion::Header header = layout->header;
+                new (layout) Layout;
+                layout->header = header;
+                pthread_mutexattr_t attributes;
+                pthread_mutexattr_init(&attributes);
+                pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+                pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+                pthread_mutex_init(&layout->mutex, &attributes);
+                pthread_mutexattr_destroy(&attributes);
+              }),
+      process_(process) {
+  const Guard guard(layout());
+  sweep();
+  const auto is_live = [](const Slot& slot) { return slot.state.load() == State::live; };
+  if (std::none_of(std::begin(layout().slots), std::end(layout().slots), is_live)) {
+    // All who knew its limit have ended, perhaps without a chance to take the name away.
+    for (Layout::Device& device : layout().devices) {
+      device.key[0] = 0;
+      device.limit.store(kNoLimit);
+      device.peak.store(0);
+    }
+    for (Slot& slot : layout().slots) slot.state.store(State::free);
+  }
+  if (!take_slot()) {
+    throw ConfigError("The shared ledger " + region_.path() + " has " + std::to_string(kMostProcesses) +
+                      " processes already: it has room for no more.");
+  }
+}
+
+std::unique_ptr<SharedLedger> SharedLedger::join(const std::string& folder, const std::string& name,
+                                                 const std::string& process) {
+  for (;;) {
+    std::unique_ptr<SharedLedger> ledger(new SharedLedger(folder, name, process));
+    // Its last user may have taken the name away before this one had a slot: others would find another ledger.
+    if (ledger->region_.is_named()) return ledger;
+  }
+}
+
+SharedLedger::~SharedLedger() {
+  Slot* const own = own_.exchange(nullptr);
+  if (own == nullptr) return;
+  const Guard guard(layout());
+  for (auto& held : own->held) held.store(0);
+  own->state.store(State::ended);
+  sweep();
+  for (const Slot& slot : layout().slots) {
+    if (slot.state.load() == State::live) return;
+  }
+  region_.unlink();
+}
+
+bool SharedLedger::take_slot() noexcept {
+  for (const State wanted : {State::free, State::ended}) {
+    for (Slot& slot : layout().slots) {
+      const off_t place = kLocks + (&slot - layout().slots);
+      if (slot.state.load() != wanted || !region_.lock_byte(place)) continue;
+      slot.pid = static_cast<std::int32_t>(getpid());
+      slot.start_time = start_time_of_self();
+      copy_text(slot.name, process_);
+      for (auto& held : slot.held) held.store(0);
+      for (auto& peak : slot.peak) peak.store(0);
+      slot.state.store(State::live);
+      own_.store(&slot);
+      return true;
+    }
+  }
+  return false;
+}
+
+void SharedLedger::sweep() noexcept {
+  for (Slot& slot : layout().slots) {
+    if (&slot == own_.load() || slot.state.load() != State::live) continue;
+    if (region_.is_locked(kLocks + (&slot - layout().slots))) continue;
+    for (auto& held : slot.held) held.store(0);
+    slot.state.store(State::ended);
+  }
+}
+
+std::size_t SharedLedger::sum(int device) const noexcept {
+  std::size_t out = 0;
+  for (const Slot& slot : layout().slots) {
+    if (slot.state.load(std::memory_order_relaxed) == State::live) out += slot.held[device].load();
+  }
+  return out;
+}
+
+int SharedLedger::device(const std::string& key) noexcept {
+  const Guard guard(layout());
+  for (int i = 0; i < kMostDevices; ++i) {
+    Layout::Device& device = layout().devices[i];
+    if (device.key[0] == 0) copy_text(device.key, key);
+    if (key.compare(0, sizeof device.key - 1, device.key) == 0) return i;
+  }
+  return -1;
+}
+
+bool SharedLedger::try_hold(int device, std::size_t bytes) noexcept {
+  Layout::Device& of = layout().devices[device];
+  const Guard guard(layout());
+  if (own_.load() == nullptr && !take_slot()) return false;
+  const auto fits = [&] {
+    const std::size_t held = sum(device);
+    return held <= of.limit.load() && bytes <= of.limit.load() - held;
+  };
+  if (!fits()) {
+    sweep();
+    if (!fits()) return false;
+  }
+  Slot& own = *own_.load();
+  counted_[device].fetch_add(bytes);
+  const std::uint64_t held = own.held[device].fetch_add(bytes) + bytes;
+  own.peak[device].store(std::max<std::uint64_t>(own.peak[device].load(), held));
+  of.peak.store(std::max<std::uint64_t>(of.peak.load(), sum(device)));
+  return true;
+}
+
+void SharedLedger::unhold(int device, std::size_t bytes) noexcept {
+  std::size_t inherited = inherited_[device].load();
+  while (!inherited_[device].compare_exchange_weak(inherited, inherited - std::min(inherited, bytes))) continue;
+  bytes -= std::min(inherited, bytes);
+  if (bytes == 0) return;
+  MEMPOOL_EXPECTS(counted_[device].load() >= bytes);
+  counted_[device].fetch_sub(bytes);
+  own_.load()->held[device].fetch_sub(bytes);
+}
+
+bool SharedLedger::set_limit(int device, std::size_t limit) noexcept {
+  const Guard guard(layout());
+  sweep();
+  if (sum(device) > limit) return false;
+  layout().devices[device].limit.store(limit);
+  return true;
+}
+
+std::size_t SharedLedger::limit(int device) const noexcept { return layout().devices[device].limit.load(); }
+
+std::size_t SharedLedger::held(int device) noexcept {
+  const Guard guard(layout());
+  sweep();
+  return sum(device);
+}
+
+std::size_t SharedLedger::peak(int device) const noexcept { return layout().devices[device].peak.load(); }
+
+std::vector<SharedLedger::Process> SharedLedger::processes(int device) {
+  std::vector<Process> out;
+  out.reserve(kMostProcesses);
+  const Guard guard(layout());
+  sweep();
+  for (const Slot& slot : layout().slots) {
+    const State state = slot.state.load();
+    if (state == State::free) continue;
+    out.push_back({slot.pid, slot.start_time, slot.name, state == State::live, slot.held[device].load(),
+                   slot.peak[device].load()});
+  }
+  return out;
+}
+
+void SharedLedger::after_fork_in_child() noexcept {
+  own_.store(nullptr);
+  for (int i = 0; i < kMostDevices; ++i) inherited_[i].fetch_add(counted_[i].exchange(0));
+  region_.reopen();
+}
+
+}  // namespace mempool

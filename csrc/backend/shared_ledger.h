@@ -1,0 +1,102 @@
+// One limit for many processes: what each of them holds, in shared memory.
+//
+// Each process has a slot, which it alone writes. There is no total that could go wrong: the sum over the slots is
+// taken under a mutex whenever memory is to be mapped, and each change is one store. Bytes are counted before they are
+// committed and uncounted after they are unmapped, so a process that is killed in between has counted too much, never
+// too little. The kernel drops the lock on a dead process's slot; whoever would be refused looks for such slots first,
+// and takes their charge away.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/shared_region.h"
+#include "common/bytes.h"
+#include "core/accounts/budget.h"
+
+namespace mempool {
+
+class SharedLedger {
+ public:
+  static constexpr int kMostProcesses = 256;
+  static constexpr int kMostDevices = 17;  // the CPU, and GPUs
+
+  // Joins the ledger of this name, or makes it: the first process finds no limit and no figures of earlier ones. Throws
+  // what SharedRegion does, and ConfigError when kMostProcesses are in it already.
+  static std::unique_ptr<SharedLedger> join(const std::string& folder, const std::string& name,
+                                            const std::string& process);
+  SharedLedger(const SharedLedger&) = delete;
+  SharedLedger& operator=(const SharedLedger&) = delete;
+  // Leaves it. The last one takes the name away.
+  ~SharedLedger();
+
+  // The number of a device in this ledger. `key` is the same in all processes: "cpu", or the UUID of a GPU. -1: there
+  // are too many.
+  int device(const std::string& key) noexcept;
+
+  // As Budget's, of one device.
+  bool try_hold(int device, std::size_t bytes) noexcept;
+  void unhold(int device, std::size_t bytes) noexcept;
+
+  // False, and nothing changed, when more is held. kNoLimit: none.
+  bool set_limit(int device, std::size_t limit) noexcept;
+  std::size_t limit(int device) const noexcept;
+  // The bytes that all processes hold, and the most that they held at one moment.
+  std::size_t held(int device) noexcept;
+  std::size_t peak(int device) const noexcept;
+
+  // One process that is in the ledger, or was: figures of one that has ended stay until its slot is needed.
+  struct Process {
+    std::int32_t pid = 0;
+    std::uint64_t start_time = 0;  // ticks since the system started, of /proc/PID/stat: a pid is used again
+    std::string name{};
+    bool is_alive = true;
+    std::size_t held = 0;
+    std::size_t peak = 0;
+  };
+  std::vector<Process> processes(int device);
+
+  // In the child of a fork: it holds nothing of its own yet, and gets a slot when it first does. What it has inherited
+  // stays the parent's, and when the child gives some of that back, nothing is uncounted.
+  void after_fork_in_child() noexcept;
+
+  const std::string& path() const noexcept { return region_.path(); }
+
+ private:
+  SharedLedger(const std::string& folder, const std::string& name, const std::string& process);
+  struct Slot;
+  struct Layout;
+  class Guard;
+
+  Layout& layout() const noexcept { return *static_cast<Layout*>(region_.memory()); }
+  bool take_slot() noexcept;  // these two: the mutex is held
+  void sweep() noexcept;
+  std::size_t sum(int device) const noexcept;
+
+  SharedRegion region_;
+  std::string process_;
+  std::atomic<Slot*> own_{nullptr};
+  // What this process has counted, as its slot says. A fork copies it as it is at that moment: the allocators' locks
+  // are held then, and nothing is half counted.
+  std::atomic<std::size_t> counted_[kMostDevices]{};
+  // Of a forked child: what the parent had counted, less what was given back here.
+  std::atomic<std::size_t> inherited_[kMostDevices]{};
+};
+
+// One device's share of a ledger, for its allocator.
+class SharedBudget final : public Budget {
+ public:
+  SharedBudget(SharedLedger& ledger, int device) : ledger_(ledger), device_(device) {}
+  bool try_hold(std::size_t bytes) noexcept override { return ledger_.try_hold(device_, bytes); }
+  void unhold(std::size_t bytes) noexcept override { ledger_.unhold(device_, bytes); }
+
+ private:
+  SharedLedger& ledger_;
+  int device_;
+};
+
+}  // namespace mempool
