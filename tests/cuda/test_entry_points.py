@@ -10,7 +10,7 @@ from pathlib import Path
 import control
 import pytest
 import torch
-from torch_release import TORCH
+from torch_release import PLACES_BLOCKS, TORCH
 
 import mempool
 
@@ -232,7 +232,7 @@ def test_trackers_hear_of_every_entry(calls: ctypes.CDLL) -> None:
     assert after[3] > before[3]
 
 
-@pytest.mark.skipif(TORCH < (2, 13), reason="torch 2.13 added allocateWithAddress")
+@PLACES_BLOCKS
 def test_a_block_at_a_given_address(calls: ctypes.CDLL) -> None:
     before = torch.cuda.memory_allocated()
     kept = block(8)

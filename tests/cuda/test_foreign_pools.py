@@ -13,6 +13,7 @@ from typing import Any
 import control
 import pytest
 import torch
+from torch_release import COUNTS_PRIVATE_POOLS, TELLS_POOLS
 
 import mempool
 
@@ -87,6 +88,7 @@ def test_many_sizes_share_a_segment(source: Source) -> None:
     assert torch.equal(inside.cpu(), contents)
 
 
+@COUNTS_PRIVATE_POOLS
 def test_statistics_and_snapshot_show_it(source: Source) -> None:
     base = {name: stat(f"{name}.all.current") for name in ("allocated_bytes", "active_bytes", "reserved_bytes")}
     pool = source.pool()
@@ -183,6 +185,7 @@ def test_it_lends_itself_when_memory_is_short(source: Source, standin: control.S
         block(65 * MIB)
 
 
+@TELLS_POOLS
 def test_listeners_hear_of_segments_before_they_end(source: Source, calls: ctypes.CDLL) -> None:
     pool = source.pool()
     torch.cuda.memory._record_memory_history()

@@ -14,6 +14,7 @@ from typing import Any
 import control
 import pytest
 import torch
+from torch_release import PLACES_BLOCKS, TORCH
 
 import mempool
 
@@ -81,6 +82,7 @@ def test_blocks_of_a_restored_pool_are_in_the_history() -> None:
     del graph
 
 
+@PLACES_BLOCKS
 def test_a_block_at_a_given_address_is_in_every_history(calls: ctypes.CDLL, tmp_path: Path) -> None:
     warm = block(8)
     address = warm.data_ptr()
@@ -184,6 +186,8 @@ def test_blocks_keep_the_id_of_a_pool_that_is_gone() -> None:
     assert tuple(segment["segment_pool_id"]) == pool_id
     del kept
     trace = torch.cuda.memory._snapshot()["device_traces"][0]
+    if TORCH < (2, 13):  # its entries have no pool
+        return
     ids = [tuple(e["pool_id"]) for e in trace if e["addr"] == address and not e["action"].startswith("segment")]
     assert ids == [pool_id] * 3
 

@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from torch_release import COUNTS_PRIVATE_POOLS
 
 import mempool
 
@@ -24,6 +25,7 @@ def figures(pool_id: tuple[int, int], of: str = "all") -> list[int]:
     return [stats[f"{name}.{figure}"] for figure in ("current", "peak", "allocated", "freed")]
 
 
+@COUNTS_PRIVATE_POOLS
 def test_a_private_pool_has_a_true_peak_and_sums() -> None:
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool):
@@ -48,6 +50,7 @@ def test_a_private_pool_has_a_true_peak_and_sums() -> None:
     assert figures(pool_id, "small_pool") == figures(pool_id, "large_pool") == [0, 0, 0, 0]
 
 
+@COUNTS_PRIVATE_POOLS
 def test_memory_of_a_pool_that_is_gone_goes_back_to_the_device() -> None:
     held = torch.cuda.memory_reserved()
     pool = torch.cuda.MemPool()
@@ -60,6 +63,7 @@ def test_memory_of_a_pool_that_is_gone_goes_back_to_the_device() -> None:
     assert figures(pool_id)[0] == 0
 
 
+@COUNTS_PRIVATE_POOLS
 def test_a_pool_with_a_live_block_keeps_it_when_it_goes() -> None:
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool):
@@ -75,6 +79,7 @@ def test_a_pool_with_a_live_block_keeps_it_when_it_goes() -> None:
     assert figures(pool_id)[0] == 0
 
 
+@COUNTS_PRIVATE_POOLS
 def test_a_graph_s_pool_reaches_its_peak_while_it_is_captured() -> None:
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
