@@ -61,12 +61,9 @@ class _Cuda(DeviceKind):
                 if soft_limit is not None:
                     device.soft_limit = bytes_of(soft_limit, "soft_limit", whole)
 
-    def enable_early(self, limit: Size | None) -> None:
+    def early_problem(self) -> str | None:
         """Whether there is a device, torch says when it is used."""
-        problem = _extension_problem()
-        if problem is not None:
-            raise DeviceError(f"cuda: {problem}.")
-        self.enable(limit, None)
+        return _extension_problem()
 
     def _install(self, conf: str) -> None:
         assert _torch_cuda is not None

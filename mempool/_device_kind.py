@@ -45,10 +45,14 @@ class DeviceKind(ABC):
 
         Nothing may be asked of a driver then: children that are forked later could not use the device.
         """
-        problem = self.problem()
+        problem = self.early_problem()
         if problem is not None:
             raise DeviceError(f"{self.name}: {problem}.")
         self.enable(limit, None)
+
+    def early_problem(self) -> str | None:
+        """As much of ``problem`` as is known without a driver."""
+        return self.problem()
 
     @abstractmethod
     def disable(self, is_named: bool) -> None:

@@ -1,4 +1,3 @@
-torch_version: str  # that this module was compiled with
 newest_tested_torch: str  # the newest minor release that the tests of mempool have run with
 without_cuda: str  # why there is no CUDA half for this torch; empty when there is one
 without_cuda_kernels: str  # why packed layers have no kernels for a GPU; empty when they have

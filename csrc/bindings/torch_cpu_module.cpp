@@ -19,7 +19,6 @@ PYBIND11_MODULE(_torch_cpu, m) {
       "New CPU tensors come from mempool. Idempotent.");
   m.def("disable", &mempool::torch_cpu::disable, "New CPU tensors come from the allocator before mempool.");
   m.def("is_enabled", &mempool::torch_cpu::is_enabled);
-  m.attr("torch_version") = MEMPOOL_TORCH_VERSION;
   m.attr("newest_tested_torch") = MEMPOOL_NEWEST_TESTED_TORCH;
   m.attr("without_cuda") = MEMPOOL_WITHOUT_CUDA;
   m.attr("without_cuda_kernels") = MEMPOOL_WITHOUT_CUDA_KERNELS;

@@ -113,6 +113,14 @@ class Environment:
         return {"CUDA_STANDIN_LIB": str(self.standin / "lib")}
 
 
+def made(releases: list[str]) -> list[Environment]:
+    """The environments of these releases, the oldest first."""
+    environments = [Environment(release) for release in sorted(releases, key=order)]
+    for each in environments:
+        each.make()
+    return environments
+
+
 def build_wheel(environments: list[Environment], out: Path, build: Path, defines: dict[str, object]) -> Path:
     """One wheel for the torches of all these environments; its path."""
     # The interpreter that runs this builds where it can: a build of its own, made before, is then built on.
@@ -163,9 +171,7 @@ def commands(environment: Environment, run: str) -> Iterator[list[str]]:
 
 def test(releases: list[str], runs: list[str], toolkit: Path, build: Path) -> list[dict[str, object]]:
     """Builds the wheel, installs it for each release and runs the tests there; a row of results for each run."""
-    environments = [Environment(release) for release in sorted(releases, key=order)]
-    for each in environments:
-        each.make()
+    environments = made(releases)
     include = toolkit / "include"
     nvcc = toolkit / "bin" / "nvcc"
     defines: dict[str, object] = {"MEMPOOL_CUDA": "off"}
@@ -213,9 +219,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no file torch-{unknown[0]}.txt in {HERE}: there are {', '.join(sorted(PINNED, key=order))}")
     if given.command == "wheel":
-        environments = [Environment(release) for release in sorted(releases, key=order)]
-        for each in environments:
-            each.make()
+        environments = made(releases)
         defines = {"MEMPOOL_CUDA_HEADERS": given.toolkit / "include", "MEMPOOL_NVCC": given.toolkit / "bin" / "nvcc"}
         path = build_wheel(environments, given.out, given.build or BUILD / f"wheel-{PYTHON}", defines)
         path = wheels.name_platform(path)

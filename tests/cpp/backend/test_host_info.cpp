@@ -1,11 +1,11 @@
 // How much memory a machine lets a process use, read from the files of fake machines.
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
 
 #include "backend/host_info.h"
 #include "check.h"
+#include "temporary_folder.h"
 
 namespace fs = std::filesystem;
 using mempool::usable_memory_bytes;
@@ -13,22 +13,13 @@ using mempool::usable_memory_bytes;
 namespace {
 
 // A made-up root of the file system.
-class Root {
+class Root : public TemporaryFolder {
  public:
-  Root() {
-    std::string name = (fs::temp_directory_path() / "mempool_root_XXXXXX").string();
-    CHECK(mkdtemp(name.data()) != nullptr);
-    path = name;
-    write("proc/meminfo", "MemFree: 5 kB\nMemTotal:       1000 kB\n");
-  }
-  Root(const Root&) = delete;
-  Root& operator=(const Root&) = delete;
-  ~Root() { fs::remove_all(path); }
+  Root() { write("proc/meminfo", "MemFree: 5 kB\nMemTotal:       1000 kB\n"); }
   void write(const std::string& file, const std::string& text) const {
     fs::create_directories(fs::path(path + "/" + file).parent_path());
     std::ofstream(path + "/" + file) << text;
   }
-  std::string path;
 };
 
 }  // namespace

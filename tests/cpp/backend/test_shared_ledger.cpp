@@ -18,6 +18,7 @@
 #include "backend/shared_ledger.h"
 #include "check.h"
 #include "common/errors.h"
+#include "temporary_folder.h"
 
 namespace fs = std::filesystem;
 using mempool::ConfigError;
@@ -26,22 +27,13 @@ using mempool::SharedLedger;
 
 namespace {
 
-// A private folder, which goes with the test.
-class Folder {
+// Where ledgers of a test are.
+class Folder : public TemporaryFolder {
  public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "mempool_ledger_XXXXXX").string();
-    CHECK(mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  ~Folder() { fs::remove_all(path); }
   std::unique_ptr<SharedLedger> join(const std::string& process = "test") const {
     return SharedLedger::join(path, "one", process);
   }
   bool is_empty() const { return fs::is_empty(path); }
-  std::string path;
 };
 
 // Runs in a child; ends with 0 where it returns true.
