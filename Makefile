@@ -26,7 +26,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python test-imports test-releases wheel fuzz soak demo bench instructions docs lint format clean
+.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python test-ray test-imports test-releases wheel fuzz soak demo bench instructions docs lint format clean
 
 setup: $(STAMPS)/built
 
@@ -93,6 +93,11 @@ fuzz: $(STAMPS)/dependencies
 
 test-python: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/python
+
+# Tasks of Ray as children of `mempool run`. It brings 80 packages, which are kept out of the environment.
+test-ray: setup
+	test -d build/ray || $(BIN)/pip install -q --target build/ray "ray>=2.40"
+	PYTHONPATH="$(abspath build/ray)" $(BIN)/python -m pytest tests/python/test_children.py -k ray
 
 # torch's CUDA build in an environment of its own, without the packages that it would bring along: tests/cuda_standin plays
 # them. The headers are those of its CUDA version.

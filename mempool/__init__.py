@@ -50,6 +50,7 @@ from mempool.errors import (  # noqa: E402
     TraceError,
 )
 from mempool.following import FollowHandle, follow_context  # noqa: E402
+from mempool.ledger import ProcessMemory, SharedMemoryReport, shared_report  # noqa: E402
 from mempool.packed import formats as _registers_operators  # noqa: E402, F401
 from mempool.pools import MemoryPool, PoolInfo, list_pools  # noqa: E402
 from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
@@ -109,6 +110,9 @@ __all__ = [
     # limits and pressure
     "set_limit",
     "get_limit",
+    "shared_report",
+    "SharedMemoryReport",
+    "ProcessMemory",
     "empty_cache",
     "trim",
     "defragment",

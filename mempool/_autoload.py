@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 
 from mempool._device import KINDS
 from mempool._device_kind import bytes_of
 from mempool.errors import ConfigError
+from mempool.ledger import LEDGER_VARIABLE, join
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ def enable_as_asked(text: str) -> None:
     reasons = []
     for request in requests:
         try:
-            KINDS[request.device].enable_early(request.limit)
+            if LEDGER_VARIABLE in os.environ:
+                join()
+            KINDS[request.device].enable_early(request.limit, LEDGER_VARIABLE in os.environ)
         except Exception as error:
             if request.limit is not None:
                 raise ImportError(f"MEMPOOL_ENABLE={text}: {error}") from error

@@ -22,11 +22,13 @@ class _Cpu(DeviceKind):
     def is_enabled(self) -> bool:
         return _torch_cpu.is_enabled()
 
-    def enable(self, limit: Size | None, soft_limit: Size | None) -> None:
+    def enable(self, limit: Size | None, soft_limit: Size | None, shared: bool = False) -> None:
         limit_bytes = None if limit is None else bytes_of(limit, "limit")
         soft_bytes = None if soft_limit is None else bytes_of(soft_limit, "soft_limit")
         device = cpu()
-        if limit_bytes is not None:
+        if shared:
+            _core.share_cpu("" if limit is None else str(limit))
+        elif limit_bytes is not None:
             device.limit = limit_bytes
         if soft_bytes is not None:
             device.soft_limit = soft_bytes

@@ -43,8 +43,11 @@ class _Cuda(DeviceKind):
     def is_enabled(self) -> bool:
         return _torch_cuda is not None and bool(_torch_cuda.is_installed())
 
-    def enable(self, limit: Size | None, soft_limit: Size | None) -> None:
+    def enable(self, limit: Size | None, soft_limit: Size | None, shared: bool = False) -> None:
         """Raises DeviceError when torch has initialized CUDA already."""
+        if shared:
+            self._share(limit)
+            limit = None
         # Devices that exist take a limit now; those that torch makes later take it with their options.
         conf = []
         for key, value in (("limit", limit), ("soft_limit", soft_limit)):
@@ -60,6 +63,15 @@ class _Cuda(DeviceKind):
                     device.limit = bytes_of(limit, "limit", whole)
                 if soft_limit is not None:
                     device.soft_limit = bytes_of(soft_limit, "soft_limit", whole)
+
+    def _share(self, limit: Size | None) -> None:
+        text = "" if limit is None else str(limit)
+        if limit is not None:
+            bytes_of(limit, "limit")
+            _core.share_cuda_later(text)
+        if self.is_enabled():
+            for device in self.made():
+                _core.share_cuda(int(device.name.partition(":")[2]), text)
 
     def early_problem(self) -> str | None:
         """Whether there is a device, torch says when it is used."""

@@ -37,10 +37,13 @@ class DeviceKind(ABC):
     def is_enabled(self) -> bool: ...
 
     @abstractmethod
-    def enable(self, limit: Size | None, soft_limit: Size | None) -> None:
-        """Puts mempool under new tensors. A call that raises has enabled nothing."""
+    def enable(self, limit: Size | None, soft_limit: Size | None, shared: bool = False) -> None:
+        """Puts mempool under new tensors. A call that raises has enabled nothing.
 
-    def enable_early(self, limit: Size | None) -> None:
+        ``shared``: what is held counts in the ledger of this process, and the limit is that of all in it.
+        """
+
+    def enable_early(self, limit: Size | None, shared: bool = False) -> None:
         """Enables at the end of torch's import. Raises DeviceError and what ``enable`` does.
 
         Nothing may be asked of a driver then: children that are forked later could not use the device.
@@ -48,7 +51,7 @@ class DeviceKind(ABC):
         problem = self.early_problem()
         if problem is not None:
             raise DeviceError(f"{self.name}: {problem}.")
-        self.enable(limit, None)
+        self.enable(limit, None, shared)
 
     def early_problem(self) -> str | None:
         """As much of ``problem`` as is known without a driver."""

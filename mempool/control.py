@@ -7,12 +7,19 @@ import time
 import warnings
 from dataclasses import dataclass
 
+from mempool import _core, ledger
 from mempool._device import KINDS, Device, Size, allocator, kind_of, optional_size, size
 from mempool._device_kind import DeviceKind
-from mempool.errors import DeviceError
+from mempool.errors import ConfigError, DeviceError
 
 
-def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | None = None) -> dict[str, bool | str]:
+def enable(
+    device: Device = None,
+    limit: Size | None = None,
+    soft_limit: Size | None = None,
+    *,
+    shared: bool = False,
+) -> dict[str, bool | str]:
     """Makes mempool the allocator of every new tensor of a device.
 
     Live CPU tensors keep their memory and their way of freeing it, so that this can be called for the CPU at any time,
@@ -24,6 +31,10 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
         limit: most bytes that the device may hold from the system, as for :func:`set_limit`: of each CUDA device if
             CUDA is named, else of the CPU. None changes nothing.
         soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None changes nothing.
+        shared: the limit is one for all processes that are in the same ledger, which ``MEMPOOL_LEDGER`` in the
+            environment names. Where it names none, a new one is made for this process and its children, and both
+            variables are set in ``os.environ``, so that children enable mempool, too. The first process that sets a
+            limit turns a percentage into bytes, once for all. :func:`shared_report` has the figures.
 
     ``MEMPOOL_ENABLE=cpu=75%,cuda`` in the environment does this at the end of ``import torch``, in children, too;
     with ``MEMPOOL_DISABLE=1`` neither it nor this function does anything.
@@ -32,7 +43,8 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
         For ``"cpu"`` and ``"cuda"``, as far as asked for: True, or the reason why it is not enabled.
 
     Raises:
-        ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF.
+        ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF; with
+            ``shared`` also: other processes have set another limit, or the ledger cannot be joined.
         DeviceError: the device that was named cannot be used; for CUDA also when torch has initialized it already.
     """
     kinds = [*KINDS.values()] if device is None else [kind_of(device)]
@@ -43,11 +55,15 @@ def enable(device: Device = None, limit: Size | None = None, soft_limit: Size | 
     if device is not None and not usable:
         raise DeviceError(f"{kinds[0].name}: {result[kinds[0].name]}.")
     _warn_of_unused_settings(usable)
+    if shared:
+        ledger.join()
     for kind in usable:
         # Where no device is named, limits are those of the first kind, and another one that cannot be is no error.
         is_meant = device is not None or kind is kinds[0]
         try:
-            kind.enable(limit if is_meant else None, soft_limit if is_meant else None)
+            kind.enable(limit if is_meant else None, soft_limit if is_meant else None, shared)
+            if shared:
+                ledger.tell_children(kind.name, limit if is_meant else None)
         except DeviceError as error:
             if is_meant:
                 raise
@@ -77,7 +93,7 @@ def is_enabled(device: Device = "cpu") -> bool:
     return any(kind.is_enabled() for kind in (KINDS.values() if device is None else [kind_of(device)]))
 
 
-def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) -> None:
+def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False, shared: bool = False) -> None:
     """Bounds the bytes that a device *holds*: live blocks, caches and free memory not yet given back.
 
     Free memory is given back first where the new limit needs that.
@@ -88,21 +104,36 @@ def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False) 
             read now.
         device: None means the only enabled one.
         soft: set the soft limit instead: above it mempool trims and calls the pressure callbacks, but refuses nothing.
+        shared: set the limit of all processes of the ledger that :func:`enable` has joined.
 
     Raises:
-        ConfigError: the size does not parse, or more is in use than the limit allows; the limit is then unchanged.
+        ConfigError: the size does not parse, or more is in use than the limit allows; the limit is then unchanged. With
+            ``shared`` also: the device is in no ledger, or ``soft`` is asked for as well.
     """
+    if soft and shared:
+        raise ConfigError("a soft limit is each process's own: set one without shared=True.")
     handle = allocator(device)
     bytes_or_none = optional_size(limit, "limit", handle)
-    if soft:
+    if shared:
+        _core.set_shared_limit(handle, bytes_or_none)
+    elif soft:
         handle.soft_limit = bytes_or_none
     else:
         handle.limit = bytes_or_none
 
 
-def get_limit(device: Device = None, *, soft: bool = False) -> int | None:
-    """The device's limit on held bytes, or with ``soft`` its soft limit; None when there is none."""
+def get_limit(device: Device = None, *, soft: bool = False, shared: bool = False) -> int | None:
+    """The device's limit on held bytes, with ``soft`` its soft limit, with ``shared`` that of all processes of its
+    ledger; None when there is none.
+
+    Raises:
+        ConfigError: unknown device; with ``shared`` also: the device is in no ledger, or ``soft`` is asked for as well.
+    """
+    if soft and shared:
+        raise ConfigError("a soft limit is each process's own.")
     handle = allocator(device)
+    if shared:
+        return _core.shared_limit(handle)
     return handle.soft_limit if soft else handle.limit
 
 

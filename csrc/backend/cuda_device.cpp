@@ -11,6 +11,7 @@
 #include "backend/cuda_plain_memory.h"
 #include "backend/decay_thread.h"
 #include "backend/fork_safety.h"
+#include "backend/process_ledger.h"
 #include "common/errors.h"
 
 namespace mempool {
@@ -35,6 +36,23 @@ void start_decay(CachingAllocator& allocator) noexcept {
 
 [[noreturn]] void refuse(int ordinal) {
   throw ConfigError("cuda:" + std::to_string(ordinal) + ": the driver has no such device, or does not let it be used.");
+}
+
+// The same in every process, whichever devices it sees.
+std::string uuid_of(int ordinal) {
+  int device = 0;
+  char uuid[16] = {};
+  if (driver().device_get(&device, ordinal) != CudaDriver::kSuccess ||
+      driver().device_uuid(uuid, device) != CudaDriver::kSuccess) {
+    refuse(ordinal);
+  }
+  std::string out = "cuda-";
+  for (const char byte : uuid) {
+    constexpr const char* kDigits = "0123456789abcdef";
+    out += kDigits[static_cast<unsigned char>(byte) >> 4];
+    out += kDigits[static_cast<unsigned char>(byte) & 15];
+  }
+  return out;
 }
 
 }  // namespace
@@ -73,6 +91,7 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
   // A device's address space costs nothing: one reservation for all of its memory leaves each range room to grow.
   if (options.segment_bytes == Options{}.segment_bytes) own.segment_bytes = cuda_device_bytes(ordinal);
   auto made = std::make_unique<CachingAllocator>("cuda:" + std::to_string(ordinal), std::move(memory), own);
+  if (process_ledger() != nullptr) share_when_made(*made, uuid_of(ordinal), cuda_device_bytes(ordinal));
   survive_fork(*made);
   made->set_growth_hook(start_decay);
   g_memory[static_cast<std::size_t>(ordinal)] = managed;
@@ -83,6 +102,11 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
 CachingAllocator* cuda_device_if_made(int ordinal) noexcept {
   if (ordinal < 0 || ordinal >= kMaxCudaDevices) return nullptr;
   return g_devices[static_cast<std::size_t>(ordinal)].load(std::memory_order_acquire);
+}
+
+void share_cuda_device(int ordinal, SharedLimit limit) {
+  CachingAllocator* const device = cuda_device_if_made(ordinal);
+  if (device != nullptr) share(*device, uuid_of(ordinal), limit);
 }
 
 bool cuda_manages_virtual_memory(int ordinal) noexcept {

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "backend/process_ledger.h"
 #include "common/options.h"
 #include "core/allocator/caching_allocator.h"
 
@@ -15,6 +16,8 @@ inline constexpr int kMaxCudaDevices = 64;
 CachingAllocator& cuda_device(int ordinal, const Options& options);
 // The allocator of a device, or nullptr before it was made.
 CachingAllocator* cuda_device_if_made(int ordinal) noexcept;
+// Shares what the device holds with other processes, if it was made: see share().
+void share_cuda_device(int ordinal, SharedLimit limit);
 // Whether there is a driver that can be used; else why not.
 bool is_cuda_usable(std::string& why_not);
 // Whether the device's allocator has memory that moves and can be shared; else it has plain allocations.

@@ -29,6 +29,7 @@ bool CudaDriver::open(std::string& problem) {
   find(initialize, "cuInit");
   find(device_get, "cuDeviceGet");
   find(device_get_attribute, "cuDeviceGetAttribute");
+  find(device_uuid, "cuDeviceGetUuid_v2");
   find(device_total, "cuDeviceTotalMem_v2");
   find(context_retain, "cuDevicePrimaryCtxRetain");
   find(context_get_current, "cuCtxGetCurrent");

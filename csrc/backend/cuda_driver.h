@@ -43,6 +43,7 @@ class CudaDriver {
 
   Result (*device_get)(int* device, int ordinal) = nullptr;
   Result (*device_get_attribute)(int* value, int attribute, int device) = nullptr;
+  Result (*device_uuid)(char uuid[16], int device) = nullptr;
   Result (*device_total)(std::size_t* bytes, int device) = nullptr;
   Result (*context_retain)(void** context, int device) = nullptr;
   Result (*context_get_current)(void** context) = nullptr;

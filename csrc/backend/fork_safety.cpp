@@ -7,12 +7,14 @@
 
 #include "backend/decay_thread.h"
 #include "common/expects.h"
+#include "common/fork_generation.h"
 
 namespace mempool {
 namespace {
 
 // By slot, so that all forks lock them in the same order. Guarded by device_making().
 std::array<CachingAllocator*, kMaxAllocators> g_allocators{};
+SharedLedger* g_ledger = nullptr;  // guarded likewise
 
 template <typename Action>
 void for_each_allocator(Action action) {
@@ -40,10 +42,20 @@ void after_fork_in_parent() { unlock(false); }
 
 void after_fork_in_child() {
   forget_decay_thread();
+  fork_generation().fetch_add(1);
+  if (g_ledger != nullptr) g_ledger->after_fork_in_child();  // before anything is given back here
   unlock(true);
   ThreadRegistry::Slots slots{};
   for_each_allocator([&slots](CachingAllocator& allocator) { slots[allocator.slot()] = true; });
   ThreadRegistry::instance().adopt_orphans(slots);
+}
+
+void register_handlers() {
+  static bool is_registered = false;
+  if (!is_registered && pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
+    throw std::bad_alloc();
+  }
+  is_registered = true;
 }
 
 }  // namespace
@@ -54,13 +66,15 @@ std::mutex& device_making() {
 }
 
 void survive_fork(CachingAllocator& allocator) {
-  static bool is_registered = false;
   MEMPOOL_EXPECTS(g_allocators[allocator.slot()] == nullptr);
-  if (!is_registered && pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
-    throw std::bad_alloc();
-  }
-  is_registered = true;
+  register_handlers();
   g_allocators[allocator.slot()] = &allocator;
+}
+
+void survive_fork(SharedLedger& ledger) {
+  MEMPOOL_EXPECTS(g_ledger == nullptr);
+  register_handlers();
+  g_ledger = &ledger;
 }
 
 }  // namespace mempool

@@ -2,14 +2,20 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
+#include <exception>
+#include <filesystem>
 #include <iterator>
 #include <new>
+#include <system_error>
 
 #include "common/errors.h"
 #include "common/expects.h"
@@ -25,16 +31,20 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
 enum class State : std::uint32_t { free, live, ended };
 
-// Ticks since the system started. 0 where /proc does not say. It allocates nothing.
-std::uint64_t start_time_of_self() noexcept {
+// When a process started, in ticks since the system did. 0 where it has ended, or /proc does not say. It allocates
+// nothing.
+std::uint64_t start_time_of(pid_t pid) noexcept {
   char text[1024];
-  const int file = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+  std::snprintf(text, sizeof text, "/proc/%d/stat", static_cast<int>(pid));
+  const int file = open(text, O_RDONLY | O_CLOEXEC);
   if (file < 0) return 0;
   const ssize_t length = read(file, text, sizeof text - 1);
   close(file);
   if (length <= 0) return 0;
   text[length] = 0;
   const char* field = std::strrchr(text, ')');  // the name of the program, field 2, may hold blanks
+  if (field == nullptr || field[1] == 0 || std::strchr("ZXx", field[2]) != nullptr)
+    return 0;  // it waits for its parent
   for (int i = 2; i < 22 && field != nullptr; ++i) field = std::strchr(field + 1, ' ');
   return field != nullptr ? std::strtoull(field, nullptr, 10) : 0;
 }
@@ -56,6 +66,9 @@ struct alignas(64) SharedLedger::Slot {
   char name[48] = {};
   std::atomic<std::uint64_t> held[kMostDevices] = {};
   std::atomic<std::uint64_t> peak[kMostDevices] = {};
+
+  // Its process has lost its lock, but lives: it has closed all descriptors, as daemons do.
+  bool is_running() const noexcept { return start_time != 0 && start_time_of(pid) == start_time; }
 };
 
 struct SharedLedger::Layout {
@@ -84,6 +97,8 @@ class SharedLedger::Guard {
 };
 
 namespace {
+
+constexpr std::time_t kLeastAge = 60;  // seconds
 
 SharedRegion::Header header_of(std::size_t bytes) {
   SharedRegion::Header header;
@@ -144,19 +159,49 @@ SharedLedger::~SharedLedger() {
   for (auto& held : own->held) held.store(0);
   own->state.store(State::ended);
   sweep();
-  for (const Slot& slot : layout().slots) {
-    if (slot.state.load() == State::live) return;
+  if (is_alone()) region_.unlink();
+}
+
+void SharedLedger::prepare_exit() noexcept {
+  const Guard guard(layout());
+  sweep();
+  if (is_alone()) region_.unlink();
+}
+
+bool SharedLedger::is_alone() const noexcept {
+  return std::none_of(std::begin(layout().slots), std::end(layout().slots),
+                      [this](const Slot& slot) { return &slot != own_.load() && slot.state.load() == State::live; });
+}
+
+void SharedLedger::remove_ended(const std::string& folder) noexcept {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    struct stat found {};
+    if (lstat(entry.path().c_str(), &found) != 0 || !S_ISREG(found.st_mode)) continue;
+    if (std::time(nullptr) - found.st_mtime < kLeastAge) continue;  // another process may be making it
+    try {
+      const SharedRegion region(folder, entry.path().filename(), header_of(sizeof(Layout)), nullptr);
+      Layout& layout = *static_cast<Layout*>(region.memory());
+      const Guard guard(layout);
+      bool is_used = false;
+      for (const Slot& slot : layout.slots) {
+        is_used = is_used || region.is_locked(kLocks + (&slot - layout.slots)) ||
+                  (slot.state.load() == State::live && slot.is_running());
+      }
+      if (!is_used) std::filesystem::remove(entry.path(), error);
+    } catch (const std::exception&) {  // of another version, or gone
+    }
   }
-  region_.unlink();
 }
 
 bool SharedLedger::take_slot() noexcept {
+  if (!region_.is_open() && !region_.reopen()) return false;
   for (const State wanted : {State::free, State::ended}) {
     for (Slot& slot : layout().slots) {
       const off_t place = kLocks + (&slot - layout().slots);
       if (slot.state.load() != wanted || !region_.lock_byte(place)) continue;
       slot.pid = static_cast<std::int32_t>(getpid());
-      slot.start_time = start_time_of_self();
+      slot.start_time = start_time_of(slot.pid);
       copy_text(slot.name, process_);
       for (auto& held : slot.held) held.store(0);
       for (auto& peak : slot.peak) peak.store(0);
@@ -171,7 +216,7 @@ bool SharedLedger::take_slot() noexcept {
 void SharedLedger::sweep() noexcept {
   for (Slot& slot : layout().slots) {
     if (&slot == own_.load() || slot.state.load() != State::live) continue;
-    if (region_.is_locked(kLocks + (&slot - layout().slots))) continue;
+    if (region_.is_locked(kLocks + (&slot - layout().slots)) || slot.is_running()) continue;
     for (auto& held : slot.held) held.store(0);
     slot.state.store(State::ended);
   }
@@ -195,6 +240,15 @@ int SharedLedger::device(const std::string& key) noexcept {
   return -1;
 }
 
+std::vector<std::string> SharedLedger::keys() const {
+  std::vector<std::string> out;
+  const Guard guard(layout());
+  for (const Layout::Device& device : layout().devices) {
+    if (device.key[0] != 0) out.emplace_back(device.key);
+  }
+  return out;
+}
+
 bool SharedLedger::try_hold(int device, std::size_t bytes) noexcept {
   Layout::Device& of = layout().devices[device];
   const Guard guard(layout());
@@ -208,7 +262,6 @@ bool SharedLedger::try_hold(int device, std::size_t bytes) noexcept {
     if (!fits()) return false;
   }
   Slot& own = *own_.load();
-  counted_[device].fetch_add(bytes);
   const std::uint64_t held = own.held[device].fetch_add(bytes) + bytes;
   own.peak[device].store(std::max<std::uint64_t>(own.peak[device].load(), held));
   of.peak.store(std::max<std::uint64_t>(of.peak.load(), sum(device)));
@@ -216,17 +269,24 @@ bool SharedLedger::try_hold(int device, std::size_t bytes) noexcept {
 }
 
 void SharedLedger::unhold(int device, std::size_t bytes) noexcept {
-  std::size_t inherited = inherited_[device].load();
-  while (!inherited_[device].compare_exchange_weak(inherited, inherited - std::min(inherited, bytes))) continue;
-  bytes -= std::min(inherited, bytes);
-  if (bytes == 0) return;
-  MEMPOOL_EXPECTS(counted_[device].load() >= bytes);
-  counted_[device].fetch_sub(bytes);
-  own_.load()->held[device].fetch_sub(bytes);
+  Slot* const own = own_.load();
+  if (own == nullptr) return;  // the ledger was left
+  // Less is there where others took this process for dead and swept its slot.
+  std::uint64_t held = own->held[device].load();
+  while (!own->held[device].compare_exchange_weak(held, held - std::min<std::uint64_t>(held, bytes))) continue;
 }
 
 bool SharedLedger::set_limit(int device, std::size_t limit) noexcept {
   const Guard guard(layout());
+  return set_limit_locked(device, limit);
+}
+
+bool SharedLedger::set_first_limit(int device, std::size_t limit) noexcept {
+  const Guard guard(layout());
+  return this->limit(device) != kNoLimit || set_limit_locked(device, limit);
+}
+
+bool SharedLedger::set_limit_locked(int device, std::size_t limit) noexcept {
   sweep();
   if (sum(device) > limit) return false;
   layout().devices[device].limit.store(limit);
@@ -259,7 +319,6 @@ std::vector<SharedLedger::Process> SharedLedger::processes(int device) {
 
 void SharedLedger::after_fork_in_child() noexcept {
   own_.store(nullptr);
-  for (int i = 0; i < kMostDevices; ++i) inherited_[i].fetch_add(counted_[i].exchange(0));
   region_.reopen();
 }
 

@@ -38,12 +38,17 @@ class SharedLedger {
   // are too many.
   int device(const std::string& key) noexcept;
 
+  // Those of the devices that were numbered so far, in that order.
+  std::vector<std::string> keys() const;
+
   // As Budget's, of one device.
   bool try_hold(int device, std::size_t bytes) noexcept;
   void unhold(int device, std::size_t bytes) noexcept;
 
   // False, and nothing changed, when more is held. kNoLimit: none.
   bool set_limit(int device, std::size_t limit) noexcept;
+  // The same where there is no limit yet; else the one in force stays.
+  bool set_first_limit(int device, std::size_t limit) noexcept;
   std::size_t limit(int device) const noexcept;
   // The bytes that all processes hold, and the most that they held at one moment.
   std::size_t held(int device) noexcept;
@@ -60,8 +65,14 @@ class SharedLedger {
   };
   std::vector<Process> processes(int device);
 
+  // For a process that is about to end: takes the name away if no other is in the ledger. What it holds stays counted
+  // until it has ended.
+  void prepare_exit() noexcept;
+  // Removes ledgers of this folder whose processes have all ended without a chance to do so.
+  static void remove_ended(const std::string& folder) noexcept;
+
   // In the child of a fork: it holds nothing of its own yet, and gets a slot when it first does. What it has inherited
-  // stays the parent's, and when the child gives some of that back, nothing is uncounted.
+  // stays the parent's: the caller sees to it that nothing of it is uncounted.
   void after_fork_in_child() noexcept;
 
   const std::string& path() const noexcept { return region_.path(); }
@@ -73,18 +84,16 @@ class SharedLedger {
   class Guard;
 
   Layout& layout() const noexcept { return *static_cast<Layout*>(region_.memory()); }
-  bool take_slot() noexcept;  // these two: the mutex is held
+  // These expect that the mutex is held.
+  bool take_slot() noexcept;
   void sweep() noexcept;
+  bool is_alone() const noexcept;
+  bool set_limit_locked(int device, std::size_t limit) noexcept;
   std::size_t sum(int device) const noexcept;
 
   SharedRegion region_;
   std::string process_;
   std::atomic<Slot*> own_{nullptr};
-  // What this process has counted, as its slot says. A fork copies it as it is at that moment: the allocators' locks
-  // are held then, and nothing is half counted.
-  std::atomic<std::size_t> counted_[kMostDevices]{};
-  // Of a forked child: what the parent had counted, less what was given back here.
-  std::atomic<std::size_t> inherited_[kMostDevices]{};
 };
 
 // One device's share of a ledger, for its allocator.
@@ -93,10 +102,15 @@ class SharedBudget final : public Budget {
   SharedBudget(SharedLedger& ledger, int device) : ledger_(ledger), device_(device) {}
   bool try_hold(std::size_t bytes) noexcept override { return ledger_.try_hold(device_, bytes); }
   void unhold(std::size_t bytes) noexcept override { ledger_.unhold(device_, bytes); }
+  std::size_t limit() const noexcept override { return ledger_.limit(device_); }
+  std::size_t held() noexcept override { return ledger_.held(device_); }
+
+  SharedLedger& ledger() const noexcept { return ledger_; }
+  int device() const noexcept { return device_; }
 
  private:
   SharedLedger& ledger_;
-  int device_;
+  const int device_;
 };
 
 }  // namespace mempool

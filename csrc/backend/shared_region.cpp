@@ -51,7 +51,10 @@ SharedRegion::SharedRegion(const std::string& folder, const std::string& name, H
   path_ = folder + "/" + name;
   header.magic = kMagic;
   bytes_ = header.bytes;
-  while (!open_existing(header)) make(header, fill);
+  while (!open_existing(header)) {
+    if (fill == nullptr) fail(path_);
+    make(header, fill);
+  }
 }
 
 SharedRegion::~SharedRegion() {
@@ -73,6 +76,8 @@ bool SharedRegion::open_existing(const Header& header) {
       throw std::runtime_error("The shared region " + path_ +
                                " is not this user's alone: remove it, or choose another name.");
     }
+    device_ = found.st_dev;
+    inode_ = found.st_ino;
     Header read{};
     const bool is_whole = pread(file_, &read, sizeof read, 0) == static_cast<ssize_t>(sizeof read);
     if (!is_whole || read.magic != header.magic || read.kind != header.kind || read.version != header.version ||
@@ -118,13 +123,25 @@ void SharedRegion::make(const Header& header, const std::function<void(void*)>& 
 }
 
 bool SharedRegion::reopen() noexcept {
-  char own[32];
-  std::snprintf(own, sizeof own, "/proc/self/fd/%d", file_);
-  int file = open(own, O_RDWR | O_CLOEXEC);  // also where the name is gone
+  const int before = is_open() ? file_ : -1;
+  int file = -1;
+  if (before >= 0) {
+    char own[32];
+    std::snprintf(own, sizeof own, "/proc/self/fd/%d", before);
+    file = open(own, O_RDWR | O_CLOEXEC);  // also where the name is gone
+  }
   if (file < 0) file = open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  close(file_);
+  if (before >= 0) close(before);
   file_ = file;
-  return file >= 0;
+  if (file < 0 || is_open()) return file >= 0;
+  close(file);  // another region has the name now
+  file_ = -1;
+  return false;
+}
+
+bool SharedRegion::is_open() const noexcept {
+  struct stat here {};
+  return file_ >= 0 && fstat(file_, &here) == 0 && here.st_ino == inode_ && here.st_dev == device_;
 }
 
 bool SharedRegion::lock_byte(off_t place) noexcept {
@@ -143,10 +160,8 @@ bool SharedRegion::is_locked(off_t place) const noexcept {
 }
 
 bool SharedRegion::is_named() const noexcept {
-  struct stat here {};
   struct stat there {};
-  return fstat(file_, &here) == 0 && lstat(path_.c_str(), &there) == 0 && here.st_ino == there.st_ino &&
-         here.st_dev == there.st_dev;
+  return lstat(path_.c_str(), &there) == 0 && there.st_ino == inode_ && there.st_dev == device_;
 }
 
 void SharedRegion::unlink() noexcept {

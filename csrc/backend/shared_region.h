@@ -23,8 +23,9 @@ class SharedRegion {
   };
 
   // Opens the region of this name, or makes one: `fill` then writes what follows the header, before any other process
-  // can see it. Throws ConfigError for a name that is none, std::system_error where the system refuses, and
-  // std::runtime_error for a file that is another user's or of another version.
+  // can see it. Without `fill` none is made: where there is none, that is a std::system_error. Throws ConfigError for a
+  // name that is none, std::system_error where the system refuses, and std::runtime_error for a file that is another
+  // user's or of another version.
   SharedRegion(const std::string& folder, const std::string& name, Header header,
                const std::function<void(void* memory)>& fill);
   SharedRegion(const SharedRegion&) = delete;
@@ -36,6 +37,8 @@ class SharedRegion {
   // but for its use of open(2): for the child of a fork, where the parent's would be shared. False where it cannot be
   // had.
   bool reopen() noexcept;
+  // Whether the descriptor is still this region's: a daemon closes all that it knows nothing of.
+  bool is_open() const noexcept;
   // Locks one byte of the file for this process, until it ends or reopens. False when another process has it.
   bool lock_byte(off_t place) noexcept;
   void unlock_byte(off_t place) noexcept;
@@ -54,6 +57,8 @@ class SharedRegion {
 
   std::string path_;
   int file_ = -1;
+  dev_t device_ = 0;  // these two tell the file from any other
+  ino_t inode_ = 0;
   void* memory_ = nullptr;
   std::size_t bytes_ = 0;
 };

@@ -11,6 +11,7 @@
 #include "common/options.h"
 #include "device_binding.h"
 #include "kernels/kernels.h"
+#include "ledger_binding.h"
 #include "python_hooks.h"
 #include "replay_binding.h"
 
@@ -52,6 +53,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("huge_pages_available", &mempool::huge_pages_available);
   m.def("options", &options, "conf"_a = "", "whole_bytes"_a = 0);
   mempool::bindings::add_device_classes(m);
+  mempool::bindings::add_shared_ledger(m);
   mempool::bindings::add_replay(m);
   m.def("set_pressure_handler", &mempool::bindings::set_pressure_handler, "handler"_a.none(true));
   m.def("set_stack_capture", &mempool::bindings::set_stack_capture, "on"_a);

@@ -26,6 +26,8 @@ std::string advice(OomReason reason) {
       return "Free tensors of this pool, or raise its limit with pool.set_limit().";
     case OomReason::device_limit:
       return "Free tensors, or raise the limit with mempool.set_limit().";
+    case OomReason::shared_limit:
+      return "Free tensors in any of these processes, or raise their limit with mempool.set_limit(..., shared=True).";
     case OomReason::backend_refused:
       return "The system has no more memory to give: free tensors, or set a limit so that one pool fails before the "
              "machine does.";
@@ -44,6 +46,7 @@ std::string fields(const OomInfo& info) {
                     " limit=" + (info.limit == kNoLimit ? "none" : std::to_string(info.limit)) +
                     " held=" + std::to_string(info.held) + " largest_free=" + std::to_string(info.largest_free) +
                     " pressure_calls=" + std::to_string(info.pressure_calls);
+  if (info.reason == OomReason::shared_limit) out += " held_by_all=" + std::to_string(info.held_by_all);
   if (info.callback_error_id != 0) out += " callback_error=" + std::to_string(info.callback_error_id);
   return out + " pool=" + quoted(info.pool) + "]";
 }
@@ -52,9 +55,12 @@ std::string describe(const OomInfo& info) {
   std::string out = "mempool: out of memory on " + info.device + " in pool '" + info.pool + "': tried to allocate " +
                     format_bytes(info.requested) + "; " + format_bytes(info.allocated) + " in use";
   if (info.limit != kNoLimit) {
-    out += info.reason == OomReason::device_limit ? ", device limit " : ", limit ";
+    out += info.reason == OomReason::device_limit   ? ", device limit "
+           : info.reason == OomReason::shared_limit ? ", limit of all processes that share it "
+                                                    : ", limit ";
     out += format_bytes(info.limit);
   }
+  if (info.reason == OomReason::shared_limit) out += ", of which they hold " + format_bytes(info.held_by_all);
   out += "; the device holds " + format_bytes(info.held) + ", largest free range " + format_bytes(info.largest_free) +
          ". ";
   if (!info.device_failure.empty()) {
@@ -80,6 +86,8 @@ const char* to_string(OomReason reason) {
       return "pool_limit";
     case OomReason::device_limit:
       return "device_limit";
+    case OomReason::shared_limit:
+      return "shared_limit";
     case OomReason::backend_refused:
       return "backend_refused";
     case OomReason::metadata_refused:

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/bytes.h"
+
 namespace mempool {
 
 // A setting is wrong: the option is unknown, the size does not parse, the limit is below what is in use.
@@ -36,6 +38,7 @@ class PoolAsleepError : public PoolStateError {
 enum class OomReason {
   pool_limit,        // the allocated bytes of a pool would pass its limit
   device_limit,      // the held bytes of the device would pass its limit
+  shared_limit,      // those of all processes that share a limit would pass it
   backend_refused,   // the operating system or driver gave no memory
   metadata_refused,  // no memory for the allocator's own records
   size_overflow,     // the size cannot be represented once rounded
@@ -50,8 +53,9 @@ struct OomInfo {
   std::string pool{};                 // the pool whose limit refused, else the pool that asked
   std::size_t requested = 0;          // as asked by the caller, not rounded
   std::size_t allocated = 0;          // rounded bytes live in that pool
-  std::size_t limit = 0;              // the limit that refused
-  std::size_t held = 0;               // physical memory of the whole device
+  std::size_t limit = kNoLimit;       // the limit that refused
+  std::size_t held = 0;               // physical memory of the whole device, in this process
+  std::size_t held_by_all = 0;        // of shared_limit: in all processes that share it
   std::size_t largest_free = 0;       // largest contiguous free range in the pool's arena
   std::size_t pressure_calls = 0;     // callbacks that ran before giving up
   std::string callback_error{};       // text of the first error that a callback raised, or empty

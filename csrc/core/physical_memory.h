@@ -31,6 +31,7 @@ struct Handle {
   void* address = nullptr;
   std::size_t bytes = 0;
   std::uint64_t token = 0;
+  std::uint32_t generation = 0;  // of forks, in which it was committed; HandleMap keeps it
 };
 
 // The contents of sleeping memory, kept outside of the memory that it gives up.

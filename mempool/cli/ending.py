@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,8 +25,9 @@ from rich.table import Table
 import mempool
 from mempool._device import kind_of, parse_device
 from mempool._files import atomic_write
-from mempool._text import render
+from mempool._text import printable, render
 from mempool.cli.common import format_size, shown
+from mempool.ledger import SharedMemoryReport, loads_entry_points, reports_by_key
 
 _STDERR = 2
 _WIDTH = 80
@@ -73,7 +75,17 @@ class Ending:
                 reason = getattr(error, "strerror", None) or str(error)
                 notes = {"snapshot_problem": f"the snapshot '{shown(self._snapshot)}' could not be written: {reason}"}
         stats = {device: dict(mempool.memory_stats(device)) for device in _used_devices(self._device)}
-        text = json.dumps({"devices": stats, **notes}) + "\n" if self._as_json else _tables(stats, notes)
+        kind = kind_of(self._device).name
+        shared = {key: report for key, report in reports_by_key().items() if key.partition("-")[0] == kind}
+        if shared and not loads_entry_points():
+            notes["children_problem"] = (
+                "TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set: processes that the script spawned ran without mempool"
+            )
+        if self._as_json:
+            processes = {key: asdict(report) for key, report in shared.items()}
+            text = json.dumps({"devices": stats, "processes": processes, **notes}) + "\n"
+        else:
+            text = _tables(stats, shared, notes)
         if self._summary is not None:
             try:
                 with atomic_write(self._summary) as file:
@@ -94,7 +106,7 @@ def _used_devices(device: str) -> list[str]:
     return [each for each in made if mempool.memory_stats(each)["allocation.all.allocated"] > 0]
 
 
-def _tables(stats: dict[str, dict[str, int]], notes: dict[str, str]) -> str:
+def _tables(stats: dict[str, dict[str, int]], shared: dict[str, SharedMemoryReport], notes: dict[str, str]) -> str:
     parts: list[Any] = []
     for device, figures in stats.items():
         name = "CPU" if device == "cpu" else device
@@ -111,10 +123,27 @@ def _tables(stats: dict[str, dict[str, int]], notes: dict[str, str]) -> str:
             f"commits {figures['num_device_alloc']}, decommits {figures['num_device_free']}"
         )
     if not stats:
-        parts.append("mempool: no CUDA tensor was made in this run")
+        parts.append("mempool: no CUDA tensor was made in this process")
+    for key, report in shared.items():
+        if [row.pid for row in report.processes] not in ([], [os.getpid()]):
+            parts += _process_table("CPU" if key == "cpu" else key, report)
     parts += [f"snapshot: {text}" if key == "snapshot" else text for key, text in notes.items()]
     width = shutil.get_terminal_size((_WIDTH, 0)).columns
     return render(*parts, width=max(width, _WIDTH))
+
+
+def _process_table(device: str, report: SharedMemoryReport) -> list[Any]:
+    """What each process has held, and the most that all held at one moment, which is not the sum of their peaks."""
+    table = Table(title=f"mempool: {device} memory of its processes", title_justify="left", show_footer=True)
+    table.add_column("process", footer="all at one moment")
+    table.add_column("pid", justify="right")
+    table.add_column("held now", justify="right", footer=format_size(report.held))
+    table.add_column("peak held", justify="right", footer=format_size(report.peak_held))
+    for process in report.processes:
+        held = format_size(process.held) if process.is_alive else "ended"
+        table.add_row(printable(process.name), str(process.pid), held, format_size(process.peak_held))
+    limit = [] if report.limit is None else [f"their limit: {format_size(report.limit)}"]
+    return [table, *limit]
 
 
 def _write_to_stderr(data: bytes) -> None:

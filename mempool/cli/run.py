@@ -12,6 +12,7 @@ import mempool
 from mempool._files import check_writable
 from mempool.cli.ending import Ending
 from mempool.cli.script import Target, execute
+from mempool.ledger import loads_entry_points
 
 
 class _RunCommand(click.Command):
@@ -53,13 +54,18 @@ def _check_out(context: click.Context, option: click.Parameter, path: Path | Non
 
 @click.command("run", cls=_RunCommand, options_metavar="[OPTIONS]")
 @click.option("--device", default="cpu", show_default=True, help="Whose tensors: 'cpu', 'cuda' or 'cuda:N'.")
-@click.option("--limit", help="Most bytes the device may hold: '8GiB', '50%'.")
+@click.option("--limit", help="Most bytes that the script and its children may hold: '8GiB', '50%'.")
 @click.option("--soft-limit", help="Held bytes above which memory is trimmed.")
 @click.option(
     "--snapshot",
     type=click.Path(path_type=Path),
     callback=_check_out,
     help="Write a snapshot at the end, with a history: `mempool stats` shows what is live then, and was at the peak.",
+)
+@click.option(
+    "--children/--no-children",
+    default=True,
+    help="Whether processes that the script starts have mempool, too, under the same limit (default: they have).",
 )
 @click.option("--json", "as_json", is_flag=True, help="The summary as a line of JSON, for programs.")
 @click.option(
@@ -79,6 +85,7 @@ def command(
     limit: str | None,
     soft_limit: str | None,
     snapshot: Path | None,
+    children: bool,
     as_json: bool,
     summary: Path | None,
     as_module: bool,
@@ -89,13 +96,21 @@ def command(
     SCRIPT is what python takes: a file, a folder or zip file with __main__.py, or - for standard input. It needs no
     change, and its exit status is passed on. The summary comes last, behind its threads and exit handlers, also after
     SIGTERM, unless the script handles that itself. torch is imported before the script: settings that torch reads at
-    its import must be in the environment. Processes that the script spawns (not forks) run without mempool.
+    its import must be in the environment.
+
+    Processes that the script starts have mempool, too, whether they are forked, spawned or launched (torchrun, uvicorn
+    workers, joblib, Ray). The limit is one for all of them, and the summary has a line for each that took memory.
     """
     target = Target("module" if as_module else "code" if as_code else "file", script, args)
     problem = target.problem()
     if problem is not None:
         raise click.BadParameter(problem, param_hint="SCRIPT")
-    mempool.enable(device, limit=limit, soft_limit=soft_limit)
+    if children and limit is not None and not loads_entry_points():
+        raise click.UsageError(
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set: processes that the script starts would run without the limit. "
+            "Unset it, or give --no-children."
+        )
+    mempool.enable(device, limit=limit, soft_limit=soft_limit, shared=children)
     if snapshot is not None:
         mempool.record_history(True, device)
     Ending(device, snapshot, summary, as_json).arm()

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from mempool._device import KINDS
 from mempool.doctor.facts import gather
+from mempool.ledger import LEDGER_VARIABLE
 
 _TIMEOUT_S = 300
 
@@ -52,8 +53,10 @@ def check_environment() -> list[Check]:
     if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
         return [Check("all", name, False, "TORCH_DEVICE_BACKEND_AUTOLOAD=0: torch does not load mempool")]
     detail = f"{asked}: in every process that imports torch"
-    if "%" in asked:
-        detail += "; a percentage is each process's own"
+    if LEDGER_VARIABLE in os.environ:
+        detail += f"; one limit for all processes of ledger {os.environ[LEDGER_VARIABLE]}"
+    elif "%" in asked:
+        detail += "; a percentage is each process's own: name a ledger by MEMPOOL_LEDGER to make it one for all"
     return [Check("all", name, True, detail)]
 
 

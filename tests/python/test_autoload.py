@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,62 +38,6 @@ def test_without_the_variable_nothing_of_mempool_is_imported(python: Python) -> 
 def test_torch_can_be_told_not_to(python: Python) -> None:
     done = python(STATE, MEMPOOL_ENABLE="cpu=1GiB", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert done.stdout.split() == ["False", "None"], done.stderr
-
-
-CHILDREN = """
-import multiprocessing, subprocess, sys
-
-def state(*_):
-    import torch, mempool
-    torch.ones(100_000)
-    return mempool.is_enabled("cpu"), mempool.get_limit("cpu")
-
-def say(pipe, *_):
-    pipe.send(state())
-
-def spawned(_, pipe):
-    pipe.send(state())
-
-class Rows:
-    def __len__(self): return 1
-    def __getitem__(self, _):
-        import torch
-        return torch.tensor([float(part or 0) for part in state()])
-
-def main():
-    import torch
-    out = {}
-    for way in ("fork", "spawn", "forkserver"):
-        context = multiprocessing.get_context(way)
-        here, there = context.Pipe()
-        child = context.Process(target=say, args=(there,))
-        child.start()
-        out[way] = here.recv()
-        child.join()
-        with context.Pool(1) as pool:
-            out["pool by " + way] = pool.apply(state)
-        loader = torch.utils.data.DataLoader(Rows(), num_workers=1, multiprocessing_context=way)
-        enabled, limit = next(iter(loader))[0].tolist()
-        out["loader by " + way] = (bool(enabled), int(limit))
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    torch.multiprocessing.spawn(spawned, args=(there,), nprocs=1)
-    out["torch.multiprocessing"] = here.recv()
-    program = "import torch, mempool; print(mempool.is_enabled('cpu'), mempool.get_limit('cpu'))"
-    enabled, limit = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.split()
-    out["subprocess"] = (enabled == "True", int(limit))
-    print({name: found for name, found in out.items() if found != (True, 1 << 30)}, len(out))
-
-if __name__ == "__main__":
-    main()
-"""
-
-
-def test_it_is_under_every_kind_of_child(python: Python, tmp_path: Path) -> None:
-    script = tmp_path / "children.py"
-    script.write_text(CHILDREN)
-    program = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, sys.argv[1]]).returncode)"
-    done = python(program, str(script), MEMPOOL_ENABLE="cpu=1GiB")
-    assert done.stdout.split() == ["{}", "11"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ class Budget {
   virtual bool try_hold(std::size_t bytes) noexcept = 0;
   // Bytes that were counted are held no longer.
   virtual void unhold(std::size_t bytes) noexcept = 0;
+  // What all who share it may hold, and do.
+  virtual std::size_t limit() const noexcept = 0;
+  virtual std::size_t held() noexcept = 0;
 };
 
 }  // namespace mempool

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/expects.h"
+#include "common/fork_generation.h"
 
 namespace mempool {
 namespace {
@@ -183,20 +184,79 @@ std::int64_t Ledger::waiting_bytes() const {
   return stats_.waiting.all.bytes.current;
 }
 
-bool Ledger::try_hold(std::size_t bytes) {
-  const Guard guard(lock_);
-  if (held_ > limit_ || bytes > limit_ - held_) return false;
+void Ledger::hold_locked(std::size_t bytes) {
   held_ += bytes;
   if (held_ > soft_limit_) soft_crossed_.store(true);
   above_soft_.store(held_ > soft_limit_, std::memory_order_relaxed);
-  return true;
 }
 
-void Ledger::unhold(std::size_t bytes) {
-  const Guard guard(lock_);
+Ledger::Hold Ledger::try_hold(std::size_t bytes) {
+  {
+    const Guard guard(lock_);
+    if (!fits_locked(bytes)) return Hold::over_limit;
+    if (budget() == nullptr) {
+      hold_locked(bytes);
+      return Hold::counted;
+    }
+  }
+  const std::lock_guard turn(budget_turn_);
+  {
+    const Guard guard(lock_);
+    if (!fits_locked(bytes)) return Hold::over_limit;
+  }
+  if (!budget()->try_hold(bytes)) return Hold::over_budget;
+  const Guard guard(lock_);  // since it fitted, memory can only have gone back
+  hold_locked(bytes);
+  return Hold::counted;
+}
+
+Budget* Ledger::unhold_locked(std::size_t bytes) {
   MEMPOOL_EXPECTS(held_ >= bytes);
   held_ -= bytes;
   rearm_soft();
+  return budget();
+}
+
+void Ledger::unhold(std::size_t bytes) {
+  Budget* shared = nullptr;
+  {
+    const Guard guard(lock_);
+    shared = unhold_locked(bytes);
+  }
+  if (shared != nullptr) shared->unhold(bytes);
+}
+
+bool Ledger::join(Budget& budget) {
+  const std::lock_guard turn(budget_turn_);
+  MEMPOOL_EXPECTS(this->budget() == nullptr);
+  while (true) {
+    const std::size_t counted = held();
+    if (!budget.try_hold(counted)) return false;
+    {
+      const Guard guard(lock_);
+      if (held_ == counted) {
+        budget_.store(&budget, std::memory_order_release);
+        return true;
+      }
+    }
+    budget.unhold(counted);  // another thread took memory or gave some back meanwhile
+  }
+}
+
+void Ledger::after_fork_in_child() noexcept {
+  if (budget() != nullptr) counted_since_ = fork_generation().load();
+}
+
+std::size_t Ledger::most_held() const {
+  const Budget* const shared = budget();
+  return shared != nullptr ? std::min(limit(), shared->limit()) : limit();
+}
+
+std::size_t Ledger::room() const {
+  const auto left = [](std::size_t limit, std::size_t held) { return limit > held ? limit - held : 0; };
+  const std::size_t own = left(limit(), held());
+  Budget* const shared = budget();
+  return shared != nullptr ? std::min(own, left(shared->limit(), shared->held())) : own;
 }
 
 void Ledger::count_commit(std::size_t bytes, std::size_t shared_bytes, Reserved& of) {
@@ -207,15 +267,18 @@ void Ledger::count_commit(std::size_t bytes, std::size_t shared_bytes, Reserved&
   ++stats_.commits;
 }
 
-void Ledger::count_decommit(std::size_t bytes, std::size_t shared_bytes, Reserved& of) {
-  const Guard guard(lock_);
-  MEMPOOL_EXPECTS(held_ >= bytes);
-  held_ -= bytes;
-  rearm_soft();
-  for (Reserved* const each : {&stats_.reserved_bytes, &of}) {
-    change_by(*each, -as_signed(shared_bytes), -as_signed(bytes - shared_bytes));
+void Ledger::count_decommit(std::size_t bytes, std::size_t shared_bytes, std::uint32_t generation, Reserved& of) {
+  Budget* shared = nullptr;
+  {
+    const Guard guard(lock_);
+    shared = unhold_locked(bytes);
+    if (generation < counted_since_) shared = nullptr;
+    for (Reserved* const each : {&stats_.reserved_bytes, &of}) {
+      change_by(*each, -as_signed(shared_bytes), -as_signed(bytes - shared_bytes));
+    }
+    ++stats_.decommits;
   }
-  ++stats_.decommits;
+  if (shared != nullptr) shared->unhold(bytes);
 }
 
 // Only what is entirely free moves, and that is of the large pool.
@@ -279,6 +342,7 @@ std::size_t Ledger::soft_limit() const {
 }
 
 bool Ledger::set_limit(std::size_t limit) {
+  const std::lock_guard turn(budget_turn_);
   const Guard guard(lock_);
   if (limit < held_) return false;
   limit_ = limit;

@@ -20,11 +20,13 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 
 #include "common/bytes.h"
 #include "common/spin_lock.h"
 #include "core/accounts/account_registry.h"
 #include "core/accounts/block_size.h"
+#include "core/accounts/budget.h"
 #include "core/accounts/shards.h"
 #include "core/accounts/stats.h"
 
@@ -69,15 +71,26 @@ class Ledger {
   void end_waiting(BlockSize size);
   std::int64_t waiting_bytes() const;
 
-  // Held bytes. False when the device limit would be passed.
-  bool try_hold(std::size_t bytes);
+  // Held bytes: counted before memory is taken, unless the device's limit would be passed, or the budget's.
+  enum class Hold : std::uint8_t { counted, over_limit, over_budget };
+  Hold try_hold(std::size_t bytes);
   void unhold(std::size_t bytes);
+  // What is held from now on counts in `budget` as well, and what is held already. False, and nothing changed, when
+  // that is more than it has room for. Once; `budget` is immortal.
+  bool join(Budget& budget);
+  Budget* budget() const { return budget_.load(std::memory_order_acquire); }
+  // In the child of a fork, with both locks held: what is held now stays counted for the parent alone.
+  void after_fork_in_child() noexcept;
+  // The most that can be held, and what of that is not held yet, by the device's limit and the budget's.
+  std::size_t most_held() const;
+  std::size_t room() const;
   // What one family of arenas holds of them: changed by those who get it here, together with the totals, and read and
   // reset here alone.
   using Reserved = ByPool<Stat>;
   // After a commit that try_hold() allowed; `shared_bytes` of them are of the small pool.
   void count_commit(std::size_t bytes, std::size_t shared_bytes, Reserved& of);
-  void count_decommit(std::size_t bytes, std::size_t shared_bytes, Reserved& of);  // includes unhold()
+  // Includes unhold(). `generation`: of forks, in which it was committed.
+  void count_decommit(std::size_t bytes, std::size_t shared_bytes, std::uint32_t generation, Reserved& of);
   void count_move(std::size_t bytes, Reserved& from, Reserved& to);
   void share(std::int64_t bytes, Reserved& of);  // moves held bytes into (or out of) the small pool
   void count_ranges(int change);                 // contiguous backed ranges that came or went
@@ -106,6 +119,8 @@ class Ledger {
   // Also below what is held: then nothing more is, until memory went back.
   void force_limit(std::size_t limit);
   void set_soft_limit(std::size_t limit);
+  // Comes before lock(). Held while a budget is asked, which may wait for another process.
+  std::mutex& lock_for_fork() noexcept { return budget_turn_; }
 
   DeviceStats read_stats() const;
   void reset(void (*action)(Stat&));
@@ -116,6 +131,9 @@ class Ledger {
 
  private:
   void fold_locked(Shards& shards);
+  bool fits_locked(std::size_t bytes) const { return held_ <= limit_ && bytes <= limit_ - held_; }
+  void hold_locked(std::size_t bytes);
+  Budget* unhold_locked(std::size_t bytes);  // returns the budget, which is to be told without a lock
   bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
   Amounts leased() const { return leased_small_.plus(leased_large_, 1); }
   Amounts& leased_of(bool is_small) { return is_small ? leased_small_ : leased_large_; }
@@ -136,6 +154,9 @@ class Ledger {
   std::int64_t forgotten_allocations_ = 0;  // counted before the sums were reset
   int lease_refusals_ = 0;                  // still to come, after suspend_leases()
   std::size_t held_ = 0;
+  std::mutex budget_turn_;                // whoever asks the budget: what it grants is then counted here without a gap
+  std::atomic<Budget*> budget_{nullptr};  // written with both locks
+  std::uint32_t counted_since_ = 0;       // memory of earlier generations of forks does not count in the budget
   std::size_t limit_ = kNoLimit;
   std::size_t soft_limit_ = kNoLimit;
   bool soft_armed_ = true;

@@ -15,17 +15,6 @@ using Outcome = Ledger::Charge::Outcome;
 
 constinit thread_local bool t_pressing = false;
 
-OomReason reason_of(Refusal why) {
-  switch (why) {
-    case Refusal::limit:
-      return OomReason::device_limit;
-    case Refusal::metadata:
-      return OomReason::metadata_refused;
-    default:
-      return OomReason::backend_refused;
-  }
-}
-
 }  // namespace
 
 BlockSize size_of_request(std::size_t bytes) noexcept {
@@ -250,9 +239,13 @@ void* Allocation::take_from(Arena& arena, const Supply& supply, ThreadCache* kee
   return span->address();
 }
 
-// More than there can ever be, or than the device's limit: whatever else is given up for it would be for nothing.
+// More than there can ever be, or than a limit: whatever else is given up for it would be for nothing.
 bool Allocation::is_hopeless(Refusal& why) const noexcept {
   const bool is_over_limit = size_.rounded > parts_.ledger.limit();
+  if (!is_over_limit && size_.rounded > parts_.ledger.most_held()) {
+    why = Refusal::budget;
+    return true;
+  }
   if (!is_over_limit && size_.rounded <= arena_->memory().capacity_bytes()) return false;
   why = is_over_limit ? Refusal::limit : Refusal::backend;
   return true;
@@ -263,9 +256,7 @@ bool Allocation::is_hopeless(Refusal& why) const noexcept {
 bool Allocation::may_fit() noexcept {
   if (parts_.memory->stream_events() == nullptr) return true;  // where it is a system call it costs little
   const std::size_t free = family_->has_own_memory() ? 0 : parts_.arenas.free_bytes();
-  const std::size_t held = parts_.ledger.held();
-  const std::size_t limit = parts_.ledger.limit();
-  const std::size_t new_bytes = std::min(arena_->memory().available_bytes(), limit > held ? limit - held : 0);
+  const std::size_t new_bytes = std::min(arena_->memory().available_bytes(), parts_.ledger.room());
   return size_.rounded <= free || size_.rounded - free <= new_bytes;
 }
 
@@ -315,7 +306,7 @@ void Allocation::make_room(Refusal why) {
     case Effort::borrowed:
       break;
   }
-  refuse({.reason = reason_of(why), .limit = parts_.ledger.limit()}, nullptr, outcome_);
+  refuse(facts_of(why, parts_.ledger), nullptr, outcome_);
 }
 
 // What is free goes back: of the family itself where it is fixed, which nothing else touches, then of any arena.
@@ -377,7 +368,6 @@ void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutc
       const CacheSet::Folded folded(parts_.caches);
       info.allocated = static_cast<std::size_t>(parts_.ledger.read_stats().blocks.all.bytes.current);
     }
-    if (info.reason != OomReason::device_limit) info.limit = kNoLimit;
   }
   if (Arena* const arena = arena_ != nullptr ? arena_ : family_->first.load()) {
     const ArenaGuard guard(arena->mutex);

@@ -34,6 +34,7 @@ void CachingAllocator::lock_for_fork() {
   parts_.arenas.lock_for_fork();
   parts_.collector.lock_for_fork();
   parts_.clocks.lock_for_fork();
+  parts_.ledger.lock_for_fork().lock();
   parts_.accounts.lock().lock();
   parts_.observers.lock_for_fork();
   parts_.reclaimer.lock_for_fork().lock();
@@ -42,7 +43,9 @@ void CachingAllocator::lock_for_fork() {
 void CachingAllocator::after_fork(bool in_child) noexcept {
   parts_.reclaimer.lock_for_fork().unlock();
   parts_.observers.after_fork(in_child);
+  if (in_child) parts_.ledger.after_fork_in_child();
   parts_.accounts.lock().unlock();
+  parts_.ledger.lock_for_fork().unlock();
   parts_.clocks.unlock_after_fork();
   parts_.collector.unlock_after_fork();
   parts_.arenas.unlock_after_fork();

@@ -11,7 +11,8 @@
 //   6. Arena                of each stream; several of them only under 5
 //   7. DeferredFrees        the blocks that wait for other streams
 //   8. StreamClocks         the list, then each clock
-//   9. AccountRegistry      the spin lock of all accounts, and of the totals of the Ledger
+//   9. Ledger               its turn to ask a budget that processes share
+//  10. AccountRegistry      the spin lock of all accounts, and of the totals of the Ledger
 //  10. History              and after it TraceRecorder
 //  11. Decay                the window of demand
 //

@@ -215,13 +215,13 @@ void CachingAllocator::wake_pool(Account& pool) {
   }
   const Account account = parts_.accounts.read(pool);
   parts_.ledger.count_oom(&pool, nullptr);
-  throw OutOfMemory({.reason = why == Refusal::limit ? OomReason::device_limit : OomReason::backend_refused,
-                     .device = device(),
-                     .pool = account.name,
-                     .requested = needed,
-                     .allocated = static_cast<std::size_t>(account.blocks.bytes.current),
-                     .limit = why == Refusal::limit ? parts_.ledger.limit() : kNoLimit,
-                     .held = parts_.ledger.held()});
+  OomInfo info = facts_of(why, parts_.ledger);
+  info.device = device();
+  info.pool = account.name;
+  info.requested = needed;
+  info.allocated = static_cast<std::size_t>(account.blocks.bytes.current);
+  info.held = parts_.ledger.held();
+  throw OutOfMemory(std::move(info));
 }
 
 bool CachingAllocator::pool_asleep(const Account& pool) {

@@ -11,8 +11,9 @@ namespace mempool {
 // ---- new memory --------------------------------------------------------------------------------------------------
 
 bool Filling::commit(std::size_t bytes, Refusal& why) noexcept {
-  if (ledger_.try_hold(bytes)) return commit_held(bytes, why);
-  why = Refusal::limit;
+  const Refusal refusal = refusal_of(ledger_.try_hold(bytes));
+  if (refusal == Refusal::none) return commit_held(bytes, why);
+  why = refusal;
   return false;
 }
 

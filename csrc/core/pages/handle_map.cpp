@@ -4,6 +4,7 @@
 #include <new>
 
 #include "common/expects.h"
+#include "common/fork_generation.h"
 #include "core/pages/page_map.h"
 #include "core/pages/policy.h"
 
@@ -27,6 +28,7 @@ bool HandleMap::commit(std::uintptr_t start, std::size_t bytes, Refusal& why) no
   if (bytes <= policy::kPreparedFirst && !PageMap::instance().prepare(start, bytes)) return refuse(Refusal::metadata);
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
   if (!memory_.commit(reinterpret_cast<void*>(start), bytes, entry->second)) return refuse(Refusal::backend);
+  entry->second.generation = fork_generation().load(std::memory_order_relaxed);
   if (PageMap::instance().prepare(start, bytes)) return true;
   why = Refusal::metadata;
   return memory_.decommit(entry->second) && refuse(Refusal::metadata);
@@ -72,7 +74,10 @@ bool HandleMap::cut_at(std::uintptr_t address) noexcept {
   if (!can_cut_) return false;
   try {
     const auto entry = handles_.try_emplace(address).first;
-    if (memory_.cut(handle, address - it->first, entry->second)) return true;
+    if (memory_.cut(handle, address - it->first, entry->second)) {
+      entry->second.generation = handle.generation;
+      return true;
+    }
     handles_.erase(entry);
   } catch (const std::bad_alloc&) {
     return false;
@@ -98,6 +103,7 @@ bool HandleMap::join_with_previous(Handles::iterator entry, std::uintptr_t reser
   if (!can_cut_ || entry == handles_.begin() || entry->first == reservation) return false;
   const auto previous = std::prev(entry);
   if (previous->first + previous->second.bytes != entry->first) return false;
+  if (previous->second.generation != entry->second.generation) return false;  // another process pays for one of them
   if (!memory_.join(previous->second, entry->second)) return false;
   handles_.erase(entry);
   return true;

@@ -46,9 +46,9 @@ class HandleMap {
 
   // Makes `address` a boundary between handles. True also where it is one already, or where no handle lies.
   bool cut_at(std::uintptr_t address) noexcept;
-  // Makes [start, end) as few handles as can be had, one where handles can be cut, none of which reaches out of it.
-  // Where they cannot be cut it is one handle already. False: some handle reaches out of it. `reservation`: where that
-  // begins.
+  // Makes [start, end) as few handles as can be had, one where handles can be cut and all are of one process, none of
+  // which reaches out of it. Where they cannot be cut it is one handle already. False: some handle reaches out of it.
+  // `reservation`: where that begins.
   bool isolate(std::uintptr_t start, std::uintptr_t end, std::uintptr_t reservation) noexcept;
   // Makes the handle at `start` one with that before it, where handles can be cut and both lie in one reservation.
   bool join_with_previous(std::uintptr_t start, std::uintptr_t reservation) noexcept;

@@ -100,8 +100,9 @@ bool PageHeap::grow_by_segment(Request& request) noexcept {
 
 // The limit is asked first: what it refuses is not taken for a moment either.
 bool PageHeap::take_segment(std::size_t bytes, Request& request) noexcept {
-  if (!ledger_.try_hold(bytes)) {
-    request.why = Refusal::limit;
+  const Refusal refusal = refusal_of(ledger_.try_hold(bytes));
+  if (refusal != Refusal::none) {
+    request.why = refusal;
     return false;
   }
   if (!space_.segments.add(bytes, request.why)) {

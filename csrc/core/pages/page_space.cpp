@@ -43,10 +43,11 @@ std::size_t PageSpace::release_from(Span* span, std::size_t bytes, Ledger& ledge
     if (handle == nullptr || !segments.reserve_records(SegmentList::kRecordsForSplit)) break;
     const auto start = reinterpret_cast<std::uintptr_t>(handle->address);
     const std::size_t handle_bytes = handle->bytes;
+    const std::uint32_t generation = handle->generation;
     if (!handles.decommit(start)) break;
     rest->segment->is_given_back = capabilities.reserves_memory;
     given += handle_bytes;
-    ledger.count_decommit(handle_bytes, 0, reserved);
+    ledger.count_decommit(handle_bytes, 0, generation, reserved);
     rest = segments.make_hole(rest, start, handle_bytes);
     end = start;
   }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/expects.h"
+#include "common/fork_generation.h"
 
 namespace mempool {
 
@@ -40,8 +41,9 @@ bool Sleeper::sleep(const Footprint& footprint, std::unique_ptr<Backup> backup) 
 
 bool Sleeper::start_waking(const Footprint& footprint, Refusal& why) noexcept {
   if (!is_asleep()) return false;
-  if (!ledger_.try_hold(bytes_)) {
-    why = Refusal::limit;
+  const Refusal refusal = refusal_of(ledger_.try_hold(bytes_));
+  if (refusal != Refusal::none) {
+    why = refusal;
     return false;
   }
   std::size_t bytes_to_share = footprint.shared_bytes;
@@ -80,11 +82,12 @@ bool Sleeper::give_up_handles(std::size_t shared_bytes) noexcept {
   while (!handles_.empty()) {
     const auto& [start, handle] = *handles_.all().begin();
     const std::size_t bytes = handle.bytes;
+    const std::uint32_t generation = handle.generation;
     if (!memory_.decommit(handle)) break;
     const std::size_t shared = std::min(bytes, shared_bytes);
     shared_bytes -= shared;
     bytes_ += bytes;
-    ledger_.count_decommit(bytes, shared, reserved_);
+    ledger_.count_decommit(bytes, shared, generation, reserved_);
     given_up_.insert(handles_.extract(start));
   }
   ledger_.share(-static_cast<std::int64_t>(shared_bytes), reserved_);
@@ -98,6 +101,7 @@ bool Sleeper::take_handles(std::size_t& bytes_to_share) noexcept {
     const auto first = given_up_.begin();
     Handle& handle = first->second;
     if (!memory_.commit(handle.address, handle.bytes, handle)) return false;
+    handle.generation = fork_generation().load(std::memory_order_relaxed);
     const std::size_t shared = std::min(handle.bytes, bytes_to_share);
     bytes_to_share -= shared;
     bytes_ -= handle.bytes;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -174,8 +175,6 @@ TEST(a_forked_child_begins_at_nothing) {
     CHECK(!ledger->try_hold(cpu, 41));
     CHECK(ledger->try_hold(cpu, 40));
     CHECK_EQ(ledger->processes(cpu).size(), 2u);
-    ledger->unhold(cpu, 60);  // it may be the parent's
-    CHECK_EQ(ledger->held(cpu), 100u);
     ledger->unhold(cpu, 40);
     CHECK_EQ(ledger->held(cpu), 60u);
     return true;
@@ -188,7 +187,6 @@ TEST(a_forked_child_begins_at_nothing) {
     return ended_well(in_child([&] {
       ledger->after_fork_in_child();
       CHECK(!ledger->try_hold(cpu, 1));
-      ledger->unhold(cpu, 100);
       CHECK_EQ(ledger->held(cpu), 100u);
       return true;
     }));
@@ -300,4 +298,89 @@ TEST(names_and_files_that_are_no_ledger) {
   fs::remove(path);
   fs::create_symlink("/dev/null", path);
   CHECK_THROWS(std::system_error, folder.join());
+}
+
+TEST(the_first_limit_stays_until_somebody_sets_another) {
+  const Folder folder;
+  const auto ledger = folder.join();
+  const int cpu = ledger->device("cpu");
+  CHECK(ledger->try_hold(cpu, 50));
+  CHECK(!ledger->set_first_limit(cpu, 49));
+  CHECK(ledger->set_first_limit(cpu, 50));
+  CHECK(ledger->set_first_limit(cpu, 10));
+  CHECK_EQ(ledger->limit(cpu), 50u);
+}
+
+// As a daemon does. It takes its slot only after that.
+TEST(a_process_that_has_closed_every_descriptor_is_counted) {
+  const Folder folder;
+  const auto ledger = folder.join();
+  const int cpu = ledger->device("cpu");
+  CHECK(ledger->set_limit(cpu, 100));
+  CHECK(ledger->try_hold(cpu, 10));
+  int ready[2];
+  int go[2];
+  CHECK(pipe(ready) == 0 && pipe(go) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    ledger->after_fork_in_child();
+    for (int file = 3; file < 64; ++file) {
+      if (file != ready[1] && file != go[0]) close(file);
+    }
+    const int other = open("/dev/null", O_RDONLY);  // has the number of one that was closed
+    bool passed = other >= 0 && ledger->try_hold(cpu, 60);
+    for (int file = 3; file < 64; ++file) {
+      if (file != ready[1] && file != go[0]) close(file);  // and once more, now with a slot
+    }
+    char byte = 1;
+    passed = passed && write(ready[1], &byte, 1) == 1 && read(go[0], &byte, 1) == 1;
+    passed = passed && ledger->try_hold(cpu, 20) && !ledger->try_hold(cpu, 20);
+    _exit(passed ? 0 : 1);
+  }
+  char byte = 0;
+  CHECK(read(ready[0], &byte, 1) == 1);
+  CHECK(!ledger->try_hold(cpu, 31));  // its share is not swept: it lives
+  CHECK_EQ(ledger->held(cpu), 70u);
+  CHECK(write(go[1], &byte, 1) == 1);
+  CHECK(ended_well(child));
+  CHECK(ledger->try_hold(cpu, 90));
+  for (const int file : {ready[0], ready[1], go[0], go[1]}) close(file);
+}
+
+TEST(the_name_goes_with_a_process_that_is_about_to_end_unless_another_is_there) {
+  const Folder folder;
+  const auto one = folder.join();
+  {
+    const auto two = folder.join();
+    two->prepare_exit();
+    CHECK(!folder.is_empty());
+  }
+  one->prepare_exit();
+  CHECK(folder.is_empty());
+}
+
+TEST(ledgers_of_processes_that_were_killed_are_removed_and_those_in_use_stay) {
+  const Folder folder;
+  const auto age = [](const std::string& path) {
+    const timespec then[2] = {{std::time(nullptr) - 100, 0}, {std::time(nullptr) - 100, 0}};
+    CHECK(utimensat(AT_FDCWD, path.c_str(), then, 0) == 0);
+  };
+  const auto used = folder.join();
+  const std::string dead = folder.path + "/dead";
+  const pid_t child = in_child([&] {
+    SharedLedger::join(folder.path, "dead", "test").release();
+    return true;
+  });
+  CHECK(ended_well(child));
+  SharedLedger::remove_ended(folder.path);
+  CHECK(fs::exists(dead));  // it is too young
+  age(dead);
+  age(used->path());
+  std::ofstream(folder.path + "/other") << "no ledger";
+  age(folder.path + "/other");
+  SharedLedger::remove_ended(folder.path);
+  CHECK(!fs::exists(dead));
+  CHECK(fs::exists(used->path()));
+  CHECK(fs::exists(folder.path + "/other"));
+  fs::remove(folder.path + "/other");
 }

@@ -250,6 +250,12 @@ CUresult cuDeviceTotalMem_v2(std::size_t* bytes, CUdevice device) {
   *bytes = Devices::instance().memory(device).capacity;
   return CUDA_SUCCESS;
 }
+CUresult cuDeviceGetUuid(CUuuid* uuid, CUdevice device) {
+  STANDIN_DRIVER(cuDeviceGetUuid)
+  if (!Devices::instance().exists(device)) return CUDA_ERROR_INVALID_DEVICE;
+  std::memset(uuid->bytes, device + 1, sizeof uuid->bytes);  // as cudaGetDeviceProperties says
+  return CUDA_SUCCESS;
+}
 CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* is_active) {
   STANDIN_DRIVER(cuDevicePrimaryCtxGetState)
   *flags = 0;

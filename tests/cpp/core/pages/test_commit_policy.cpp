@@ -19,7 +19,7 @@ struct Fixture {
   explicit Fixture(std::size_t held, std::size_t capacity = SIZE_MAX,
                    FakeMemory::Personality personality = FakeMemory::Personality::device)
       : memory({.personality = personality, .capacity_bytes = capacity, .accessible = false}) {
-    CHECK(ledger.try_hold(held));
+    CHECK(ledger.try_hold(held) == Ledger::Hold::counted);
   }
   FakeMemory memory;
   AccountRegistry accounts;
@@ -65,7 +65,7 @@ TEST(what_recurs_gets_new_memory_within_bounds) {
   for (const bool is_within : {true, false}) {
     Fixture f(0, SIZE_MAX, FakeMemory::Personality::host);
     f.ledger.confirm(nullptr, {100 * kMiB, 100 * kMiB}, nullptr, true);
-    CHECK(f.ledger.try_hold(100 * kMiB));
+    CHECK(f.ledger.try_hold(100 * kMiB) == Ledger::Hold::counted);
     // Half of the peak, as 64 MiB are more, is what may be held beyond it.
     const std::size_t missing = (is_within ? 50 : 51) * kMiB;
     int rests = 0;

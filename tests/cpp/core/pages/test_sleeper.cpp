@@ -19,7 +19,7 @@ struct Fixture {
   Fixture() {
     const auto base = reinterpret_cast<std::uintptr_t>(memory.reserve(16 * kGranule));
     for (const std::size_t at : {0, 2}) {
-      CHECK(ledger.try_hold(2 * kGranule));
+      CHECK(ledger.try_hold(2 * kGranule) == Ledger::Hold::counted);
       CHECK(handles.commit(base + at * kGranule, 2 * kGranule, why));
       ledger.count_commit(2 * kGranule, at == 0 ? 2 * kGranule : 0, reserved);
       CHECK(memory.open(reinterpret_cast<void*>(base + at * kGranule), 2 * kGranule));

@@ -1,0 +1,131 @@
+#include "backend/process_ledger.h"
+
+#include <atomic>
+#include <mutex>
+
+#include "backend/fork_safety.h"
+#include "common/bytes.h"
+#include "common/errors.h"
+#include "common/expects.h"
+
+namespace mempool {
+namespace {
+
+std::atomic<SharedLedger*> g_ledger{nullptr};
+std::string& ledger_name() {
+  static std::string* const name = new std::string;  // immortal; guarded by device_making()
+  return *name;
+}
+std::string& cuda_limit() {
+  static std::string* const limit = new std::string;  // likewise
+  return *limit;
+}
+
+const SharedBudget* budget_of(const CachingAllocator& device) noexcept {
+  return static_cast<const SharedBudget*>(const_cast<CachingAllocator&>(device).ledger().budget());
+}
+
+const SharedBudget& known_budget_of(const CachingAllocator& device) {
+  if (const SharedBudget* const budget = budget_of(device)) return *budget;
+  throw ConfigError("device " + device.device() +
+                    " is in no shared ledger: call mempool.enable(..., shared=True) first.");
+}
+
+[[noreturn]] void refuse_limit(const CachingAllocator& device, const std::string& what, std::size_t held) {
+  throw ConfigError(what + " for device " + device.device() + " is below the " + std::to_string(held) +
+                    " bytes that all processes of the ledger hold, even after a trim of this one: free tensors first.");
+}
+
+// share(), with device_making() held.
+void share_guarded(CachingAllocator& device, const std::string& key, SharedLimit limit) {
+  MEMPOOL_EXPECTS(process_ledger() != nullptr);
+  SharedLedger& ledger = *process_ledger();
+  const int number = ledger.device(key);
+  if (number < 0) throw ConfigError("the shared ledger has no room for device " + device.device() + ".");
+  if (!is_shared(device)) {
+    auto budget = std::make_unique<SharedBudget>(ledger, number);
+    if (!device.ledger().join(*budget)) {
+      device.trim(0);
+      if (!device.ledger().join(*budget)) {
+        refuse_limit(device, "the shared limit of " + format_bytes(ledger.limit(number)),
+                     ledger.held(number) + device.ledger().held());
+      }
+    }
+    budget.release();  // immortal
+  }
+  if (limit.bytes == kNoLimit) return;
+  if (!ledger.set_first_limit(number, limit.bytes)) {
+    device.trim(0);
+    if (!ledger.set_first_limit(number, limit.bytes)) {
+      refuse_limit(device, "a shared limit of " + format_bytes(limit.bytes), ledger.held(number));
+    }
+  }
+  const std::size_t in_force = ledger.limit(number);
+  if (limit.is_share || in_force == limit.bytes) return;
+  throw ConfigError("the processes of ledger '" + ledger.path() + "' share a limit of " + std::to_string(in_force) +
+                    " bytes for device " + device.device() + " already, not " + std::to_string(limit.bytes) +
+                    ": mempool.set_limit(..., shared=True) changes it for all of them.");
+}
+
+}  // namespace
+
+void join_ledger(const std::string& name, const std::string& process) {
+  const std::lock_guard guard(device_making());
+  if (g_ledger.load() != nullptr) {
+    if (ledger_name() == name) return;
+    throw PoolStateError("This process is in the shared ledger '" + ledger_name() + "' already: it cannot join '" +
+                         name + "'.");
+  }
+  const std::string folder = shared_folder();
+  SharedLedger::remove_ended(folder);
+  std::unique_ptr<SharedLedger> joined = SharedLedger::join(folder, name, process);
+  survive_fork(*joined);
+  ledger_name() = name;
+  g_ledger.store(joined.release());  // immortal, as allocators are
+}
+
+SharedLedger* process_ledger() noexcept { return g_ledger.load(std::memory_order_acquire); }
+
+SharedLimit parse_shared_limit(const std::string& text, std::size_t whole_bytes) {
+  if (text.empty()) return {};
+  return {parse_bytes(text, whole_bytes), text.find('%') != std::string::npos};
+}
+
+void share(CachingAllocator& device, const std::string& key, SharedLimit limit) {
+  const std::lock_guard guard(device_making());
+  share_guarded(device, key, limit);
+}
+
+bool is_shared(const CachingAllocator& device) noexcept { return budget_of(device) != nullptr; }
+
+int shared_number(const CachingAllocator& device) { return known_budget_of(device).device(); }
+
+std::size_t shared_limit(CachingAllocator& device) { return known_budget_of(device).limit(); }
+
+void set_shared_limit(CachingAllocator& device, std::size_t limit) {
+  const SharedBudget& budget = known_budget_of(device);
+  if (budget.ledger().set_limit(budget.device(), limit)) return;
+  device.trim(0);
+  if (budget.ledger().set_limit(budget.device(), limit)) return;
+  refuse_limit(device, "a shared limit of " + format_bytes(limit), budget.ledger().held(budget.device()));
+}
+
+SharedFigures shared_figures(SharedLedger& ledger, int device) {
+  SharedFigures out;
+  out.processes = ledger.processes(device);
+  out.limit = ledger.limit(device);
+  out.held = ledger.held(device);
+  out.peak = ledger.peak(device);
+  return out;
+}
+
+void share_cuda_later(const std::string& limit) {
+  const std::lock_guard guard(device_making());
+  cuda_limit() = limit;
+}
+
+void share_when_made(CachingAllocator& device, const std::string& key, std::size_t whole_bytes) {
+  if (process_ledger() != nullptr) share_guarded(device, key, parse_shared_limit(cuda_limit(), whole_bytes));
+}
+
+}  // namespace mempool

@@ -1,0 +1,182 @@
+"""One limit for several processes: who sets it, who is refused by it, and what they are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mempool
+from mempool.doctor import check_environment
+from mempool.ledger import tell_children
+
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+MIB = 1 << 20
+
+REFUSED = """
+import os, torch, mempool
+mempool.enable("cpu", limit="300MiB", shared=True)
+block = torch.empty(200 << 20, dtype=torch.uint8)
+if os.fork() == 0:
+    other = torch.empty(64 << 20, dtype=torch.uint8)
+    try:
+        torch.empty(64 << 20, dtype=torch.uint8)
+    except MemoryError:
+        raise
+    except torch.OutOfMemoryError as error:
+        info = mempool.oom_info(error)
+        print(info["reason"], info["limit"] >> 20, info["held"] >> 20, info["held_by_all"] >> 20, flush=True)
+    del other
+    mempool.trim()
+    torch.empty(96 << 20, dtype=torch.uint8)
+    os._exit(0)
+os.wait()
+report = mempool.shared_report()
+print([(row.is_alive, row.held >> 20) for row in report.processes], report.peak_held >> 20)
+torch.empty(100 << 20, dtype=torch.uint8)
+"""
+
+
+def test_a_child_is_refused_for_what_its_parent_holds(python: Python) -> None:
+    done = python(REFUSED)
+    assert done.returncode == 0, done.stderr
+    refusal, report = done.stdout.splitlines()
+    assert refusal == "shared_limit 300 264 264"  # a child's own figures have what it was forked with
+    assert report == "[(True, 200), (False, 0)] 296"
+
+
+SECOND = """
+import torch, mempool
+try:
+    print(mempool.enable("cpu", limit={limit!r}, shared=True), mempool.get_limit(shared=True) >> 20)
+except mempool.ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("300MiB", "{'cpu': True} 300"),
+        ("75%", "{'cpu': True} 300"),  # it was turned into bytes by the first
+        (None, "{'cpu': True} 300"),
+        ("200MiB", "share a limit of 314572800 bytes for device cpu already, not 209715200"),
+    ],
+)
+def test_the_first_process_sets_the_limit(python: Python, limit: str | None, said: str) -> None:
+    first = f"""
+import subprocess, sys, mempool
+mempool.enable("cpu", limit="300MiB", shared=True)
+import os
+del os.environ["MEMPOOL_ENABLE"]
+subprocess.run([sys.executable, "-c", {SECOND.format(limit=limit)!r}])
+"""
+    done = python(first)
+    assert said in done.stdout, done.stderr
+
+
+def test_it_can_be_changed_for_all(python: Python) -> None:
+    done = python("""
+import torch, mempool
+mempool.enable("cpu", shared=True)
+print(mempool.get_limit(shared=True))
+block = torch.empty(100 << 20, dtype=torch.uint8)
+mempool.set_limit("150MiB", shared=True)
+print(mempool.get_limit(shared=True) >> 20, mempool.get_limit())
+try:
+    mempool.set_limit("50MiB", shared=True)
+except mempool.ConfigError as error:
+    print(error)
+mempool.set_limit(None, shared=True)
+print(mempool.get_limit(shared=True))
+""")
+    assert done.stdout.splitlines() == [
+        "None",
+        "150 None",
+        "a shared limit of 50.00 MiB for device cpu is below the 104857600 bytes that all processes of the ledger "
+        "hold, even after a trim of this one: free tensors first.",
+        "None",
+    ], done.stderr
+
+
+def test_without_a_ledger_there_is_no_shared_limit(enabled: None) -> None:
+    for call in (
+        lambda: mempool.shared_report(),
+        lambda: mempool.get_limit(shared=True),
+        lambda: mempool.set_limit("1GiB", shared=True),
+    ):
+        with pytest.raises(mempool.ConfigError, match=r"device cpu is in no shared ledger: call .*shared=True"):
+            call()
+    with pytest.raises(mempool.ConfigError, match="soft limit"):
+        mempool.set_limit("1GiB", "cpu", soft=True, shared=True)
+    with pytest.raises(mempool.ConfigError, match="soft limit"):
+        mempool.get_limit("cpu", soft=True, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("a/b", "'a/b' is no name"), ("old", "another version"), ("open", "not this user's alone")]
+)
+def test_a_ledger_that_cannot_be_joined(python: Python, tmp_path: Path, name: str, why: str) -> None:
+    folder = tmp_path / f"mempool-{os.geteuid()}"
+    folder.mkdir(mode=0o700)
+    for file, mode in (("old", 0o600), ("open", 0o644)):
+        (folder / file).write_bytes(b"x" * 64)
+        (folder / file).chmod(mode)
+    program = "import torch; print('it ran')"
+    env = {"MEMPOOL_LEDGER": name, "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = python(program, MEMPOOL_ENABLE="cpu=1GiB", **env)
+    assert done.returncode != 0
+    assert why in next(line for line in done.stderr.splitlines() if line.startswith("ImportError: "))
+    done = python(program, MEMPOOL_ENABLE="cpu", **env)
+    assert done.stdout == "it ran\n"
+    assert done.stderr.count("Warning") == 1
+    assert why in done.stderr
+
+
+def test_the_name_goes_with_the_last_process(python: Python, tmp_path: Path) -> None:
+    program = "import mempool, os; mempool.enable('cpu', shared=True); print(os.listdir(os.environ['XDG_RUNTIME_DIR']))"
+    done = python(program, XDG_RUNTIME_DIR=str(tmp_path))
+    assert done.stdout == f"['mempool-{os.geteuid()}']\n", done.stderr
+    assert list((tmp_path / f"mempool-{os.geteuid()}").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "limit", "after"),
+    [
+        ("", "1GiB", "cpu=1GiB"),
+        ("", None, "cpu"),
+        ("cpu=2GiB,cuda", None, "cpu=2GiB,cuda"),
+        ("cpu=2GiB,cuda", "1GiB", "cuda,cpu=1GiB"),
+        ("cuda=50%", "1GiB", "cuda=50%,cpu=1GiB"),
+    ],
+)
+def test_children_are_told(monkeypatch: pytest.MonkeyPatch, before: str, limit: str | None, after: str) -> None:
+    monkeypatch.setenv("MEMPOOL_ENABLE", before)
+    tell_children("cpu", limit)
+    assert os.environ["MEMPOOL_ENABLE"] == after
+
+
+def test_a_run_with_a_limit_wants_children_that_keep_it(python: Python, tmp_path: Path) -> None:
+    run = "import sys, mempool.cli; sys.argv = ['mempool', 'run', *sys.argv[1:]]; mempool.cli.main()"
+    arguments = ("-c", "print('it ran')")
+    off = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    done = python(run, "--limit", "1GiB", *arguments, **off)
+    assert done.returncode == 2
+    assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set" in done.stderr
+    assert "it ran" not in done.stdout
+    done = python(run, "--limit", "1GiB", "--no-children", *arguments, **off)
+    assert done.stdout == "it ran\n", done.stderr
+    done = python(run, "--json", *arguments, **off)
+    assert "without mempool" in json.loads(done.stderr)["children_problem"]
+
+
+def test_the_doctor_says_whose_limit_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEMPOOL_LEDGER", raising=False)
+    monkeypatch.setenv("MEMPOOL_ENABLE", "cpu=75%")
+    assert "each process's own" in check_environment()[0].detail
+    monkeypatch.setenv("MEMPOOL_LEDGER", "web")
+    assert "one limit for all processes of ledger web" in check_environment()[0].detail
