@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import os
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import control
+import cuda_toolkit
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,6 +21,39 @@ LIBRARIES = Path(os.environ.get("CUDA_STANDIN_LIB", ROOT / "build" / "cuda_stand
 LOADED = None if IS_REAL else control.load(LIBRARIES)  # before anything imports torch
 if LOADED is not None:
     LOADED.set_device_count(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a GPU, tests for which there is no such machine are skipped, with the reason."""
+    if not IS_REAL:
+        return
+    for item in items:
+        if reason := _unplayable(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _unplayable(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("stand_in") is not None:
+        return "only the stand-in plays that machine"
+    if "standin" in getattr(item, "fixturenames", ()):
+        return "needs the controls of the stand-in"
+    needed, there = _gpus_for(item), len(_visible())
+    return f"needs {needed} GPUs, and {there} can be seen" if needed > there else None
+
+
+def _gpus_for(item: pytest.Item) -> int:
+    mark = item.get_closest_marker("gpus")
+    return 1 if mark is None else int(mark.args[0])
+
+
+@functools.cache
+def _visible() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return names[:count] if len(names) >= count and names[0] else [str(index) for index in range(count)]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,9 +69,8 @@ def device() -> None:
 
 @pytest.fixture
 def standin() -> Iterator[control.Standin]:
-    """The controls, with nothing counted; tests that need them are skipped on a GPU."""
-    if LOADED is None:
-        pytest.skip("needs the controls of the stand-in")
+    """The controls, with nothing counted."""
+    assert LOADED is not None, "a test with this fixture is skipped on a GPU"
     LOADED.reset()
     yield LOADED
     LOADED.reset()
@@ -44,12 +78,20 @@ def standin() -> Iterator[control.Standin]:
 
 
 @pytest.fixture
-def run_on_device() -> Callable[..., str]:
-    """Runs a script in a process of its own, on the same kind of device; returns what it prints."""
+def run_on_device(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Runs a script in a process of its own, on the same kind of device; returns what it prints.
+
+    It sees as many GPUs as the test's mark says.
+    """
+    gpus = _gpus_for(request.node)
 
     def run(script: str, **environment: str) -> str:
         command = [sys.executable, "-c", script]
-        if not IS_REAL:
+        if IS_REAL:
+            assert not any(name.startswith("CUDA_STANDIN_") for name in environment), "the test needs its mark"
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible()[:gpus])
+        else:
+            environment.setdefault("CUDA_STANDIN_DEVICES", str(gpus))
             command = [str(Path(control.__file__).parent / "run"), *command]
         done = subprocess.run(
             command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120
@@ -67,10 +109,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def compile_file(name: str) -> Path:
         folder = Path(torch.__file__).parent
-        headers = os.environ.get("CUDA_INCLUDE", str(ROOT / "build" / "cuda_toolkit" / "nvidia" / "cu13" / "include"))
+        headers = [option for each in cuda_toolkit.header_folders() for option in ("-isystem", str(each))]
         out = (tmp_path_factory.mktemp("compiled") / name).with_suffix(".so")
         command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-shared", "-fPIC"]
-        command += ["-isystem", f"{folder}/include", "-isystem", headers, str(Path(__file__).with_name(name))]
+        command += ["-isystem", f"{folder}/include", *headers, str(Path(__file__).with_name(name))]
         command += ["-o", str(out), f"-L{folder}/lib", "-lc10", "-lc10_cuda"]
         subprocess.run(command, check=True)
         return out

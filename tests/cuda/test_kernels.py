@@ -154,6 +154,7 @@ def test_a_gpu_without_kernels_has_not_passed(monkeypatch: pytest.MonkeyPatch) -
     assert not result["passed"]
 
 
+@pytest.mark.stand_in
 def test_a_gpu_that_is_too_old_is_refused(run_on_device: Callable[..., str]) -> None:
     script = """
 import torch

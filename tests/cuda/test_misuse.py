@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 PRELUDE = """
 import torch, mempool
 torch.backends.cudnn.enabled = False
@@ -62,6 +64,7 @@ refused(lambda: torch._C._cuda_memoryStats(7), RuntimeError, "device")
     )
 
 
+@pytest.mark.gpus(0)
 def test_no_device_at_all(run_on_device: Run) -> None:
     run_on_device(
         PRELUDE
@@ -69,8 +72,7 @@ def test_no_device_at_all(run_on_device: Run) -> None:
 refused(lambda: mempool.enable("cuda"), mempool.DeviceError, "no CUDA device")
 assert mempool.enable() == {"cpu": True, "cuda": "torch finds no CUDA device"}
 assert torch.ones(10).sum() == 10
-""",
-        CUDA_STANDIN_DEVICES="0",
+"""
     )
 
 
@@ -114,6 +116,7 @@ refused(lambda: torch.empty(2 << 30, dtype=torch.uint8, device="cuda"), mempool.
     )
 
 
+@pytest.mark.gpus(2)
 def test_a_stream_of_another_device(run_on_device: Run) -> None:
     run_on_device(
         PRELUDE
@@ -126,8 +129,7 @@ del kept
 torch.cuda.synchronize(1)
 torch.cuda.empty_cache()
 assert torch.cuda.memory_reserved(0) == 0
-""",
-        CUDA_STANDIN_DEVICES="2",
+"""
     )
 
 
@@ -227,6 +229,7 @@ assert cuda_device(0, "").history_events == 77
     )
 
 
+@pytest.mark.gpus(2)
 def test_the_doctor_finds_both_devices_well(run_on_device: Run) -> None:
     printed = run_on_device(
         """
@@ -235,7 +238,6 @@ result = examine()
 assert result["facts"]["cuda_problem"] is None and len(result["facts"]["cuda_devices"]) == 2
 assert {check["device"] for check in result["checks"]} == {"cpu", "cuda:0", "cuda:1"}
 print([check for check in result["checks"] if not check["passed"]])
-""",
-        CUDA_STANDIN_DEVICES="2",
+"""
     )
     assert printed.strip() == "[]"

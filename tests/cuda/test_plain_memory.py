@@ -8,7 +8,7 @@ from pathlib import Path
 import control
 import pytest
 
-pytestmark = pytest.mark.usefixtures("standin")
+pytestmark = pytest.mark.stand_in
 
 Run = Callable[..., str]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 Run = Callable[..., str]
 
 PRELUDE = """
@@ -22,6 +24,7 @@ def limits():
 """
 
 
+@pytest.mark.gpus(2)
 def test_a_memory_fraction_of_the_environment_is_a_limit_of_every_device(run_on_device: Run) -> None:
     script = (
         PRELUDE
@@ -40,7 +43,7 @@ else:
 """
     )
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        run_on_device(script, CUDA_STANDIN_DEVICES="2", **{name: "per_process_memory_fraction:0.25"})
+        run_on_device(script, **{name: "per_process_memory_fraction:0.25"})
 
 
 def test_of_two_limits_the_lower_holds(run_on_device: Run) -> None:
@@ -57,6 +60,7 @@ assert mempool.get_limit("cuda:0") == EXPECTED, mempool.get_limit("cuda:0")
         run_on_device(script.replace("LIMIT", limit).replace("EXPECTED", expected), PYTORCH_ALLOC_CONF=fraction)
 
 
+@pytest.mark.gpus(2)
 def test_a_memory_fraction_at_run_time_is_a_limit_of_every_device(run_on_device: Run) -> None:
     run_on_device(
         PRELUDE
@@ -77,8 +81,7 @@ except ValueError as error:
 else:
     raise AssertionError("torch took it")
 assert mempool.get_limit("cuda:0") == 1 << 30
-""",
-        CUDA_STANDIN_DEVICES="2",
+"""
     )
 
 
@@ -140,6 +143,7 @@ else:
     )
 
 
+@pytest.mark.gpus(2)
 def test_settings_from_before_hold_and_are_named_too(run_on_device: Run) -> None:
     run_on_device(
         PRELUDE
@@ -151,11 +155,11 @@ torch.zeros(1).to("cuda:0"), torch.zeros(1).to("cuda:1")
 found, total = limits()
 assert found == [total // 4] * 2, found
 assert warned(lambda: mempool.enable("cuda")) == []
-""",
-        CUDA_STANDIN_DEVICES="2",
+"""
     )
 
 
+@pytest.mark.gpus(2)
 def test_a_fraction_at_run_time_replaces_the_limit_of_devices_that_come_later_too(run_on_device: Run) -> None:
     run_on_device(
         PRELUDE
@@ -166,8 +170,7 @@ torch._C._accelerator_setAllocatorSettings("per_process_memory_fraction:0.5")
 torch.zeros(1).to("cuda:1")
 found, total = limits()
 assert found == [total // 2] * 2, found
-""",
-        CUDA_STANDIN_DEVICES="2",
+"""
     )
 
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# These are tests of the CPU: enable() would take a GPU too, and every call would have to name its device.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import pytest
 import torch
 

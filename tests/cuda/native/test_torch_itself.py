@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import control
 import pytest
@@ -82,7 +79,7 @@ def test_a_training_step_takes_the_same_memory_each_time() -> None:
     time.sleep(0.05)  # autograd's threads
 
 
-def test_expandable_segments_map_handles() -> None:
+def test_expandable_segments_map_handles(run_on_device: Callable[..., str]) -> None:
     """In a process of its own, as the setting is read once."""
     script = (
         "import torch\n"
@@ -94,9 +91,4 @@ def test_expandable_segments_map_handles() -> None:
         "torch.cuda.empty_cache()\n"
         "assert torch.cuda.memory_reserved() == 0\n"
     )
-    command = [sys.executable, "-c", script]
-    if os.environ.get("MEMPOOL_TEST_DEVICE", "standin") != "real":
-        command = [str(control.Path(control.__file__).parent / "run"), *command]
-    environment = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_on_device(script, PYTORCH_ALLOC_CONF="expandable_segments:True")

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <string_view>
 
 namespace standin {
 namespace {
@@ -50,6 +51,11 @@ Devices& Devices::instance() {
 Devices::Devices() : memories_(kMostDevices) {
   if (const char* const count = std::getenv("CUDA_STANDIN_DEVICES"))
     count_ = std::clamp(std::atoi(count), 0, kMostDevices);
+  if (const char* const names = std::getenv("CUDA_VISIBLE_DEVICES")) {  // which of them does not matter: all are alike
+    const std::string_view listed(names);
+    const auto commas = static_cast<int>(std::ranges::count(listed, ','));
+    count_ = std::min(count_, listed.empty() ? 0 : commas + 1);
+  }
   if (const char* const bytes = std::getenv("CUDA_STANDIN_CAPACITY")) {
     for (Memory& memory : memories_) memory.capacity = std::strtoull(bytes, nullptr, 10);
   }
