@@ -30,13 +30,7 @@ def command(full: bool, gpu: bool, out: Path | None, as_json: bool) -> None:
             check_writable(out)
         except OSError as error:
             raise click.BadParameter(f"cannot write '{out}': {error.strerror}.", param_hint="--out") from error
-    result = _examine(None if as_json else console(), full, gpu)
-    if out is not None:
-        try:
-            with atomic_write(out) as file:
-                file.write((json.dumps(result, indent=1) + "\n").encode())
-        except OSError as error:
-            raise click.ClickException(f"cannot write '{out}': {error.strerror}.") from error
+    result = _examine(_Report(out), None if as_json else console(), full, gpu)
     if as_json:
         print_json(result)
     elif out is not None:
@@ -44,27 +38,56 @@ def command(full: bool, gpu: bool, out: Path | None, as_json: bool) -> None:
     sys.exit(0 if result["passed"] else 1)
 
 
-def _examine(to: Console | None, full: bool, gpu: bool) -> dict[str, Any]:
+class _Report:
+    """The result so far. Each change is in the file at once: whatever happens then, what was found stays."""
+
+    def __init__(self, out: Path | None) -> None:
+        self._out = out
+        self._parts: dict[str, Any] = {}
+
+    def put(self, **parts: Any) -> None:
+        """Takes more of the result."""
+        self._write({**self._parts, **parts, "complete": False, "passed": None})
+        self._parts.update(parts)
+
+    def end(self) -> dict[str, Any]:
+        """The whole result, with all that was asked for in it."""
+        verdicts = [self._parts["passed"], self._parts.get("gpu", {}).get("passed", True)]
+        result = {**self._parts, "complete": True, "passed": all(verdicts)}
+        self._write(result)
+        return result
+
+    def _write(self, result: dict[str, Any]) -> None:
+        if self._out is None:
+            return
+        try:
+            with atomic_write(self._out) as file:
+                file.write((json.dumps(result, indent=1) + "\n").encode())
+        except OSError as error:
+            raise click.ClickException(f"cannot write '{self._out}': {error.strerror}.") from error
+
+
+def _examine(report: _Report, to: Console | None, full: bool, gpu: bool) -> dict[str, Any]:
     """Runs the checks that were asked for, and prints each part as soon as it is complete."""
     from mempool import doctor
 
     with progress("self-checks") as advance:
-        result = doctor.examine(advance)
+        checked = doctor.examine(advance, lambda result: report.put(**result))
     if to is not None:
-        _print_examination(to, result)
+        _print_examination(to, checked)
     if gpu:
-        from mempool.doctor.gpu import examine
-
-        result["gpu"] = examine()
+        with progress("packed layers on the GPU") as advance:
+            examined = doctor.examine_gpu(advance, lambda result: report.put(gpu=result))
         if to is not None:
-            _print_gpu(to, result["gpu"])
-        result["passed"] = result["passed"] and result["gpu"]["passed"]
+            _print_gpu(to, examined)
     if full:
+        report.put(benchmarks=[])
         with progress("benchmarks") as advance:
-            result["benchmarks"] = doctor.run_benchmarks(result["facts"]["cuda_problem"] is None, advance)
+            has_cuda = checked["facts"]["cuda_problem"] is None
+            done = doctor.run_benchmarks(has_cuda, advance, lambda results: report.put(benchmarks=results))
         if to is not None:
-            _print_benchmarks(to, result["benchmarks"])
-    return result
+            _print_benchmarks(to, done)
+    return report.end()
 
 
 def _print_examination(to: Console, result: dict[str, Any]) -> None:
@@ -102,8 +125,12 @@ def _print_gpu(to: Console, result: dict[str, Any]) -> None:
         outcome = {True: "yes", False: "NO", None: ""}[row["exact"]]
         if row["problem"] is not None:
             outcome = f"{outcome} {row['problem']}".strip()
-        table.add_row(row["name"], f"{row['outputs']} x {row['inputs']}", str(row["tokens"]), *times, outcome)
+        table.add_row(row["name"], f"{row['outputs']} x {row['inputs']}", _tokens(row), *times, outcome)
     to.print(table)
+
+
+def _tokens(row: dict[str, Any]) -> str:
+    return "-" if row["tokens"] is None else str(row["tokens"])
 
 
 def _print_benchmarks(to: Console, benchmarks: list[dict[str, Any]]) -> None:

@@ -1,8 +1,7 @@
-"""The self-checks of one device, a line of JSON each:  python -m mempool.doctor.checks cuda:0"""
+"""The self-checks of one device, as a child of `children`:  python -m mempool.doctor.checks cuda:0 "limits hold" …"""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ import torch
 
 import mempool
 from mempool._device import KINDS, kind_of
+from mempool.doctor import children
 
 MIB = 1 << 20
 
@@ -145,24 +145,25 @@ _COMMON: tuple[Callable[[str], str], ...] = (
 )
 
 
-def main(device: str) -> int:
-    """Prints a line for each check. 1 when one has failed."""
-    kind = torch.device(device).type
-    mempool.enable(kind)
-    of_streams = (streams_are_waited_for, graphs_replay) if KINDS[kind].has_streams else ()
-    checks = (*_COMMON, *of_streams, everything_goes_back)
-    failed = False
-    for check in checks:
-        passed, detail = True, ""
+def of_device(device: str) -> dict[str, Callable[[str], str]]:
+    """The checks of a device by name, in their order."""
+    of_streams = (streams_are_waited_for, graphs_replay) if KINDS[torch.device(device).type].has_streams else ()
+    return {check.__name__.replace("_", " "): check for check in (*_COMMON, *of_streams, everything_goes_back)}
+
+
+def main(device: str, names: list[str]) -> None:
+    """Answers with a detail for each check. After one that has failed another process has to go on."""
+    mempool.enable(torch.device(device).type)
+    checks = of_device(device)
+
+    def answer(name: str) -> tuple[dict[str, object], bool]:
         try:
-            detail = check(device)
+            return {"passed": True, "detail": checks[name](device)}, True
         except Exception as error:  # any failure is what this looks for
-            passed, detail = False, f"{type(error).__name__}: {error}"
-        failed |= not passed
-        line = {"device": device, "name": check.__name__.replace("_", " "), "passed": passed, "detail": detail}
-        print(json.dumps(line), flush=True)
-    return int(failed)
+            return {"passed": False, "detail": f"{type(error).__name__}: {error}"}, False
+
+    children.serve(names, answer)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main(sys.argv[1], sys.argv[2:])

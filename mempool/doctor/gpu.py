@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from mempool import ops
 from mempool._device_cuda import CUDA
+from mempool.doctor import children
 from mempool.nn import Int8Linear, SparseInt8Linear
 from mempool.packed.format import Format
 from mempool.packed.formats import BITMAP, BLOCK4, DENSE, SPARSE24
@@ -24,6 +26,7 @@ RAGGED = ((1, 1), (70, 1028), (67, 1027), (300, 141))
 RAGGED_TOKENS = (1, 9, 33, 65, 130)
 RING_BYTES, _MOST_COPIES = 256 << 20, 64  # of weights in turn: more than any GPU's second cache
 _BUSY_CYCLES = 20_000_000  # some 10 ms
+_NO_MEMORY = "out of memory"
 _WARM_UP = 4  # turns, until clocks have risen
 
 Row = dict[str, Any]
@@ -55,28 +58,55 @@ def examine(
     not in a cache: medians over turns. Ours quantize float32 activations within them; the peers take theirs as they
     need them.
     """
+    result = opening()
+    if result["problem"] is None:
+        for subject in subjects(shapes, ragged):
+            result["rows"] += examine_one(subject, tokens, rounds, ring_bytes)
+        result["passed"] = has_passed(result["rows"])
+    return result
+
+
+def opening() -> dict[str, Any]:
+    """An examination without its rows; ``passed`` is None where they have yet to come."""
     reason = problem()
     if reason is not None:
         return {"problem": reason, "rows": [], "passed": not torch.cuda.is_available()}
-    rows: list[Row] = []
-    tokens = list(tokens)
-    for outputs, inputs in ragged:
-        for name in _OURS:
-            rows += _checked(name, (outputs, inputs), _ours(name, outputs, inputs))
-    for outputs, inputs in shapes:
-        for name in _OURS:
-            ours = _ours(name, outputs, inputs)
-            rows += _measured(name, (outputs, inputs), tokens, rounds, ours, ring_bytes, True)
-        for name, make in _peers().items():
-            rows += _measured(name, (outputs, inputs), tokens, rounds, make(outputs, inputs), ring_bytes, False)
-    return {
-        "problem": None,
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "rows": rows,
-        "passed": all(row["exact"] is not False for row in rows),
-    }
+    facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    return {"problem": None, **facts, "rows": [], "passed": None}
+
+
+def subjects(shapes: Iterable[tuple[int, int]] = SHAPES, ragged: Iterable[tuple[int, int]] = RAGGED) -> list[str]:
+    """What is examined, a text for each: whether its time is taken, its shape and its name."""
+    out = [f"checked {outputs}x{inputs} {name}" for outputs, inputs in ragged for name in _OURS]
+    return out + [f"timed {outputs}x{inputs} {name}" for outputs, inputs in shapes for name in (*_OURS, *_peers())]
+
+
+def examine_one(
+    subject: str, tokens: Iterable[int] = TOKENS, rounds: int = ROUNDS, ring_bytes: int = RING_BYTES
+) -> list[Row]:
+    """The rows of one subject."""
+    way, shape, name = _parsed(subject)
+    made = _ours(name, *shape) if name in _OURS else _peers()[name](*shape)
+    if way == "checked":
+        return _checked(name, shape, made)
+    return _measured(name, shape, list(tokens), rounds, made, ring_bytes, name in _OURS)
+
+
+def lost(subject: str, reason: str) -> Row:
+    """The row of a subject whose process was lost; one of ours has failed."""
+    _, shape, name = _parsed(subject)
+    return _row(name, shape, None) | {"exact": False if name in _OURS else None, "problem": reason}
+
+
+def has_passed(rows: Iterable[Row]) -> bool:
+    """Whether no output of ours was wrong."""
+    return all(row["exact"] is not False for row in rows)
+
+
+def _parsed(subject: str) -> tuple[str, tuple[int, int], str]:
+    way, size, name = subject.split(" ", 2)
+    outputs, inputs = map(int, size.split("x"))
+    return way, (outputs, inputs), name
 
 
 class _Subject:
@@ -183,7 +213,7 @@ def _peers() -> dict[str, Callable[[int, int], _Subject]]:
     }
 
 
-def _row(name: str, shape: tuple[int, int], tokens: int) -> Row:
+def _row(name: str, shape: tuple[int, int], tokens: int | None) -> Row:
     row: Row = {"name": name, "outputs": shape[0], "inputs": shape[1], "tokens": tokens, "ms": None}
     return row | {"gb_per_s": None, "tera_ops": None, "exact": None, "problem": None}
 
@@ -227,7 +257,7 @@ def _measured(
                 row["exact"] = torch.equal(ring[0](on_gpu).cpu(), subject.reference(input))
             row["ms"] = _milliseconds(ring, on_gpu, rounds)
         except torch.OutOfMemoryError:
-            row["problem"] = "out of memory"
+            row["problem"] = _NO_MEMORY
             continue
         except (RuntimeError, NotImplementedError) as error:
             if is_ours:
@@ -259,3 +289,17 @@ def _milliseconds(ring: list[Call], input: torch.Tensor, rounds: int) -> float:
         if turn >= _WARM_UP:
             times.append(start.elapsed_time(end) / len(ring))
     return statistics.median(times)
+
+
+def main(names: list[str]) -> None:
+    """As a child of `children`: the rows of each subject. After an error of CUDA another process has to go on."""
+
+    def answer(subject: str) -> tuple[list[Row], bool]:
+        rows = examine_one(subject)
+        return rows, all(row["problem"] in (None, _NO_MEMORY) for row in rows)
+
+    children.serve(names, answer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -154,6 +154,24 @@ def test_a_gpu_without_kernels_has_not_passed(monkeypatch: pytest.MonkeyPatch) -
     assert not result["passed"]
 
 
+def test_a_kernel_that_takes_its_process_along_costs_its_own_rows_alone(run_on_device: Callable[..., str]) -> None:
+    script = """
+import torch
+from mempool import doctor
+from mempool.doctor import gpu
+# A child of the doctor fails in the second: there is no such layer.
+gpu.subjects = lambda: ["checked 5x13 int8", "checked 5x13 nonesuch", "checked 5x13 bitmap 50%"]
+seen = []
+result = doctor.examine_gpu(changed=lambda result: seen.append((len(result["rows"]), result["passed"])))
+assert [row["exact"] for row in result["rows"]] == [True] * 10 + [None] + [True] * 10, result
+assert result["rows"][10]["problem"] == "its process ended with status 1: KeyError: 'nonesuch'"
+assert seen == [(0, None), (10, None), (11, None), (21, None), (21, True)], seen
+row = gpu.lost("timed 70x128 2:4", "no answer within 240 s")
+assert not gpu.has_passed([row]) and row["outputs"] == 70 and row["tokens"] is None
+"""
+    run_on_device(script)
+
+
 @pytest.mark.stand_in
 def test_a_gpu_that_is_too_old_is_refused(run_on_device: Callable[..., str]) -> None:
     script = """

@@ -19,6 +19,7 @@ def test_the_doctor_examines_this_machine(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
     assert report["passed"]
+    assert report["complete"]
     assert report["facts"]["usable_memory_bytes"] > 0
     assert {check["device"] for check in report["checks"]} == {"cpu"}
     assert all(check["passed"] for check in report["checks"])
@@ -50,7 +51,7 @@ def test_what_the_environment_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_device_that_is_not_there_fails_its_checks() -> None:
-    checks = doctor.check_device("cuda:63")
+    checks = list(doctor.check_device("cuda:63"))
     assert checks
     assert not all(check.passed for check in checks)
 
@@ -69,3 +70,23 @@ def test_the_report_on_standard_output(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["passed"]
+
+
+def test_what_was_found_is_in_the_report_when_the_doctor_is_killed(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    script = (
+        "import os, signal, sys, mempool.doctor\n"
+        "from mempool.cli import main\n"
+        "def killed(device):\n"
+        "    yield mempool.doctor.Check(device, 'contents survive', True, 'well')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "mempool.doctor.check_device = killed\n"
+        f"sys.argv = ['mempool', 'doctor', '--out', {str(out)!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -9
+    report = json.loads(out.read_text())
+    assert not report["complete"]
+    assert report["passed"] is None
+    assert [check["name"] for check in report["checks"]] == ["contents survive"]
