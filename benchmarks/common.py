@@ -107,15 +107,15 @@ def run_child(module: str, arguments: Sequence[str], threads: int, side: str) ->
     return answer
 
 
-def compile_loops(source: Path, folder: Path, libraries: Sequence[str], headers: str | None = None) -> Path:
+def compile_loops(source: Path, folder: Path, libraries: Sequence[str], headers: Sequence[str] = ()) -> Path:
     """Compiles a benchmark's C++ against the torch of this environment; returns the library's path.
 
-    `libraries`: those of torch, as linker options; at run time they are loaded already. `headers`: one more folder.
+    `libraries`: those of torch, as linker options; at run time they are loaded already. `headers`: more folders.
     The compiler is `$CXX`, or `c++`.
     """
     torch = _torch_folder()
     out = folder / "loops.so"
-    more = ["-isystem", headers] if headers else []
+    more = [option for each in headers for option in ("-isystem", each)]
     _compile(["-O2", "-shared", "-fPIC", *more, str(source), "-o", str(out), f"-L{torch}/lib", *libraries])
     return out
 
