@@ -1,5 +1,6 @@
-# The operators on CUDA tensors: a library beside _ops, where there is nvcc. Machine code for sm_80 and sm_90, PTX for later
-# ones.
+# The operators on CUDA tensors: a library beside _ops, where there is nvcc. Machine code for each of MEMPOOL_CUDA_ARCHITECTURES,
+# PTX of the last one for later GPUs.
+set(MEMPOOL_CUDA_ARCHITECTURES "80;90" CACHE STRING "Compute capabilities without the dot, ascending, none below 80")
 set(cuda_kernel_sources "")
 foreach(kernel bitmap_decode block4_decode dense_decode dense_gemm expand quantize
         sparse24_decode sparse24_gemm)
@@ -33,13 +34,18 @@ endfunction()
 # They link nothing of torch: one set of objects serves all of its releases.
 get_property(cuda_kernel_objects GLOBAL PROPERTY mempool_cuda_kernel_objects)
 if(NOT nvcc_problem AND NOT cuda_kernel_objects)
+  set(cuda_targets "")
+  foreach(architecture IN LISTS MEMPOOL_CUDA_ARCHITECTURES)
+    list(APPEND cuda_targets -gencode arch=compute_${architecture},code=sm_${architecture})
+  endforeach()
+  list(GET MEMPOOL_CUDA_ARCHITECTURES -1 architecture)
+  list(APPEND cuda_targets -gencode arch=compute_${architecture},code=compute_${architecture})
   foreach(source IN LISTS cuda_kernel_sources)
     get_filename_component(kernel ${source} NAME_WE)
     set(object ${CMAKE_CURRENT_BINARY_DIR}/${kernel}.cu.o)
     add_custom_command(OUTPUT ${object}
       COMMAND ${MEMPOOL_NVCC} -std=c++20 -O3 --expt-relaxed-constexpr -ccbin ${CMAKE_CXX_COMPILER}
-        -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90
-        -gencode arch=compute_90,code=compute_90 -Xcompiler=-fPIC,-fvisibility=hidden
+        ${cuda_targets} -Xcompiler=-fPIC,-fvisibility=hidden
         -I${PROJECT_SOURCE_DIR}/csrc -MD -MF ${object}.d -c ${source} -o ${object}
       DEPENDS ${source} DEPFILE ${object}.d COMMENT "nvcc ${kernel}.cu" VERBATIM)
     list(APPEND cuda_kernel_objects ${object})
