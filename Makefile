@@ -5,6 +5,7 @@
 # make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
 # make bench   the benchmarks;  make instructions  those of the hot path, counted;  make lint  the checks of style and types
 # make docs    docs/api.md from the docstrings
+# make gpu-check   on a machine with a GPU, without a network: build, tests, doctor, driver costs, benchmarks, sanitizer
 # Each can be run again at any time and does only what has changed.
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python test-ray test-imports test-releases wheel fuzz soak demo bench instructions docs lint format clean
+.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python test-ray test-imports test-releases wheel fuzz soak demo bench gpu-check instructions docs lint format clean
 
 setup: $(STAMPS)/built
 
@@ -133,14 +134,13 @@ standin: $(VENV_CUDA)/stamps/torch $(TOOLKIT)/stamp $(STAMPS)/dependencies
 	$(BIN)/ninja -C $(STANDIN) -j$(JOBS) --quiet
 
 # The package for torch's CUDA build. The stand-in is in place while torch is asked what it is; packed layers run on the
-# CPU there, and on a GPU by nvcc's code.
-EMULATOR := $(if $(filter real,$(MEMPOOL_TEST_DEVICE)),OFF,ON)
+# CPU there.
 $(VENV_CUDA)/stamps/built: $(SOURCES) $(VENV_CUDA)/stamps/torch | standin
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(CURDIR)/$(VENV_CUDA)/bin:$$PATH" $(PLAY) tests/cuda_standin/run \
 	  $(CURDIR)/$(VENV_CUDA)/bin/pip install -q --no-build-isolation --no-deps -e . \
 	  --config-settings=build-dir=$(CUDA_PACKAGE) --config-settings=cmake.define.MEMPOOL_CUDA=on \
 	  --config-settings=cmake.define.MEMPOOL_CUDA_HEADERS="$(abspath $(CUDA_INCLUDE))" \
-	  --config-settings=cmake.define.MEMPOOL_CUDA_EMULATOR=$(EMULATOR) \
+	  --config-settings=cmake.define.MEMPOOL_CUDA_EMULATOR=ON \
 	  --config-settings=cmake.define.MEMPOOL_NVCC="$(abspath $(CUDA_INCLUDE)/../bin/nvcc)"
 	touch $@
 
@@ -152,11 +152,9 @@ test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
 	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda/native
 	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider -n $(JOBS) --dist worksteal tests/cuda \
 	  --ignore=tests/cuda/native
-ifeq ($(EMULATOR),ON)
 	$(BIN)/ninja -C $(CUDA_PACKAGE) -j$(JOBS) --quiet _ops_nvcc
 	$(PLAY) tests/cuda_standin/run $(VENV_CUDA)/bin/python -c \
 	  "import glob, torch; torch.ops.load_library(*glob.glob('$(abspath $(CUDA_PACKAGE))/csrc/bindings/torch-*/_ops_nvcc.so'))"
-endif
 
 # The CUDA kernels: each barrier is needed, and what nvcc makes of them. That they are exact, test-cpp shows.
 test-kernels: setup $(TOOLKIT)/stamp
@@ -189,6 +187,15 @@ bench: setup
 	$(BIN)/python -m benchmarks.fragmentation.traces
 	$(BIN)/python -m benchmarks.fragmentation.sleep
 	$(BIN)/python -m benchmarks.gemm.run
+
+# With the torch that PYTHON has, and what lies on the machine; nothing is installed. On the stand-in (DEVICE=stand-in) with that
+# of .venv-cuda, after `make test-cuda`. SMALL=1: a little of each stage.
+STAGES ?=
+DEVICE ?= real
+GPU_PYTHON := $(if $(or $(call named,PYTHON),$(filter real,$(DEVICE))),$(PYTHON),$(VENV_CUDA)/bin/python)
+gpu-check:
+	$(if $(filter stand-in,$(DEVICE)),$(PLAY)) $(GPU_PYTHON) tests/gpu $(STAGES) --device $(DEVICE) $(if $(SMALL),--small) \
+	  $(if $(OUT),--out "$(OUT)") $(if $(WHEEL),--wheel "$(WHEEL)") $(if $(TRACES),--traces "$(TRACES)")
 
 # Instructions of a cached allocation and free (needs valgrind); fails where it is 3% above the commit it is compared with.
 instructions: setup

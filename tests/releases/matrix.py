@@ -17,7 +17,6 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +28,9 @@ import wheels
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "gpu"))
+import source_tree  # noqa: E402
+
 BUILD = ROOT / "build" / "releases"
 TOOLKIT = ROOT / "build" / "cuda_toolkit" / "nvidia" / "cu13"  # made by `make standin`
 PYTHON = f"py{sys.version_info[0]}.{sys.version_info[1]}"
@@ -139,24 +141,6 @@ def build_wheel(environments: list[Environment], out: Path, build: Path, defines
     return next(out.glob("mempool-*.whl"))
 
 
-def copy_tests() -> Path:
-    """The tree without the package: Python imports from the working directory, and the wheel is what is tested."""
-    tree = BUILD / "tree"
-    shutil.rmtree(tree, ignore_errors=True)
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split("\0")
-    for name in listed:
-        if name and not name.startswith("mempool/") and (ROOT / name).exists():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tree / name)
-    return tree
-
-
 def commands(environment: Environment, run: str) -> Iterator[list[str]]:
     """What `run` means for an environment."""
     pytest = [str(environment.folder / "bin" / "pytest"), "-q", "-p", "no:cacheprovider", "-n", str(os.cpu_count())]
@@ -181,7 +165,7 @@ def test(releases: list[str], runs: list[str], toolkit: Path, build: Path) -> li
     wheel = build_wheel(environments, BUILD / PYTHON, build, defines)
     if importlib.util.find_spec("auditwheel"):
         wheel = wheels.name_platform(wheel)
-    tree = copy_tests()
+    tree = source_tree.copy_without_package(ROOT, BUILD / "tree")
     rows = []
     for each in environments:
         playing = {"CUDA_INCLUDE": str(include), **each.play(include)}

@@ -179,12 +179,12 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
 
 
 def test_the_cuda_benchmark_reads_traces(tmp_path: Path) -> None:
-    from benchmarks.cuda.worker import read
+    from benchmarks.cuda.traces import Trace
 
     path = write(
         tmp_path / "t.csv", "0,alloc,0,100,0\n1,alloc,1,50,1\n2,record_stream,0,,1\n3,free,0,,0\n4,step,0,,0\n"
     )
-    trace = read(str(path))
+    trace = Trace.read(path)
     assert [list(column) for column in (trace.ops, trace.ids, trace.sizes, trace.streams)] == [
         [1, 1, 2, 0],
         [0, 1, 0, 0],
