@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     report = {"facts": environment_facts(1), "device": device.facts(), "rounds": options.rounds, "rows": rows}
-    path = write_report(options.out, "driver_costs", report)
+    path = write_report(options.out, "cuda_driver_costs", report)
     if options.json:
         print(json.dumps(report, indent=1))
         return 0

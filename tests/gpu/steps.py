@@ -88,7 +88,7 @@ def has_passed(result: Mapping[str, Any]) -> bool:
 
 def _bounded(step: Step, limit_s: float, log: IO[bytes]) -> dict[str, Any]:
     """Runs a command and its children in a session of their own, which ends with the limit."""
-    _say(log, f"$ {' '.join(step.command)}")
+    _say(log, f"$ {' '.join(' '.join(step.command).split())}")
     begun = time.monotonic()
     try:
         process = subprocess.Popen(

@@ -99,7 +99,7 @@ def test_a_dry_run_leaves_its_results(tmp_path: Path) -> None:
     assert [stage["stage"] for stage in result["stages"]] == ["driver-costs", "sanitize"]
     assert [stage["steps"][0]["status"] for stage in result["stages"]] == ["passed", "not here"]
     assert json.loads((tmp_path / "driver-costs.json").read_text()) == result["stages"][0]
-    assert json.loads((tmp_path / "driver_costs.json").read_text())["device"]["kind"] == "stand-in"
+    assert json.loads((tmp_path / "cuda_driver_costs.json").read_text())["device"]["kind"] == "stand-in"
 
 
 @needs_stand_in
