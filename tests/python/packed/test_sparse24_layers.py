@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 import mempool
 from mempool import compress
 from mempool.nn import Int8Linear, SparseInt8Linear, pack_linear
+
+needs_safetensors = pytest.mark.skipif(find_spec("safetensors") is None, reason="checkpoints need safetensors")
 
 
 def _linear(outputs: int = 40, inputs: int = 70) -> nn.Linear:
@@ -113,6 +116,7 @@ def _written(folder: Path, *layers: nn.Linear) -> Path:
     return folder / "model.safetensors"
 
 
+@needs_safetensors
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_a_checkpoint_is_pruned_and_packed_for_a_gpu(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +131,7 @@ def test_a_checkpoint_is_pruned_and_packed_for_a_gpu(
     assert [layer.pattern for layer in model] == ["2:4"] * 3
 
 
+@needs_safetensors
 def test_layers_that_a_checkpoint_has_as_2_of_4_stay_so(tmp_path: Path) -> None:
     """Also where calibration data goes through them."""
     packed = SparseInt8Linear.from_linear(_linear(256, 256), "2:4")
@@ -150,6 +155,7 @@ def test_layers_change_their_target_one_after_the_other(enabled: None) -> None:
     assert pool.peak_bytes() < 2 * once
 
 
+@needs_safetensors
 def test_calibration_data_does_not_go_through_2_of_4(tmp_path: Path) -> None:
     model = nn.Sequential(SparseInt8Linear.from_linear(_linear(256, 256), "2:4"), nn.Linear(256, 8))
     batches = [torch.randn(300, 256)]
@@ -181,6 +187,7 @@ def test_a_new_layer_is_zero() -> None:
     layer.load_state_dict(layer.state_dict())  # and sound
 
 
+@needs_safetensors
 def test_a_checkpoint_is_packed_for_a_gpu_and_comes_back(tmp_path: Path) -> None:
     model = nn.Sequential(_linear(64, 256))
     compress.save(model, tmp_path / "dense.safetensors")
