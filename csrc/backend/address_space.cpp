@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "backend/host_info.h"
 #include "common/align.h"
 #include "common/expects.h"
 
@@ -14,16 +15,14 @@ namespace mempool {
 
 namespace {
 
-constexpr std::uintptr_t kPage = 4096;  // the smallest page of any system
-
 bool is_on_pages(const void* address, std::size_t bytes) noexcept {
-  return bytes > 0 && (reinterpret_cast<std::uintptr_t>(address) | bytes) % kPage == 0;
+  return bytes > 0 && (reinterpret_cast<std::uintptr_t>(address) | bytes) % page_bytes() == 0;
 }
 
 }  // namespace
 
 void* map_space(std::size_t bytes, std::size_t alignment) noexcept {
-  MEMPOOL_EXPECTS(std::has_single_bit(alignment) && alignment % kPage == 0);
+  MEMPOOL_EXPECTS(std::has_single_bit(alignment) && alignment % page_bytes() == 0);
   if (bytes == 0 || rounds_past_max(bytes, alignment)) return nullptr;
   // MAP_NORESERVE is left out on purpose. The kernel accounts for nothing while no access is allowed, and checks when a
   // part is opened whether it can ever back that. With the flag a request larger than the machine would succeed, and
@@ -99,23 +98,22 @@ Move move_pages(void* from, void* to, std::size_t bytes) noexcept {
 }
 
 MoveSupport probe_move_pages() noexcept {
-  constexpr std::size_t kPage = 4096;
+  const std::size_t page = page_bytes();
   MoveSupport support;
-  auto* const space = static_cast<char*>(map_space(8 * kPage, kPage));
+  auto* const space = static_cast<char*>(map_space(8 * page, page));
   if (space == nullptr) return support;
   // Two pages from different places, so that they are two mappings.
-  if (open_space(space, 3 * kPage)) {
+  if (open_space(space, 3 * page)) {
     space[0] = 1;
-    space[2 * kPage] = 2;
-    char* const both = space + 4 * kPage;
-    support.moves = move_pages(space, both, kPage) == Move::done && both[0] == 1;
-    if (support.moves && move_pages(space + 2 * kPage, both + kPage, kPage) == Move::done) {
-      char* const target = space + 6 * kPage;
-      support.across_mappings =
-          move_pages(both, target, 2 * kPage) == Move::done && target[0] == 1 && target[kPage] == 2;
+    space[2 * page] = 2;
+    char* const both = space + 4 * page;
+    support.moves = move_pages(space, both, page) == Move::done && both[0] == 1;
+    if (support.moves && move_pages(space + 2 * page, both + page, page) == Move::done) {
+      char* const target = space + 6 * page;
+      support.across_mappings = move_pages(both, target, 2 * page) == Move::done && target[0] == 1 && target[page] == 2;
     }
   }
-  unmap_space(space, 8 * kPage);
+  unmap_space(space, 8 * page);
   return support;
 }
 

@@ -1,8 +1,10 @@
 #include "backend/host_info.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cstdint>
 #include <fstream>
@@ -13,8 +15,6 @@
 
 namespace mempool {
 namespace {
-
-constexpr std::size_t kTwoMiB = std::size_t{2} << 20;
 
 // The first line of a file that the kernel offers; empty when it cannot be read.
 std::string first_line(const std::string& path) {
@@ -87,12 +87,14 @@ std::size_t address_space_limit() {
 
 }  // namespace
 
-std::size_t huge_page_bytes() noexcept {
+std::size_t page_bytes() noexcept { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+
+std::size_t huge_page_bytes(const std::string& root) noexcept {
   try {
-    const std::size_t size = number_or_max(first_line("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"));
-    return size > kTwoMiB || size < 4096 || (size & (size - 1)) != 0 ? kTwoMiB : size;
+    const std::size_t size = number_or_max(first_line(root + "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"));
+    return std::has_single_bit(size) && size > page_bytes() ? size : 0;
   } catch (const std::exception&) {
-    return kTwoMiB;
+    return 0;
   }
 }
 

@@ -16,8 +16,13 @@ MoveSupport both(MoveSupport a, MoveSupport b) {
 
 }  // namespace
 
-HostMemory::HostMemory(bool huge_pages, MoveSupport allowed) noexcept
-    : huge_pages_(huge_pages), granule_(huge_page_bytes()), support_(both(probe_move_pages(), allowed)) {}
+// A part of a huge page that is given back or moved splits it, and the kernel may keep that part until it is short of
+// memory. So only huge pages that fit a granule are asked for; and granules of 32 MiB or 512 MiB, which are the larger
+// ones, would waste more than huge pages are worth.
+HostMemory::HostMemory(bool huge_pages, MoveSupport allowed, std::size_t huge_page) noexcept
+    : huge_pages_(huge_pages && huge_page <= kLargestGranule),
+      granule_(huge_page > 0 && huge_page <= kLargestGranule ? huge_page : kLargestGranule),
+      support_(both(probe_move_pages(), allowed)) {}
 
 void* HostMemory::reserve(std::size_t bytes) noexcept {
   MEMPOOL_EXPECTS(is_on_granules(nullptr, bytes));

@@ -1,6 +1,6 @@
 // The CPU's memory as a backend: private anonymous pages in reservations aligned for huge pages. A handle is nothing
 // but its address range, so cutting and joining are free. The kernel backs a page at its first touch, a huge page at a
-// time where the system has them.
+// time where the system has them and they are not larger than a granule.
 #pragma once
 
 #include <array>
@@ -11,14 +11,20 @@
 #include <mutex>
 
 #include "backend/address_space.h"
+#include "backend/host_info.h"
 #include "core/physical_memory.h"
 
 namespace mempool {
 
 class HostMemory final : public PhysicalMemory {
  public:
-  // `allowed`: which moves may be used of those that the kernel supports; tests allow fewer.
-  explicit HostMemory(bool huge_pages, MoveSupport allowed = {.moves = true, .across_mappings = true}) noexcept;
+  // A granule where huge pages are larger than this, or not there. It is a multiple of every system's page.
+  static constexpr std::size_t kLargestGranule = std::size_t{2} << 20;
+
+  // `allowed`: which moves may be used of those that the kernel supports; tests allow fewer. `huge_page`: the size of
+  // one, 0 for none; tests name others than the system's.
+  explicit HostMemory(bool huge_pages, MoveSupport allowed = {.moves = true, .across_mappings = true},
+                      std::size_t huge_page = huge_page_bytes()) noexcept;
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
   Capabilities capabilities() const noexcept override {

@@ -49,7 +49,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("format_bytes", &mempool::format_bytes, "bytes"_a);
   m.def("usable_memory_bytes", [] { return mempool::usable_memory_bytes(); });
   m.def("kernel_isa", [] { return mempool::kernels::name_of(mempool::kernels::current_isa()); });
-  m.def("huge_page_bytes", &mempool::huge_page_bytes);
+  m.def("page_bytes", &mempool::page_bytes);
+  m.def("huge_page_bytes", [] { return mempool::huge_page_bytes(); });
   m.def("huge_pages_available", &mempool::huge_pages_available);
   m.def("options", &options, "conf"_a = "", "whole_bytes"_a = 0);
   mempool::bindings::add_device_classes(m);

@@ -15,7 +15,7 @@ from mempool._build import __version__
 from mempool._device_cuda import CUDA
 
 # What the compressed-weight kernels ask for, in the names of /proc/cpuinfo.
-_ISA = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi2", "amx_int8")
+_ISA = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi2", "amx_int8", "asimddp", "i8mm")
 
 
 def gather() -> dict[str, Any]:
@@ -36,10 +36,11 @@ def gather() -> dict[str, Any]:
         "cpu": _cpu_field("model name"),
         "cores": len(os.sched_getaffinity(0)),
         "kernels": _kernels(),
-        "isa": [name for name in _ISA if name in _cpu_field("flags").split()],
+        "isa": [name for name in _ISA if name in (_cpu_field("flags") or _cpu_field("Features")).split()],
         "usable_memory_bytes": _core.usable_memory_bytes(),
         "huge_pages": _core.huge_pages_available(),
-        "huge_page_bytes": _core.huge_page_bytes(),
+        "huge_page_bytes": _core.huge_page_bytes() or None,
+        "page_bytes": _core.page_bytes(),
         "max_map_count": _read("/proc/sys/vm/max_map_count"),
         "mempool_conf": os.environ.get("MEMPOOL_CONF"),
         "mempool_enable": os.environ.get("MEMPOOL_ENABLE"),

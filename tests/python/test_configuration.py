@@ -88,7 +88,7 @@ def test_it_works_without_huge_pages_without_caches_and_in_small_segments(python
 def test_it_works_under_a_limit_on_address_space(python: Python) -> None:
     done = python(
         "import torch, mempool, resource\n"
-        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)\n"
         "mempool.enable()\n"
         "x = torch.ones(10 << 20); print(int(x.sum()))\n"

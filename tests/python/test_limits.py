@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import resource
 import threading
 from collections.abc import Callable
 
@@ -196,7 +197,7 @@ def test_ten_thousand_refusals_change_nothing(enabled: None) -> None:
 
 def resident_bytes() -> int:
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def test_threads_that_end_give_their_caches_back(enabled: None) -> None:

@@ -9,6 +9,7 @@
 #include "backend/address_space.h"
 #include "backend/cuda_memory.h"
 #include "backend/fake_memory.h"
+#include "backend/host_info.h"
 #include "backend/host_memory.h"
 #include "check.h"
 
@@ -51,7 +52,7 @@ char* at(void* address, std::size_t offset) { return static_cast<char*>(address)
 TEST(reserved_space_is_aligned_and_commits_are_writable) {
   for_each_backend([](PhysicalMemory& memory) {
     const std::size_t granule = memory.granule_bytes();
-    CHECK(granule >= 4096 && (granule & (granule - 1)) == 0);
+    CHECK(granule % page_bytes() == 0 && (granule & (granule - 1)) == 0);
     void* const space = memory.reserve(4 * granule);
     CHECK(space != nullptr);
     CHECK_EQ(reinterpret_cast<std::uintptr_t>(space) % granule, 0u);
@@ -111,7 +112,7 @@ TEST(moving_a_handle_carries_its_contents) {
       CHECK_EQ(*at(space, 5), 9);  // for work that uses it still
       CHECK(memory.unmap(space, granule));
     }
-    for (std::size_t i = 0; i < granule; i += 4096) CHECK_EQ(*at(handle.address, i), 9);
+    for (std::size_t i = 0; i < granule; i += page_bytes()) CHECK_EQ(*at(handle.address, i), 9);
     Handle other;
     CHECK(memory.commit(space, granule, other));  // the old place is free again
     CHECK(memory.open(space, granule));
@@ -184,22 +185,22 @@ TEST(the_fake_counts_fails_and_checks) {
 // A kernel that refuses a move may have unmapped its target before it found out.
 TEST(a_refused_move_leaves_source_and_target_reserved) {
   using mempool::Move;
-  constexpr std::size_t kPage = 4096;
-  auto* const space = static_cast<char*>(mempool::map_space(64 * kPage, kPage));
-  CHECK(mempool::open_space(space, 4 * kPage));
-  std::memset(space, 5, 4 * kPage);
+  const std::size_t page = page_bytes();
+  auto* const space = static_cast<char*>(mempool::map_space(64 * page, page));
+  CHECK(mempool::open_space(space, 4 * page));
+  std::memset(space, 5, 4 * page);
   rlimit before{};
   getrlimit(RLIMIT_DATA, &before);
   rlimit tight = before;
   tight.rlim_cur = 1;  // a move counts its bytes twice for a moment
   CHECK_EQ(setrlimit(RLIMIT_DATA, &tight), 0);
-  const Move result = mempool::move_pages(space, space + 32 * kPage, 4 * kPage);
+  const Move result = mempool::move_pages(space, space + 32 * page, 4 * page);
   setrlimit(RLIMIT_DATA, &before);
   if (result == Move::done) return;  // this kernel does not mind
   CHECK(result == Move::refused);
-  CHECK_EQ(space[3 * kPage], 5);
+  CHECK_EQ(space[3 * page], 5);
   // The target is ours still: nothing else was mapped there, and it opens.
-  CHECK(mempool::open_space(space + 32 * kPage, 4 * kPage));
-  CHECK_EQ(space[32 * kPage], 0);
-  mempool::unmap_space(space, 64 * kPage);
+  CHECK(mempool::open_space(space + 32 * page, 4 * page));
+  CHECK_EQ(space[32 * page], 0);
+  mempool::unmap_space(space, 64 * page);
 }

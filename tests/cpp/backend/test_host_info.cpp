@@ -1,4 +1,5 @@
 // How much memory a machine lets a process use, read from the files of fake machines.
+#include <bit>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -52,6 +53,19 @@ TEST(control_groups_of_version_1) {
 
 TEST(the_real_machine_has_memory) {
   CHECK(usable_memory_bytes() > (std::size_t{64} << 20));
-  CHECK(mempool::huge_page_bytes() >= 4096);
-  CHECK(mempool::huge_page_bytes() <= (std::size_t{2} << 20));
+  CHECK(std::has_single_bit(mempool::page_bytes()));
+}
+
+TEST(huge_pages_of_every_size_are_read) {
+  const Root root;
+  const std::string file = "sys/kernel/mm/transparent_hugepage/hpage_pmd_size";
+  CHECK_EQ(mempool::huge_page_bytes(root.path), 0u);
+  for (const std::size_t mib : {2u, 32u, 512u}) {
+    root.write(file, std::to_string(mib << 20) + "\n");
+    CHECK_EQ(mempool::huge_page_bytes(root.path), mib << 20);
+  }
+  for (const char* const odd : {"0", "3145728", "no number", "4096"}) {
+    root.write(file, odd);
+    CHECK_EQ(mempool::huge_page_bytes(root.path), 0u);
+  }
 }
