@@ -1,4 +1,5 @@
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -13,7 +14,8 @@
 namespace mempool::kernels {
 namespace {
 
-constexpr const char* kNames[kIsas] = {"reference", "avx2", "avx512", "avx512_vnni", "avx512_amx"};
+constexpr const char* kNames[kIsas] = {"reference",  "avx2", "avx512",   "avx512_vnni",
+                                       "avx512_amx", "neon", "neon_dot", "neon_i8mm"};
 
 #if defined(__x86_64__)
 // Linux gives AMX tiles only to a process that asks, since their state is large.
@@ -27,6 +29,18 @@ bool may_use_tiles() noexcept {
 #else
   return false;
 #endif
+}
+#endif
+
+#if defined(__aarch64__)
+// What the kernel says of the processor. The bits are those of linux/arch/arm64, in <asm/hwcap.h>.
+bool has_dot() noexcept {
+  constexpr unsigned long kAsimdDp = 1UL << 20;
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+}
+bool has_i8mm() noexcept {
+  constexpr unsigned long kI8mm = 1UL << 13;
+  return has_dot() && (getauxval(AT_HWCAP2) & kI8mm) != 0;
 }
 #endif
 
@@ -47,6 +61,17 @@ bool is_runnable(Isa isa) noexcept {
     default:
       break;
   }
+#elif defined(__aarch64__)
+  switch (isa) {
+    case Isa::neon:
+      return true;
+    case Isa::neon_dot:
+      return has_dot();
+    case Isa::neon_i8mm:
+      return has_i8mm();
+    default:
+      break;
+  }
 #endif
   return isa == Isa::reference;
 }
@@ -64,8 +89,11 @@ Isa choose() {
     throw ConfigError(std::string("MEMPOOL_FORCE_ISA=") + forced + ": this machine cannot run it" +
                       (static_cast<Isa>(i) == Isa::avx512_amx ? ", or the system gives this process no AMX." : "."));
   }
-  throw ConfigError(std::string("MEMPOOL_FORCE_ISA=") + forced +
-                    " is none of reference, avx2, avx512, avx512_vnni and avx512_amx.");
+  std::string message = std::string("MEMPOOL_FORCE_ISA=") + forced + " is none of ";
+  for (int i = 0; i < kIsas; ++i) {
+    message += std::string(kNames[i]) + (i + 2 < kIsas ? ", " : i + 2 == kIsas ? " and " : ".");
+  }
+  throw ConfigError(message);
 }
 
 }  // namespace
@@ -84,6 +112,13 @@ const KernelSet* kernels_of(Isa isa) noexcept {
       return &kAvx512VnniKernels;
     case Isa::avx512_amx:
       return &kAvx512AmxKernels;
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return &kNeonKernels;
+    case Isa::neon_dot:
+      return &kNeonDotKernels;
+    case Isa::neon_i8mm:
+      return &kNeonI8mmKernels;
 #endif
     default:
       return &kReferenceKernels;

@@ -12,8 +12,9 @@
 
 namespace mempool::kernels {
 
-enum class Isa : std::uint8_t { reference, avx2, avx512, avx512_vnni, avx512_amx };
-inline constexpr int kIsas = 5;
+// Those of one processor in the order of preference, the best last; no machine runs sets of both.
+enum class Isa : std::uint8_t { reference, avx2, avx512, avx512_vnni, avx512_amx, neon, neon_dot, neon_i8mm };
+inline constexpr int kIsas = 8;
 
 const char* name_of(Isa isa) noexcept;
 

@@ -11,7 +11,7 @@
 namespace mempool::kernels {
 namespace {
 
-struct Avx2 {
+struct Avx2 : GroupByGroup<Avx2> {
   static constexpr int kLanes = 8;
   static constexpr int kVectors = 2;
   static constexpr int kRows = 3;  // 6 vectors of sums, 4 of weights, 2 of inputs

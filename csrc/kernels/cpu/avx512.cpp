@@ -11,7 +11,7 @@
 namespace mempool::kernels {
 namespace {
 
-struct Avx512 {
+struct Avx512 : GroupByGroup<Avx512> {
   static constexpr int kLanes = 16;
   static constexpr int kVectors = 2;
   static constexpr int kRows = 6;  // 12 vectors of sums, 4 of weights, 2 of inputs

@@ -16,7 +16,7 @@ alignas(64) constexpr std::uint16_t kPlaces[32] = {0,  1,  2,  3,  4,  5,  6,  7
                                                    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
 template <int vectors, int rows>
-struct Vnni {
+struct Vnni : GroupByGroup<Vnni<vectors, rows>> {
   static constexpr int kLanes = 16;
   static constexpr int kVectors = vectors;
   static constexpr int kRows = rows;

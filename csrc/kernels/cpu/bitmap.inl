@@ -35,7 +35,7 @@ inline const std::int8_t* expand_plainly(const std::uint64_t* masks, const std::
 template <typename Unit, int rows>
 [[gnu::noinline]] void chunk_tile(const std::int8_t* weights, const std::uint8_t* input, std::int64_t stride,
                                   std::int64_t groups, std::int32_t* out) noexcept {
-  sum_slice<Unit, rows>(DenseSource<Unit, false>{weights}, input, stride, groups, out, Unit::kLanes * Unit::kVectors);
+  Unit::template sum<rows, false>(weights, input, stride, groups, out);
 }
 
 template <typename Unit>
@@ -67,8 +67,8 @@ void bitmap_block(const BitmapWeights& weights, const Tokens& tokens, const Outp
   }
   const std::int64_t left = weights.outputs - panel * kPanel;
   for (std::int64_t token = 0; token < count; ++token) {
-    finish_row(weights, tokens, out, first + token, panel * kPanel, left < kPanel ? left : kPanel,
-               sums + token * kPanel);
+    finish_row<Unit::kTokenZero>(weights, tokens, out, first + token, panel * kPanel, left < kPanel ? left : kPanel,
+                                 sums + token * kPanel);
   }
 }
 

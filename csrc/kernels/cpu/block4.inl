@@ -57,7 +57,7 @@ template <typename Unit, int vectors>
   unrolled<vectors>([&](auto vector) MEMPOOL_INLINED {
     const typename Unit::Inputs inputs = Unit::load_tokens(tokens + vector * Unit::kLanes * kGroup);
     sums[vector] = Unit::dot(sums[vector], inputs, weights);
-    asm("" : "+v"(sums[vector]));  // as in sum_slice.inl
+    MEMPOOL_IN_REGISTER(sums[vector]);
   });
 }
 
@@ -129,7 +129,7 @@ void block_panel(const BlockWeights& weights, const Tokens& tokens, const Output
   for (std::int64_t token = 0; token < rest && token < kLanes; ++token) {
     std::int32_t row[kPanel];
     for (std::int64_t i = 0; i < outputs; ++i) row[i] = sums[i][token];
-    finish_row(weights, tokens, out, first_token + token, first, outputs, row);
+    finish_row<Unit::kTokenZero>(weights, tokens, out, first_token + token, first, outputs, row);
   }
 }
 

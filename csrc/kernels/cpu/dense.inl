@@ -20,11 +20,12 @@ template <typename Unit, int rows>
     const std::int64_t output = panel * kPanel + slice;
     const std::int64_t left = weights.outputs - output;
     if (left <= 0) return;
-    const DenseSource<Unit, true> source{weights.panels + (panel * groups * kPanel + slice) * kGroup};
+    const std::int8_t* const from = weights.panels + (panel * groups * kPanel + slice) * kGroup;
     alignas(64) std::int32_t sums[rows * kSlice];
-    sum_slice<Unit, rows>(source, tokens.values + token * stride, stride, groups, sums, kSlice);
+    Unit::template sum<rows, true>(from, tokens.values + token * stride, stride, groups, sums);
     for (int row = 0; row < rows; ++row) {
-      finish_row(weights, tokens, out, token + row, output, left < kSlice ? left : kSlice, sums + row * kSlice);
+      finish_row<Unit::kTokenZero>(weights, tokens, out, token + row, output, left < kSlice ? left : kSlice,
+                                   sums + row * kSlice);
     }
   }
 }

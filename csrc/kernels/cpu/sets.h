@@ -12,5 +12,8 @@ extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
 extern const KernelSet kAvx512VnniKernels;
 extern const KernelSet kAvx512AmxKernels;
+extern const KernelSet kNeonKernels;
+extern const KernelSet kNeonDotKernels;
+extern const KernelSet kNeonI8mmKernels;
 
 }  // namespace mempool::kernels

@@ -1,7 +1,7 @@
 // The micro-kernel of every GEMM here: a tile of sums in registers, for some tokens by some outputs. The file that
 // includes it defines the vector unit:
 //
-//   struct Unit {
+//   struct Unit : GroupByGroup<Unit> {
 //     static constexpr int kLanes;      // outputs in a vector of sums
 //     static constexpr int kVectors;    // vectors of outputs in a tile; a whole number of tiles makes a panel
 //     static constexpr int kRows;       // tokens in a tile
@@ -12,6 +12,9 @@
 //     static Sum dot(Sum, Inputs, Weights);         // adds the four products of each lane, exactly
 //     static void store(std::int32_t*, Sum);
 //   };
+//
+// A unit that has no instruction for unsigned tokens times signed weights takes the zero point off the tokens first,
+// and says so in kTokenZero; one that does not go from group to group has a function sum() of its own.
 #pragma once
 
 #include <cstdint>
@@ -57,8 +60,7 @@ template <typename Unit, int rows, typename Source>
       const typename Unit::Inputs inputs = Unit::broadcast(input + row * stride);
       unrolled<Unit::kVectors>([&](auto vector) MEMPOOL_INLINED {
         sums[row][vector] = Unit::dot(sums[row][vector], inputs, loaded[vector]);
-        // An empty asm that has the sum as operand: without it g++ 12 copies some sums by way of the stack.
-        asm("" : "+v"(sums[row][vector]));
+        MEMPOOL_IN_REGISTER(sums[row][vector]);
       });
     });
     input += kGroup;
@@ -69,6 +71,19 @@ template <typename Unit, int rows, typename Source>
     });
   });
 }
+
+template <typename Unit>
+struct GroupByGroup {
+  static constexpr int kTokenZero = kZero;  // what a token's zero is when it is multiplied
+
+  // As sum_slice(), of the weights of a dense panel.
+  template <int rows, bool is_far>
+  [[gnu::always_inline]] static void sum(const std::int8_t* weights, const std::uint8_t* input, std::int64_t stride,
+                                         std::int64_t groups, std::int32_t* out) noexcept {
+    sum_slice<Unit, rows>(DenseSource<Unit, is_far>{weights}, input, stride, groups, out,
+                          Unit::kLanes * Unit::kVectors);
+  }
+};
 
 // rest_of_rows() calls action(rows, token) for the tokens from `token` on, which are at most `rows`; in_rows() for all
 // tokens, kRows at a time and then the rest. `rows` is an integral_constant.

@@ -23,3 +23,11 @@ template <int turns, typename Action>
 }  // namespace mempool::kernels
 
 #define MEMPOOL_INLINED __attribute__((always_inline))
+
+// Keeps a vector in a register: an empty asm that has it as operand. Without it g++ 12 copies some sums by way of the
+// stack.
+#if defined(__aarch64__)
+#define MEMPOOL_IN_REGISTER(vector) asm("" : "+w"(vector))
+#else
+#define MEMPOOL_IN_REGISTER(vector) asm("" : "+v"(vector))
+#endif

@@ -113,7 +113,8 @@ TEST(small_work_stays_on_its_thread) {
   std::mt19937 random(3);
   const Layer layer(64, 64, random);
   const ParallelFor none = [](std::int64_t, std::int64_t, Task, const void*) { CHECK(false); };
-  multiplied(*kernels_of(current_isa()), layer.bitmap(), some_input(4 * 64, random), nullptr, none);
+  const std::vector<float> input = some_input(4 * 64, random);
+  for_each_set([&](const KernelSet& set) { multiplied(set, layer.bitmap(), input, nullptr, none); });
 }
 
 TEST(what_is_no_number_stays_in_its_row) {

@@ -51,7 +51,7 @@ def test_all_patterns_give_the_same_bits(pattern: str) -> None:
     assert torch.equal(packed(pattern, linear).dequantize(), packed("dense", linear).dequantize())
 
 
-@pytest.mark.parametrize("isa", ["reference", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["reference", "avx2", "avx512", "neon", "neon_dot"])
 def test_every_instruction_set_gives_the_same_bits(isa: str, tmp_path: Path) -> None:
     script = (
         "import sys, torch, mempool\n"
