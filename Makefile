@@ -2,6 +2,7 @@
 # make test    everything that CI runs, but for lint: make test-cpu, make test-cuda, make test-kernels and make test-imports
 # make wheel   one file for all releases of torch, in dist/;  make test-releases  the tests with each of them (an hour)
 # make demo    the sentence-embedding service: torch's allocator beside mempool
+# make test-aarch64  the C++ tests cross-built for aarch64, under qemu-user
 # make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
 # make bench   the benchmarks;  make instructions  those of the hot path, counted;  make lint  the checks of style and types
 # make docs    docs/api.md from the docstrings
@@ -27,7 +28,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-python test-ray test-imports test-releases wheel fuzz soak demo bench gpu-check instructions docs lint format clean
+.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-aarch64 aarch64-tools test-python test-ray test-imports test-releases wheel fuzz soak demo bench gpu-check instructions docs lint format clean
 
 setup: $(STAMPS)/built
 
@@ -68,10 +69,12 @@ test-cpu: test-cpp test-python
 
 build/%/build.ninja: CMakeLists.txt tests/cpp/CMakeLists.txt | $(STAMPS)/dependencies
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$* -G Ninja -DMEMPOOL_PYTHON=OFF -DMEMPOOL_TESTS=ON \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMEMPOOL_SANITIZE=$(SANITIZE_$*)
+	  $(OPTIONS_$*)
 
-SANITIZE_asan := address,undefined
-SANITIZE_tsan := thread
+OPTIONS_asan := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMEMPOOL_SANITIZE=address,undefined
+OPTIONS_tsan := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMEMPOOL_SANITIZE=thread
+# A debug build checks expectations; optimized, as qemu is slow.
+OPTIONS_aarch64 := --toolchain tests/aarch64/toolchain.cmake -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O2
 
 test-cpp: build/asan/build.ninja
 	$(BIN)/ninja -C build/asan -j$(JOBS) --quiet
@@ -80,6 +83,15 @@ test-cpp: build/asan/build.ninja
 test-tsan: build/tsan/build.ninja
 	$(BIN)/ninja -C build/tsan -j$(JOBS) --quiet test_threads
 	build/tsan/tests/cpp/test_threads
+
+# The C++ tests as a machine with aarch64 runs them, built here and run under qemu-user.
+test-aarch64: aarch64-tools build/aarch64/build.ninja
+	$(BIN)/ninja -C build/aarch64 -j$(JOBS) --quiet
+	$(BIN)/ctest --test-dir build/aarch64 --output-on-failure -j$(JOBS)
+
+aarch64-tools:
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do command -v $$tool >/dev/null || { echo \
+	  "make test-aarch64 needs $$tool, which is not installed (Debian: g++-aarch64-linux-gnu, qemu-user)."; exit 1; }; done
 
 # Needs clang with its runtime (Debian: clang libclang-rt-14-dev). Inputs that broke something stay in build/fuzz.
 FUZZ_SECONDS ?= 600

@@ -2,7 +2,8 @@
 //
 //   TEST(name) { CHECK(condition); CHECK_EQ(actual, expected); CHECK_THROWS(Type, expression); }
 //
-// A failed check ends its test; the program's exit status is the number of failed tests (at most 1).
+// A failed check ends its test; the program's exit status is the number of failed tests (at most 1). SKIP(why) ends a
+// test where the platform has been asked, and lacks what it is about.
 #pragma once
 
 #include <cstdio>
@@ -16,6 +17,10 @@
 namespace check {
 
 struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Skipped : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
@@ -50,11 +55,15 @@ inline int run(int argc, char** argv) {
   const std::string filter = argc > 1 ? argv[1] : "";
   int passed = 0;
   int failed = 0;
+  int skipped = 0;
   for (const Test& test : tests()) {
     if (std::string(test.name).find(filter) == std::string::npos) continue;
     try {
       test.body();
       ++passed;
+    } catch (const Skipped& why) {
+      ++skipped;
+      std::printf("skipped %s: %s\n", test.name, why.what());
     } catch (const std::exception& error) {
       ++failed;
       std::printf("FAILED %s\n  %s\n", test.name, error.what());
@@ -62,7 +71,7 @@ inline int run(int argc, char** argv) {
     std::fflush(stdout);
   }
   std::printf("%d passed, %d failed\n", passed, failed);
-  return failed > 0 || passed == 0 ? 1 : 0;
+  return failed > 0 || passed + skipped == 0 ? 1 : 0;
 }
 
 }  // namespace check
@@ -71,6 +80,7 @@ inline int run(int argc, char** argv) {
   static void test_##name();                                                \
   static const check::Registration registration_##name{#name, test_##name}; \
   static void test_##name()
+#define SKIP(why) throw check::Skipped(why)
 #define CHECK(condition)                                           \
   do {                                                             \
     if (!(condition)) check::fail(__FILE__, __LINE__, #condition); \

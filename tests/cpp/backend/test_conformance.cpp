@@ -1,5 +1,6 @@
 // One suite that every backend must pass: the contract of physical_memory.h, call by call.
 #include <sys/resource.h>
+#include <sys/sysinfo.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include "backend/host_info.h"
 #include "backend/host_memory.h"
 #include "check.h"
+#include "common/align.h"
 
 using namespace mempool;
 
@@ -155,7 +157,10 @@ TEST(an_impossible_reservation_is_refused) {
 
 TEST(the_host_refuses_what_the_machine_can_never_back) {
   HostMemory memory(true);
-  const std::size_t bytes = std::size_t{64} << 40;
+  struct sysinfo machine {};
+  CHECK_EQ(sysinfo(&machine), 0);
+  const std::size_t backed = (machine.totalram + machine.totalswap) * machine.mem_unit;
+  const std::size_t bytes = align_up(2 * backed, memory.granule_bytes());
   void* const space = memory.reserve(bytes);
   if (space == nullptr) return;  // even the address space is refused: all the better
   Handle handle;

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "check.h"
 #include "common/errors.h"
@@ -32,6 +33,12 @@ int isa_with(const char* forced) {
 }
 
 }  // namespace
+
+// On a processor that whoever runs the test knows, such as one that qemu plays.
+TEST(the_best_set_is_the_one_that_is_expected) {
+  const char* const expected = std::getenv("MEMPOOL_TEST_BEST_ISA");
+  if (expected != nullptr) CHECK_EQ(std::string(name_of(static_cast<Isa>(isa_with("")))), expected);
+}
 
 TEST(the_environment_chooses_the_kernels) {
   int best = 0;
