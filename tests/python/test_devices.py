@@ -35,7 +35,7 @@ class Third(DeviceKind):
     def is_enabled(self) -> bool:
         return bool(self.limits)
 
-    def enable(self, limit: Size | None, soft_limit: Size | None) -> None:
+    def enable(self, limit: Size | None, soft_limit: Size | None, shared: bool = False) -> None:
         if self.error is not None:
             raise self.error
         self.limits.append((limit, soft_limit))
