@@ -56,9 +56,10 @@ def enable_as_asked(text: str) -> None:
     reasons = []
     for request in requests:
         try:
-            if LEDGER_VARIABLE in os.environ:
+            is_shared = bool(os.environ.get(LEDGER_VARIABLE))
+            if is_shared:
                 join()
-            KINDS[request.device].enable_early(request.limit, LEDGER_VARIABLE in os.environ)
+            KINDS[request.device].enable_early(request.limit, is_shared)
         except Exception as error:
             if request.limit is not None:
                 raise ImportError(f"MEMPOOL_ENABLE={text}: {error}") from error

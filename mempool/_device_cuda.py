@@ -56,9 +56,13 @@ class _Cuda(DeviceKind):
                 conf.append(f"{key}:{value}")
         was_enabled = self.is_enabled()
         self._install(",".join(conf))
-        if was_enabled and conf:
-            for index in range(torch.cuda.device_count()):
-                device, whole = self.allocator(index), functools.partial(self.whole_bytes, index)
+        if conf:
+            # Whoever asked for its statistics, say, has made a device before mempool was enabled.
+            known = (
+                [self.allocator(index) for index in range(torch.cuda.device_count())] if was_enabled else self.made()
+            )
+            for device in known:
+                whole = functools.partial(self.whole_bytes, int(device.name.partition(":")[2]))
                 if limit is not None:
                     device.limit = bytes_of(limit, "limit", whole)
                 if soft_limit is not None:
@@ -69,9 +73,8 @@ class _Cuda(DeviceKind):
         if limit is not None:
             bytes_of(limit, "limit")
             _core.share_cuda_later(text)
-        if self.is_enabled():
-            for device in self.made():
-                _core.share_cuda(int(device.name.partition(":")[2]), text)
+        for device in self.made():
+            _core.share_cuda(int(device.name.partition(":")[2]), text)
 
     def early_problem(self) -> str | None:
         """Whether there is a device, torch says when it is used."""
@@ -113,7 +116,7 @@ class _Cuda(DeviceKind):
             return _core.cuda_device(index, self._configuration())
 
     def made(self) -> list[_core.Device]:
-        made = (_core.cuda_device_if_made(index) for index in range(torch.cuda.device_count()))
+        made = (_core.cuda_device_if_made(index) for index in range(_core.max_cuda_devices))  # asks no driver
         return [device for device in made if device is not None]
 
     def names(self) -> list[str]:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import secrets
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,22 +64,21 @@ def _reports() -> list[tuple[str, SharedMemoryReport]]:
 
 
 def join() -> None:
-    """Puts this process into the ledger that MEMPOOL_LEDGER names, or into a new one that its children will find.
+    """Puts this process into the ledger that MEMPOOL_LEDGER names, or into a new one.
 
     Raises:
         ConfigError: the name is none, the ledger is full, another user's or another version's, or cannot be made.
         PoolStateError: the process is in another ledger.
     """
-    is_new = not _core.in_ledger()
-    name = os.environ.get(LEDGER_VARIABLE) or f"{os.getpid()}-{secrets.token_hex(4)}"
+    joined = _core.ledger_name()
+    name = os.environ.get(LEDGER_VARIABLE) or joined or f"{os.getpid()}-{secrets.token_hex(4)}"
     try:
         _core.join_ledger(name, _process_name())
     except _core.PoolStateError:
         raise
     except RuntimeError as error:  # of the file: whose it is, its version, no room
         raise ConfigError(f"{LEDGER_VARIABLE}={name}: {error}") from error
-    os.environ[LEDGER_VARIABLE] = name
-    if is_new:
+    if not joined:
         atexit.register(_core.prepare_exit)
 
 
@@ -88,7 +88,18 @@ def loads_entry_points() -> bool:
 
 
 def tell_children(device: str, limit: Size | None) -> None:
-    """Has processes that are started later enable the device, too; a limit takes the place of an earlier one."""
+    """Has later processes enable the device in this ledger; a limit takes the place of an earlier one.
+
+    Warns where they will not: torch was told to load no entry points.
+    """
+    if limit is not None and not loads_entry_points():
+        warnings.warn(
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set: processes that are spawned run without the shared limit, unless "
+            "they call mempool.enable(..., shared=True) themselves.",
+            stacklevel=3,
+        )
+    if name := _core.ledger_name():
+        os.environ[LEDGER_VARIABLE] = name
     asked = [part.strip() for part in os.environ.get(ENABLE_VARIABLE, "").split(",") if part.strip()]
     others = [part for part in asked if part.partition("=")[0].strip() != device]
     if limit is None and others != asked:
@@ -100,4 +111,5 @@ def _process_name() -> str:
     program = sys.orig_argv[1:] or sys.argv
     name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] not in ("", "-c", "-m") else Path(program[0]).name
     child = multiprocessing.current_process().name
-    return name if child == "MainProcess" else f"{name} {child}"
+    text = name if child == "MainProcess" else f"{name} {child}"
+    return os.fsencode(text).decode(errors="replace")

@@ -27,6 +27,7 @@ void for_each_allocator(Action action) {
 // the next kind.
 void before_fork() {
   device_making().lock();
+  if (g_ledger != nullptr) g_ledger->before_fork();
   for_each_allocator([](CachingAllocator& allocator) { allocator.prepare_fork(); });
   ThreadRegistry::instance().mutex.lock();
   for_each_allocator([](CachingAllocator& allocator) { allocator.lock_for_fork(); });
@@ -38,7 +39,10 @@ void unlock(bool in_child) {
   device_making().unlock();
 }
 
-void after_fork_in_parent() { unlock(false); }
+void after_fork_in_parent() {
+  if (g_ledger != nullptr) g_ledger->after_fork_in_parent();
+  unlock(false);
+}
 
 void after_fork_in_child() {
   forget_decay_thread();

@@ -60,9 +60,9 @@ void share_guarded(CachingAllocator& device, const std::string& key, SharedLimit
       refuse_limit(device, "a shared limit of " + format_bytes(limit.bytes), ledger.held(number));
     }
   }
-  const std::size_t in_force = ledger.limit(number);
-  if (limit.is_share || in_force == limit.bytes) return;
-  throw ConfigError("the processes of ledger '" + ledger.path() + "' share a limit of " + std::to_string(in_force) +
+  const std::size_t asked = ledger.first_limit(number);
+  if (limit.is_share || asked == limit.bytes) return;
+  throw ConfigError("the processes of ledger '" + ledger.path() + "' were given a limit of " + std::to_string(asked) +
                     " bytes for device " + device.device() + " already, not " + std::to_string(limit.bytes) +
                     ": mempool.set_limit(..., shared=True) changes it for all of them.");
 }
@@ -82,6 +82,11 @@ void join_ledger(const std::string& name, const std::string& process) {
   survive_fork(*joined);
   ledger_name() = name;
   g_ledger.store(joined.release());  // immortal, as allocators are
+}
+
+std::string process_ledger_name() {
+  const std::lock_guard guard(device_making());
+  return ledger_name();
 }
 
 SharedLedger* process_ledger() noexcept { return g_ledger.load(std::memory_order_acquire); }

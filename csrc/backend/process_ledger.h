@@ -13,8 +13,9 @@ namespace mempool {
 // Joins the ledger of this name in shared_folder(), for good; `process` is what others see. Once joined, the same name
 // changes nothing. Throws what SharedLedger::join() does, and PoolStateError when this process is in another one.
 void join_ledger(const std::string& name, const std::string& process);
-// nullptr before that.
+// nullptr before that; the name is empty.
 SharedLedger* process_ledger() noexcept;
+std::string process_ledger_name();
 
 // A limit that processes share. A share of the device ("75%") is turned into bytes by the first that sets it.
 struct SharedLimit {

@@ -16,6 +16,7 @@
 #include <iterator>
 #include <new>
 #include <system_error>
+#include <utility>
 
 #include "common/errors.h"
 #include "common/expects.h"
@@ -26,6 +27,7 @@ namespace {
 constexpr std::uint32_t kKind = 1;
 constexpr std::uint32_t kVersion = 1;
 constexpr off_t kLocks = off_t{1} << 40;  // locks on slots lie far behind the file's end
+constexpr off_t kMembers = kLocks - 1;    // shared by all who have the ledger, those without a slot yet included
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
@@ -51,7 +53,8 @@ std::uint64_t start_time_of(pid_t pid) noexcept {
 
 template <std::size_t N>
 void copy_text(char (&to)[N], const std::string& from) {
-  const std::size_t length = std::min(from.size(), N - 1);
+  std::size_t length = std::min(from.size(), N - 1);
+  while (length > 0 && length < from.size() && (from[length] & 0xC0) == 0x80) --length;  // within a character of UTF-8
   std::memcpy(to, from.data(), length);
   to[length] = 0;
 }
@@ -77,6 +80,8 @@ struct SharedLedger::Layout {
   struct Device {
     char key[48] = {};
     std::atomic<std::uint64_t> limit{kNoLimit};
+    std::atomic<std::uint64_t> first_limit{kNoLimit};
+    std::atomic<bool> is_limited{false};  // somebody has set the limit, be it to none
     std::atomic<std::uint64_t> peak{0};
   } devices[kMostDevices];
   Slot slots[kMostProcesses];
@@ -125,14 +130,16 @@ SharedLedger::SharedLedger(const std::string& folder, const std::string& name, c
                 pthread_mutexattr_destroy(&attributes);
               }),
       process_(process) {
+  region_.share_byte(kMembers);
   const Guard guard(layout());
   sweep();
-  const auto is_live = [](const Slot& slot) { return slot.state.load() == State::live; };
-  if (std::none_of(std::begin(layout().slots), std::end(layout().slots), is_live)) {
+  if (is_alone()) {
     // All who knew its limit have ended, perhaps without a chance to take the name away.
     for (Layout::Device& device : layout().devices) {
       device.key[0] = 0;
       device.limit.store(kNoLimit);
+      device.first_limit.store(kNoLimit);
+      device.is_limited.store(false);
       device.peak.store(0);
     }
     for (Slot& slot : layout().slots) slot.state.store(State::free);
@@ -169,39 +176,54 @@ void SharedLedger::prepare_exit() noexcept {
 }
 
 bool SharedLedger::is_alone() const noexcept {
-  return std::none_of(std::begin(layout().slots), std::end(layout().slots),
+  return !region_.is_locked(kMembers) &&
+         std::none_of(std::begin(layout().slots), std::end(layout().slots),
                       [this](const Slot& slot) { return &slot != own_.load() && slot.state.load() == State::live; });
+}
+
+// A program may have closed all descriptors since: what they had locked is locked again.
+void SharedLedger::ensure_open() noexcept {
+  if (region_.is_open() || !region_.reopen()) return;
+  region_.share_byte(kMembers);
+  if (Slot* const own = own_.load()) region_.lock_byte(kLocks + (own - layout().slots));
 }
 
 void SharedLedger::remove_ended(const std::string& folder) noexcept {
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+  for (std::filesystem::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
+    const std::filesystem::path& path = at->path();
     struct stat found {};
-    if (lstat(entry.path().c_str(), &found) != 0 || !S_ISREG(found.st_mode)) continue;
+    if (lstat(path.c_str(), &found) != 0 || !S_ISREG(found.st_mode)) continue;
     if (std::time(nullptr) - found.st_mtime < kLeastAge) continue;  // another process may be making it
     try {
-      const SharedRegion region(folder, entry.path().filename(), header_of(sizeof(Layout)), nullptr);
+      SharedRegion region(folder, path.filename(), header_of(sizeof(Layout)), nullptr);
       Layout& layout = *static_cast<Layout*>(region.memory());
       const Guard guard(layout);
-      bool is_used = false;
+      bool is_used = region.is_locked(kMembers);
       for (const Slot& slot : layout.slots) {
         is_used = is_used || region.is_locked(kLocks + (&slot - layout.slots)) ||
                   (slot.state.load() == State::live && slot.is_running());
       }
-      if (!is_used) std::filesystem::remove(entry.path(), error);
+      if (!is_used) region.unlink();
     } catch (const std::exception&) {  // of another version, or gone
     }
   }
 }
 
 bool SharedLedger::take_slot() noexcept {
-  if (!region_.is_open() && !region_.reopen()) return false;
+  ensure_open();
+  const auto pid = static_cast<std::int32_t>(getpid());
+  const std::uint64_t start_time = start_time_of(pid);
+  for (Slot& slot : layout().slots) {  // of this very process, before it replaced its program by exec
+    const bool is_left = slot.state.load() == State::live && slot.pid == pid && slot.start_time == start_time;
+    if (is_left && !region_.is_locked(kLocks + (&slot - layout().slots))) end(slot);
+  }
   for (const State wanted : {State::free, State::ended}) {
     for (Slot& slot : layout().slots) {
       const off_t place = kLocks + (&slot - layout().slots);
       if (slot.state.load() != wanted || !region_.lock_byte(place)) continue;
-      slot.pid = static_cast<std::int32_t>(getpid());
-      slot.start_time = start_time_of(slot.pid);
+      slot.pid = pid;
+      slot.start_time = start_time;
       copy_text(slot.name, process_);
       for (auto& held : slot.held) held.store(0);
       for (auto& peak : slot.peak) peak.store(0);
@@ -213,12 +235,17 @@ bool SharedLedger::take_slot() noexcept {
   return false;
 }
 
+void SharedLedger::end(Slot& slot) noexcept {
+  for (auto& held : slot.held) held.store(0);
+  slot.state.store(State::ended);
+}
+
 void SharedLedger::sweep() noexcept {
+  ensure_open();
   for (Slot& slot : layout().slots) {
     if (&slot == own_.load() || slot.state.load() != State::live) continue;
     if (region_.is_locked(kLocks + (&slot - layout().slots)) || slot.is_running()) continue;
-    for (auto& held : slot.held) held.store(0);
-    slot.state.store(State::ended);
+    end(slot);
   }
 }
 
@@ -283,13 +310,20 @@ bool SharedLedger::set_limit(int device, std::size_t limit) noexcept {
 
 bool SharedLedger::set_first_limit(int device, std::size_t limit) noexcept {
   const Guard guard(layout());
-  return this->limit(device) != kNoLimit || set_limit_locked(device, limit);
+  Layout::Device& of = layout().devices[device];
+  if (of.first_limit.load() != kNoLimit) return true;
+  if (!of.is_limited.load() && !set_limit_locked(device, limit)) return false;
+  of.first_limit.store(limit);
+  return true;
 }
+
+std::size_t SharedLedger::first_limit(int device) const noexcept { return layout().devices[device].first_limit.load(); }
 
 bool SharedLedger::set_limit_locked(int device, std::size_t limit) noexcept {
   sweep();
   if (sum(device) > limit) return false;
   layout().devices[device].limit.store(limit);
+  layout().devices[device].is_limited.store(true);
   return true;
 }
 
@@ -319,7 +353,18 @@ std::vector<SharedLedger::Process> SharedLedger::processes(int device) {
 
 void SharedLedger::after_fork_in_child() noexcept {
   own_.store(nullptr);
-  region_.reopen();
+  const int opened = std::exchange(childs_file_, -1);
+  region_.replace_file(opened >= 0 ? opened : region_.open_anew());
+  region_.share_byte(kMembers);
+}
+
+void SharedLedger::before_fork() noexcept {
+  childs_file_ = region_.open_anew();
+  if (childs_file_ >= 0) SharedRegion::share_byte(childs_file_, kMembers);
+}
+
+void SharedLedger::after_fork_in_parent() noexcept {
+  if (const int opened = std::exchange(childs_file_, -1); opened >= 0) close(opened);
 }
 
 }  // namespace mempool

@@ -47,8 +47,11 @@ class SharedLedger {
 
   // False, and nothing changed, when more is held. kNoLimit: none.
   bool set_limit(int device, std::size_t limit) noexcept;
-  // The same where there is no limit yet; else the one in force stays.
+  // The same for a process that asks for a limit when it joins: the first of them sets it, whatever becomes of it
+  // later.
   bool set_first_limit(int device, std::size_t limit) noexcept;
+  // What that one has asked for; kNoLimit: nobody has.
+  std::size_t first_limit(int device) const noexcept;
   std::size_t limit(int device) const noexcept;
   // The bytes that all processes hold, and the most that they held at one moment.
   std::size_t held(int device) noexcept;
@@ -71,6 +74,9 @@ class SharedLedger {
   // Removes ledgers of this folder whose processes have all ended without a chance to do so.
   static void remove_ended(const std::string& folder) noexcept;
 
+  // Around a fork: the child is known to be in the ledger before the parent can end.
+  void before_fork() noexcept;
+  void after_fork_in_parent() noexcept;
   // In the child of a fork: it holds nothing of its own yet, and gets a slot when it first does. What it has inherited
   // stays the parent's: the caller sees to it that nothing of it is uncounted.
   void after_fork_in_child() noexcept;
@@ -87,12 +93,15 @@ class SharedLedger {
   // These expect that the mutex is held.
   bool take_slot() noexcept;
   void sweep() noexcept;
+  static void end(Slot& slot) noexcept;
   bool is_alone() const noexcept;
+  void ensure_open() noexcept;
   bool set_limit_locked(int device, std::size_t limit) noexcept;
   std::size_t sum(int device) const noexcept;
 
   SharedRegion region_;
   std::string process_;
+  int childs_file_ = -1;  // opened for the child, while a fork is on its way
   std::atomic<Slot*> own_{nullptr};
 };
 

@@ -122,31 +122,44 @@ void SharedRegion::make(const Header& header, const std::function<void(void*)>& 
   fail(path_);
 }
 
-bool SharedRegion::reopen() noexcept {
-  const int before = is_open() ? file_ : -1;
+bool SharedRegion::reopen() noexcept { return replace_file(open_anew()); }
+
+int SharedRegion::open_anew() const noexcept {
   int file = -1;
-  if (before >= 0) {
+  if (is_open()) {
     char own[32];
-    std::snprintf(own, sizeof own, "/proc/self/fd/%d", before);
+    std::snprintf(own, sizeof own, "/proc/self/fd/%d", file_);
     file = open(own, O_RDWR | O_CLOEXEC);  // also where the name is gone
   }
   if (file < 0) file = open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  if (before >= 0) close(before);
-  file_ = file;
-  if (file < 0 || is_open()) return file >= 0;
+  if (file < 0 || is_same(file)) return file;
   close(file);  // another region has the name now
-  file_ = -1;
-  return false;
+  return -1;
 }
 
-bool SharedRegion::is_open() const noexcept {
-  struct stat here {};
-  return file_ >= 0 && fstat(file_, &here) == 0 && here.st_ino == inode_ && here.st_dev == device_;
+bool SharedRegion::replace_file(int file) noexcept {
+  if (is_open()) close(file_);
+  file_ = file;
+  return file >= 0;
 }
+
+bool SharedRegion::is_same(int file) const noexcept {
+  struct stat here {};
+  return file >= 0 && fstat(file, &here) == 0 && here.st_ino == inode_ && here.st_dev == device_;
+}
+
+bool SharedRegion::is_open() const noexcept { return is_same(file_); }
 
 bool SharedRegion::lock_byte(off_t place) noexcept {
   struct flock lock = lock_of(place, F_WRLCK);
   return fcntl(file_, F_OFD_SETLK, &lock) == 0;
+}
+
+bool SharedRegion::share_byte(off_t place) noexcept { return share_byte(file_, place); }
+
+bool SharedRegion::share_byte(int file, off_t place) noexcept {
+  struct flock lock = lock_of(place, F_RDLCK);
+  return fcntl(file, F_OFD_SETLK, &lock) == 0;
 }
 
 void SharedRegion::unlock_byte(off_t place) noexcept {

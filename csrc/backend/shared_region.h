@@ -34,14 +34,19 @@ class SharedRegion {
 
   void* memory() const noexcept { return memory_; }
   // A file description of its own for this process: locks on the file belong to it, and end with it. Asynchronous-safe
-  // but for its use of open(2): for the child of a fork, where the parent's would be shared. False where it cannot be
-  // had.
+  // but for its use of open(2). False where it cannot be had. It is open_anew(), a descriptor or -1, and
+  // replace_file().
   bool reopen() noexcept;
+  int open_anew() const noexcept;
+  bool replace_file(int file) noexcept;
   // Whether the descriptor is still this region's: a daemon closes all that it knows nothing of.
   bool is_open() const noexcept;
   // Locks one byte of the file for this process, until it ends or reopens. False when another process has it.
   bool lock_byte(off_t place) noexcept;
   void unlock_byte(off_t place) noexcept;
+  // Locks one byte together with any others that do the same.
+  bool share_byte(off_t place) noexcept;
+  static bool share_byte(int file, off_t place) noexcept;
   // Whether another process has a lock on it.
   bool is_locked(off_t place) const noexcept;
   // Whether the name still leads to this region.
@@ -53,6 +58,7 @@ class SharedRegion {
 
  private:
   bool open_existing(const Header& header);
+  bool is_same(int file) const noexcept;
   void make(const Header& header, const std::function<void(void*)>& fill);
 
   std::string path_;

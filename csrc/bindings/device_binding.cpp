@@ -335,6 +335,7 @@ void add_devices_of_process(py::module_& m) {
       },
       "ordinal"_a, "conf"_a, py::return_value_policy::reference,
       "The allocator of a CUDA device. Made at the first call, as the CPU's.");
+  m.attr("max_cuda_devices") = kMaxCudaDevices;
   m.def("cuda_device_if_made", &cuda_device_if_made, "ordinal"_a, py::return_value_policy::reference,
         "The allocator of a CUDA device if it was made already, else None.");
   m.def("cuda_device_bytes", &cuda_device_bytes, "ordinal"_a, "The device's memory in bytes.");

@@ -44,7 +44,7 @@ void add_shared_ledger(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   m.def("join_ledger", &join_ledger, "name"_a, "process"_a, Release(),
         "Joins the ledger of this name for good; `process` is this process's name there.");
-  m.def("in_ledger", [] { return process_ledger() != nullptr; });
+  m.def("ledger_name", &process_ledger_name, "That of the ledger that this process is in; empty for none.");
   m.def(
       "prepare_exit",
       [] {

@@ -12,7 +12,8 @@ import mempool
 from mempool._files import check_writable
 from mempool.cli.ending import Ending
 from mempool.cli.script import Target, execute
-from mempool.ledger import loads_entry_points
+from mempool.errors import ConfigError, PoolStateError
+from mempool.ledger import join, loads_entry_points
 
 
 class _RunCommand(click.Command):
@@ -39,6 +40,16 @@ class _RunCommand(click.Command):
                 break
             index += 2 if arg in takes_value else 1
         return super().parse_args(ctx, args)
+
+
+def _can_join() -> bool:
+    """Whether there can be a ledger. Without a limit the script runs without one, too, on a read-only system, say."""
+    try:
+        join()
+    except (ConfigError, PoolStateError) as error:
+        click.echo(f"mempool: processes that the script starts run without mempool: {error}", err=True)
+        return False
+    return True
 
 
 def _check_out(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
@@ -110,6 +121,8 @@ def command(
             "TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set: processes that the script starts would run without the limit. "
             "Unset it, or give --no-children."
         )
+    if children and limit is None:
+        children = _can_join()
     mempool.enable(device, limit=limit, soft_limit=soft_limit, shared=children)
     if snapshot is not None:
         mempool.record_history(True, device)

@@ -52,7 +52,7 @@ def check_environment() -> list[Check]:
     if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
         return [Check("all", name, False, "TORCH_DEVICE_BACKEND_AUTOLOAD=0: torch does not load mempool")]
     detail = f"{asked}: in every process that imports torch"
-    if LEDGER_VARIABLE in os.environ:
+    if os.environ.get(LEDGER_VARIABLE):
         detail += f"; one limit for all processes of ledger {os.environ[LEDGER_VARIABLE]}"
     elif "%" in asked:
         detail += "; a percentage is each process's own: name a ledger by MEMPOOL_LEDGER to make it one for all"

@@ -54,3 +54,29 @@ def test_a_run_has_its_children_under_its_limit(run_on_device: Run) -> None:
     said, summary = run_on_device(run.format(arguments=arguments), DEVICE="0").splitlines()
     assert said == "shared_limit 800 600"
     assert '"cuda-' in summary  # this process has not used the device itself
+
+
+def test_a_device_that_was_made_before_is_limited_too(run_on_device: Run) -> None:
+    said = run_on_device("""
+import torch, mempool
+torch.backends.cudnn.enabled = False
+print(mempool.get_limit("cuda:0"))
+mempool.enable("cuda", limit="64MiB", shared=True)
+print(mempool.get_limit("cuda:0", shared=True) >> 20)
+try:
+    torch.empty(100 << 20, dtype=torch.uint8, device="cuda")
+except torch.OutOfMemoryError as error:
+    print(mempool.oom_info(error)["reason"])
+""")
+    assert said.splitlines() == ["None", "64", "shared_limit"]
+
+
+def test_a_limit_of_a_device_that_was_made_before_holds(run_on_device: Run) -> None:
+    said = run_on_device("""
+import torch, mempool
+torch.backends.cudnn.enabled = False
+mempool.memory_stats("cuda:0")
+mempool.enable("cuda", limit="64MiB")
+print(mempool.get_limit("cuda:0") >> 20)
+""")
+    assert said.splitlines() == ["64"]

@@ -64,7 +64,7 @@ except mempool.ConfigError as error:
         ("300MiB", "{'cpu': True} 300"),
         ("75%", "{'cpu': True} 300"),  # it was turned into bytes by the first
         (None, "{'cpu': True} 300"),
-        ("200MiB", "share a limit of 314572800 bytes for device cpu already, not 209715200"),
+        ("200MiB", "were given a limit of 314572800 bytes for device cpu already, not 209715200"),
     ],
 )
 def test_the_first_process_sets_the_limit(python: Python, limit: str | None, said: str) -> None:
@@ -101,6 +101,72 @@ print(mempool.get_limit(shared=True))
         "hold, even after a trim of this one: free tensors first.",
         "None",
     ], done.stderr
+
+
+CHANGED = """
+import os, subprocess, sys, torch, mempool
+mempool.enable("cpu", limit="300MiB", shared=True)
+child = [sys.executable, "-c", "import torch, mempool; print(mempool.get_limit('cpu', shared=True))"]
+for limit in ("200MiB", None, "400MiB"):
+    mempool.set_limit(limit, shared=True)
+    print(limit, subprocess.run(child, check=True, capture_output=True, text=True).stdout.strip())
+"""
+
+
+def test_children_that_start_after_a_change_have_it_too(python: Python) -> None:
+    done = python(CHANGED)
+    assert done.stdout.splitlines() == [f"200MiB {200 * MIB}", "None None", f"400MiB {400 * MIB}"], done.stderr
+
+
+def test_a_program_that_replaces_itself_is_counted_once(python: Python) -> None:
+    done = python("""
+import os, sys, torch, mempool
+mempool.enable("cpu", limit="300MiB", shared=True)
+block = torch.empty(200 << 20, dtype=torch.uint8)
+again = "import torch; torch.empty(250 << 20, dtype=torch.uint8); import mempool; print(mempool.shared_report().held)"
+os.execv(sys.executable, [sys.executable, "-c", again])
+""")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_child_that_has_taken_nothing_keeps_the_ledger(python: Python, tmp_path: Path) -> None:
+    done = python(
+        """
+import os, sys, time, torch, mempool
+mempool.enable("cpu", limit="300MiB", shared=True)
+here, there = os.pipe()
+if os.fork() == 0:
+    os.close(there)
+    os.read(here, 1)  # the parent has ended
+    folder = os.environ["XDG_RUNTIME_DIR"] + f"/mempool-{os.geteuid()}"
+    print(os.listdir(folder) == [os.environ["MEMPOOL_LEDGER"]], mempool.get_limit("cpu", shared=True), flush=True)
+    os._exit(0)
+""",
+        XDG_RUNTIME_DIR=str(tmp_path),
+    )
+    assert done.stdout == f"True {300 * MIB}\n", done.stderr
+
+
+def test_a_name_that_is_cut_is_still_text(python: Python, tmp_path: Path) -> None:
+    script = tmp_path / ("数据处理与模型训练脚本的最终版本" + ".py")
+    script.write_text(
+        "import torch, mempool; mempool.enable('cpu', shared=True); block = torch.ones(1 << 20);"
+        "print(ascii(mempool.shared_report().processes[0].name))"
+    )
+    done = python("import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])", str(script))
+    assert done.stdout.startswith("'\\u6570"), done.stderr
+
+
+def test_a_run_without_a_limit_needs_no_ledger(python: Python, tmp_path: Path) -> None:
+    (tmp_path / f"mempool-{os.geteuid()}").write_text("no folder")
+    run = "import sys, mempool.cli; sys.argv = ['mempool', 'run', *sys.argv[1:]]; mempool.cli.main()"
+    arguments = ("-c", "print('it ran')")
+    done = python(run, *arguments, XDG_RUNTIME_DIR=str(tmp_path))
+    assert done.stdout == "it ran\n"
+    assert "run without mempool: MEMPOOL_LEDGER=" in done.stderr
+    done = python(run, "--limit", "1GiB", *arguments, XDG_RUNTIME_DIR=str(tmp_path))
+    assert done.returncode != 0
+    assert done.stdout == ""
 
 
 def test_without_a_ledger_there_is_no_shared_limit(enabled: None) -> None:
@@ -156,6 +222,7 @@ def test_the_name_goes_with_the_last_process(python: Python, tmp_path: Path) -> 
 )
 def test_children_are_told(monkeypatch: pytest.MonkeyPatch, before: str, limit: str | None, after: str) -> None:
     monkeypatch.setenv("MEMPOOL_ENABLE", before)
+    monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD", raising=False)
     tell_children("cpu", limit)
     assert os.environ["MEMPOOL_ENABLE"] == after
 

@@ -335,6 +335,35 @@ TEST(the_first_limit_stays_until_somebody_sets_another) {
   CHECK(ledger->set_first_limit(cpu, 50));
   CHECK(ledger->set_first_limit(cpu, 10));
   CHECK_EQ(ledger->limit(cpu), 50u);
+  CHECK(ledger->set_limit(cpu, kNoLimit));
+  CHECK(ledger->set_first_limit(cpu, 50));  // as the processes that start later ask
+  CHECK_EQ(ledger->limit(cpu), kNoLimit);
+  CHECK_EQ(ledger->first_limit(cpu), 50u);
+}
+
+TEST(a_forked_child_without_a_slot_keeps_name_and_limit) {
+  const Folder folder;
+  auto ledger = folder.join();
+  CHECK(ledger->set_limit(ledger->device("cpu"), 50));
+  int go[2];
+  CHECK(pipe(go) == 0);
+  ledger->before_fork();
+  const pid_t child = fork();
+  if (child == 0) {
+    ledger->after_fork_in_child();
+    close(go[1]);
+    char byte = 0;
+    _exit(read(go[0], &byte, 1) == 0 && ledger->try_hold(0, 50) ? 0 : 1);
+  }
+  ledger->after_fork_in_parent();
+  ledger->prepare_exit();
+  CHECK(!folder.is_empty());
+  ledger.reset();
+  CHECK(!folder.is_empty());
+  CHECK_EQ(folder.join()->limit(0), 50u);
+  close(go[1]);
+  CHECK(ended_well(child));
+  close(go[0]);
 }
 
 // As a daemon does. It takes its slot only after that.
