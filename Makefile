@@ -158,7 +158,7 @@ $(VENV_CUDA)/stamps/built: $(SOURCES) $(VENV_CUDA)/stamps/torch | standin
 
 test-cuda: standin $(VENV_CUDA)/stamps/built build/asan/build.ninja
 	$(PLAY) $(BIN)/python -m pytest tests/cuda_standin/tests
-	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/gpu/tests
+	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider -n $(JOBS) --dist worksteal tests/gpu/tests
 	$(BIN)/ninja -C build/asan -j$(JOBS) --quiet test_backend
 	$(PLAY) LD_LIBRARY_PATH=$(STANDIN)/lib $(ASAN_ENV) build/asan/tests/cpp/test_backend
 	$(PLAY) $(VENV_CUDA)/bin/python -m pytest -p no:cacheprovider tests/cuda/native
