@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import secrets
 import sys
 import warnings
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def join() -> None:
         PoolStateError: the process is in another ledger.
     """
     joined = _core.ledger_name()
-    name = os.environ.get(LEDGER_VARIABLE) or joined or f"{os.getpid()}-{secrets.token_hex(4)}"
+    name = os.environ.get(LEDGER_VARIABLE) or joined or f"{os.getpid()}-{os.urandom(4).hex()}"
     try:
         _core.join_ledger(name, _process_name())
     except _core.PoolStateError:
