@@ -62,7 +62,7 @@ class _Cuda(DeviceKind):
                 [self.allocator(index) for index in range(torch.cuda.device_count())] if was_enabled else self.made()
             )
             for device in known:
-                whole = functools.partial(self.whole_bytes, int(device.name.partition(":")[2]))
+                whole = functools.partial(self.whole_bytes, _index_of(device))
                 if limit is not None:
                     device.limit = bytes_of(limit, "limit", whole)
                 if soft_limit is not None:
@@ -74,7 +74,7 @@ class _Cuda(DeviceKind):
             bytes_of(limit, "limit")
             _core.share_cuda_later(text)
         for device in self.made():
-            _core.share_cuda(int(device.name.partition(":")[2]), text)
+            _core.share_cuda(_index_of(device), text)
 
     def early_problem(self) -> str | None:
         """Whether there is a device, torch says when it is used."""
@@ -133,6 +133,10 @@ class _Cuda(DeviceKind):
 
 
 CUDA = _Cuda()
+
+
+def _index_of(device: _core.Device) -> int:
+    return int(device.name.partition(":")[2])
 
 
 def _extension_problem() -> str | None:

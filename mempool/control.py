@@ -61,9 +61,10 @@ def enable(
         # Where no device is named, limits are those of the first kind, and another one that cannot be is no error.
         is_meant = device is not None or kind is kinds[0]
         try:
-            kind.enable(limit if is_meant else None, soft_limit if is_meant else None, shared)
+            own_limit = limit if is_meant else None
+            kind.enable(own_limit, soft_limit if is_meant else None, shared)
             if shared:
-                ledger.tell_children(kind.name, limit if is_meant else None)
+                ledger.tell_children(kind.name, own_limit)
         except DeviceError as error:
             if is_meant:
                 raise

@@ -12,12 +12,11 @@ from typing import Any, TypeAlias
 from mempool._device import KINDS
 from mempool.doctor import children
 from mempool.doctor.facts import gather
-from mempool.ledger import LEDGER_VARIABLE
+from mempool.ledger import LEDGER_VARIABLE, loads_entry_points
 
 _CHECK_S = 120
-_SUBJECT_S = (
-    240  # a layer of the GPU's examination at all numbers of tokens, its packing and the CPU's outputs included
-)
+# A layer of the GPU's examination at all numbers of tokens, its packing and the CPU's outputs included.
+_SUBJECT_S = 240
 _BENCHMARK_S = 1200
 
 
@@ -49,7 +48,7 @@ def check_environment() -> list[Check]:
     name = "MEMPOOL_ENABLE"
     if os.environ.get("MEMPOOL_DISABLE") == "1":
         return [Check("all", name, False, "MEMPOOL_DISABLE=1 wins over it")]
-    if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
+    if not loads_entry_points():
         return [Check("all", name, False, "TORCH_DEVICE_BACKEND_AUTOLOAD=0: torch does not load mempool")]
     detail = f"{asked}: in every process that imports torch"
     if os.environ.get(LEDGER_VARIABLE):
