@@ -36,6 +36,14 @@ const SharedBudget& known_budget_of(const CachingAllocator& device) {
                     " bytes that all processes of the ledger hold, even after a trim of this one: free tensors first.");
 }
 
+// Whether it succeeds, at once or after free memory of this process went back.
+template <typename Attempt>
+bool with_trim(CachingAllocator& device, Attempt attempt) {
+  if (attempt()) return true;
+  device.trim(0);
+  return attempt();
+}
+
 // share(), with device_making() held.
 void share_guarded(CachingAllocator& device, const std::string& key, SharedLimit limit) {
   MEMPOOL_EXPECTS(process_ledger() != nullptr);
@@ -44,21 +52,15 @@ void share_guarded(CachingAllocator& device, const std::string& key, SharedLimit
   if (number < 0) throw ConfigError("the shared ledger has no room for device " + device.device() + ".");
   if (!is_shared(device)) {
     auto budget = std::make_unique<SharedBudget>(ledger, number);
-    if (!device.ledger().join(*budget)) {
-      device.trim(0);
-      if (!device.ledger().join(*budget)) {
-        refuse_limit(device, "the shared limit of " + format_bytes(ledger.limit(number)),
-                     ledger.held(number) + device.ledger().held());
-      }
+    if (!with_trim(device, [&] { return device.ledger().join(*budget); })) {
+      refuse_limit(device, "the shared limit of " + format_bytes(ledger.limit(number)),
+                   ledger.held(number) + device.ledger().held());
     }
     budget.release();  // immortal
   }
   if (limit.bytes == kNoLimit) return;
-  if (!ledger.set_first_limit(number, limit.bytes)) {
-    device.trim(0);
-    if (!ledger.set_first_limit(number, limit.bytes)) {
-      refuse_limit(device, "a shared limit of " + format_bytes(limit.bytes), ledger.held(number));
-    }
+  if (!with_trim(device, [&] { return ledger.set_first_limit(number, limit.bytes); })) {
+    refuse_limit(device, "a shared limit of " + format_bytes(limit.bytes), ledger.held(number));
   }
   const std::size_t asked = ledger.first_limit(number);
   if (limit.is_share || asked == limit.bytes) return;
@@ -109,9 +111,7 @@ std::size_t shared_limit(CachingAllocator& device) { return known_budget_of(devi
 
 void set_shared_limit(CachingAllocator& device, std::size_t limit) {
   const SharedBudget& budget = known_budget_of(device);
-  if (budget.ledger().set_limit(budget.device(), limit)) return;
-  device.trim(0);
-  if (budget.ledger().set_limit(budget.device(), limit)) return;
+  if (with_trim(device, [&] { return budget.ledger().set_limit(budget.device(), limit); })) return;
   refuse_limit(device, "a shared limit of " + format_bytes(limit), budget.ledger().held(budget.device()));
 }
 
@@ -130,7 +130,7 @@ void share_cuda_later(const std::string& limit) {
 }
 
 void share_when_made(CachingAllocator& device, const std::string& key, std::size_t whole_bytes) {
-  if (process_ledger() != nullptr) share_guarded(device, key, parse_shared_limit(cuda_limit(), whole_bytes));
+  share_guarded(device, key, parse_shared_limit(cuda_limit(), whole_bytes));
 }
 
 }  // namespace mempool

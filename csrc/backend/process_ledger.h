@@ -49,8 +49,7 @@ SharedFigures shared_figures(SharedLedger& ledger, int device);
 
 // For CUDA devices, which torch makes later: the limit that share_when_made() sets, as text.
 void share_cuda_later(const std::string& limit);
-// For a device that was just made, with device_making() held: shares it if the process is in a ledger. Throws what
-// share() does.
+// share() for a device that was just made, with device_making() held.
 void share_when_made(CachingAllocator& device, const std::string& key, std::size_t whole_bytes);
 
 }  // namespace mempool

@@ -45,8 +45,8 @@ std::uint64_t start_time_of(pid_t pid) noexcept {
   if (length <= 0) return 0;
   text[length] = 0;
   const char* field = std::strrchr(text, ')');  // the name of the program, field 2, may hold blanks
-  if (field == nullptr || field[1] == 0 || std::strchr("ZXx", field[2]) != nullptr)
-    return 0;  // it waits for its parent
+  if (field == nullptr || field[1] == 0) return 0;
+  if (std::strchr("ZXx", field[2]) != nullptr) return 0;  // it waits for its parent
   for (int i = 2; i < 22 && field != nullptr; ++i) field = std::strchr(field + 1, ' ');
   return field != nullptr ? std::strtoull(field, nullptr, 10) : 0;
 }
@@ -163,14 +163,16 @@ SharedLedger::~SharedLedger() {
   Slot* const own = own_.exchange(nullptr);
   if (own == nullptr) return;
   const Guard guard(layout());
-  for (auto& held : own->held) held.store(0);
-  own->state.store(State::ended);
-  sweep();
-  if (is_alone()) region_.unlink();
+  end(*own);
+  unlink_if_alone();
 }
 
 void SharedLedger::prepare_exit() noexcept {
   const Guard guard(layout());
+  unlink_if_alone();
+}
+
+void SharedLedger::unlink_if_alone() noexcept {
   sweep();
   if (is_alone()) region_.unlink();
 }
@@ -183,10 +185,19 @@ bool SharedLedger::is_alone() const noexcept {
 
 // A program may have closed all descriptors since: what they had locked is locked again.
 void SharedLedger::ensure_open() noexcept {
-  if (region_.is_open() || !region_.reopen()) return;
-  region_.share_byte(kMembers);
-  if (Slot* const own = own_.load()) region_.lock_byte(kLocks + (own - layout().slots));
+  if (region_.is_open() || !region_.replace_file(open_as_member())) return;
+  if (Slot* const own = own_.load()) region_.lock_byte(place_of(*own));
 }
+
+// A descriptor for this process or a child, which is a member by it. -1: there is none.
+int SharedLedger::open_as_member() const noexcept {
+  const int file = region_.open_anew();
+  if (file >= 0) SharedRegion::share_byte(file, kMembers);
+  return file;
+}
+
+// Where the lock on a slot is.
+std::int64_t SharedLedger::place_of(const Slot& slot) const noexcept { return kLocks + (&slot - layout().slots); }
 
 void SharedLedger::remove_ended(const std::string& folder) noexcept {
   std::error_code error;
@@ -216,12 +227,11 @@ bool SharedLedger::take_slot() noexcept {
   const std::uint64_t start_time = start_time_of(pid);
   for (Slot& slot : layout().slots) {  // of this very process, before it replaced its program by exec
     const bool is_left = slot.state.load() == State::live && slot.pid == pid && slot.start_time == start_time;
-    if (is_left && !region_.is_locked(kLocks + (&slot - layout().slots))) end(slot);
+    if (is_left && !region_.is_locked(place_of(slot))) end(slot);
   }
   for (const State wanted : {State::free, State::ended}) {
     for (Slot& slot : layout().slots) {
-      const off_t place = kLocks + (&slot - layout().slots);
-      if (slot.state.load() != wanted || !region_.lock_byte(place)) continue;
+      if (slot.state.load() != wanted || !region_.lock_byte(place_of(slot))) continue;
       slot.pid = pid;
       slot.start_time = start_time;
       copy_text(slot.name, process_);
@@ -244,7 +254,7 @@ void SharedLedger::sweep() noexcept {
   ensure_open();
   for (Slot& slot : layout().slots) {
     if (&slot == own_.load() || slot.state.load() != State::live) continue;
-    if (region_.is_locked(kLocks + (&slot - layout().slots)) || slot.is_running()) continue;
+    if (region_.is_locked(place_of(slot)) || slot.is_running()) continue;
     end(slot);
   }
 }
@@ -354,14 +364,10 @@ std::vector<SharedLedger::Process> SharedLedger::processes(int device) {
 void SharedLedger::after_fork_in_child() noexcept {
   own_.store(nullptr);
   const int opened = std::exchange(childs_file_, -1);
-  region_.replace_file(opened >= 0 ? opened : region_.open_anew());
-  region_.share_byte(kMembers);
+  region_.replace_file(opened >= 0 ? opened : open_as_member());
 }
 
-void SharedLedger::before_fork() noexcept {
-  childs_file_ = region_.open_anew();
-  if (childs_file_ >= 0) SharedRegion::share_byte(childs_file_, kMembers);
-}
+void SharedLedger::before_fork() noexcept { childs_file_ = open_as_member(); }
 
 void SharedLedger::after_fork_in_parent() noexcept {
   if (const int opened = std::exchange(childs_file_, -1); opened >= 0) close(opened);

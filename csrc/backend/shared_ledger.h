@@ -95,7 +95,10 @@ class SharedLedger {
   void sweep() noexcept;
   static void end(Slot& slot) noexcept;
   bool is_alone() const noexcept;
+  void unlink_if_alone() noexcept;
   void ensure_open() noexcept;
+  int open_as_member() const noexcept;
+  std::int64_t place_of(const Slot& slot) const noexcept;
   bool set_limit_locked(int device, std::size_t limit) noexcept;
   std::size_t sum(int device) const noexcept;
 

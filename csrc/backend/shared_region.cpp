@@ -122,8 +122,6 @@ void SharedRegion::make(const Header& header, const std::function<void(void*)>& 
   fail(path_);
 }
 
-bool SharedRegion::reopen() noexcept { return replace_file(open_anew()); }
-
 int SharedRegion::open_anew() const noexcept {
   int file = -1;
   if (is_open()) {

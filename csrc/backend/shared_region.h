@@ -33,11 +33,10 @@ class SharedRegion {
   ~SharedRegion();
 
   void* memory() const noexcept { return memory_; }
-  // A file description of its own for this process: locks on the file belong to it, and end with it. Asynchronous-safe
-  // but for its use of open(2). False where it cannot be had. It is open_anew(), a descriptor or -1, and
-  // replace_file().
-  bool reopen() noexcept;
+  // A descriptor of a file description of its own: locks on the file belong to it, and end with it. -1 where it cannot
+  // be had. Asynchronous-safe but for its use of open(2).
   int open_anew() const noexcept;
+  // From now on the region's own. False for -1.
   bool replace_file(int file) noexcept;
   // Whether the descriptor is still this region's: a daemon closes all that it knows nothing of.
   bool is_open() const noexcept;

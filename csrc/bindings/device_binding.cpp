@@ -5,24 +5,19 @@
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 
 #include "backend/cpu_device.h"
 #include "backend/cuda_device.h"
 #include "backend/host_info.h"
+#include "limits.h"
 #include "pool_scope.h"
 
 namespace py = pybind11;
 
 namespace mempool::bindings {
 namespace {
-
-using Limit = std::optional<std::size_t>;
-
-std::size_t from_limit(Limit limit) { return limit.value_or(kNoLimit); }
-Limit to_limit(std::size_t limit) { return limit == kNoLimit ? Limit{} : Limit{limit}; }
 
 void put(py::dict& out, const std::string& key, const Stat& stat) {
   out[py::str(key + ".current")] = stat.current;

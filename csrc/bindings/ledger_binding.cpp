@@ -4,22 +4,18 @@
 
 #include <pybind11/stl.h>
 
-#include <optional>
 #include <string>
 
 #include "backend/cpu_device.h"
 #include "backend/cuda_device.h"
 #include "backend/host_info.h"
 #include "backend/process_ledger.h"
+#include "limits.h"
 
 namespace py = pybind11;
 
 namespace mempool::bindings {
 namespace {
-
-using Limit = std::optional<std::size_t>;
-
-Limit to_limit(std::size_t limit) { return limit == kNoLimit ? Limit{} : Limit{limit}; }
 
 // (key, limit, held, peak of the sum, [(pid, name, is alive, held, peak) of each process]) of each device, by number.
 py::list figures_of_all() {
@@ -69,9 +65,8 @@ void add_shared_ledger(py::module_& m) {
   m.def("shared_number", [](CachingAllocator& device) { return shared_number(device); }, "device"_a);
   m.def("shared_limit", [](CachingAllocator& device) { return to_limit(shared_limit(device)); }, "device"_a);
   m.def(
-      "set_shared_limit",
-      [](CachingAllocator& device, Limit limit) { set_shared_limit(device, limit.value_or(kNoLimit)); }, "device"_a,
-      "limit"_a, Release());
+      "set_shared_limit", [](CachingAllocator& device, Limit limit) { set_shared_limit(device, from_limit(limit)); },
+      "device"_a, "limit"_a, Release());
   m.def("shared_figures", &figures_of_all);
 }
 
