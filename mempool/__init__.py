@@ -50,7 +50,6 @@ from mempool.errors import (  # noqa: E402
     TraceError,
 )
 from mempool.following import FollowHandle, follow_context  # noqa: E402
-from mempool.ledger import ProcessMemory, SharedMemoryReport, shared_report  # noqa: E402
 from mempool.packed import formats as _registers_operators  # noqa: E402, F401
 from mempool.pools import MemoryPool, PoolInfo, list_pools  # noqa: E402
 from mempool.pressure import PressureHandle, on_pressure, oom_info  # noqa: E402
@@ -69,6 +68,7 @@ from mempool.stats import (  # noqa: E402
 if TYPE_CHECKING:
     from mempool import checkpoint, compress, nn, ops
     from mempool.observe.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history
+    from mempool.shared_memory import ProcessMemory, SharedMemoryReport, shared_report
     from mempool.traces.recording import TraceRecording, record_trace
     from mempool.traces.replaying import ReplayReport, replay
 
@@ -149,6 +149,7 @@ __getattr__, __dir__ = _lazy.exports(
         **dict.fromkeys(
             ("dump_snapshot", "load_snapshot", "memory_snapshot", "record_history"), "mempool.observe.snapshot"
         ),
+        **dict.fromkeys(("ProcessMemory", "SharedMemoryReport", "shared_report"), "mempool.shared_memory"),
         **dict.fromkeys(("TraceRecording", "record_trace"), "mempool.traces.recording"),
         **dict.fromkeys(("ReplayReport", "replay"), "mempool.traces.replaying"),
     },

@@ -1,4 +1,4 @@
-"""One limit for many processes: the ledger in shared memory that they are in, and what each of them holds."""
+"""One limit for many processes: being in a ledger in shared memory, and having children join it."""
 
 from __future__ import annotations
 
@@ -7,59 +7,14 @@ import multiprocessing
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 from mempool import _core
-from mempool._device import Device, Size, allocator
+from mempool._device import Size
 from mempool.errors import ConfigError
 
 LEDGER_VARIABLE = "MEMPOOL_LEDGER"
 ENABLE_VARIABLE = "MEMPOOL_ENABLE"
-
-
-@dataclass(frozen=True)
-class ProcessMemory:
-    """What one process holds of a device; bytes."""
-
-    pid: int
-    name: str
-    is_alive: bool
-    held: int  # 0 once it has ended
-    peak_held: int
-
-
-@dataclass(frozen=True)
-class SharedMemoryReport:
-    """What all processes of a ledger hold of a device; bytes."""
-
-    limit: int | None
-    held: int
-    peak_held: int  # the most that they held at one moment: not the sum of their peaks
-    # Those that have held any. Of one that has ended the figures stay until its place is needed: a ledger has 256.
-    processes: tuple[ProcessMemory, ...]
-
-
-def shared_report(device: Device = None) -> SharedMemoryReport:
-    """What the processes that share a limit hold of a device, each of them and all together.
-
-    Raises:
-        ConfigError: unknown device, or the device is in no ledger: ``enable(..., shared=True)`` joins one.
-    """
-    return _reports()[_core.shared_number(allocator(device))][1]
-
-
-def reports_by_key() -> dict[str, SharedMemoryReport]:
-    """One for each device that any process of the ledger has used: ``"cpu"``, ``"cuda-UUID"``. Empty without one."""
-    return dict(_reports())
-
-
-def _reports() -> list[tuple[str, SharedMemoryReport]]:
-    out = []
-    for key, limit, held, peak, processes in _core.shared_figures():
-        rows = (ProcessMemory(*row) for row in processes)
-        out.append((key, SharedMemoryReport(limit, held, peak, tuple(row for row in rows if row.peak_held > 0))))
-    return out
 
 
 def join() -> None:
@@ -69,7 +24,7 @@ def join() -> None:
         ConfigError: the name is none, the ledger is full, another user's or another version's, or cannot be made.
         PoolStateError: the process is in another ledger.
     """
-    joined = _core.ledger_name()
+    joined = _core.ledger_path()
     name = os.environ.get(LEDGER_VARIABLE) or joined or f"{os.getpid()}-{os.urandom(4).hex()}"
     try:
         _core.join_ledger(name, _process_name())
@@ -97,8 +52,8 @@ def tell_children(device: str, limit: Size | None) -> None:
             "they call mempool.enable(..., shared=True) themselves.",
             stacklevel=3,
         )
-    if name := _core.ledger_name():
-        os.environ[LEDGER_VARIABLE] = name
+    if path := _core.ledger_path():  # not the name: another XDG_RUNTIME_DIR would lead to another ledger
+        os.environ[LEDGER_VARIABLE] = path
     asked = [part.strip() for part in os.environ.get(ENABLE_VARIABLE, "").split(",") if part.strip()]
     others = [part for part in asked if part.partition("=")[0].strip() != device]
     if limit is None and others != asked:

@@ -167,7 +167,7 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
     Reads mempool's message, and so works on an exception that was pickled in another process, too.
 
     Returns:
-        ``reason`` (``"pool_limit"``, ``"device_limit"``, ``"shared_limit"``, ``"backend_refused"``,
+        ``reason`` (``"pool_limit"``, ``"device_limit"``, ``"shared_limit"``, ``"ledger_full"``, ``"backend_refused"``,
         ``"metadata_refused"`` or ``"size_overflow"``), ``device``, ``pool`` (whose limit refused, else the one that
         asked), and in bytes ``requested`` (as asked), ``allocated`` (live in that pool), ``limit`` (None when none is
         set), ``held`` (by the whole device), ``held_by_all`` (by all processes that share the limit that refused;

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <thread>
 
+#include "backend/process_ledger.h"
 #include "common/expects.h"
 
 namespace mempool {
@@ -43,6 +44,7 @@ void* run(void*) {
     for_each_allocator([&tick](CachingAllocator& a) { tick = std::min(tick, a.decay_tick_ms()); });
     std::this_thread::sleep_for(std::chrono::milliseconds(tick));
     for_each_allocator([](CachingAllocator& allocator) { allocator.decay(now_ms()); });
+    if (SharedLedger* const ledger = process_ledger()) ledger->touch();
     if (is_anything_held()) continue;
     g_running.store(false);
     // A growth between the two steps found the thread running and started none: look again.

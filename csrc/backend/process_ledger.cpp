@@ -12,13 +12,21 @@ namespace mempool {
 namespace {
 
 std::atomic<SharedLedger*> g_ledger{nullptr};
-std::string& ledger_name() {
-  static std::string* const name = new std::string;  // immortal; guarded by device_making()
-  return *name;
-}
 std::string& cuda_limit() {
-  static std::string* const limit = new std::string;  // likewise
+  static std::string* const limit = new std::string;  // immortal; guarded by device_making()
   return *limit;
+}
+
+struct Place {
+  std::string folder;
+  std::string name;
+};
+Place place_of(const std::string& name) {
+  if (name.empty() || name.front() != '/') return {shared_folder(), name};
+  const std::size_t slash = name.rfind('/');
+  Place place{name.substr(0, slash), name.substr(slash + 1)};
+  check_private(place.folder);
+  return place;
 }
 
 const SharedBudget* budget_of(const CachingAllocator& device) noexcept {
@@ -73,22 +81,21 @@ void share_guarded(CachingAllocator& device, const std::string& key, SharedLimit
 
 void join_ledger(const std::string& name, const std::string& process) {
   const std::lock_guard guard(device_making());
-  if (g_ledger.load() != nullptr) {
-    if (ledger_name() == name) return;
-    throw PoolStateError("This process is in the shared ledger '" + ledger_name() + "' already: it cannot join '" +
+  const Place place = place_of(name);
+  if (const SharedLedger* const joined = g_ledger.load()) {
+    if (joined->path() == place.folder + "/" + place.name) return;
+    throw PoolStateError("This process is in the shared ledger '" + joined->path() + "' already: it cannot join '" +
                          name + "'.");
   }
-  const std::string folder = shared_folder();
-  SharedLedger::remove_ended(folder);
-  std::unique_ptr<SharedLedger> joined = SharedLedger::join(folder, name, process);
+  SharedLedger::remove_ended(place.folder);
+  std::unique_ptr<SharedLedger> joined = SharedLedger::join(place.folder, place.name, process);
   survive_fork(*joined);
-  ledger_name() = name;
   g_ledger.store(joined.release());  // immortal, as allocators are
 }
 
-std::string process_ledger_name() {
-  const std::lock_guard guard(device_making());
-  return ledger_name();
+std::string process_ledger_path() {
+  const SharedLedger* const ledger = process_ledger();
+  return ledger != nullptr ? ledger->path() : "";
 }
 
 SharedLedger* process_ledger() noexcept { return g_ledger.load(std::memory_order_acquire); }

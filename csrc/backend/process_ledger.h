@@ -10,12 +10,13 @@
 
 namespace mempool {
 
-// Joins the ledger of this name in shared_folder(), for good; `process` is what others see. Once joined, the same name
-// changes nothing. Throws what SharedLedger::join() does, and PoolStateError when this process is in another one.
+// Joins the ledger of this name in shared_folder(), for good; `process` is what others see. A name may also be a whole
+// path, as children are told it, whose environment may lead to another folder. Once joined, the same name changes
+// nothing. Throws what SharedLedger::join() does, and PoolStateError when this process is in another one.
 void join_ledger(const std::string& name, const std::string& process);
-// nullptr before that; the name is empty.
+// nullptr before that; the path is empty.
 SharedLedger* process_ledger() noexcept;
-std::string process_ledger_name();
+std::string process_ledger_path();
 
 // A limit that processes share. A share of the device ("75%") is turned into bytes by the first that sets it.
 struct SharedLimit {

@@ -44,6 +44,7 @@ class SharedLedger {
   // As Budget's, of one device.
   bool try_hold(int device, std::size_t bytes) noexcept;
   void unhold(int device, std::size_t bytes) noexcept;
+  bool has_place() const noexcept { return own_.load() != nullptr; }
 
   // False, and nothing changed, when more is held. kNoLimit: none.
   bool set_limit(int device, std::size_t limit) noexcept;
@@ -73,6 +74,9 @@ class SharedLedger {
   void prepare_exit() noexcept;
   // Removes ledgers of this folder whose processes have all ended without a chance to do so.
   static void remove_ended(const std::string& folder) noexcept;
+
+  // Keeps cleaners of /tmp from the file.
+  void touch() noexcept { region_.touch(); }
 
   // Around a fork: the child is known to be in the ledger before the parent can end.
   void before_fork() noexcept;
@@ -114,6 +118,7 @@ class SharedBudget final : public Budget {
   SharedBudget(SharedLedger& ledger, int device) : ledger_(ledger), device_(device) {}
   bool try_hold(std::size_t bytes) noexcept override { return ledger_.try_hold(device_, bytes); }
   void unhold(std::size_t bytes) noexcept override { ledger_.unhold(device_, bytes); }
+  bool has_place() const noexcept override { return ledger_.has_place(); }
   std::size_t limit() const noexcept override { return ledger_.limit(device_); }
   std::size_t held() noexcept override { return ledger_.held(device_); }
 

@@ -175,6 +175,13 @@ bool SharedRegion::is_named() const noexcept {
   return lstat(path_.c_str(), &there) == 0 && there.st_ino == inode_ && there.st_dev == device_;
 }
 
+void SharedRegion::touch() noexcept {
+  constexpr std::time_t kHour = 3600;
+  const std::time_t now = std::time(nullptr);
+  std::time_t last = touched_.load(std::memory_order_relaxed);
+  if (now - last >= kHour && touched_.compare_exchange_strong(last, now) && is_open()) futimens(file_, nullptr);
+}
+
 void SharedRegion::unlink() noexcept {
   if (is_named()) ::unlink(path_.c_str());
 }
@@ -185,11 +192,15 @@ std::string shared_folder() {
   const bool is_given = given != nullptr && given[0] == '/' && stat(given, &found) == 0 && found.st_uid == geteuid();
   const std::string path = (is_given ? std::string(given) : "/tmp") + "/mempool-" + std::to_string(geteuid());
   if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) fail(path);
-  if (lstat(path.c_str(), &found) != 0) fail(path);
-  if (!S_ISDIR(found.st_mode) || !is_private(found)) {
-    throw std::runtime_error("The folder " + path + " is not this user's alone: remove it, or set XDG_RUNTIME_DIR.");
-  }
+  check_private(path);
   return path;
+}
+
+void check_private(const std::string& folder) {
+  struct stat found {};
+  if (lstat(folder.c_str(), &found) != 0) fail(folder);
+  if (S_ISDIR(found.st_mode) && is_private(found)) return;
+  throw std::runtime_error("The folder " + folder + " is not this user's alone: remove it, or set XDG_RUNTIME_DIR.");
 }
 
 }  // namespace mempool

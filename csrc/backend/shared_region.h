@@ -5,8 +5,10 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
 #include <functional>
 #include <string>
 
@@ -50,6 +52,8 @@ class SharedRegion {
   bool is_locked(off_t place) const noexcept;
   // Whether the name still leads to this region.
   bool is_named() const noexcept;
+  // Tells programs that remove old files from /tmp, once an hour at most, that this one is in use.
+  void touch() noexcept;
   // Takes the name away. The memory stays for those who have it mapped.
   void unlink() noexcept;
 
@@ -66,10 +70,13 @@ class SharedRegion {
   ino_t inode_ = 0;
   void* memory_ = nullptr;
   std::size_t bytes_ = 0;
+  std::atomic<std::time_t> touched_{0};
 };
 
 // The private folder for regions of this user, made where it is not there: in XDG_RUNTIME_DIR, else in /tmp. Throws
 // std::runtime_error when somebody else owns what has its name, or may read it.
 std::string shared_folder();
+// Throws as shared_folder() does for a folder that is not this user's alone.
+void check_private(const std::string& folder);
 
 }  // namespace mempool

@@ -40,7 +40,7 @@ void add_shared_ledger(py::module_& m) {
   using Release = py::call_guard<py::gil_scoped_release>;
   m.def("join_ledger", &join_ledger, "name"_a, "process"_a, Release(),
         "Joins the ledger of this name for good; `process` is this process's name there.");
-  m.def("ledger_name", &process_ledger_name, "That of the ledger that this process is in; empty for none.");
+  m.def("ledger_path", &process_ledger_path, "That of the ledger that this process is in; empty for none.");
   m.def(
       "prepare_exit",
       [] {

@@ -28,6 +28,9 @@ std::string advice(OomReason reason) {
       return "Free tensors, or raise the limit with mempool.set_limit().";
     case OomReason::shared_limit:
       return "Free tensors in any of these processes, or raise their limit with mempool.set_limit(..., shared=True).";
+    case OomReason::ledger_full:
+      return "What this process holds cannot be counted among those that share a limit: there are too many of them, or "
+             "it can open no more files. End some of either.";
     case OomReason::backend_refused:
       return "The system has no more memory to give: free tensors, or set a limit so that one pool fails before the "
              "machine does.";
@@ -88,6 +91,8 @@ const char* to_string(OomReason reason) {
       return "device_limit";
     case OomReason::shared_limit:
       return "shared_limit";
+    case OomReason::ledger_full:
+      return "ledger_full";
     case OomReason::backend_refused:
       return "backend_refused";
     case OomReason::metadata_refused:

@@ -39,6 +39,7 @@ enum class OomReason {
   pool_limit,        // the allocated bytes of a pool would pass its limit
   device_limit,      // the held bytes of the device would pass its limit
   shared_limit,      // those of all processes that share a limit would pass it
+  ledger_full,       // this process has no place among those that share a limit, and so cannot be counted
   backend_refused,   // the operating system or driver gave no memory
   metadata_refused,  // no memory for the allocator's own records
   size_overflow,     // the size cannot be represented once rounded

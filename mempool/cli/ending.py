@@ -27,7 +27,8 @@ from mempool._device import kind_of, parse_device
 from mempool._files import atomic_write
 from mempool._text import printable, render
 from mempool.cli.common import format_size, shown
-from mempool.ledger import SharedMemoryReport, loads_entry_points, reports_by_key
+from mempool.ledger import loads_entry_points
+from mempool.shared_memory import SharedMemoryReport, reports_by_key
 
 _STDERR = 2
 _WIDTH = 80

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,9 @@ def command(
             "TORCH_DEVICE_BACKEND_AUTOLOAD=0 is set: processes that the script starts would run without the limit. "
             "Unset it, or give --no-children."
         )
+    if os.environ.get("MEMPOOL_DISABLE") == "1":
+        what = "mempool" if limit is None else "mempool, and without the limit"
+        click.echo(f"mempool: MEMPOOL_DISABLE=1 is set: the script runs without {what}", err=True)
     if children and limit is None:
         children = _can_join()
     mempool.enable(device, limit=limit, soft_limit=soft_limit, shared=children)

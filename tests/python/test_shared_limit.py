@@ -139,12 +139,52 @@ if os.fork() == 0:
     os.close(there)
     os.read(here, 1)  # the parent has ended
     folder = os.environ["XDG_RUNTIME_DIR"] + f"/mempool-{os.geteuid()}"
-    print(os.listdir(folder) == [os.environ["MEMPOOL_LEDGER"]], mempool.get_limit("cpu", shared=True), flush=True)
+    print([f"{folder}/{name}" for name in os.listdir(folder)] == [os.environ["MEMPOOL_LEDGER"]], mempool.get_limit("cpu", shared=True), flush=True)
     os._exit(0)
 """,
         XDG_RUNTIME_DIR=str(tmp_path),
     )
     assert done.stdout == f"True {300 * MIB}\n", done.stderr
+
+
+def test_a_child_joins_its_parents_ledger_wherever_its_own_would_be(python: Python, tmp_path: Path) -> None:
+    done = python(
+        """
+import os, subprocess, sys, mempool
+mempool.enable("cpu", limit="300MiB", shared=True)
+child = "import mempool; print(mempool.get_limit('cpu', shared=True), len(mempool.shared_report().processes))"
+os.environ["XDG_RUNTIME_DIR"] = os.environ["HOME"]
+subprocess.run([sys.executable, "-c", "import torch; block = torch.ones(1 << 20);" + child], check=True)
+""",
+        XDG_RUNTIME_DIR=str(tmp_path),
+    )
+    assert done.stdout == f"{300 * MIB} 1\n", done.stderr
+
+
+def test_a_ledger_in_use_does_not_grow_old(python: Python, tmp_path: Path) -> None:
+    done = python(
+        """
+import os, time, torch, mempool
+mempool.enable("cpu", shared=True)
+path = os.environ["MEMPOOL_LEDGER"]
+os.utime(path, (1, 1))
+block = torch.ones(1 << 20)
+deadline = time.monotonic() + 60
+while os.stat(path).st_mtime == 1 and time.monotonic() < deadline:
+    time.sleep(0.05)
+print(time.time() - os.stat(path).st_mtime < 3600)
+""",
+        XDG_RUNTIME_DIR=str(tmp_path),
+        MEMPOOL_CONF="decay_ms:400",
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_run_that_is_switched_off_says_that_there_is_no_limit(python: Python) -> None:
+    run = "import sys, mempool.cli; sys.argv = ['mempool', 'run', *sys.argv[1:]]; mempool.cli.main()"
+    done = python(run, "--limit", "1GiB", "-c", "print('it ran')", MEMPOOL_DISABLE="1")
+    assert done.stdout == "it ran\n"
+    assert "MEMPOOL_DISABLE=1 is set: the script runs without mempool, and without the limit" in done.stderr
 
 
 def test_a_name_that_is_cut_is_still_text(python: Python, tmp_path: Path) -> None:

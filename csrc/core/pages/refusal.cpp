@@ -10,6 +10,10 @@ OomInfo facts_of(Refusal why, const Ledger& ledger) {
       info.limit = ledger.limit();
       break;
     case Refusal::budget:
+      if (!ledger.budget()->has_place()) {
+        info.reason = OomReason::ledger_full;
+        break;
+      }
       info.reason = OomReason::shared_limit;
       info.limit = ledger.budget()->limit();
       info.held_by_all = ledger.budget()->held();

@@ -8,6 +8,7 @@
 #include "check.h"
 #include "common/fork_generation.h"
 #include "core/accounts/ledger.h"
+#include "core/pages/refusal.h"
 
 using mempool::Account;
 using mempool::AccountRegistry;
@@ -297,14 +298,30 @@ class SmallBudget final : public mempool::Budget {
     return true;
   }
   void unhold(std::size_t bytes) noexcept override { mine -= bytes; }
+  bool has_place() const noexcept override { return is_counted; }
   std::size_t limit() const noexcept override { return 100; }
   std::size_t held() noexcept override { return mine + others; }
 
   std::size_t mine = 0;
   std::size_t others = 0;
+  bool is_counted = true;
 };
 
 }  // namespace
+
+TEST(a_budget_that_cannot_count_a_process_is_not_taken_for_one_that_is_used_up) {
+  AccountRegistry accounts;
+  Ledger ledger{accounts};
+  SmallBudget budget;
+  CHECK(ledger.join(budget));
+  const mempool::OomInfo used_up = mempool::facts_of(mempool::Refusal::budget, ledger);
+  CHECK(used_up.reason == mempool::OomReason::shared_limit);
+  CHECK_EQ(used_up.limit, 100u);
+  budget.is_counted = false;
+  const mempool::OomInfo uncounted = mempool::facts_of(mempool::Refusal::budget, ledger);
+  CHECK(uncounted.reason == mempool::OomReason::ledger_full);
+  CHECK_EQ(uncounted.limit, mempool::kNoLimit);
+}
 
 TEST(a_budget_counts_what_was_held_before_it_and_whatever_is_held_later) {
   AccountRegistry accounts;
