@@ -34,6 +34,7 @@ from mempool.control import (  # noqa: E402
     enable,
     get_limit,
     is_enabled,
+    reserve,
     set_limit,
     trim,
 )
@@ -113,6 +114,7 @@ __all__ = [
     "shared_report",
     "SharedMemoryReport",
     "ProcessMemory",
+    "reserve",
     "empty_cache",
     "trim",
     "defragment",

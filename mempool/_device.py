@@ -25,6 +25,7 @@ __all__ = [
     "parse_device",
     "require_enabled",
     "size",
+    "whole_bytes",
 ]
 
 Device: TypeAlias = str | int | torch.device | None
@@ -84,10 +85,11 @@ def size(value: Size, what: str, of: _core.Device | None = None) -> int:
 
     Raises ConfigError.
     """
-    return bytes_of(value, what) if of is None else bytes_of(value, what, lambda: _whole_bytes(of))
+    return bytes_of(value, what) if of is None else bytes_of(value, what, lambda: whole_bytes(of))
 
 
-def _whole_bytes(handle: _core.Device) -> int:
+def whole_bytes(handle: _core.Device) -> int:
+    """What a percentage is of."""
     kind, _, index = handle.name.partition(":")
     return KINDS[kind].whole_bytes(int(index or 0))
 

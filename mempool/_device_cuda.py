@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from mempool import _build, _core
-from mempool._device_kind import DeviceKind, NamesEnvironment, Size, bytes_of
+from mempool._device_kind import DeviceKind, NamesEnvironment, Size, bytes_of, reserve_of, take_reserve
 from mempool._torch_settings import ignored_message, ignored_settings, warn_of_ignored
 from mempool.errors import DeviceError
 
@@ -43,7 +43,9 @@ class _Cuda(DeviceKind):
     def is_enabled(self) -> bool:
         return _torch_cuda is not None and bool(_torch_cuda.is_installed())
 
-    def enable(self, limit: Size | None, soft_limit: Size | None, shared: bool = False) -> None:
+    def enable(
+        self, limit: Size | None, soft_limit: Size | None, shared: bool = False, reserve: Size | None = None
+    ) -> None:
         """Raises DeviceError when torch has initialized CUDA already."""
         if shared:
             self._share(limit)
@@ -54,6 +56,9 @@ class _Cuda(DeviceKind):
             if value is not None:
                 bytes_of(value, key)  # refused here if it does not parse
                 conf.append(f"{key}:{value}")
+        if reserve is not None:
+            reserve_of(reserve, lambda: 1 << 40)
+            conf.append(f"reserve:{reserve}")
         was_enabled = self.is_enabled()
         self._install(",".join(conf))
         if conf:
@@ -67,6 +72,8 @@ class _Cuda(DeviceKind):
                     device.limit = bytes_of(limit, "limit", whole)
                 if soft_limit is not None:
                     device.soft_limit = bytes_of(soft_limit, "soft_limit", whole)
+                if reserve is not None:
+                    take_reserve(device, reserve_of(reserve, whole))
 
     def _share(self, limit: Size | None) -> None:
         text = "" if limit is None else str(limit)

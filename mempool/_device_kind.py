@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias
 
 from mempool import _core
-from mempool.errors import ConfigError, DeviceError
+from mempool.errors import ConfigError, DeviceError, OutOfMemoryError
 
 Size: TypeAlias = int | str
 
@@ -37,10 +37,13 @@ class DeviceKind(ABC):
     def is_enabled(self) -> bool: ...
 
     @abstractmethod
-    def enable(self, limit: Size | None, soft_limit: Size | None, shared: bool = False) -> None:
+    def enable(
+        self, limit: Size | None, soft_limit: Size | None, shared: bool = False, reserve: Size | None = None
+    ) -> None:
         """Puts mempool under new tensors. A call that raises has enabled nothing.
 
-        ``shared``: what is held counts in the ledger of this process, and the limit is that of all in it.
+        ``shared``: what is held counts in the ledger of this process, and the limit is that of all in it. ``reserve``:
+        bytes that are held from now on.
         """
 
     def enable_early(self, limit: Size | None, shared: bool = False) -> None:
@@ -107,6 +110,20 @@ class NamesEnvironment:
             _core.options(os.environ.get("MEMPOOL_CONF", ""), 1 << 40)  # a percentage parses with any
         except ConfigError as reason:
             raise ConfigError(f"MEMPOOL_CONF: {reason}") from error
+
+
+def reserve_of(value: Size, whole_bytes: Callable[[], int]) -> int:
+    """Bytes to reserve; 0 for none. Raises ConfigError."""
+    is_none = value in (0, "0") and not isinstance(value, bool)
+    return 0 if is_none else bytes_of(value, "reserve", whole_bytes)
+
+
+def take_reserve(of: _core.Device | _core.Pool, reserve_bytes: int) -> None:
+    """Raises OutOfMemoryError where it cannot be had, and what the compiled part does."""
+    try:
+        of.reserve(reserve_bytes)
+    except MemoryError as error:
+        raise OutOfMemoryError(str(error)) from error
 
 
 def bytes_of(value: Size, what: str, whole_bytes: Callable[[], int] = _core.usable_memory_bytes) -> int:

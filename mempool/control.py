@@ -8,8 +8,8 @@ import warnings
 from dataclasses import dataclass
 
 from mempool import _core, ledger
-from mempool._device import KINDS, Device, Size, allocator, kind_of, optional_size, size
-from mempool._device_kind import DeviceKind
+from mempool._device import KINDS, Device, Size, allocator, kind_of, optional_size, size, whole_bytes
+from mempool._device_kind import DeviceKind, reserve_of, take_reserve
 from mempool.errors import ConfigError, DeviceError
 
 
@@ -19,6 +19,7 @@ def enable(
     soft_limit: Size | None = None,
     *,
     shared: bool = False,
+    reserve: Size | None = None,
 ) -> dict[str, bool | str]:
     """Makes mempool the allocator of every new tensor of a device.
 
@@ -35,6 +36,8 @@ def enable(
             environment names. Where it names none, a new one is made for this process and its children, and both
             variables are set in ``os.environ``, so that children enable mempool, too. The first process that sets a
             limit turns a percentage into bytes, once for all. :func:`shared_report` has the figures.
+        reserve: bytes that the device holds from now on, as for :func:`reserve`: of each CUDA device if CUDA is named,
+            else of the CPU. None changes nothing.
 
     ``MEMPOOL_ENABLE=cpu=75%,cuda`` in the environment does this at the end of ``import torch``, in children, too;
     with ``MEMPOOL_DISABLE=1`` neither it nor this function does anything.
@@ -45,6 +48,7 @@ def enable(
     Raises:
         ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF; with
             ``shared`` also: other processes have set another limit, or the ledger cannot be joined.
+        OutOfMemoryError: the memory to reserve cannot be had; CUDA devices that torch makes later raise it then.
         DeviceError: the device that was named cannot be used; for CUDA also when torch has initialized it already.
     """
     kinds = [*KINDS.values()] if device is None else [kind_of(device)]
@@ -62,7 +66,7 @@ def enable(
         is_meant = device is not None or kind is kinds[0]
         try:
             own_limit = limit if is_meant else None
-            kind.enable(own_limit, soft_limit if is_meant else None, shared)
+            kind.enable(own_limit, soft_limit if is_meant else None, shared, reserve if is_meant else None)
             if shared:
                 ledger.tell_children(kind.name, own_limit)
         except DeviceError as error:
@@ -138,10 +142,31 @@ def get_limit(device: Device = None, *, soft: bool = False, shared: bool = False
     return handle.soft_limit if soft else handle.limit
 
 
+def reserve(reserve: Size, device: Device = None) -> None:
+    """Holds at least so many bytes of memory for the device from now on: what is missing is taken from the system at once.
+
+    Requests are then served without a call to the system. What is reserved does not decay, :func:`trim` leaves it, and
+    isolated pools cannot take it: they reserve their own, :meth:`MemoryPool.reserve`. On the CPU the system backs what
+    is taken (Linux 5.14 and later), so that no first touch faults.
+
+    Args:
+        reserve: bytes, ``"8GiB"``, or a percentage, as for :func:`set_limit`. 0 ends the reservation: the memory is
+            then free like any other.
+        device: None means the only enabled one.
+
+    Raises:
+        ConfigError: unknown device, a size that does not parse.
+        OutOfMemoryError: a limit or the system refuses it; nothing is changed.
+    """
+    handle = allocator(device)
+    take_reserve(handle, reserve_of(reserve, lambda: whole_bytes(handle)))
+
+
 def trim(device: Device = None, target_bytes: Size | int = 0) -> int:
     """Gives free memory back to the system until at most ``target_bytes`` are held.
 
-    Free blocks in thread caches are recalled first. Live blocks stay where they are, and so more may stay held.
+    Free blocks in thread caches are recalled first. Live blocks stay where they are, and so does what is reserved: more
+    may stay held.
 
     Args:
         device: None means the only enabled one.

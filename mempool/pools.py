@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mempool import _core
-from mempool._device import KINDS, Device, Size, allocator, optional_size, require_enabled
+from mempool._device import KINDS, Device, Size, allocator, optional_size, require_enabled, whole_bytes
+from mempool._device_kind import reserve_of, take_reserve
 from mempool.errors import ConfigError, OutOfMemoryError
 
 
@@ -154,6 +155,26 @@ class MemoryPool:
             The bytes given back.
         """
         return self._handle.trim()
+
+    def reserve(self, reserve: Size) -> None:
+        """Holds at least so many bytes for an isolated pool from now on: see :func:`mempool.reserve`.
+
+        They end with the pool. A pool that sleeps gives them up until it wakes.
+
+        Args:
+            reserve: bytes, or a size as text; 0 ends the reservation.
+
+        Raises:
+            ConfigError: the pool is not isolated, or the size does not parse.
+            OutOfMemoryError: a limit or the system refuses it; nothing is changed.
+            PoolClosedError, PoolAsleepError: the pool is closed, or asleep.
+        """
+        take_reserve(self._handle, reserve_of(reserve, lambda: whole_bytes(self._device)))
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What :meth:`reserve` keeps for the pool; 0 for none."""
+        return self._handle.reserved_bytes
 
     @property
     def asleep(self) -> bool:

@@ -92,8 +92,10 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
   if (options.segment_bytes == Options{}.segment_bytes) own.segment_bytes = cuda_device_bytes(ordinal);
   auto made = std::make_unique<CachingAllocator>("cuda:" + std::to_string(ordinal), std::move(memory), own);
   if (process_ledger() != nullptr) share_when_made(*made, uuid_of(ordinal), cuda_device_bytes(ordinal));
+  if (own.reserve > 0) made->reserve(nullptr, own.reserve);  // refused: there is no device, and nothing knows of it
   survive_fork(*made);
   made->set_growth_hook(start_decay);
+  if (own.reserve > 0) start_decay(*made);
   g_memory[static_cast<std::size_t>(ordinal)] = managed;
   entry.store(made.get());
   return *made.release();

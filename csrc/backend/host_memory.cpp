@@ -1,5 +1,7 @@
 #include "backend/host_memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 
 #include "backend/address_space.h"
@@ -55,6 +57,16 @@ bool HostMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
 bool HostMemory::decommit(const Handle& handle) noexcept {
   MEMPOOL_EXPECTS(is_on_granules(handle.address, handle.bytes));
   return shut_space(handle.address, handle.bytes);
+}
+
+// In pieces, between which others that map or unmap memory get their turn. Linux before 5.14 does not know how to.
+void HostMemory::populate(void* address, std::size_t bytes) noexcept {
+  constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers do not have
+  constexpr std::size_t kPiece = std::size_t{64} << 20;
+  auto* const start = static_cast<char*>(address);
+  for (std::size_t at = 0; at < bytes; at += kPiece) {
+    if (madvise(start + at, std::min(kPiece, bytes - at), kPopulateWrite) != 0) return;
+  }
 }
 
 bool HostMemory::cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept {

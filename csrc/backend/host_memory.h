@@ -34,6 +34,7 @@ class HostMemory final : public PhysicalMemory {
   void unreserve(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
+  void populate(void* address, std::size_t bytes) noexcept override;
   bool cut(Handle& handle, std::size_t first_bytes, Handle& rest) noexcept override;
   bool join(Handle& first, const Handle& second) noexcept override;
   bool move(Handle& handle, void* to) noexcept override;

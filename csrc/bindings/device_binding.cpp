@@ -252,6 +252,12 @@ void add_pool(py::module_& m) {
           "trim", [](const Pool& p) { return p.device().trim_pool(p.account()); },
           py::call_guard<py::gil_scoped_release>())
       .def(
+          "reserve", [](const Pool& p, std::size_t bytes) { p.device().reserve(&p.account(), bytes); }, "bytes"_a,
+          py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly(
+          "reserved_bytes",
+          [](const Pool& p) { return p.account().isolated ? p.device().reserved_for(&p.account()) : 0; })
+      .def(
           "sleep", [](const Pool& p, bool keep) { p.device().sleep_pool(p.account(), keep); }, "keep"_a,
           py::call_guard<py::gil_scoped_release>())
       .def(
@@ -291,6 +297,10 @@ void add_device(py::module_& m) {
           })
       .def(
           "trim", [](CachingAllocator& d, std::size_t target) { return d.trim(target); }, "target_bytes"_a, Release())
+      .def(
+          "reserve", [](CachingAllocator& d, std::size_t bytes) { d.reserve(nullptr, bytes); }, "bytes"_a, Release())
+      .def_property_readonly("reserved_bytes", [](CachingAllocator& d) { return d.reserved_for(nullptr); })
+      .def_property_readonly("reserve_option", [](CachingAllocator& d) { return d.options().reserve; })
       .def("open_pool", &open_pool, "name"_a, "parent"_a.none(true), "isolated"_a, "limit"_a, "soft_limit"_a)
       .def("pools", &pools)
       .def("snapshot", &snapshot)

@@ -45,6 +45,24 @@ OptionValue limit_value(std::size_t bytes) {
   return std::uint64_t{bytes};
 }
 
+GrowthStep parse_growth(std::string_view value, std::size_t whole_bytes) {
+  if (value == "as_needed") return {};
+  if (value == "double") return {.kind = GrowthStep::Kind::doubling};
+  return {.kind = GrowthStep::Kind::fixed, .bytes = parse_bytes(value, whole_bytes)};
+}
+
+OptionValue growth_value(GrowthStep growth) {
+  switch (growth.kind) {
+    case GrowthStep::Kind::as_needed:
+      return std::string("as_needed");
+    case GrowthStep::Kind::doubling:
+      return std::string("double");
+    case GrowthStep::Kind::fixed:
+      break;
+  }
+  return std::uint64_t{growth.bytes};
+}
+
 struct Entry {
   OptionInfo info;
   void (*set)(Options&, std::string_view key, std::string_view value, std::size_t whole_bytes);
@@ -69,6 +87,13 @@ const std::vector<Entry>& entries() {
       {{"segment_bytes", "bytes", "address space (not memory) that is reserved at once"},
        [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.segment_bytes = parse_bytes(v, w); },
        [](const Options& o) -> OptionValue { return std::uint64_t{o.segment_bytes}; }},
+      {{"reserve", "bytes", "memory that is held from the start, and does not go back by itself; 0 for none"},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.reserve = parse_bytes_or_zero(v, w); },
+       [](const Options& o) -> OptionValue { return std::uint64_t{o.reserve}; }},
+      {{"growth", "bytes or a word",
+        "memory that is taken at once where some is missing: as_needed, double (as much as is held), or a size"},
+       [](Options& o, std::string_view, std::string_view v, std::size_t w) { o.growth = parse_growth(v, w); },
+       [](const Options& o) { return growth_value(o.growth); }},
       {{"huge_pages", "bool", "advise transparent huge pages for CPU memory"},
        [](Options& o, std::string_view k, std::string_view v, std::size_t) { o.huge_pages = parse_bool(k, v); },
        [](const Options& o) -> OptionValue { return o.huge_pages; }},

@@ -15,6 +15,16 @@ namespace mempool {
 
 inline constexpr std::int64_t kNeverDecays = -1;
 
+// How much memory is taken at once where some is missing.
+struct GrowthStep {
+  enum class Kind : std::uint8_t {
+    as_needed,
+    doubling,  // as much as is held already
+    fixed,     // `bytes`
+  } kind = Kind::as_needed;
+  std::size_t bytes = 0;
+};
+
 struct Options {
   // Bytes held from the system by the device; kNoLimit = no limit.
   std::size_t limit = kNoLimit;
@@ -24,6 +34,9 @@ struct Options {
   std::size_t thread_cache_bytes = 4u << 20;
   // Address space (not memory) that is reserved at once. A larger block gets a reservation of its own size.
   std::size_t segment_bytes = std::size_t{1} << 30;
+  // Memory (not address space) that is held from the start, and never goes back by itself. 0: none.
+  std::size_t reserve = 0;
+  GrowthStep growth{};
   // Advise transparent huge pages for CPU memory.
   bool huge_pages = true;
   // Make ranges longer with free memory moved from elsewhere, before new memory is asked for.
@@ -44,8 +57,8 @@ struct OptionInfo {
 // Every key, in the order of the documentation.
 const std::vector<OptionInfo>& option_table();
 
-// The value of an option: bytes, a count or a switch; nothing where there is no limit or memory never decays.
-using OptionValue = std::variant<std::monostate, std::uint64_t, bool>;
+// The value of an option: bytes, a count, a switch or a word; nothing where there is no limit or memory never decays.
+using OptionValue = std::variant<std::monostate, std::uint64_t, bool, std::string>;
 
 // What the options are set to, in the order of option_table().
 std::vector<OptionValue> option_values(const Options& options);

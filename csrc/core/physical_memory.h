@@ -85,6 +85,10 @@ class PhysicalMemory {
   // still mapped and whole, its contents are undefined.
   virtual bool decommit(const Handle& handle) noexcept = 0;
 
+  // Has the system back the range at once where it would do so at the first touch. It is committed, and may be in use.
+  // Without an effect where that is not possible.
+  virtual void populate(void* /*address*/, std::size_t /*bytes*/) noexcept {}
+
   // About how many more bytes commit() could have. No promise: other processes take memory, too.
   virtual std::size_t available_bytes() noexcept { return SIZE_MAX; }
 

@@ -27,9 +27,9 @@ def command(as_json: bool) -> None:
     console().print(table)
 
 
-def _text(kind: str, value: int | bool | None) -> str:
+def _text(kind: str, value: int | bool | str | None) -> str:
     if value is None:
         return "never" if "never" in kind else "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return format_size(value) if kind == "bytes" else str(value)
+    return format_size(value) if isinstance(value, int) and kind.startswith("bytes") else str(value)

@@ -35,7 +35,9 @@ class Third(DeviceKind):
     def is_enabled(self) -> bool:
         return bool(self.limits)
 
-    def enable(self, limit: Size | None, soft_limit: Size | None, shared: bool = False) -> None:
+    def enable(
+        self, limit: Size | None, soft_limit: Size | None, shared: bool = False, reserve: Size | None = None
+    ) -> None:
         if self.error is not None:
             raise self.error
         self.limits.append((limit, soft_limit))

@@ -309,10 +309,12 @@ void Allocation::make_room(Refusal why) {
   refuse(facts_of(why, parts_.ledger), nullptr, outcome_);
 }
 
-// What is free goes back: of the family itself where it is fixed, which nothing else touches, then of any arena.
+// What is free goes back: of the family itself where it is fixed, which nothing else touches, then of any arena. What is
+// kept for the family goes back, too, where it cannot move together to serve the request.
 void Allocation::release() noexcept {
+  const bool moves = parts_.options.stitch && parts_.memory->capabilities().can_move;
   parts_.arenas.release_for(*family_);
-  parts_.arenas.release(size_.rounded + parts_.memory->granule_bytes(), true);
+  parts_.arenas.release(size_.rounded + parts_.memory->granule_bytes(), true, moves ? nullptr : family_);
 }
 
 // After memory was freed by others: it lies in caches and arenas.

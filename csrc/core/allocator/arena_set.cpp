@@ -31,6 +31,7 @@ ArenaFamily& ArenaSet::open(std::string name, ArenaFamily::Kind kind, ArenaFamil
 
 void ArenaSet::close(ArenaFamily& family) noexcept {
   const std::lock_guard guard(mutex_);
+  family.floor.store(0);
   family.retired = true;
   visit(family.arenas, [&family](Arena& arena) {
     arena.pages.let_go();
@@ -68,22 +69,34 @@ std::vector<Arena*> ArenaSet::arenas_of(const ArenaFamily& family) {
 }
 
 // The default stream's arena of the default family comes last: it is the one most likely to ask again.
-std::size_t ArenaSet::release(std::size_t bytes, bool may_wait) noexcept {
+std::size_t ArenaSet::release(std::size_t bytes, bool may_wait, const ArenaFamily* asker) noexcept {
   std::size_t given = 0;
   const std::lock_guard guard(mutex_);
   for (auto arena = arenas_.rbegin(); arena != arenas_.rend(); ++arena) {
     const ArenaGuard arena_guard((*arena)->mutex);
-    given += (*arena)->pages.release(given < bytes ? bytes - given : 0, may_wait);
+    const ArenaFamily& family = (*arena)->family;
+    const std::size_t most = &family == asker ? SIZE_MAX : above_floor(family);
+    given += (*arena)->pages.release(given < bytes ? bytes - given : 0, may_wait, most);
   }
   forget_retired();
   return given;
 }
 
-std::size_t ArenaSet::release(ArenaFamily& family) noexcept {
+std::size_t ArenaSet::release(ArenaFamily& family, std::size_t bytes) noexcept {
   std::size_t given = 0;
   const std::lock_guard guard(mutex_);
-  visit(family.arenas, [&given](Arena& arena) { given += arena.pages.release(SIZE_MAX, true); });
+  visit(family.arenas, [&](Arena& arena) {
+    given += arena.pages.release(given < bytes ? bytes - given : 0, true, above_floor(family));
+  });
   return given;
+}
+
+// What its arenas hold grows meanwhile, at most.
+std::size_t ArenaSet::above_floor(const ArenaFamily& family) const noexcept {
+  const std::size_t floor = family.floor.load();
+  if (floor == 0) return SIZE_MAX;
+  const auto held = static_cast<std::size_t>(ledger_.read(*family.reserved).all.current);
+  return held > floor ? held - floor : 0;
 }
 
 std::size_t ArenaSet::release_for(ArenaFamily& family) noexcept {
@@ -106,6 +119,7 @@ std::size_t ArenaSet::release_closed() noexcept {
 
 void ArenaSet::clear_out(ArenaFamily& family, bool is_empty) noexcept {
   const std::lock_guard guard(mutex_);
+  family.floor.store(0);
   visit(family.arenas, [is_empty](Arena& arena) {
     if (is_empty && arena.pages.sound_asleep()) arena.pages.forget_sleep();
     arena.pages.release(SIZE_MAX, true);
@@ -150,6 +164,7 @@ ArenaSet::Lenders::Lenders(ArenaSet& set, const Arena& own, bool wanted) {
   }
   for (const auto& arena : set.arenas_) {
     if (arena.get() == &own || arena->family.kind == ArenaFamily::Kind::fixed) continue;
+    if (arena->family.floor.load() > 0 && &arena->family != &own.family) continue;  // it is kept for that family
     std::unique_lock<AdaptiveMutex> guard(arena->mutex);
     if (arena->pages.whole_free_bytes() == 0) continue;
     heaps_.push_back(&arena->pages);
@@ -187,6 +202,13 @@ std::size_t ArenaSet::held_bytes(const ArenaFamily& family) noexcept {
   return held;
 }
 
+std::size_t ArenaSet::floors() noexcept {
+  std::size_t sum = 0;
+  const std::lock_guard guard(mutex_);
+  for (const auto& family : families_) sum += family->floor.load();
+  return sum;
+}
+
 bool ArenaSet::reserved_is_exact() noexcept {
   std::map<const Ledger::Reserved*, std::size_t> held;  // a closed family and its successor share theirs
   for_each([&held](Arena& arena) { held[arena.family.reserved.get()] += arena.pages.held_bytes(); });
@@ -201,20 +223,34 @@ std::size_t ArenaSet::free_bytes() noexcept {
   return free;
 }
 
+// What is kept for a family counts as needed, used or not: else as much of other families' memory would seem too much.
+template <typename NeedOf>
+std::size_t ArenaSet::sum_of_needs(NeedOf need_of) noexcept {
+  std::size_t sum = 0;
+  const std::lock_guard guard(mutex_);
+  for (const auto& family : families_) {
+    std::size_t need = 0;
+    std::size_t held = 0;
+    visit(family->arenas, [&](Arena& arena) {
+      need += need_of(arena.pages);
+      held += arena.pages.held_bytes();
+    });
+    sum += std::max(need, std::min(held, family->floor.load()));
+  }
+  return sum;
+}
+
 std::size_t ArenaSet::need() noexcept {
-  std::size_t need = 0;
-  for_each([&need](Arena& arena) { need += arena.pages.need(); });
-  return need;
+  return sum_of_needs([](PageHeap& pages) { return pages.need(); });
 }
 
 std::size_t ArenaSet::take_need() noexcept {
-  std::size_t need = 0;
-  for_each([&need](Arena& arena) {
-    need += arena.pages.take_need();
-    arena.pages.clock().poll();
-    arena.pages.mark();
+  return sum_of_needs([](PageHeap& pages) {
+    const std::size_t need = pages.take_need();
+    pages.clock().poll();
+    pages.mark();
+    return need;
   });
-  return need;
 }
 
 std::size_t ArenaSet::largest_free() noexcept {

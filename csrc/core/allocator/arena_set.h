@@ -46,10 +46,10 @@ class ArenaSet {
 
   // Releases free memory to the backend, at least `bytes` if that much is free in whole handles. Returns the released
   // bytes, as the functions below do. `may_wait`: for work that still uses the memory. With 0 bytes it drops empty
-  // segments.
-  std::size_t release(std::size_t bytes, bool may_wait) noexcept;
-  // All free memory of the family.
-  std::size_t release(ArenaFamily& family) noexcept;
+  // segments. No family is left with less than its floor, but for that of `asker`, which needs the memory itself.
+  std::size_t release(std::size_t bytes, bool may_wait, const ArenaFamily* asker = nullptr) noexcept;
+  // All free memory of the family above its floor, or `bytes` of it.
+  std::size_t release(ArenaFamily& family, std::size_t bytes = SIZE_MAX) noexcept;
   // The same for a request of that family, which may be fixed: nothing where a captured graph writes to free memory.
   std::size_t release_for(ArenaFamily& family) noexcept;
   // All free memory of closed families.
@@ -82,10 +82,11 @@ class ArenaSet {
   // ---- sums over all arenas, each of which is read under its lock
   std::size_t held_bytes() noexcept;
   std::size_t held_bytes(const ArenaFamily& family) noexcept;
+  std::size_t floors() noexcept;  // what is kept for families, used or not
   // Whether each family's reserved bytes are what its arenas hold. Expects that every other thread is at rest.
   bool reserved_is_exact() noexcept;
   std::size_t free_bytes() noexcept;    // in free ranges
-  std::size_t need() noexcept;          // as PageHeap::need()
+  std::size_t need() noexcept;          // as PageHeap::need(), and what is kept for families that do not need it
   std::size_t take_need() noexcept;     // and marks what is free, so that it is known at the next call what is idle
   std::size_t largest_free() noexcept;  // the largest contiguous free range
   FreeRangeStats free_ranges() noexcept;
@@ -127,6 +128,9 @@ class ArenaSet {
     }
   }
   void forget_retired() noexcept;
+  template <typename NeedOf>
+  std::size_t sum_of_needs(NeedOf need_of) noexcept;
+  std::size_t above_floor(const ArenaFamily& family) const noexcept;
 
   CachingAllocator& owner_;
   PhysicalMemory& memory_;

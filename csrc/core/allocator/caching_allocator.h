@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -86,6 +87,11 @@ class CachingAllocator final {
   // caller's, which calls it every decay_tick_ms(), from one thread at a time. Returns the bytes given.
   std::size_t decay(std::int64_t now_ms) noexcept { return parts_.reclaimer.decay(now_ms); }
   std::int64_t decay_tick_ms() const noexcept { return parts_.reclaimer.decay_tick_ms(); }
+  // Holds at least `bytes` for the pool from now on (nullptr: the root and all that share its memory): what is missing is
+  // taken at once, and backed by the system. It neither decays nor goes to others; a trim leaves it. 0: none. Throws ConfigError for a
+  // pool that is not isolated, PoolClosedError, PoolAsleepError, and OutOfMemory, with nothing changed.
+  void reserve(Account* pool, std::size_t bytes);
+  std::size_t reserved_for(Account* pool) noexcept { return parts_.arenas.family_of(pool).floor.load(); }
   // Called whenever memory was taken from the backend, with no lock held.
   void set_growth_hook(void (*hook)(CachingAllocator&) noexcept) noexcept { parts_.growth_hook.store(hook); }
   // Called, with no lock held, for a request that would be refused: true when it has freed memory.
@@ -126,6 +132,12 @@ class CachingAllocator final {
   std::size_t slot() const noexcept { return parts_.caches.slot(); }  // in the ThreadRegistry
 
  private:
+  struct Reservation {
+    std::size_t bytes = 0;  // that were taken for it
+    bool is_whole = false;
+    Refusal why = Refusal::none;  // it is not
+  };
+  Reservation hold_at_least(Arena& arena, std::size_t wanted) noexcept;
   static bool is_for_cache(const ThreadCache* mine, StreamId stream) noexcept;
   [[gnu::always_inline]] void* allocate_cached(ThreadCache& mine, std::size_t bytes, StreamId stream);
   [[gnu::noinline]] void* allocate_after_detour(std::size_t bytes, StreamId stream, ThreadCache* mine);
@@ -139,6 +151,7 @@ class CachingAllocator final {
   void reset(void (*action)(Stat&));
 
   DeviceParts parts_;
+  std::mutex reserving_;  // held by reserve(), before every other lock; a forked child has a new one
   std::atomic<UnpinHook> unpin_hook_{nullptr};
 };
 

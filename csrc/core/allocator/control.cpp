@@ -1,4 +1,6 @@
 // Limits of the device, and every lock around a fork.
+#include <memory>
+
 #include "common/bytes.h"
 #include "common/errors.h"
 #include "core/allocator/caching_allocator.h"
@@ -9,9 +11,12 @@ void CachingAllocator::set_limit(std::size_t limit) {
   if (parts_.ledger.set_limit(limit)) return;
   trim(limit);
   if (parts_.ledger.set_limit(limit)) return;
+  const std::size_t kept = parts_.arenas.floors();
   throw ConfigError("a limit of " + format_bytes(limit) + " (" + std::to_string(limit) + " bytes) for device " +
                     device() + " is below the " + std::to_string(parts_.ledger.held()) +
-                    " bytes that it holds even after a trim: free tensors first. The limit is unchanged.");
+                    " bytes that it holds even after a trim: free tensors first" +
+                    (kept > 0 ? ", or reserve less than the " + std::to_string(kept) + " bytes that are reserved" : "") +
+                    ". The limit is unchanged.");
 }
 
 void CachingAllocator::set_soft_limit(std::size_t limit) noexcept {
@@ -50,6 +55,8 @@ void CachingAllocator::after_fork(bool in_child) noexcept {
   parts_.collector.unlock_after_fork();
   parts_.arenas.unlock_after_fork();
   ThreadRegistry::instance().unlock_caches_alone(slot());
+  // Not held around a fork, which would wait until all memory of a reservation is backed.
+  if (in_child) std::construct_at(&reserving_);
 }
 
 }  // namespace mempool

@@ -24,6 +24,7 @@ Account* Pools::open(std::string name, Account* parent, bool isolated, std::size
 
 void Pools::close(Account& pool) noexcept {
   accounts_.close(pool);
+  if (pool.isolated) pool.family->floor.store(0);
   clear_out_below(pool);
 }
 

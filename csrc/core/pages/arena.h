@@ -90,6 +90,10 @@ class ArenaFamily {
   std::atomic<bool> captured{false};
   std::atomic<bool> lends{false};  // what is free serves the default family's requests before they are refused
 
+  // Bytes that its arenas go on holding, free or not: memory beyond them alone goes to other families or back to the
+  // backend, unless the family itself needs it in another form.
+  std::atomic<std::size_t> floor{0};
+
   // Bytes that its arenas hold. Readers share it, since the figures outlive the family. Before the family has an arena,
   // it may be replaced by an earlier family's, whose figures go on then.
   std::shared_ptr<Ledger::Reserved> reserved = std::make_shared<Ledger::Reserved>();

@@ -16,11 +16,7 @@ std::size_t scaled(std::size_t bytes, std::size_t part, std::size_t whole) {
 }  // namespace
 
 // What can still be had, by the backend's word and the device's limit.
-std::size_t CommitPolicy::available() const noexcept {
-  const std::size_t held = ledger_.held();
-  const std::size_t limit = ledger_.limit();
-  return std::min(memory_.available_bytes(), limit > held ? limit - held : 0);
-}
+std::size_t CommitPolicy::available() const noexcept { return std::min(memory_.available_bytes(), ledger_.room()); }
 
 std::size_t CommitPolicy::handle_bytes(std::size_t wanted) const noexcept {
   if (can_cut_) return wanted;
@@ -34,6 +30,10 @@ std::size_t CommitPolicy::handle_bytes(std::size_t wanted) const noexcept {
 }
 
 std::size_t CommitPolicy::generous_bytes(std::size_t bytes) const noexcept {
+  if (grows_by_steps()) {
+    const std::size_t step = growth_.kind == GrowthStep::Kind::doubling ? ledger_.held() : growth_.bytes;
+    return std::max(bytes, align_down(std::min(std::max(bytes, step), available()), memory_.granule_bytes()));
+  }
   if (can_cut_) return bytes;
   const std::size_t useful = std::min(ledger_.held() / policy::kShareOfHandle, available() / policy::kShareOfLeft);
   return std::max(bytes, handle_bytes(align_down(useful, memory_.granule_bytes())));

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "common/options.h"
 #include "core/accounts/ledger.h"
 #include "core/pages/recurrence.h"
 #include "core/physical_memory.h"
@@ -12,17 +13,21 @@ namespace mempool {
 class CommitPolicy {
  public:
   // `stitches`: free memory may move, if the backend can move it.
-  CommitPolicy(PhysicalMemory& memory, const Ledger& ledger, bool stitches) noexcept
+  CommitPolicy(PhysicalMemory& memory, const Ledger& ledger, bool stitches, GrowthStep growth) noexcept
       : memory_(memory),
         ledger_(ledger),
+        growth_(growth),
         can_cut_(memory.capabilities().can_cut),
         can_stitch_(stitches && memory.capabilities().can_move) {}
 
   bool can_stitch() const noexcept { return can_stitch_; }
+  // Whether more is taken at once than is needed, by the user's word.
+  bool grows_by_steps() const noexcept { return growth_.kind != GrowthStep::Kind::as_needed; }
 
   // How much of `wanted` one handle takes.
   std::size_t handle_bytes(std::size_t wanted) const noexcept;
-  // What a growth by `bytes` takes so that those which follow need nothing, in one handle; `bytes` if no more.
+  // What a growth by `bytes` takes so that those which follow need nothing, in one handle unless it grows by steps;
+  // `bytes` if no more.
   std::size_t generous_bytes(std::size_t bytes) const noexcept;
   // Whether a range of `bytes` gets new memory, `missing` of it, although free memory could move: a workload makes it
   // again in each turn, so its turns to come then need no call. To ask counts as a turn.
@@ -36,6 +41,7 @@ class CommitPolicy {
 
   PhysicalMemory& memory_;
   const Ledger& ledger_;
+  const GrowthStep growth_;
   const bool can_cut_;
   const bool can_stitch_;
   Recurrence recurrence_;

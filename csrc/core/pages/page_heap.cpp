@@ -25,7 +25,7 @@ PageHeap::PageHeap(PhysicalMemory& memory, Ledger& ledger, Ledger::Reserved& res
     : ledger_(ledger),
       chunk_(align_up(policy::kChunkBytes, memory.granule_bytes())),
       space_(memory, clock, reserved, arena, segment_bytes(memory, options), movable),
-      commit_policy_(memory, ledger, options.stitch),
+      commit_policy_(memory, ledger, options.stitch, options.growth),
       sleeper_(memory, space_.handles, ledger, reserved) {}
 
 PageHeap::~PageHeap() {
@@ -148,13 +148,13 @@ void PageHeap::return_granules(Span* span) noexcept {
 
 // ---- giving back -------------------------------------------------------------------------------------------------
 
-std::size_t PageHeap::release(std::size_t bytes, bool may_wait) noexcept {
-  return give_back(bytes, may_wait, may_release());
+std::size_t PageHeap::release(std::size_t bytes, bool may_wait, std::size_t most) noexcept {
+  return give_back(std::min(bytes, most), may_wait, may_release(), most);
 }
 
-std::size_t PageHeap::release_unmovable() noexcept { return give_back(SIZE_MAX, true, true); }
+std::size_t PageHeap::release_unmovable() noexcept { return give_back(SIZE_MAX, true, true, SIZE_MAX); }
 
-std::size_t PageHeap::give_back(std::size_t bytes, bool may_wait, bool may_release) noexcept {
+std::size_t PageHeap::give_back(std::size_t bytes, bool may_wait, bool may_release, std::size_t most) noexcept {
   if (asleep()) return 0;
   // Where memory comes with its address, giving it back waits for all work of the device.
   if (space_.capabilities.reserves_memory && !may_wait) return 0;
@@ -169,7 +169,7 @@ std::size_t PageHeap::give_back(std::size_t bytes, bool may_wait, bool may_relea
   for (Span* span = may_give ? whole.first_of_highest() : nullptr; span != nullptr && given < bytes;) {
     Span* const next = whole.next_down(span);
     if (space_.clock.has_passed(span->moment) || (may_wait && space_.clock.wait(span->moment))) {
-      given += space_.release_from(span, bytes - given, ledger_);
+      given += space_.release_from(span, bytes - given, most - given, ledger_);
     }
     span = next;
   }

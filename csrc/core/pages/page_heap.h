@@ -102,8 +102,16 @@ class PageHeap {
   bool is_pinned() const noexcept { return sleeper_.is_pinned(); }
 
   // Gives free memory back to the backend, at least `bytes` if that much is free in whole handles, the largest ranges
-  // first. Returns the bytes given back. `may_wait`: for work that still uses it; else what is in use stays.
-  std::size_t release(std::size_t bytes, bool may_wait) noexcept;
+  // first, and never more than `most`. Returns the bytes given back. `may_wait`: for work that still uses it; else what
+  // is in use stays.
+  std::size_t release(std::size_t bytes, bool may_wait, std::size_t most = SIZE_MAX) noexcept;
+  // Takes new memory from the backend, `bytes` in whole granules or a part of that, which is free then. Returns where
+  // it is; {0, 0}: refused. The heap must be awake.
+  struct Range {
+    std::uintptr_t start = 0;
+    std::size_t bytes = 0;
+  };
+  Range extend(std::size_t bytes, Refusal& why) noexcept;
   // All that is free of a heap that is not movable. Expects that no captured graph writes there.
   std::size_t release_unmovable() noexcept;
   // No captured graph writes to free memory any more: a heap that is not movable may give memory back, too.
@@ -147,14 +155,17 @@ class PageHeap {
   bool take_chunk(const Supply& supply, Refusal& why) noexcept;
   void return_granules(Span* span) noexcept;
 
-  std::size_t give_back(std::size_t bytes, bool may_wait, bool may_release) noexcept;
+  std::size_t give_back(std::size_t bytes, bool may_wait, bool may_release, std::size_t most) noexcept;
   bool grow(Request& request) noexcept;
   bool grow_by_segment(Request& request) noexcept;
   bool take_segment(std::size_t bytes, Request& request) noexcept;
+  Range extend_by_segment(std::size_t bytes, Refusal& why) noexcept;
+  Range extend_hole(std::size_t bytes, Refusal& why) noexcept;
   Growth plan_growth_of(const Request& request) const noexcept;
   bool rests_better_on_new_memory(const Request& request, const Growth& growth) noexcept;
   bool fill(const Growth& growth, bool moves, Request& request) noexcept;
-  bool fill_generously(Growth growth, Request& request) noexcept;
+  enum class Generosity : std::uint8_t { none, part, whole };  // none: nothing has changed
+  Generosity fill_generously(Growth growth, Request& request) noexcept;
   // May throw std::bad_alloc.
   MovePlan plan_moves_under(const Growth& growth, bool own, const Supply& supply);
 

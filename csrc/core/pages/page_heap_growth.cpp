@@ -2,6 +2,7 @@
 //
 // Stitching: a range that is too short is made longer with free memory from elsewhere, moved under its addresses. Live
 // blocks stay where they are, nothing is copied, and what the device holds does not grow.
+#include <algorithm>
 #include <new>
 
 #include "common/align.h"
@@ -48,7 +49,10 @@ bool PageHeap::fill(const Growth& growth, bool moves, Request& request) noexcept
     if (moves || !supply.lenders.empty()) plan = plan_moves_under(growth, moves, supply);
   } catch (const std::bad_alloc&) {  // without memory for a plan the backend is asked instead
   }
-  if (plan.pieces.empty() && supply.may_commit && fill_generously(growth, request)) return true;
+  if (plan.pieces.empty() && supply.may_commit) {
+    const Generosity taken = fill_generously(growth, request);
+    if (taken != Generosity::none) return taken == Generosity::whole;
+  }
   Filling filling(space_, ledger_, plan.growth);
   for (const FreePiece& piece : plan.pieces) {
     if (!filling.move(piece)) break;
@@ -76,15 +80,27 @@ MovePlan PageHeap::plan_moves_under(const Growth& growth, bool own, const Supply
   return plan;
 }
 
-// A small range takes more than it needs, for those that follow, where each handle costs driver calls. False, and
-// nothing changed: it is no small range, or so much is not to be had.
-bool PageHeap::fill_generously(Growth growth, Request& request) noexcept {
-  const std::size_t bytes = commit_policy_.generous_bytes(growth.bytes);
-  if (bytes == growth.bytes || growth.hole->bytes < bytes) return false;
+// Takes more than the range needs, for those that follow: by the user's word, or where each handle costs driver calls.
+// Where so much is not to be had it goes back, and the caller takes what is needed.
+PageHeap::Generosity PageHeap::fill_generously(Growth growth, Request& request) noexcept {
+  std::size_t bytes = commit_policy_.generous_bytes(growth.bytes);
+  if (commit_policy_.grows_by_steps()) bytes = std::min(bytes, growth.hole->bytes);
+  if (bytes <= growth.bytes || growth.hole->bytes < bytes) return Generosity::none;
   if (growth.start + growth.bytes == growth.hole->end()) growth.start = growth.hole->end() - bytes;
+  growth.bytes = bytes;
   Filling filling(space_, ledger_, growth);
   Refusal why = Refusal::none;
-  return filling.commit(bytes, why) && filling.finish(request.bytes_to_share, why);
+  while (filling.end() < growth.start + bytes) {
+    const std::size_t left = growth.start + bytes - filling.end();
+    if (filling.commit(commit_policy_.grows_by_steps() ? commit_policy_.handle_bytes(left) : left, why)) continue;
+    filling.give_back_new();
+    if (filling.end() == growth.start) return Generosity::none;
+    // The backend would not take all of it back: it is free from now on.
+    request.why = why;
+    filling.finish(request.bytes_to_share, request.why);
+    return Generosity::part;
+  }
+  return filling.finish(request.bytes_to_share, why) ? Generosity::whole : Generosity::none;
 }
 
 // ---- memory that comes with its address --------------------------------------------------------------------------
@@ -114,6 +130,43 @@ bool PageHeap::take_segment(std::size_t bytes, Request& request) noexcept {
   if (filling.commit_held(bytes, request.why)) return filling.finish(request.bytes_to_share, request.why);
   if (!space_.handles.contains(segment->start)) space_.segments.remove(segment);
   return false;
+}
+
+// ---- memory ahead of demand ---------------------------------------------------------------------------------------
+
+PageHeap::Range PageHeap::extend(std::size_t bytes, Refusal& why) noexcept {
+  MEMPOOL_EXPECTS(!asleep());
+  bytes = align_up(bytes, space_.granule);
+  if (!space_.segments.reserve_records(SegmentList::kRecordsForOperation)) {
+    why = Refusal::metadata;
+    return {};
+  }
+  const Range range = space_.capabilities.reserves_memory ? extend_by_segment(bytes, why) : extend_hole(bytes, why);
+  space_.segments.remove_empty();
+  space_.segments.free().settle();
+  return range;
+}
+
+PageHeap::Range PageHeap::extend_by_segment(std::size_t bytes, Refusal& why) noexcept {
+  const Supply supply{.may_grow = true};
+  Request request{bytes, false, supply, why, 0};
+  return take_segment(bytes, request) ? Range{space_.segments.first()->start, bytes} : Range{};
+}
+
+PageHeap::Range PageHeap::extend_hole(std::size_t bytes, Refusal& why) noexcept {
+  Span* hole = space_.free().holes().best_fit(bytes);
+  if (hole == nullptr && space_.segments.add(bytes, why)) hole = space_.free().holes().best_fit(bytes);
+  if (hole == nullptr) return {};
+  const std::uintptr_t start = hole->start;
+  std::size_t bytes_to_share = 0;
+  Filling filling(space_, ledger_, {hole, start, bytes});
+  while (filling.end() < start + bytes) {
+    if (filling.commit(commit_policy_.handle_bytes(start + bytes - filling.end()), why)) continue;
+    filling.give_back_new();
+    break;
+  }
+  const std::size_t got = filling.end() - start;
+  return filling.finish(bytes_to_share, why) && got > 0 ? Range{start, got} : Range{};
 }
 
 // ---- gathering ---------------------------------------------------------------------------------------------------

@@ -28,12 +28,14 @@ void PageSpace::sweep(bool may_wait) noexcept {
   });
 }
 
-std::size_t PageSpace::release_from(Span* span, std::size_t bytes, Ledger& ledger) noexcept {
+std::size_t PageSpace::release_from(Span* span, std::size_t bytes, std::size_t most, Ledger& ledger) noexcept {
   std::uintptr_t low = align_up(span->start, granule);
   const std::uintptr_t high = align_down(span->end(), granule);
   if (low >= high) return 0;
   if (capabilities.can_cut) {
     if (bytes < high - low) low = align_down(high - bytes, granule);
+    if (high - low > most) low += granule;
+    if (low >= high) return 0;
     if (!handles.cut_at(low) || !handles.cut_at(high)) return 0;
   }
   std::size_t given = 0;
@@ -43,6 +45,7 @@ std::size_t PageSpace::release_from(Span* span, std::size_t bytes, Ledger& ledge
     if (handle == nullptr || !segments.reserve_records(SegmentList::kRecordsForSplit)) break;
     const auto start = reinterpret_cast<std::uintptr_t>(handle->address);
     const std::size_t handle_bytes = handle->bytes;
+    if (handle_bytes > most - given) break;
     const std::uint32_t generation = handle->generation;
     if (!handles.decommit(start)) break;
     rest->segment->is_given_back = capabilities.reserves_memory;

@@ -56,9 +56,9 @@ class PageSpace {
   // Ends what moves have left behind, as far as work on the device allows.
   void sweep(bool may_wait) noexcept;
 
-  // Gives back whole handles inside an indexed free span, from its high end down, until `bytes` are reached. Returns
-  // the bytes given back.
-  std::size_t release_from(Span* span, std::size_t bytes, Ledger& ledger) noexcept;
+  // Gives back whole handles inside an indexed free span, from its high end down, until `bytes` are reached, and never
+  // more than `most`. Returns the bytes given back.
+  std::size_t release_from(Span* span, std::size_t bytes, std::size_t most, Ledger& ledger) noexcept;
 
  private:
   StreamClock::Moment latest_free_ = StreamClock::kAlways;

@@ -24,7 +24,7 @@ struct Fixture {
   FakeMemory memory;
   AccountRegistry accounts;
   Ledger ledger{accounts};
-  CommitPolicy commits{memory, ledger, true};
+  CommitPolicy commits{memory, ledger, true, {}};
 };
 
 }  // namespace

@@ -146,8 +146,10 @@ TEST(memory_goes_back_in_whole_handles_from_the_high_end) {
     f.fill(f.target, 4);
     mempool::Span* const span = f.target.free().whole().first_of_highest();
     const std::uintptr_t start = span->start;
-    CHECK_EQ(f.target.release_from(span, kGranule + 1, f.ledger), 2 * kGranule);
+    CHECK_EQ(f.target.release_from(span, kGranule + 1, SIZE_MAX, f.ledger), 2 * kGranule);
     f.ledger.count_ranges(f.target.segments.take_range_changes());
+    f.check(2, 0);
+    CHECK_EQ(f.target.release_from(span, kGranule, kGranule - 1, f.ledger), 0u);  // it would be more than that
     f.check(2, 0);
     CHECK_EQ(f.target.free().large().first_of_highest()->start, start);
   }
