@@ -8,10 +8,10 @@ From that line on every new CPU and CUDA tensor comes from mempool's allocator; 
 you.
 
 A size is ``int`` bytes or text, ``"1.5GiB"``; a limit may also be a percentage of the device's memory, ``"50%"``. A
-device is ``"cpu"``, ``"cuda"``, ``"cuda:1"``, a ``torch.device`` or the number of a CUDA device; None means the only
-enabled one, where a function says nothing else. ConfigError is raised for an unknown device, DeviceError for one that
-cannot be used, and for None when no device or both are enabled. *Allocated* bytes are those of live blocks, rounded up;
-*held* bytes (torch: reserved) are those taken from the system.
+device is ``"cpu"``, ``"cuda"``, ``"cuda:1"``, a ``torch.device`` or the number of a CUDA device, or ``"pinned"`` for
+pinned host memory; None means the only enabled one, where a function says nothing else. ConfigError is raised for an
+unknown device, DeviceError for one that cannot be used, and for None when no device or several are enabled.
+*Allocated* bytes are those of live blocks, rounded up; *held* bytes (torch: reserved) are those taken from the system.
 """
 
 from __future__ import annotations

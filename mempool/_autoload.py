@@ -30,7 +30,7 @@ def parse(text: str) -> list[Request]:
         device, equals, limit = (word.strip() for word in part.partition("="))
         if device not in KINDS or device in out or (equals and not limit):
             raise ConfigError(
-                f"{part.strip()!r} is not understood: name devices ({' and '.join(KINDS)}), each once, with or without "
+                f"{part.strip()!r} is not understood: name devices ({', '.join(KINDS)}), each once, with or without "
                 "a limit on held bytes, such as 'cpu=75%,cuda=8GiB'."
             )
         if limit:

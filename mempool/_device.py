@@ -5,6 +5,7 @@ A new kind of device is a file beside ``_device_cpu.py`` and an entry in ``KINDS
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -13,11 +14,13 @@ from mempool import _core
 from mempool._device_cpu import CPU
 from mempool._device_cuda import CUDA
 from mempool._device_kind import DeviceKind, Size, bytes_of
+from mempool._device_pinned import PINNED
 from mempool.errors import ConfigError, DeviceError, NotEnabledError
 
 __all__ = [
     "KINDS",
     "Device",
+    "Place",
     "Size",
     "allocator",
     "kind_of",
@@ -30,19 +33,34 @@ __all__ = [
 
 Device: TypeAlias = str | int | torch.device | None
 
-KINDS: dict[str, DeviceKind] = {kind.name: kind for kind in (CPU, CUDA)}  # by torch's name for it
+KINDS: dict[str, DeviceKind] = {kind.name: kind for kind in (CPU, CUDA, PINNED)}  # by what users call it
 _NUMBERED = CUDA  # the kind that a number alone means, as in torch.cuda
 
 
-def parse_device(device: str | int | torch.device) -> torch.device:
+@dataclass(frozen=True)
+class Place:
+    """A device of a kind that mempool knows; torch's types of devices are not all of them."""
+
+    type: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+def parse_device(device: str | int | torch.device | Place) -> Place:
     """A device of a kind that mempool knows; a number is a CUDA device. Raises ConfigError for anything else."""
+    if isinstance(device, Place):
+        return device
+    if isinstance(device, str) and device in KINDS:
+        return Place(device)
     try:
         found = torch.device(_NUMBERED.name, device) if isinstance(device, int) else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"unknown device {device!r}: mempool knows {_known()}.") from error
     if found.type not in KINDS:
         raise ConfigError(f"mempool has no allocator for device {device!r}: it knows {_known()}.")
-    return found
+    return Place(found.type, found.index)
 
 
 def _known() -> str:
@@ -50,12 +68,12 @@ def _known() -> str:
     return f"{', '.join(others)} and {last}"
 
 
-def kind_of(device: str | int | torch.device) -> DeviceKind:
+def kind_of(device: str | int | torch.device | Place) -> DeviceKind:
     """Raises what ``parse_device`` does."""
     return KINDS[parse_device(device).type]
 
 
-def allocator(device: Device = None) -> _core.Device:
+def allocator(device: Device | Place = None) -> _core.Device:
     """The allocator of a device; None means the only one that is enabled."""
     if device is not None:
         found = parse_device(device)

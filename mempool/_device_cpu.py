@@ -6,7 +6,7 @@ import os
 from typing import ClassVar
 
 from mempool import _core, _torch_cpu
-from mempool._device_kind import DeviceKind, NamesEnvironment, Size, bytes_of, reserve_of, take_reserve
+from mempool._device_kind import DeviceKind, NamesEnvironment, Size, configure, reserve_of
 
 
 class _Cpu(DeviceKind):
@@ -25,20 +25,11 @@ class _Cpu(DeviceKind):
     def enable(
         self, limit: Size | None, soft_limit: Size | None, shared: bool = False, reserve: Size | None = None
     ) -> None:
-        limit_bytes = None if limit is None else bytes_of(limit, "limit")
-        soft_bytes = None if soft_limit is None else bytes_of(soft_limit, "soft_limit")
         reserve_bytes = None if reserve is None else reserve_of(reserve, _core.usable_memory_bytes)
         device = cpu()
         if reserve_bytes is None and not self.is_enabled() and device.reserved_bytes == 0:
             reserve_bytes = device.reserve_option
-        if shared:
-            _core.share_cpu("" if limit is None else str(limit))
-        elif limit_bytes is not None:
-            device.limit = limit_bytes
-        if soft_bytes is not None:
-            device.soft_limit = soft_bytes
-        if reserve_bytes is not None:
-            take_reserve(device, reserve_bytes)
+        configure(device, _core.share_cpu, limit, soft_limit, shared, reserve_bytes)
         _torch_cpu.enable()
 
     def disable(self, is_named: bool) -> None:

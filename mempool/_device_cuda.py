@@ -23,6 +23,12 @@ except ImportError as error:
     _import_error = error.with_traceback(None)
 
 
+def extension() -> ModuleType:
+    """The compiled part. Expects that ``extension_problem()`` is None."""
+    assert _torch_cuda is not None
+    return _torch_cuda
+
+
 class _Cuda(DeviceKind):
     name = "cuda"
     is_numbered = True
@@ -33,7 +39,7 @@ class _Cuda(DeviceKind):
     _conf = ""  # what enable() was given, for devices that are made later
 
     def problem(self) -> str | None:
-        problem = _extension_problem()
+        problem = extension_problem()
         if problem is not None:
             return problem
         if not torch.cuda.is_available():
@@ -85,7 +91,7 @@ class _Cuda(DeviceKind):
 
     def early_problem(self) -> str | None:
         """Whether there is a device, torch says when it is used."""
-        return _extension_problem()
+        return extension_problem()
 
     def _install(self, conf: str) -> None:
         assert _torch_cuda is not None
@@ -146,7 +152,7 @@ def _index_of(device: _core.Device) -> int:
     return int(device.name.partition(":")[2])
 
 
-def _extension_problem() -> str | None:
+def extension_problem() -> str | None:
     """Why this build has no CUDA half that runs with this torch; None when it has one."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA"
@@ -162,7 +168,7 @@ def cuda_library_path() -> str:
     Raises:
         DeviceError: this build has no CUDA half; the message says why.
     """
-    problem = _extension_problem()
+    problem = extension_problem()
     if problem is not None:
         raise DeviceError(f"cuda: {problem}.")
     assert _torch_cuda is not None

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias
 
+import torch
+
 from mempool import _core
 from mempool.errors import ConfigError, DeviceError, OutOfMemoryError
 
@@ -15,13 +17,15 @@ Size: TypeAlias = int | str
 
 
 class DeviceKind(ABC):
-    """A type of torch's devices, ``name``, whose tensors can come from mempool."""
+    """A kind of memory, ``name``, whose tensors can come from mempool: of a type of torch's devices, or pinned."""
 
     name: str
     # Several devices of the kind are told apart by an index, as in "cuda:1".
     is_numbered: bool
     # Work goes on after the call that asked for it, and each stream has blocks of its own.
     has_streams: bool
+    # ``enable()`` without a device leaves it out.
+    by_name_only = False
     # Variables of the environment that configure torch's own allocator: torch reads the first that is set.
     settings_variables: tuple[str, ...] = ("PYTORCH_ALLOC_CONF",)
     # Whether mempool honours any of these settings.
@@ -96,6 +100,14 @@ class DeviceKind(ABC):
     def manages_virtual_memory(self, index: int) -> bool:
         return True
 
+    def empty(self, size: int, device: str | torch.device) -> torch.Tensor:
+        """Bytes in memory of the kind, on that device of it."""
+        return torch.empty(size, dtype=torch.uint8, device=device)
+
+    def place(self, tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+        """The values of a CPU tensor in memory of the kind."""
+        return tensor.to(device)
+
 
 class NamesEnvironment:
     """A ConfigError that MEMPOOL_CONF is the reason for says so."""
@@ -124,6 +136,27 @@ def take_reserve(of: _core.Device | _core.Pool, reserve_bytes: int) -> None:
         of.reserve(reserve_bytes)
     except MemoryError as error:
         raise OutOfMemoryError(str(error)) from error
+
+
+def configure(
+    device: _core.Device,
+    share: Callable[[str], None],
+    limit: Size | None,
+    soft_limit: Size | None,
+    shared: bool,
+    reserve_bytes: int | None,
+) -> None:
+    """Sets what is given, of a device that has no number; ``share`` puts it into the ledger with a limit as text."""
+    limit_bytes = None if limit is None else bytes_of(limit, "limit")
+    soft_bytes = None if soft_limit is None else bytes_of(soft_limit, "soft_limit")
+    if shared:
+        share("" if limit is None else str(limit))
+    elif limit_bytes is not None:
+        device.limit = limit_bytes
+    if soft_bytes is not None:
+        device.soft_limit = soft_bytes
+    if reserve_bytes is not None:
+        take_reserve(device, reserve_bytes)
 
 
 def bytes_of(value: Size, what: str, whole_bytes: Callable[[], int] = _core.usable_memory_bytes) -> int:

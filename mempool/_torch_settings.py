@@ -16,7 +16,9 @@ _HOLDS = {
 }
 # With any value: a limit that mempool keeps, and an error that it raises anyway.
 _HOLDS_ALWAYS = ("per_process_memory_fraction", "throw_on_cudamalloc_oom")
-_PINNED = "pinned_"  # of pinned host memory, which comes from torch's own allocator
+_PINNED = "pinned_"  # of pinned host memory, which is a device of its own here
+# With these values it is as mempool's pinned memory is.
+_PINNED_HOLDS = {"pinned_use_cuda_host_register": "True", "pinned_use_background_threads": "False"}
 
 _SPLITS = "blocks of any size are split, and free memory is remapped into one range where a request needs it"
 _INSTEAD = {
@@ -40,6 +42,12 @@ def ignored_settings(text: str) -> list[str]:
             continue
         notes.append(f"{key}:{value} ({_INSTEAD.get(key, 'mempool knows no such setting')})")
     return notes
+
+
+def ignored_pinned_settings(text: str) -> str:
+    """The settings of pinned memory that do not hold with mempool's, with their values; empty for none."""
+    pinned = ((key, value) for key, value in _SETTING.findall(text) if key.startswith(_PINNED))
+    return ", ".join(f"{key}:{value}" for key, value in pinned if _PINNED_HOLDS.get(key) != value)
 
 
 def ignored_message(notes: list[str]) -> str:

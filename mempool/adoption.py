@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mempool._device import KINDS, allocator, parse_device
+from mempool._device import KINDS, allocator, kind_of, parse_device
+from mempool._device_kind import DeviceKind
 from mempool.errors import ConfigError, PoolAsleepError
 from mempool.pools import MemoryPool
 from mempool.scopes import use_pool
@@ -54,6 +55,7 @@ def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], 
         _require_plain(name, tensor, pool)
         if tensor.device.type != "meta":
             groups.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+    kind = kind_of(pool.device)
     moved = kept = already_there = 0
     with use_pool(pool):
         for group in groups.values():
@@ -61,7 +63,7 @@ def adopt(source: nn.Module | Tensor | Iterable[Tensor] | Mapping[Any, Tensor], 
             if pool._handle.is_charged(storage.data_ptr()):
                 already_there += storage.nbytes()
                 continue
-            size, left = _move(group)
+            size, left = _move(group, kind)
             moved += size
             kept += left
     return AdoptReport(sum(map(len, groups.values())), moved, kept, already_there)
@@ -109,9 +111,16 @@ def _require_plain(name: str, tensor: Tensor, pool: MemoryPool) -> None:
         raise ConfigError(
             f"adopt: {name} is {kind}, which has no storage that holds its values. Make it a dense tensor."
         )
-    where = allocator(parse_device(tensor.device)).name if tensor.device.type in KINDS else str(tensor.device)
+    where = _home_of(tensor)
     if where != pool.device:
-        raise ConfigError(f"adopt: {name} is on {tensor.device}, and pool {pool.name!r} is of {pool.device}.")
+        raise ConfigError(f"adopt: {name} is on {where}, and pool {pool.name!r} is of {pool.device}.")
+
+
+def _home_of(tensor: Tensor) -> str:
+    """The device of mempool's that a tensor's memory is of; torch's name for one that mempool has not."""
+    if tensor.device.type == "cpu" and tensor.is_pinned():
+        return "pinned"
+    return allocator(parse_device(tensor.device)).name if tensor.device.type in KINDS else str(tensor.device)
 
 
 _ALIGNMENT = 64  # of a block: a multiple of every element's size
@@ -126,7 +135,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return first, first + span * tensor.element_size()
 
 
-def _move(group: list[Tensor]) -> tuple[int, int]:
+def _move(group: list[Tensor], kind: DeviceKind) -> tuple[int, int]:
     """Moves the tensors of one storage into a new storage of the current pool.
 
     Returns:
@@ -137,7 +146,7 @@ def _move(group: list[Tensor]) -> tuple[int, int]:
     # Views of a large storage take along what they cover; each is aligned as it was.
     first = min((extent[0] for extent in extents), default=0) // _ALIGNMENT * _ALIGNMENT
     last = max((extent[1] for extent in extents), default=0)
-    new = torch.empty(last - first, dtype=torch.uint8, device=group[0].device).untyped_storage()
+    new = kind.empty(last - first, group[0].device).untyped_storage()
     old = torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(storage, first, (last - first,), (1,))
     torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(new, 0, (last - first,), (1,)).copy_(old)
     del old

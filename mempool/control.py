@@ -28,9 +28,10 @@ def enable(
     the first CUDA tensor, right after the imports. All of the process's CUDA devices are served.
 
     Args:
-        device: ``"cpu"``, ``"cuda"``, or None for each of the two that can be used.
+        device: ``"cpu"``, ``"cuda"``, or None for each of the two that can be used; or ``"pinned"``, torch's pinned
+            host memory for CUDA, which only its name enables, at any time.
         limit: most bytes that the device may hold from the system, as for :func:`set_limit`: of each CUDA device if
-            CUDA is named, else of the CPU. None changes nothing.
+            CUDA is named, of pinned memory if that is, else of the CPU. None changes nothing.
         soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None changes nothing.
         shared: the limit is one for all processes that are in the same ledger, which ``MEMPOOL_LEDGER`` in the
             environment names. Where it names none, a new one is made for this process and its children, and both
@@ -43,7 +44,8 @@ def enable(
     with ``MEMPOOL_DISABLE=1`` neither it nor this function does anything.
 
     Returns:
-        For ``"cpu"`` and ``"cuda"``, as far as asked for: True, or the reason why it is not enabled.
+        For each device that was asked for, ``"cpu"`` and ``"cuda"`` or the one named: True, or the reason why it is not
+        enabled.
 
     Raises:
         ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF; with
@@ -51,7 +53,7 @@ def enable(
         OutOfMemoryError: the memory to reserve cannot be had; CUDA devices that torch makes later raise it then.
         DeviceError: the device that was named cannot be used; for CUDA also when torch has initialized it already.
     """
-    kinds = [*KINDS.values()] if device is None else [kind_of(device)]
+    kinds = [each for each in KINDS.values() if not each.by_name_only] if device is None else [kind_of(device)]
     if os.environ.get("MEMPOOL_DISABLE") == "1":
         return dict.fromkeys((kind.name for kind in kinds), "MEMPOOL_DISABLE=1 is set")
     result = {kind.name: kind.problem() or True for kind in kinds}
@@ -77,7 +79,7 @@ def enable(
 
 
 def disable(device: Device = None) -> None:
-    """Makes the allocator that was in place before serve new CPU tensors again.
+    """Makes the allocator that was in place before serve new CPU tensors, and new pinned ones, again.
 
     Live blocks stay valid and return to mempool when they are freed. Has no effect when mempool is not enabled.
 
@@ -105,8 +107,8 @@ def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False, 
 
     Args:
         limit: bytes, ``"8GiB"``, a percentage, or None for no limit. On CUDA ``"50%"`` is of the device's memory; on
-            the CPU of the smallest of the machine's memory, every enclosing control group's limit and ``ulimit -v``,
-            read now.
+            the CPU and for pinned memory of the smallest of the machine's memory, every enclosing control group's limit
+            and ``ulimit -v``, read now.
         device: None means the only enabled one.
         soft: set the soft limit instead: above it mempool trims and calls the pressure callbacks, but refuses nothing.
         shared: set the limit of all processes of the ledger that :func:`enable` has joined.
@@ -143,7 +145,7 @@ def get_limit(device: Device = None, *, soft: bool = False, shared: bool = False
 
 
 def reserve(reserve: Size, device: Device = None) -> None:
-    """Holds at least so many bytes of memory for the device from now on: what is missing is taken from the system at once.
+    """Holds at least so many bytes of memory for the device from now on: what is missing is taken at once.
 
     Requests are then served without a call to the system. What is reserved does not decay, :func:`trim` leaves it, and
     isolated pools cannot take it: they reserve their own, :meth:`MemoryPool.reserve`. On the CPU the system backs what

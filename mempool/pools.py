@@ -22,7 +22,8 @@ class MemoryPool:
 
     Args:
         name: shown in errors, snapshots and statistics; need not be unique.
-        device: ``"cpu"``, ``"cuda:1"``, ``"cuda"`` (torch's current one); None for the only one that is enabled.
+        device: ``"cpu"``, ``"cuda:1"``, ``"cuda"`` (torch's current one) or ``"pinned"``; None for the only one
+            that is enabled.
         limit: most bytes of live blocks, rounded up as for :func:`memory_allocated`; None for no limit.
         soft_limit: bytes; above them the pressure callbacks run, but nothing is refused. None for none.
         parent: a pool whose limit and statistics include this one's.
@@ -72,7 +73,7 @@ class MemoryPool:
 
     @property
     def device(self) -> str:
-        """``"cpu"`` or ``"cuda:N"``."""
+        """``"cpu"``, ``"cuda:N"`` or ``"pinned"``."""
         return self._device.name
 
     @property

@@ -13,7 +13,7 @@ namespace mempool {
 class AllocatedMemory : public PhysicalMemory {
  public:
   std::size_t granule_bytes() const noexcept override { return kGranule; }
-  Capabilities capabilities() const noexcept override { return {.reserves_memory = true}; }
+  Capabilities capabilities() const noexcept override { return {.reserves_memory = true, .decommit_waits = true}; }
   void* reserve(std::size_t bytes) noexcept override;
   void unreserve(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;

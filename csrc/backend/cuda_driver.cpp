@@ -28,11 +28,14 @@ bool CudaDriver::open(std::string& problem) {
   Result (*initialize)(unsigned) = nullptr;
   find(initialize, "cuInit");
   find(device_get, "cuDeviceGet");
+  find(device_count, "cuDeviceGetCount");
   find(device_get_attribute, "cuDeviceGetAttribute");
   find(device_uuid, "cuDeviceGetUuid_v2");
   find(device_total, "cuDeviceTotalMem_v2");
   find(context_retain, "cuDevicePrimaryCtxRetain");
+  find(context_state, "cuDevicePrimaryCtxGetState");
   find(context_get_current, "cuCtxGetCurrent");
+  find(context_get_device, "cuCtxGetDevice");
   find(context_set_current, "cuCtxSetCurrent");
   find(context_synchronize, "cuCtxSynchronize");
   find(granularity, "cuMemGetAllocationGranularity");
@@ -51,6 +54,8 @@ bool CudaDriver::open(std::string& problem) {
   find(copy_to_device, "cuMemcpyHtoD_v2");
   find(allocate_host, "cuMemAllocHost_v2");
   find(free_host, "cuMemFreeHost");
+  find(register_host, "cuMemHostRegister_v2");
+  find(unregister_host, "cuMemHostUnregister");
   find(exchange_capture_mode, "cuThreadExchangeStreamCaptureMode");
   find(is_capturing, "cuStreamIsCapturing");
   find(event_create, "cuEventCreate");

@@ -42,11 +42,14 @@ class CudaDriver {
   static bool is_forked() noexcept;
 
   Result (*device_get)(int* device, int ordinal) = nullptr;
+  Result (*device_count)(int* count) = nullptr;
   Result (*device_get_attribute)(int* value, int attribute, int device) = nullptr;
   Result (*device_uuid)(char uuid[16], int device) = nullptr;
   Result (*device_total)(std::size_t* bytes, int device) = nullptr;
   Result (*context_retain)(void** context, int device) = nullptr;
+  Result (*context_state)(int device, unsigned* flags, int* is_active) = nullptr;  // of the primary one
   Result (*context_get_current)(void** context) = nullptr;
+  Result (*context_get_device)(int* device) = nullptr;  // of the current one
   Result (*context_set_current)(void* context) = nullptr;
   Result (*context_synchronize)() = nullptr;
   Result (*granularity)(std::size_t* bytes, const Properties* properties, int option) = nullptr;
@@ -67,6 +70,8 @@ class CudaDriver {
   Result (*copy_to_device)(Address to, const void* from, std::size_t bytes) = nullptr;
   Result (*allocate_host)(void** address, std::size_t bytes) = nullptr;
   Result (*free_host)(void* address) = nullptr;
+  Result (*register_host)(void* address, std::size_t bytes, unsigned flags) = nullptr;
+  Result (*unregister_host)(void* address) = nullptr;
   Result (*exchange_capture_mode)(int* mode) = nullptr;
   Result (*is_capturing)(void* stream, int* status) = nullptr;
   Result (*event_create)(void** event, unsigned flags) = nullptr;

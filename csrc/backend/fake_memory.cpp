@@ -48,8 +48,10 @@ PhysicalMemory::Capabilities FakeMemory::capabilities() const noexcept {
       return {.can_cut = true, .can_move = true};
     case Personality::device:
       return {.can_alias = true, .can_move = true};
+    case Personality::exact:
+      return {.reserves_memory = true, .takes_exactly = true};
     default:
-      return {.reserves_memory = true};
+      return {.reserves_memory = true, .decommit_waits = true};
   }
 }
 

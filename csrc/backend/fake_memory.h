@@ -33,8 +33,9 @@ class FakeMemory final : public PhysicalMemory {
   static constexpr std::size_t kCalls = 12;
 
   // The kind of memory that it plays. Handles of `host` can be cut at any granule; those of `device` stay whole and can
-  // be mapped at two addresses at once; `plain` memory comes with its address.
-  enum class Personality : std::uint8_t { host, device, plain };
+  // be mapped at two addresses at once; `plain` memory comes with its address, and so does `exact`, of which no more is
+  // taken than is asked for.
+  enum class Personality : std::uint8_t { host, device, plain, exact };
 
   struct Settings {
     Personality personality = Personality::host;

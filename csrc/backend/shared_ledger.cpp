@@ -25,7 +25,7 @@ namespace mempool {
 namespace {
 
 constexpr std::uint32_t kKind = 1;
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr off_t kLocks = off_t{1} << 40;  // locks on slots lie far behind the file's end
 constexpr off_t kMembers = kLocks - 1;    // shared by all who have the ledger, those without a slot yet included
 

@@ -23,7 +23,7 @@ namespace mempool {
 class SharedLedger {
  public:
   static constexpr int kMostProcesses = 256;
-  static constexpr int kMostDevices = 17;  // the CPU, and GPUs
+  static constexpr int kMostDevices = 18;  // the CPU, pinned memory, and GPUs
 
   // Joins the ledger of this name, or makes it: the first process finds no limit and no figures of earlier ones. Throws
   // what SharedRegion does, and ConfigError when kMostProcesses are in it already.

@@ -11,6 +11,7 @@
 #include "backend/cpu_device.h"
 #include "backend/cuda_device.h"
 #include "backend/host_info.h"
+#include "backend/pinned_device.h"
 #include "limits.h"
 #include "pool_scope.h"
 
@@ -330,6 +331,16 @@ void add_devices_of_process(py::module_& m) {
       },
       "conf"_a, py::return_value_policy::reference,
       "The CPU allocator. Made at the first call with the options in `conf` (\"key:value,key:value\").");
+  m.def(
+      "pinned_device",
+      [](const std::string& conf) -> CachingAllocator& {
+        Options options;
+        parse_conf(options, conf, usable_memory_bytes());
+        return pinned_device(options);
+      },
+      "conf"_a, py::return_value_policy::reference,
+      "The allocator of pinned host memory. Made at the first call, as the CPU's.");
+  m.def("pinned_device_if_made", &pinned_device_if_made, py::return_value_policy::reference);
   m.def(
       "cuda_device",
       [](int ordinal, const std::string& conf) -> CachingAllocator& {

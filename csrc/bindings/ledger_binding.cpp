@@ -9,6 +9,7 @@
 #include "backend/cpu_device.h"
 #include "backend/cuda_device.h"
 #include "backend/host_info.h"
+#include "backend/pinned_device.h"
 #include "backend/process_ledger.h"
 #include "limits.h"
 
@@ -54,6 +55,10 @@ void add_shared_ledger(py::module_& m) {
         if (device != nullptr) share(*device, "cpu", parse_shared_limit(limit, usable_memory_bytes()));
       },
       "limit"_a, Release(), "Shares what the CPU's allocator holds, if it was made. `limit` is text; empty for none.");
+  m.def(
+      "share_pinned",
+      [](const std::string& limit) { share_pinned_device(parse_shared_limit(limit, usable_memory_bytes())); },
+      "limit"_a, Release(), "The same for pinned host memory.");
   m.def(
       "share_cuda",
       [](int ordinal, const std::string& limit) {

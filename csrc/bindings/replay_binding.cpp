@@ -34,13 +34,19 @@ const std::int64_t* column(const py::buffer_info& info) {
 constexpr FakeMemory::Settings kFakeDevice{
     .personality = FakeMemory::Personality::device, .accessible = false, .has_streams = true};
 
+// What pinned memory is to it: registrations as long as what asks for them.
+constexpr FakeMemory::Settings kFakePinned{
+    .personality = FakeMemory::Personality::exact, .granule_bytes = 4096, .accessible = false};
+
 std::unique_ptr<PhysicalMemory> make_backend(const std::string& name, std::size_t capacity) {
   if (name == "host") return std::make_unique<HostMemory>(true);
   FakeMemory::Settings settings{.accessible = false};
   if (name == "fake-device") {
     settings = kFakeDevice;
+  } else if (name == "fake-pinned") {
+    settings = kFakePinned;
   } else if (name != "fake") {
-    throw ConfigError("unknown backend '" + name + "': it is 'fake', 'fake-device' or 'host'.");
+    throw ConfigError("unknown backend '" + name + "': it is 'fake', 'fake-device', 'fake-pinned' or 'host'.");
   }
   if (capacity > 0) settings.capacity_bytes = capacity;
   return std::make_unique<FakeMemory>(settings);

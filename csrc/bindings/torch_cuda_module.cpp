@@ -5,8 +5,10 @@
 #include <utility>
 
 #include "backend/cuda_device.h"
+#include "backend/pinned_device.h"
 #include "common/errors.h"
 #include "torch/cuda_allocator.h"
+#include "torch/pinned_allocator.h"
 
 namespace py = pybind11;
 
@@ -21,6 +23,12 @@ void install(const std::string& conf, py::function on_settings) {
   });
 }
 
+void enable_pinned() {
+  mempool::CachingAllocator* const device = mempool::pinned_device_if_made();
+  if (device == nullptr) throw std::runtime_error("the device of pinned memory was not made: use mempool.enable()");
+  mempool::torch_pinned::enable(*device);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_torch_cuda, m) {
@@ -32,5 +40,8 @@ PYBIND11_MODULE(_torch_cuda, m) {
         "torch's allocator settings whenever they change. Idempotent. PoolStateError once torch has initialized CUDA.");
   m.def("manages_virtual_memory", &mempool::cuda_manages_virtual_memory, "ordinal"_a,
         "Whether the device, which has an allocator, has memory that moves and sleeps; else plain allocations.");
+  m.def("enable_pinned", &enable_pinned, "New pinned host memory comes from mempool. Idempotent.");
+  m.def("disable_pinned", &mempool::torch_pinned::disable, "It comes from the allocator before mempool.");
+  m.def("is_pinned_enabled", &mempool::torch_pinned::is_enabled);
   m.def("is_installed", [] { return mempool::torch_cuda::installed() != nullptr; });
 }

@@ -73,6 +73,7 @@ std::string describe(const OomInfo& info) {
     out += "The allocator that gives " + info.source + " its memory gave none" +
            (info.source_refusal.empty() ? "" : ": " + info.source_refusal) + ". Free tensors of that pool, or others.";
   } else {
+    if (!info.source_refusal.empty()) out += "What was asked said: " + info.source_refusal + ". ";
     out += advice(info.reason);
   }
   // Libraries that search for a batch size that fits (accelerate, lightning) recognize a CPU's error by these words.

@@ -63,7 +63,7 @@ struct OomInfo {
   std::size_t callback_error_id = 0;  // the installer's key for that error, 0 = none
   std::string device_failure{};       // what the device has failed with, or empty
   std::string source{};               // whose memory it is where it is not the device's own, or empty
-  std::string source_refusal{};       // what that source said, or empty
+  std::string source_refusal{};       // what that source, or else the device's own, said; or empty
 };
 
 // Derives from bad_alloc, so that code which knows only the standard library treats it rightly.

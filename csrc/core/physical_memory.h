@@ -57,9 +57,13 @@ class PhysicalMemory {
     bool can_alias = false;  // move() leaves the old address mapped until the caller calls unmap()
     bool can_move = false;   // move() is implemented; without it memory is never defragmented
     // reserve() takes the memory with the address: commit() makes one handle of a whole reservation, once, and takes
-    // nothing more; decommit() gives memory and address back for good, with nothing left to unreserve(), and may wait
-    // for all work of the device. Excludes the other capabilities.
+    // nothing more; decommit() gives memory and address back for good, with nothing left to unreserve(). Excludes the
+    // three above.
     bool reserves_memory = false;
+    bool decommit_waits = false;  // decommit() may wait for all work of the device
+    // A reservation is worth as much care as its bytes: none is larger than its request, and what is free goes back
+    // before more is taken than was ever live. With reserves_memory alone.
+    bool takes_exactly = false;
   };
 
   PhysicalMemory() = default;

@@ -19,11 +19,7 @@ StreamId id_of(cudaStream_t stream) { return reinterpret_cast<StreamId>(stream);
 
 // The allocator of a device. The first call makes it with the options of the environment; later ones take no lock.
 CachingAllocator& device_at(int device) {
-  if (CudaDriver::is_forked()) {
-    throw ConfigError(
-        "mempool: CUDA memory cannot be allocated in a forked process after its parent has used CUDA. Use the 'spawn' "
-        "start method (torch.multiprocessing.set_start_method('spawn')).");
-  }
+  if (CudaDriver::is_forked()) throw ConfigError(kRefusalInChild);
   if (CachingAllocator* const made = cuda_device_if_made(device)) return *made;
   Options options;
   if (const char* const conf = std::getenv("MEMPOOL_CONF")) {

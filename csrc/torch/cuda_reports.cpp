@@ -8,31 +8,14 @@
 
 #include "core/allocator/found_block.h"
 #include "torch/cuda_allocator.h"
+#include "torch/cuda_stats.h"
 
 namespace mempool::torch_cuda {
 namespace {
 
 using TorchStats = c10::CachingDeviceAllocator::DeviceStats;
-using c10::CachingAllocator::StatArray;
 using c10::CachingDeviceAllocator::BlockInfo;
 using c10::CachingDeviceAllocator::SegmentInfo;
-
-c10::CachingAllocator::Stat to_torch(const Stat& stat) {
-  c10::CachingAllocator::Stat out;
-  out.current = stat.current;
-  out.peak = stat.peak;
-  out.allocated = stat.allocated;
-  out.freed = stat.freed;
-  return out;
-}
-
-StatArray to_torch(const ByPool<Stat>& stats) {
-  return {to_torch(stats.all), to_torch(stats.small), to_torch(stats.large)};
-}
-
-StatArray to_torch(const ByPool<BlockStats>& stats, Stat BlockStats::*member) {
-  return {to_torch(stats.all.*member), to_torch(stats.small.*member), to_torch(stats.large.*member)};
-}
 
 cudaStream_t stream_of(StreamId id) { return reinterpret_cast<cudaStream_t>(id); }  // NOLINT
 

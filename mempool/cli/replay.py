@@ -16,7 +16,9 @@ from mempool.cli.common import console, format_size, json_option, print_json, pr
 @click.command("replay")
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--backend", default="fake", show_default=True, help="'fake' (addresses alone) or 'host' (real memory).")
-@click.option("--device", default="cpu", show_default=True, help="'cpu', or 'cuda' (as a device with streams would).")
+@click.option(
+    "--device", default="cpu", show_default=True, help="'cpu', 'cuda' (as a device with streams would), or 'pinned'."
+)
 @click.option("--capacity", help="Bytes that the device has: '16GiB'.")
 @click.option("--scale", default="1", show_default=True, help="Multiply each size: '0.5', '1/16'.")
 @click.option("--conf", default="", help="Options, 'key:value,key:value' (`mempool options` lists them).")

@@ -65,7 +65,7 @@ def _check_out(context: click.Context, option: click.Parameter, path: Path | Non
 
 
 @click.command("run", cls=_RunCommand, options_metavar="[OPTIONS]")
-@click.option("--device", default="cpu", show_default=True, help="Whose tensors: 'cpu', 'cuda' or 'cuda:N'.")
+@click.option("--device", default="cpu", show_default=True, help="Whose tensors: 'cpu', 'cuda', 'cuda:N' or 'pinned'.")
 @click.option("--limit", help="Most bytes that the script and its children may hold: '8GiB', '50%'.")
 @click.option("--soft-limit", help="Held bytes above which memory is trimmed.")
 @click.option(

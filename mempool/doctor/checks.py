@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 import mempool
-from mempool._device import KINDS, kind_of
+from mempool._device import kind_of, parse_device
 from mempool.doctor import children
 
 MIB = 1 << 20
@@ -19,16 +19,20 @@ _PLAIN = "not on this device: it cannot manage virtual memory"
 
 def _is_plain(device: str) -> bool:
     _block(device, 1)  # its allocator is made at the first use
-    return not kind_of(device).manages_virtual_memory(torch.device(device).index or 0)
+    return not kind_of(device).manages_virtual_memory(parse_device(device).index or 0)
 
 
 def _block(device: str, mib: int) -> torch.Tensor:
-    return torch.empty(mib * MIB, dtype=torch.uint8, device=device)
+    return kind_of(device).empty(mib * MIB, device)
+
+
+def _filled(device: str, mib: int, value: int) -> torch.Tensor:
+    return kind_of(device).place(torch.full((mib * MIB,), value, dtype=torch.uint8, device="cpu"), device)
 
 
 def contents_survive(device: str) -> str:
     """What is written is read back."""
-    kept = [torch.full((3 * MIB,), i, dtype=torch.uint8).to(device) for i in range(8)]
+    kept = [_filled(device, 3, i) for i in range(8)]
     del kept[::2]
     wide = _block(device, 8)
     assert all(bool((each.cpu() == 2 * i + 1).all()) for i, each in enumerate(kept))
@@ -67,7 +71,7 @@ def memory_moves(device: str) -> str:
     if _is_plain(device):
         return _PLAIN
     mempool.trim(device)  # so that each block has a handle of its own, on CUDA
-    kept = [torch.full((4 * MIB,), i, dtype=torch.uint8).to(device) for i in range(16)]
+    kept = [_filled(device, 4, i) for i in range(16)]
     del kept[::2]
     held = mempool.memory_reserved(device)
     report = mempool.defragment(device)
@@ -84,7 +88,7 @@ def sleep_gives_memory_back(device: str) -> str:
         return _PLAIN
     pool = mempool.MemoryPool("doctor sleeps", device=device, isolated=True)
     with mempool.use_pool(pool):
-        kept = torch.full((8 * MIB,), 7, dtype=torch.uint8).to(device)
+        kept = _filled(device, 8, 7)
     address = kept.data_ptr()
     pool.sleep()
     assert pool.total_bytes() == 0
@@ -97,7 +101,7 @@ def sleep_gives_memory_back(device: str) -> str:
 def streams_are_waited_for(device: str) -> str:
     """A block that another stream uses is not given out again before that stream is done."""
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    source = torch.full((16 * MIB,), 3, dtype=torch.uint8).to(device)
+    source = _filled(device, 16, 3)
     target = _block(device, 16)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
@@ -106,7 +110,7 @@ def streams_are_waited_for(device: str) -> str:
     source.record_stream(side)
     del source
     for value in range(4):
-        torch.full((16 * MIB,), value, dtype=torch.uint8).to(device)
+        _filled(device, 16, value)
     torch.cuda.synchronize(device)
     assert bool((target.cpu() == 3).all())
     return "record_stream is heeded"
@@ -128,6 +132,23 @@ def graphs_replay(device: str) -> str:
     return "a replay after defragment() writes the right data"
 
 
+def copies_are_waited_for(device: str) -> str:
+    """A block that a copy to a GPU reads is not given out again before the copy is done."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    source = _filled(device, 16, 3)
+    target = torch.empty(source.numel(), dtype=torch.uint8, device="cuda")
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(8):
+            target.copy_(source, non_blocking=True)
+    del source
+    for value in range(4):
+        _filled(device, 16, value)
+    torch.cuda.synchronize()
+    assert bool((target.cpu() == 3).all())
+    return "copies without a wait are heeded"
+
+
 def everything_goes_back(device: str) -> str:
     """With nothing live, every byte returns."""
     mempool.trim(device)
@@ -145,15 +166,21 @@ _COMMON: tuple[Callable[[str], str], ...] = (
 )
 
 
+_OF_KIND: dict[str, tuple[Callable[[str], str], ...]] = {
+    "cuda": (streams_are_waited_for, graphs_replay),
+    "pinned": (copies_are_waited_for,),
+}
+
+
 def of_device(device: str) -> dict[str, Callable[[str], str]]:
     """The checks of a device by name, in their order."""
-    of_streams = (streams_are_waited_for, graphs_replay) if KINDS[torch.device(device).type].has_streams else ()
-    return {check.__name__.replace("_", " "): check for check in (*_COMMON, *of_streams, everything_goes_back)}
+    own = _OF_KIND.get(kind_of(device).name, ())
+    return {check.__name__.replace("_", " "): check for check in (*_COMMON, *own, everything_goes_back)}
 
 
 def main(device: str, names: list[str]) -> None:
     """Answers with a detail for each check. After one that has failed another process has to go on."""
-    mempool.enable(torch.device(device).type)
+    mempool.enable(kind_of(device).name)
     checks = of_device(device)
 
     def answer(name: str) -> tuple[dict[str, object], bool]:

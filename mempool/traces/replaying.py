@@ -63,8 +63,9 @@ def replay(
 
     Args:
         path: the trace.
-        device: ``"cpu"``, which ignores streams, so that a freed block is free at once; or ``"cuda"``, where each
-            stream has its own blocks and its work is always done.
+        device: ``"cpu"``, which ignores streams, so that a freed block is free at once; ``"cuda"``, where each
+            stream has its own blocks and its work is always done; or ``"pinned"``, which ignores streams, too, and
+            takes its memory in pieces that do not move.
         backend: ``"fake"`` (the default: addresses without memory, so that a trace larger than the machine replays) or,
             on CPU, ``"host"`` (real memory of this machine, which is held but not touched).
         scale: each size is multiplied by it (and is at least one byte).

@@ -113,7 +113,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         out = (tmp_path_factory.mktemp("compiled") / name).with_suffix(".so")
         command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O1", "-shared", "-fPIC"]
         command += ["-isystem", f"{folder}/include", *headers, str(Path(__file__).with_name(name))]
-        command += ["-o", str(out), f"-L{folder}/lib", "-lc10", "-lc10_cuda"]
+        command += ["-o", str(out), f"-L{folder}/lib", "-lc10", "-lc10_cuda", "-ltorch_cpu"]
         subprocess.run(command, check=True)
         return out
 

@@ -77,6 +77,7 @@ class Standin:
             "used": (size, [ctypes.c_int]),
             "peak": (size, [ctypes.c_int]),
             "reset_peak": (None, [ctypes.c_int]),
+            "pinned": (size, []),
             "live": (None, [ctypes.POINTER(size)]),
             "hold": (ctypes.c_int, [stream, ctypes.c_int]),
             "step": (size, [stream, size]),
@@ -163,6 +164,10 @@ class Standin:
     def reset_peak(self, device: int = 0) -> None:
         """Starts the peak anew from what is in use."""
         self.runtime.standin_reset_peak(device)
+
+    def pinned(self) -> int:
+        """Bytes of host memory that are pinned: allocated by CUDA, or registered with it."""
+        return int(self.runtime.standin_pinned())
 
     def live(self) -> Live:
         """Handles, mappings, reservations and streams that exist."""

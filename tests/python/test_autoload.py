@@ -44,7 +44,7 @@ def test_torch_can_be_told_not_to(python: Python) -> None:
     ("asked", "why"),
     [
         ("cpu=lots", "'lots'"),
-        ("cpu=1GiB,gpu", "'gpu' is not understood: name devices (cpu and cuda), each once, with or without a limit"),
+        ("cpu=1GiB,gpu", "'gpu' is not understood: name devices (cpu, cuda, pinned), each once"),
         ("cpu=", "'cpu=' is not understood"),
         ("cpu=1GiB,cpu", "'cpu' is not understood"),
         pytest.param("cpu=1,cuda=4", "cuda: torch", marks=NO_CUDA),

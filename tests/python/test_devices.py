@@ -10,7 +10,7 @@ import torch
 
 import mempool
 from mempool import _core
-from mempool._device import KINDS, allocator, parse_device, require_enabled, size
+from mempool._device import KINDS, Place, allocator, parse_device, require_enabled, size
 from mempool._device_cpu import cpu
 from mempool._device_kind import DeviceKind, Size
 
@@ -101,7 +101,7 @@ def test_messages_name_every_kind(third: Third) -> None:
     mempool.enable("xpu")
     with pytest.raises(mempool.DeviceError, match=r"enabled for cpu and for xpu: name the device\."):
         allocator()
-    with pytest.raises(mempool.ConfigError, match="it knows 'cpu', 'cuda' and 'xpu'"):
+    with pytest.raises(mempool.ConfigError, match="it knows 'cpu', 'cuda', 'pinned' and 'xpu'"):
         parse_device("mps")
     mempool.disable("xpu")
     with pytest.raises(mempool.NotEnabledError, match="not enabled for xpu in this process"):
@@ -120,4 +120,23 @@ def test_percentages_are_of_the_kind(third: Third) -> None:
         name = "xpu:3"
 
     assert size("50%", "limit", Named()) == 500  # type: ignore[arg-type]
-    assert parse_device("xpu:3") == torch.device("xpu", 3)
+    assert parse_device("xpu:3") == Place("xpu", 3)
+    assert parse_device(torch.device("xpu", 3)) == Place("xpu", 3)
+
+
+def test_a_kind_that_only_its_name_enables(third: Third) -> None:
+    third.by_name_only = True
+    assert "xpu" not in mempool.enable()
+    assert mempool.enable("xpu") == {"xpu": True}
+
+
+def test_pinned_memory_is_no_device_of_torchs() -> None:
+    assert str(parse_device("pinned")) == "pinned"
+    with pytest.raises(mempool.ConfigError, match="unknown device 'pinned:0'"):
+        parse_device("pinned:0")
+    assert not mempool.is_enabled("pinned")
+    if torch.version.cuda is None:
+        with pytest.raises(mempool.DeviceError, match=r"^pinned: torch \S+ has no CUDA\.$"):
+            mempool.enable("pinned")
+        with pytest.raises(mempool.DeviceError, match="has no CUDA"):
+            mempool.MemoryPool("p", device="pinned")

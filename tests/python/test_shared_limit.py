@@ -139,7 +139,8 @@ if os.fork() == 0:
     os.close(there)
     os.read(here, 1)  # the parent has ended
     folder = os.environ["XDG_RUNTIME_DIR"] + f"/mempool-{os.geteuid()}"
-    print([f"{folder}/{name}" for name in os.listdir(folder)] == [os.environ["MEMPOOL_LEDGER"]], mempool.get_limit("cpu", shared=True), flush=True)
+    there = [f"{folder}/{name}" for name in os.listdir(folder)]
+    print(there == [os.environ["MEMPOOL_LEDGER"]], mempool.get_limit("cpu", shared=True), flush=True)
     os._exit(0)
 """,
         XDG_RUNTIME_DIR=str(tmp_path),

@@ -207,7 +207,8 @@ void* Allocation::take(bool may_grow, Refusal& why) noexcept {
     why = Refusal::asleep;
     return nullptr;
   }
-  return take_from(*arena_, {may_grow, lenders.heaps(), may_commit_, may_wait_}, keeper, why);
+  return take_from(*arena_, {may_grow, lenders.heaps(), may_commit_, may_wait_, family_->floor.load() == 0}, keeper,
+                   why);
 }
 
 // Out of what is free in families that lend it. The block is the pool's of this request all the same.
@@ -309,8 +310,8 @@ void Allocation::make_room(Refusal why) {
   refuse(facts_of(why, parts_.ledger), nullptr, outcome_);
 }
 
-// What is free goes back: of the family itself where it is fixed, which nothing else touches, then of any arena. What is
-// kept for the family goes back, too, where it cannot move together to serve the request.
+// What is free goes back: of the family itself where it is fixed, which nothing else touches, then of any arena. What
+// is kept for the family goes back, too, where it cannot move together to serve the request.
 void Allocation::release() noexcept {
   const bool moves = parts_.options.stitch && parts_.memory->capabilities().can_move;
   parts_.arenas.release_for(*family_);
@@ -374,8 +375,8 @@ void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutc
   if (Arena* const arena = arena_ != nullptr ? arena_ : family_->first.load()) {
     const ArenaGuard guard(arena->mutex);
     info.largest_free = arena->pages.largest_free();
-    if (family_->has_own_memory() && info.reason == OomReason::backend_refused) {
-      info.source = family_->name;
+    if (info.reason == OomReason::backend_refused) {
+      if (family_->has_own_memory()) info.source = family_->name;
       info.source_refusal = arena->memory().last_refusal();
     }
   }

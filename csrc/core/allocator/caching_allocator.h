@@ -87,9 +87,10 @@ class CachingAllocator final {
   // caller's, which calls it every decay_tick_ms(), from one thread at a time. Returns the bytes given.
   std::size_t decay(std::int64_t now_ms) noexcept { return parts_.reclaimer.decay(now_ms); }
   std::int64_t decay_tick_ms() const noexcept { return parts_.reclaimer.decay_tick_ms(); }
-  // Holds at least `bytes` for the pool from now on (nullptr: the root and all that share its memory): what is missing is
-  // taken at once, and backed by the system. It neither decays nor goes to others; a trim leaves it. 0: none. Throws ConfigError for a
-  // pool that is not isolated, PoolClosedError, PoolAsleepError, and OutOfMemory, with nothing changed.
+  // Holds at least `bytes` for the pool from now on (nullptr: the root and all that share its memory): what is missing
+  // is taken at once, and backed by the system. It neither decays nor goes to others; a trim leaves it. 0: none. Throws
+  // ConfigError for a pool that is not isolated, PoolClosedError, PoolAsleepError, and OutOfMemory, with nothing
+  // changed.
   void reserve(Account* pool, std::size_t bytes);
   std::size_t reserved_for(Account* pool) noexcept { return parts_.arenas.family_of(pool).floor.load(); }
   // Called whenever memory was taken from the backend, with no lock held.

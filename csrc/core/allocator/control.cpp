@@ -12,11 +12,12 @@ void CachingAllocator::set_limit(std::size_t limit) {
   trim(limit);
   if (parts_.ledger.set_limit(limit)) return;
   const std::size_t kept = parts_.arenas.floors();
-  throw ConfigError("a limit of " + format_bytes(limit) + " (" + std::to_string(limit) + " bytes) for device " +
-                    device() + " is below the " + std::to_string(parts_.ledger.held()) +
-                    " bytes that it holds even after a trim: free tensors first" +
-                    (kept > 0 ? ", or reserve less than the " + std::to_string(kept) + " bytes that are reserved" : "") +
-                    ". The limit is unchanged.");
+  throw ConfigError(
+      "a limit of " + format_bytes(limit) + " (" + std::to_string(limit) + " bytes) for device " + device() +
+      " is below the " + std::to_string(parts_.ledger.held()) +
+      " bytes that it holds even after a trim: free tensors first" +
+      (kept > 0 ? ", or reserve less than the " + std::to_string(kept) + " bytes that are reserved" : "") +
+      ". The limit is unchanged.");
 }
 
 void CachingAllocator::set_soft_limit(std::size_t limit) noexcept {

@@ -18,6 +18,13 @@ std::size_t scaled(std::size_t bytes, std::size_t part, std::size_t whole) {
 // What can still be had, by the backend's word and the device's limit.
 std::size_t CommitPolicy::available() const noexcept { return std::min(memory_.available_bytes(), ledger_.room()); }
 
+// Exact memory: as many blocks of that size as a chunk holds, so that blocks of one size leave no end of it over.
+std::size_t CommitPolicy::chunk_bytes(std::size_t bytes, std::size_t least) const noexcept {
+  if (!takes_exactly_) return least;
+  const std::size_t goal = std::clamp(ledger_.held() / policy::kShareOfChunk, least, policy::kLargestChunk);
+  return align_up(goal / bytes * bytes, memory_.granule_bytes());
+}
+
 std::size_t CommitPolicy::handle_bytes(std::size_t wanted) const noexcept {
   if (can_cut_) return wanted;
   const std::size_t held = ledger_.held();

@@ -18,12 +18,16 @@ class CommitPolicy {
         ledger_(ledger),
         growth_(growth),
         can_cut_(memory.capabilities().can_cut),
-        can_stitch_(stitches && memory.capabilities().can_move) {}
+        can_stitch_(stitches && memory.capabilities().can_move),
+        takes_exactly_(memory.capabilities().takes_exactly) {}
 
   bool can_stitch() const noexcept { return can_stitch_; }
   // Whether more is taken at once than is needed, by the user's word.
   bool grows_by_steps() const noexcept { return growth_.kind != GrowthStep::Kind::as_needed; }
 
+  // How much a medium block of `bytes` and those after it share: `least`, or what that comes to where memory is taken
+  // exactly.
+  std::size_t chunk_bytes(std::size_t bytes, std::size_t least) const noexcept;
   // How much of `wanted` one handle takes.
   std::size_t handle_bytes(std::size_t wanted) const noexcept;
   // What a growth by `bytes` takes so that those which follow need nothing, in one handle unless it grows by steps;
@@ -44,6 +48,7 @@ class CommitPolicy {
   const GrowthStep growth_;
   const bool can_cut_;
   const bool can_stitch_;
+  const bool takes_exactly_;
   Recurrence recurrence_;
   std::size_t stranded_ = 0;
 };

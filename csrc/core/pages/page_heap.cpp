@@ -89,19 +89,26 @@ void PageHeap::free(Span* span) noexcept {
   space_.segments.free().settle();
 }
 
-// From the shared granules; then from what is left over between large blocks and holds no whole granule, for which
-// there is no other use; then from a new chunk. Where none is to be had the ends of large ranges serve, before anything
+// From the shared granules; then from what is left over between large blocks and is not worth saving, for which there
+// is no other use; then from a new chunk. Where none is to be had the ends of large ranges serve, before anything
 // is refused.
 Span* PageHeap::allocate_medium(std::size_t bytes, const Supply& supply, Refusal& why) noexcept {
   const FreeRanges& free = space_.free();
+  const std::size_t chunk = commit_policy_.chunk_bytes(bytes, chunk_);
   Span* span = free.shared().best_fit(bytes);
   if (span == nullptr) {
     span = free.large().best_fit(bytes);
-    if (span != nullptr && free.whole().holds(*span)) span = nullptr;
+    if (span != nullptr && is_worth_saving(*span, chunk)) span = nullptr;
   }
-  if (span == nullptr && take_chunk(supply, why)) span = free.shared().best_fit(bytes);
+  if (span == nullptr && take_chunk(chunk, supply, why)) span = free.shared().best_fit(bytes);
   if (span == nullptr) span = free.large().best_fit(bytes);
   return span != nullptr ? space_.segments.take(span, span->start, bytes) : nullptr;
+}
+
+// Whole granules can move or make a chunk; those that cannot move are of use as a chunk alone.
+bool PageHeap::is_worth_saving(const Span& span, std::size_t chunk) const noexcept {
+  const std::size_t whole = space_.free().whole().key(span);
+  return space_.capabilities.reserves_memory ? whole >= chunk : whole > 0;
 }
 
 Span* PageHeap::allocate_large(Request& request) noexcept {
@@ -121,14 +128,14 @@ Span* PageHeap::allocate_large(Request& request) noexcept {
 }
 
 // Moves one chunk of whole granules from the large ranges to the shared ones.
-bool PageHeap::take_chunk(const Supply& supply, Refusal& why) noexcept {
+bool PageHeap::take_chunk(std::size_t bytes, const Supply& supply, Refusal& why) noexcept {
   // What is new of it counts as shared from the first, what is old changes sides in the end.
-  Request request{chunk_, true, supply, why, chunk_};
+  Request request{bytes, true, supply, why, bytes};
   Span* const span = allocate_large(request);
   if (span == nullptr) return false;
   span->shared = true;
   if (request.bytes_to_share > 0) ledger_.share(as_signed(request.bytes_to_share), space_.reserved);
-  shared_bytes_ += chunk_;
+  shared_bytes_ += bytes;
   space_.segments.put(span);
   return true;
 }
@@ -156,8 +163,7 @@ std::size_t PageHeap::release_unmovable() noexcept { return give_back(SIZE_MAX, 
 
 std::size_t PageHeap::give_back(std::size_t bytes, bool may_wait, bool may_release, std::size_t most) noexcept {
   if (asleep()) return 0;
-  // Where memory comes with its address, giving it back waits for all work of the device.
-  if (space_.capabilities.reserves_memory && !may_wait) return 0;
+  if (space_.capabilities.decommit_waits && !may_wait) return 0;
   // Memory that is still mapped where it was before is not the system's again when its handle is given up.
   space_.sweep(may_wait);
   space_.clock.poll();

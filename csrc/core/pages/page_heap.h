@@ -152,7 +152,8 @@ class PageHeap {
 
   Span* allocate_medium(std::size_t bytes, const Supply& supply, Refusal& why) noexcept;
   Span* allocate_large(Request& request) noexcept;
-  bool take_chunk(const Supply& supply, Refusal& why) noexcept;
+  bool is_worth_saving(const Span& span, std::size_t chunk) const noexcept;
+  bool take_chunk(std::size_t bytes, const Supply& supply, Refusal& why) noexcept;
   void return_granules(Span* span) noexcept;
 
   std::size_t give_back(std::size_t bytes, bool may_wait, bool may_release, std::size_t most) noexcept;
@@ -161,6 +162,7 @@ class PageHeap {
   bool take_segment(std::size_t bytes, Request& request) noexcept;
   Range extend_by_segment(std::size_t bytes, Refusal& why) noexcept;
   Range extend_hole(std::size_t bytes, Refusal& why) noexcept;
+  void make_way(std::size_t bytes) noexcept;
   Growth plan_growth_of(const Request& request) const noexcept;
   bool rests_better_on_new_memory(const Request& request, const Growth& growth) noexcept;
   bool fill(const Growth& growth, bool moves, Request& request) noexcept;
@@ -173,7 +175,7 @@ class PageHeap {
   Sleeper::Footprint footprint() const noexcept { return {space_.segments.backed_ranges(), shared_bytes_}; }
 
   Ledger& ledger_;
-  const std::size_t chunk_;  // bytes that medium blocks and slabs share, one piece; a multiple of the granule
+  const std::size_t chunk_;  // the least that medium blocks and slabs share, one piece; a multiple of the granule
   PageSpace space_;
   CommitPolicy commit_policy_;
   Sleeper sleeper_;

@@ -109,13 +109,29 @@ PageHeap::Generosity PageHeap::fill_generously(Growth growth, Request& request) 
 bool PageHeap::grow_by_segment(Request& request) noexcept {
   if (!request.supply.may_commit) return false;  // that says nothing of why there is no more
   request.why = Refusal::backend;
-  const bool is_shared = !request.is_chunk && request.bytes < policy::kLeastSegment / 2;
+  const std::size_t least = align_up(request.bytes, space_.granule);
+  const bool is_shared =
+      !request.is_chunk && request.bytes < policy::kLeastSegment / 2 && !space_.capabilities.takes_exactly;
   if (is_shared && take_segment(policy::kLeastSegment, request)) return true;
-  return take_segment(align_up(request.bytes, space_.granule), request);
+  if (space_.capabilities.takes_exactly && request.supply.may_release) make_way(least);
+  return take_segment(least, request);
+}
+
+// Gives back what is free where more would be held with `bytes` more than was ever live, and a little.
+void PageHeap::make_way(std::size_t bytes) noexcept {
+  const Ledger::Moment moment = ledger_.moment();
+  const std::size_t most = moment.peak_allocated + moment.peak_allocated / policy::kShareAbovePeak;
+  if (moment.held + bytes <= most) return;
+  space_.mark();
+  give_back(moment.held + bytes - most, false, may_release(), SIZE_MAX);
 }
 
 // The limit is asked first: what it refuses is not taken for a moment either.
 bool PageHeap::take_segment(std::size_t bytes, Request& request) noexcept {
+  if (!space_.segments.reserve_records(SegmentList::kRecordsForOperation)) {
+    request.why = Refusal::metadata;
+    return false;
+  }
   const Refusal refusal = refusal_of(ledger_.try_hold(bytes));
   if (refusal != Refusal::none) {
     request.why = refusal;

@@ -90,6 +90,15 @@ inline constexpr std::size_t kShareOfLeft = 64;
 // blocks below 10 MiB. Not measured.
 inline constexpr std::size_t kLeastSegment = std::size_t{20} << 20;
 
+// Where a segment is exactly what its request needs: what is free goes back before more is held than the peak of what
+// was live and this share of it. The less, the more often a workload whose sizes change takes memory anew. Not
+// measured.
+inline constexpr std::size_t kShareAbovePeak = 32;
+// There a chunk is this share of what is held, up to so many bytes: the end of the last one is not in use yet. Not
+// measured.
+inline constexpr std::size_t kShareOfChunk = 64;
+inline constexpr std::size_t kLargestChunk = std::size_t{32} << 20;
+
 // ---- tables ------------------------------------------------------------------------------------------------------
 
 // Bytes of a commit up to which the page map's tables are made before the backend is asked, so that nothing needs to be

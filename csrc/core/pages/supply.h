@@ -12,6 +12,7 @@ struct Supply {
   std::span<PageHeap* const> lenders{};  // other heaps, locked by the caller, whose free memory may move here
   bool may_commit = true;                // ask the backend for new memory; else only move what is free
   bool may_wait = false;                 // for work on other streams that still uses it; else only what is idle moves
+  bool may_release = true;               // what is free and of no use: nothing of it is kept for the heap's family
 };
 
 }  // namespace mempool

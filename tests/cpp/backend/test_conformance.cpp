@@ -5,19 +5,43 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <memory>
 
 #include "backend/address_space.h"
 #include "backend/cuda_memory.h"
+#include "backend/cuda_registrar.h"
 #include "backend/fake_memory.h"
 #include "backend/host_info.h"
 #include "backend/host_memory.h"
+#include "backend/pinned_memory.h"
 #include "check.h"
 #include "common/align.h"
 
 using namespace mempool;
 
 namespace {
+
+// Locks in its books alone, and refuses what a driver would: a range of which a part is locked, and any other's end.
+class Books final : public HostRegistrar {
+ public:
+  int lock(void* address, std::size_t bytes) noexcept override {
+    const auto start = reinterpret_cast<std::uintptr_t>(address);
+    const auto next = locked_.lower_bound(start);
+    if (next != locked_.end() && next->first < start + bytes) return 712;
+    if (next != locked_.begin() && std::prev(next)->first + std::prev(next)->second > start) return 712;
+    std::memset(address, 1, bytes);  // a driver touches all pages
+    locked_[start] = bytes;
+    return 0;
+  }
+  int unlock(void* address) noexcept override {
+    return locked_.erase(reinterpret_cast<std::uintptr_t>(address)) == 1 ? 0 : 713;
+  }
+
+ private:
+  std::map<std::uintptr_t, std::size_t> locked_;
+};
 
 using Backend = std::function<std::unique_ptr<PhysicalMemory>()>;
 
@@ -30,6 +54,12 @@ void for_each_backend(const std::function<void(PhysicalMemory&)>& body) {
         return std::make_unique<FakeMemory>(
             FakeMemory::Settings{.personality = Personality::host, .granule_bytes = std::size_t{64} << 10});
       },
+      [] { return std::make_unique<FakeMemory>(FakeMemory::Settings{.personality = Personality::plain}); },
+      [] {
+        return std::make_unique<FakeMemory>(
+            FakeMemory::Settings{.personality = Personality::exact, .granule_bytes = page_bytes()});
+      },
+      [] { return std::make_unique<PinnedMemory>(std::make_unique<Books>(), nullptr, true); },
       [] { return std::make_unique<HostMemory>(true); },
       [] { return std::make_unique<HostMemory>(false); },
       [] { return std::make_unique<HostMemory>(true, MoveSupport{.moves = true, .across_mappings = false}); },
@@ -39,6 +69,7 @@ void for_each_backend(const std::function<void(PhysicalMemory&)>& body) {
   if (std::getenv("CUDA_STANDIN_LIB") != nullptr) {
     CHECK_EQ(CudaDriver::why(), "");
     backends.push_back([] { return CudaMemory::make(*CudaDriver::instance(), 0); });
+    backends.push_back([] { return std::make_unique<PinnedMemory>(std::make_unique<CudaRegistrar>(), nullptr, true); });
   }
   for (const Backend& make : backends) {
     const std::unique_ptr<PhysicalMemory> memory = make();
@@ -55,6 +86,7 @@ TEST(reserved_space_is_aligned_and_commits_are_writable) {
   for_each_backend([](PhysicalMemory& memory) {
     const std::size_t granule = memory.granule_bytes();
     CHECK(granule % page_bytes() == 0 && (granule & (granule - 1)) == 0);
+    if (memory.capabilities().reserves_memory) return;
     void* const space = memory.reserve(4 * granule);
     CHECK(space != nullptr);
     CHECK_EQ(reinterpret_cast<std::uintptr_t>(space) % granule, 0u);
@@ -66,6 +98,31 @@ TEST(reserved_space_is_aligned_and_commits_are_writable) {
     std::memset(handle.address, 7, handle.bytes);
     CHECK(memory.decommit(handle));
     memory.unreserve(space, 4 * granule);
+  });
+}
+
+TEST(memory_that_comes_with_its_address_goes_with_it) {
+  for_each_backend([](PhysicalMemory& memory) {
+    const PhysicalMemory::Capabilities can = memory.capabilities();
+    if (!can.reserves_memory) return;
+    CHECK(!can.can_cut && !can.can_move && !can.can_alias);
+    const std::size_t granule = memory.granule_bytes();
+    for (const std::size_t granules : {1, 3, 700}) {
+      void* const space = memory.reserve(granules * granule);
+      CHECK(space != nullptr);
+      CHECK_EQ(reinterpret_cast<std::uintptr_t>(space) % granule, 0u);
+      Handle handle;
+      CHECK(memory.commit(space, granules * granule, handle));
+      CHECK(handle.address == space);
+      CHECK_EQ(handle.bytes, granules * granule);
+      CHECK(memory.open(handle.address, handle.bytes));
+      std::memset(handle.address, 7, handle.bytes);
+      CHECK(memory.decommit(handle));
+    }
+    void* const unused = memory.reserve(granule);
+    CHECK(unused != nullptr);
+    memory.unreserve(unused, granule);
+    CHECK(memory.make_backup() == nullptr || dynamic_cast<FakeMemory*>(&memory) != nullptr);
   });
 }
 

@@ -81,9 +81,18 @@ CUresult AddressSpace::allocate_host(std::size_t bytes, void** address) {
 }
 
 CUresult AddressSpace::register_host(void* address, std::size_t bytes) {
-  if (find(address).device != -2) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+  if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
+  const auto next = allocations_.lower_bound(number_of(address));
+  const bool reaches_next = next != allocations_.end() && next->first < number_of(address) + bytes;
+  if (reaches_next || find(address).device != -2) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
   allocations_[number_of(address)] = {bytes, bytes, -1, -1, true};
   return CUDA_SUCCESS;
+}
+
+std::size_t AddressSpace::pinned_bytes() const {
+  std::size_t sum = 0;
+  for (const auto& [address, allocation] : allocations_) sum += allocation.device == -1 ? allocation.mapped : 0;
+  return sum;
 }
 
 CUresult AddressSpace::free(void* address) {

@@ -27,6 +27,7 @@ class AddressSpace {
   CUresult allocate_host(std::size_t bytes, void** address);
   CUresult register_host(void* address, std::size_t bytes);
   CUresult free(void* address);
+  std::size_t pinned_bytes() const;  // of host memory, allocated or registered
 
   // ---- virtual memory management
   CUresult reserve(std::size_t bytes, std::size_t alignment, CUdeviceptr* address);

@@ -95,6 +95,10 @@ void standin_reset_peak(int device) {
   Memory& memory = Devices::instance().memory(device);
   memory.peak = memory.used();
 }
+std::size_t standin_pinned() {
+  const Guard guard(lock());
+  return AddressSpace::instance().pinned_bytes();
+}
 // Handles, mappings and reservations of virtual memory, and streams, that were not given back.
 void standin_live(std::size_t found[4]) {
   const Guard guard(lock());

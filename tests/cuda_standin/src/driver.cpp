@@ -174,6 +174,20 @@ CUresult cuMemFreeHost(void* address) {
   STANDIN_DRIVER(cuMemFreeHost)
   return static_cast<CUresult>(cudaFreeHost(address));
 }
+CUresult cuMemHostRegister_v2(void* address, std::size_t bytes, unsigned flags) {
+  STANDIN_DRIVER(cuMemHostRegister)
+  if (const CUresult refused = allowed()) return refused;
+  const CUresult error = by_the_runtime([&] { return cudaHostRegister(address, bytes, flags); });
+  STANDIN_LOG("cuMemHostRegister(%p, %zu) = %d", address, bytes, error);
+  return error;
+}
+CUresult cuMemHostUnregister(void* address) {
+  STANDIN_DRIVER(cuMemHostUnregister)
+  if (const CUresult refused = allowed()) return refused;
+  const CUresult error = by_the_runtime([&] { return cudaHostUnregister(address); });
+  STANDIN_LOG("cuMemHostUnregister(%p) = %d", address, error);
+  return error;
+}
 CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
   STANDIN_DRIVER(cuThreadExchangeStreamCaptureMode)
   *mode =
@@ -236,6 +250,11 @@ CUresult cuDeviceGet(CUdevice* device, int ordinal) {
   *device = ordinal;
   return CUDA_SUCCESS;
 }
+CUresult cuDeviceGetCount(int* count) {
+  STANDIN_DRIVER(cuDeviceGetCount)
+  *count = Devices::instance().count();
+  return CUDA_SUCCESS;
+}
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice device) {
   STANDIN_DRIVER(cuDeviceGetAttribute)
   if (!Devices::instance().exists(device)) return CUDA_ERROR_INVALID_DEVICE;
@@ -270,6 +289,11 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
 CUresult cuCtxGetCurrent(CUcontext* context) {
   STANDIN_DRIVER(cuCtxGetCurrent)
   *context = reinterpret_cast<CUcontext>(static_cast<std::uintptr_t>(current_device()) + 1);
+  return CUDA_SUCCESS;
+}
+CUresult cuCtxGetDevice(CUdevice* device) {
+  STANDIN_DRIVER(cuCtxGetDevice)
+  *device = current_device();
   return CUDA_SUCCESS;
 }
 CUresult cuCtxSynchronize() {

@@ -32,6 +32,12 @@ cudaError_t allocate_device(void** address, std::size_t bytes) {
   return as_runtime(AddressSpace::instance().allocate(current_device(), bytes, address));
 }
 
+// CUDA copies host memory that it knows out of one allocation or registration at a time, even where two are neighbours.
+bool crosses_a_border(const void* address, std::size_t bytes) {
+  const AddressSpace::Place place = AddressSpace::instance().find(address);
+  return place.device == -1 && reinterpret_cast<std::uintptr_t>(address) + bytes > place.base + place.bytes;
+}
+
 // The memory goes when all work of every stream that was enqueued before is done, as the runtime promises.
 cudaError_t free_device(void* address) {
   if (address == nullptr) return cudaSuccess;
@@ -126,6 +132,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   STANDIN_RUNTIME(cudaMemcpyAsync)
+  if (crosses_a_border(to, bytes) || crosses_a_border(from, bytes)) return remember(cudaErrorInvalidValue);
   return on_stream(stream, Node::Kind::copy, [=] { std::memmove(to, from, bytes); });
 }
 
@@ -147,6 +154,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, 
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
   STANDIN_RUNTIME(cudaMemcpy)
   if (const cudaError_t refused = allowed()) return remember(refused);
+  if (crosses_a_border(to, bytes) || crosses_a_border(from, bytes)) return remember(cudaErrorInvalidValue);
   Streams::instance().synchronize_device(current_device());
   std::memmove(to, from, bytes);
   return cudaSuccess;

@@ -135,3 +135,25 @@ def test_latency_is_charged_for_each_call(cuda: Cuda, standin: control.Standin) 
     for _ in range(3):
         assert cuda.call("cudaFree", cuda.make("cudaMalloc", 1)) == 0
     assert standin.charged_ns() == 3000
+
+
+def test_registered_memory_is_pinned_and_copied_within_its_registration(cuda: Cuda, standin: control.Standin) -> None:
+    page = 4096
+    buffer = ctypes.create_string_buffer(5 * page)
+    start = (ctypes.addressof(buffer) + page - 1) // page * page
+    target = cuda.make("cudaMalloc", 4 * page)
+    before = standin.pinned()
+    assert cuda.call("cuMemHostRegister_v2", start, 2 * page, 3) == 0
+    assert (
+        cuda.call("cuMemHostRegister_v2", start + page, page, 3) == cuda.call("cudaHostRegister", start, page, 0) != 0
+    )
+    assert cuda.call("cuMemHostRegister_v2", start + 2 * page, 2 * page, 3) == 0
+    assert standin.pinned() - before == 4 * page
+    assert cuda.call("cudaMemcpyAsync", target, start + page, page, 1, 0) == 0
+    assert cuda.call("cudaMemcpyAsync", target, start + page, page + 1, 1, 0) == control.INVALID_VALUE
+    assert cuda.call("cudaMemcpy", start, target, 3 * page, 2) == control.INVALID_VALUE
+    assert cuda.call("cuMemHostUnregister", start) == 0
+    assert cuda.call("cuMemHostUnregister", start) != 0
+    assert cuda.call("cuMemHostUnregister", start + 2 * page) == 0
+    assert standin.pinned() == before
+    assert cuda.call("cudaFree", target) == 0

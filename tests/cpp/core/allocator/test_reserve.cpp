@@ -20,6 +20,7 @@ std::size_t commits(const FakeDevice& device) { return device.memory->calls(Fake
 std::vector<FakeMemory::Settings> all_personalities() {
   std::vector<FakeMemory::Settings> out = fixtures::personalities();
   out.push_back({.personality = FakeMemory::Personality::plain});
+  out.push_back({.personality = FakeMemory::Personality::exact});
   return out;
 }
 
@@ -57,7 +58,7 @@ TEST(it_neither_decays_nor_is_trimmed_and_goes_once_it_is_reserved_no_more) {
     decay_for_long(device);
     CHECK(held(device) >= 32 * kMiB);
     // Where giving back may wait for the device's work, decay leaves it to a trim.
-    if (!device.memory->capabilities().reserves_memory) CHECK_EQ(held(device), 32 * kMiB);
+    if (!device.memory->capabilities().decommit_waits) CHECK_EQ(held(device), 32 * kMiB);
     device.allocator->trim(0);
     CHECK_EQ(held(device), 32 * kMiB);
     device.allocator->reserve(nullptr, 16 * kMiB);
@@ -141,7 +142,8 @@ TEST(a_limit_below_what_is_reserved_is_refused_and_says_so) {
     device.allocator->set_limit(32 * kMiB);
     CHECK(false);
   } catch (const ConfigError& error) {
-    CHECK(std::string(error.what()).find("reserve less than the 67108864 bytes that are reserved") != std::string::npos);
+    CHECK(std::string(error.what()).find("reserve less than the 67108864 bytes that are reserved") !=
+          std::string::npos);
   }
   device.allocator->reserve(nullptr, 0);
   device.allocator->set_limit(32 * kMiB);

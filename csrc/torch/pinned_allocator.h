@@ -1,0 +1,15 @@
+// Makes the allocator of pinned memory torch's allocator of pinned host memory (its HostAllocator for CUDA).
+#pragma once
+
+#include "core/allocator/caching_allocator.h"
+
+namespace mempool::torch_pinned {
+
+// From now on new pinned tensors come from `device`. Idempotent; any thread may call it; live blocks keep their
+// deleters.
+void enable(CachingAllocator& device);
+// From now on new pinned tensors come from the allocator that was in place before. Live blocks stay valid.
+void disable() noexcept;
+bool is_enabled() noexcept;
+
+}  // namespace mempool::torch_pinned

@@ -1,0 +1,144 @@
+"""Pinned blocks under work that has not happened yet: no block is given out again too early, in whatever order."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import control
+import pytest
+import torch
+from host_allocator import Block, HostAllocator
+
+import mempool
+from mempool import _core
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def host(compiled: Callable[[str], Path]) -> HostAllocator:
+    return HostAllocator(compiled("host_calls.cpp"))
+
+
+@pytest.fixture
+def pinned() -> Iterator[None]:
+    torch.cuda.init()
+    mempool.enable("pinned")
+    mempool.trim("pinned")
+    yield
+    torch.cuda.synchronize()
+    assert _core.pinned_device("").check_invariants() == ""
+    mempool.trim("pinned")
+    assert mempool.memory_reserved("pinned") == 0
+    mempool.disable("pinned")
+
+
+class Walk:
+    """Random operations on blocks and held streams.
+
+    A block that a stream is to use gets one piece of work, which writes a pattern when its turn comes, and a later one,
+    which looks whether the pattern is there still. Whoever is given a block writes to it at once.
+    """
+
+    def __init__(self, host: HostAllocator, standin: control.Standin, seed: int, records: bool) -> None:
+        self._host, self._standin, self._records = host, standin, records
+        self._chance = random.Random(seed)
+        self._streams = [torch.cuda.Stream(device) for device in (0, 0, 1)]
+        self._idle: list[tuple[Block, int]] = []
+        self._used: list[Block] = []
+
+    def run(self, steps: int) -> int:
+        """Returns how many patterns were gone."""
+        before = self._standin.violations()
+        with ExitStack() as held:
+            for stream in self._streams:
+                held.enter_context(self._standin.held(stream))
+            for step in range(steps):
+                self._step(step)
+            for block in [*self._used, *(block for block, _ in self._idle)]:
+                self._host.free(block)
+        for device in range(2):
+            torch.cuda.synchronize(device)
+        return self._standin.violations() - before
+
+    def _step(self, step: int) -> None:
+        kind = self._chance.random()
+        if kind < 0.4:
+            size = self._chance.choice((64, 600, 5000, 30_000, 40_000)) if kind > 0.005 else 2 * MIB
+            block = self._host.allocate(size)
+            ctypes.memset(block.address, step % 251, size)
+            self._idle.append((block, size))
+        elif kind < 0.65 and self._idle:
+            self._use(*self._take(self._idle), step)
+        elif kind < 0.95 and self._used:
+            self._host.free(self._take(self._used))
+        elif kind < 0.97 and self._idle:
+            self._host.free(self._take(self._idle)[0])
+        else:
+            self._standin.step(self._chance.choice(self._streams), self._chance.randrange(40))
+
+    def _use(self, block: Block, size: int, step: int) -> None:
+        stream = self._chance.choice(self._streams)
+        self._standin.write_later(stream, block.address, size, step)
+        self._standin.check_later(stream, block.address, size, step)
+        if self._records:
+            assert self._host.record(block.address, block.context, stream)
+        self._used.append(block)
+
+    def _take(self, blocks: list) -> object:
+        index = self._chance.randrange(len(blocks))
+        blocks[index], blocks[-1] = blocks[-1], blocks[index]
+        return blocks.pop()
+
+
+@pytest.mark.gpus(2)
+def test_no_block_is_reused_under_work_that_waits(pinned: None, host: HostAllocator, standin: control.Standin) -> None:
+    assert Walk(host, standin, 1, records=False).run(3000) > 0, "the walk finds nothing"
+    assert Walk(host, standin, 2, records=True).run(100_000) == 0
+
+
+def test_a_graph_keeps_the_blocks_that_it_copies_from(pinned: None) -> None:
+    there = torch.zeros(2, 5000, dtype=torch.uint8, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for row, value in ((0, 7), (1, 8)):
+            source = torch.full((5000,), value, dtype=torch.uint8).pin_memory()
+            there[row].copy_(source, non_blocking=True)
+            del source
+    others = [torch.full((5000,), 9, dtype=torch.uint8).pin_memory() for _ in range(100)]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert [int(row.max()) for row in there.cpu()] == [7, 8]
+    del others
+    mempool.trim("pinned")
+    graph.replay()
+    torch.cuda.synchronize()
+    assert [int(row.max()) for row in there.cpu()] == [7, 8]
+    del graph
+
+
+def test_a_block_of_a_graph_outlives_it(pinned: None) -> None:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = torch.full((5000,), 3, dtype=torch.uint8).pin_memory()
+        kept.to("cuda", non_blocking=True)
+    del graph
+    mempool.trim("pinned")
+    others = [torch.full((5000,), 9, dtype=torch.uint8).pin_memory() for _ in range(100)]
+    assert int(kept.max()) == 3
+    assert len(others) == 100
+
+
+def test_a_graph_that_began_with_torchs_allocator_ends_with_it(pinned: None) -> None:
+    mempool.disable("pinned")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.zeros(100, device="cuda").add_(1)
+        mempool.enable("pinned")
+    graph.replay()
+    del graph
+    torch.cuda.synchronize()
