@@ -32,7 +32,7 @@ class _Cpu(DeviceKind):
         configure(device, _core.share_cpu, limit, soft_limit, shared, reserve_bytes)
         _torch_cpu.enable()
 
-    def disable(self, is_named: bool) -> None:
+    def disable(self) -> None:
         _torch_cpu.disable()
 
     def allocator(self, index: int | None) -> _core.Device:

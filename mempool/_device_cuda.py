@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from types import ModuleType
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from mempool import _build, _core
 from mempool._device_kind import DeviceKind, NamesEnvironment, Size, bytes_of, reserve_of, take_reserve
 from mempool._torch_settings import ignored_message, ignored_settings, warn_of_ignored
-from mempool.errors import DeviceError
+from mempool.errors import ConfigError, DeviceError
 
 _torch_cuda: ModuleType | None = None
 _import_error: ImportError | None = None  # why there is no _torch_cuda
@@ -36,7 +37,8 @@ class _Cuda(DeviceKind):
     settings_variables = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
     reads_settings = True
     replay_backends: ClassVar = {"fake": "fake-device"}
-    _conf = ""  # what enable() was given, for devices that are made later
+    _conf = ""  # what the first enable() was given, for devices that are made later
+    _was_enabled = False
 
     def problem(self) -> str | None:
         problem = extension_problem()
@@ -47,12 +49,16 @@ class _Cuda(DeviceKind):
         return _core.cuda_problem() or None
 
     def is_enabled(self) -> bool:
-        return _torch_cuda is not None and bool(_torch_cuda.is_installed())
+        return _torch_cuda is not None and bool(_torch_cuda.is_enabled())
 
     def enable(
         self, limit: Size | None, soft_limit: Size | None, shared: bool = False, reserve: Size | None = None
     ) -> None:
-        """Raises DeviceError when torch has initialized CUDA already."""
+        """Raises PoolStateError while a graph is being captured, ConfigError for a limit below what is held already."""
+        if limit is not None:
+            bytes_of(limit, "limit")  # refused here if it does not parse
+            if not self.is_enabled():
+                self._check_room(limit)
         if shared:
             self._share(limit)
             limit = None
@@ -65,7 +71,7 @@ class _Cuda(DeviceKind):
         if reserve is not None:
             reserve_of(reserve, lambda: 1 << 40)
             conf.append(f"reserve:{reserve}")
-        was_enabled = self.is_enabled()
+        was_enabled = self._was_enabled
         self._install(",".join(conf))
         if conf:
             # Whoever asked for its statistics, say, has made a device before mempool was enabled.
@@ -81,6 +87,22 @@ class _Cuda(DeviceKind):
                 if reserve is not None:
                     take_reserve(device, reserve_of(reserve, whole))
 
+    def _check_room(self, limit: Size) -> None:
+        """What torch's own allocator keeps of a device counts in its limit."""
+        assert _torch_cuda is not None
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            return
+        held = {_index_of(device): device.held_bytes() for device in self.made()}
+        for index in range(torch.cuda.device_count()):
+            most = bytes_of(limit, "limit", functools.partial(self.whole_bytes, index))
+            earlier = _torch_cuda.earlier_bytes(index)
+            if earlier + held.get(index, 0) > most:
+                raise ConfigError(
+                    f"a limit of {most} bytes for device cuda:{index} is below what is held there: {earlier} bytes by "
+                    f"torch's own allocator and {held.get(index, 0)} by mempool. Free tensors first. Nothing was "
+                    "enabled."
+                )
+
     def _share(self, limit: Size | None) -> None:
         text = "" if limit is None else str(limit)
         if limit is not None:
@@ -95,13 +117,13 @@ class _Cuda(DeviceKind):
 
     def _install(self, conf: str) -> None:
         assert _torch_cuda is not None
-        if not self.is_enabled():
+        if not self._was_enabled:
             self._conf = conf
-        try:
-            with NamesEnvironment():
-                _torch_cuda.install(self._configuration(), warn_of_ignored)
-        except _torch_cuda.PoolStateError as error:
-            raise DeviceError(f"cuda: {error}") from error
+        with NamesEnvironment():
+            note = _torch_cuda.enable(self._configuration(), warn_of_ignored)
+        self._was_enabled = True
+        if note:
+            warnings.warn(note, stacklevel=5)
 
     def _configuration(self) -> str:
         return ",".join(part for part in (os.environ.get("MEMPOOL_CONF", ""), self._conf) if part)
@@ -110,12 +132,10 @@ class _Cuda(DeviceKind):
         notes = ignored_settings(self._given_settings())
         return ignored_message(notes) if notes else None
 
-    def disable(self, is_named: bool) -> None:
-        if is_named and self.is_enabled():
-            raise DeviceError(
-                "cuda: torch cannot change its CUDA allocator once it is installed. Start the process without "
-                "mempool.enable('cuda') to use torch's own."
-            )
+    def disable(self) -> None:
+        """Raises PoolStateError while a graph is being captured."""
+        if _torch_cuda is not None:
+            _torch_cuda.disable()
 
     def allocator(self, index: int | None) -> _core.Device:
         problem = self.problem()

@@ -65,8 +65,8 @@ class DeviceKind(ABC):
         return self.problem()
 
     @abstractmethod
-    def disable(self, is_named: bool) -> None:
-        """Gives new tensors back to torch's allocator. ``is_named``: DeviceError where that cannot be."""
+    def disable(self) -> None:
+        """Gives new tensors back to torch's allocator."""
 
     @abstractmethod
     def allocator(self, index: int | None) -> _core.Device:

@@ -38,7 +38,7 @@ class _Pinned(DeviceKind):
         configure(self._device(), _core.share_pinned, limit, soft_limit, shared, reserve_bytes)
         extension().enable_pinned()
 
-    def disable(self, is_named: bool) -> None:
+    def disable(self) -> None:
         if self.is_enabled():
             extension().disable_pinned()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mempool import _core, ledger
 from mempool._device import KINDS, Device, Size, allocator, kind_of, optional_size, size, whole_bytes
 from mempool._device_kind import DeviceKind, reserve_of, take_reserve
-from mempool.errors import ConfigError, DeviceError
+from mempool.errors import ConfigError, DeviceError, PoolStateError
 
 
 def enable(
@@ -23,9 +23,10 @@ def enable(
 ) -> dict[str, bool | str]:
     """Makes mempool the allocator of every new tensor of a device.
 
-    Live CPU tensors keep their memory and their way of freeing it, so that this can be called for the CPU at any time,
-    from any thread, and again. torch cannot change its CUDA allocator once it has used it: for CUDA call this before
-    the first CUDA tensor, right after the imports. All of the process's CUDA devices are served.
+    Live tensors keep their memory and their way of freeing it, so that this can be called at any time, from any thread,
+    and again; for CUDA at any time but while a graph is being captured. All of the process's CUDA devices are served.
+    What torch's own CUDA allocator holds then, and keeps for live tensors, graphs and pools, counts in mempool's limit
+    of the device: ``outside_bytes`` of :func:`memory_stats`.
 
     Args:
         device: ``"cpu"``, ``"cuda"``, or None for each of the two that can be used; or ``"pinned"``, torch's pinned
@@ -51,7 +52,9 @@ def enable(
         ConfigError: unknown device, a size that does not parse, a limit below what is held, a wrong MEMPOOL_CONF; with
             ``shared`` also: other processes have set another limit, or the ledger cannot be joined.
         OutOfMemoryError: the memory to reserve cannot be had; CUDA devices that torch makes later raise it then.
-        DeviceError: the device that was named cannot be used; for CUDA also when torch has initialized it already.
+        DeviceError: the device that was named cannot be used.
+        PoolStateError: CUDA is named while a graph is being captured, or in ``torch.cuda.use_mem_pool`` of a pool that
+            torch's own allocator has made.
     """
     kinds = [each for each in KINDS.values() if not each.by_name_only] if device is None else [kind_of(device)]
     if os.environ.get("MEMPOOL_DISABLE") == "1":
@@ -71,7 +74,7 @@ def enable(
             kind.enable(own_limit, soft_limit if is_meant else None, shared, reserve if is_meant else None)
             if shared:
                 ledger.tell_children(kind.name, own_limit)
-        except DeviceError as error:
+        except (DeviceError, PoolStateError) as error:
             if is_meant:
                 raise
             result[kind.name] = str(error).removeprefix(f"{kind.name}: ").removeprefix("mempool: ")
@@ -79,16 +82,17 @@ def enable(
 
 
 def disable(device: Device = None) -> None:
-    """Makes the allocator that was in place before serve new CPU tensors, and new pinned ones, again.
+    """Makes the allocator that was in place before serve new tensors again: of one device, or with None of all.
 
-    Live blocks stay valid and return to mempool when they are freed. Has no effect when mempool is not enabled.
+    Live blocks stay valid and return to mempool when they are freed; what mempool keeps of CUDA memory beside them goes
+    back to the device. Has no effect when mempool is not enabled.
 
     Raises:
         ConfigError: unknown device.
-        DeviceError: CUDA is named and enabled: torch cannot change its CUDA allocator any more.
+        PoolStateError: a CUDA graph is being captured; CUDA is then enabled still.
     """
     for kind in KINDS.values() if device is None else [kind_of(device)]:
-        kind.disable(is_named=device is not None)
+        kind.disable()
 
 
 def is_enabled(device: Device = "cpu") -> bool:

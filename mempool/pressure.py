@@ -153,7 +153,7 @@ atexit.register(_core.retire_hooks)
 _FIELDS = re.compile(
     r"^\[mempool\.oom reason=(?P<reason>\w+) device=(?P<device>\S+) requested=(?P<requested>\d+) "
     r"allocated=(?P<allocated>\d+) limit=(?P<limit>\d+|none) held=(?P<held>\d+) largest_free=(?P<largest_free>\d+) "
-    r"pressure_calls=(?P<pressure_calls>\d+)(?: held_by_all=(?P<held_by_all>\d+))?"
+    r"pressure_calls=(?P<pressure_calls>\d+)(?: held_by_all=(?P<held_by_all>\d+))?(?: outside=(?P<outside>\d+))?"
     r"(?: callback_error=(?P<callback_error>\d+))? "
     r'pool="(?P<pool>(?:[^"\\]|\\.)*)"\]',
     re.MULTILINE,
@@ -170,8 +170,9 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
         ``reason`` (``"pool_limit"``, ``"device_limit"``, ``"shared_limit"``, ``"ledger_full"``, ``"backend_refused"``,
         ``"metadata_refused"`` or ``"size_overflow"``), ``device``, ``pool`` (whose limit refused, else the one that
         asked), and in bytes ``requested`` (as asked), ``allocated`` (live in that pool), ``limit`` (None when none is
-        set), ``held`` (by the whole device), ``held_by_all`` (by all processes that share the limit that refused;
-        None for other reasons), ``largest_free`` (contiguous); ``pressure_calls`` (callbacks that ran) and
+        set), ``held`` (by the whole device), ``outside`` (what torch's other allocator holds on it, from before
+        ``enable("cuda")``, say: it counts in the limit), ``held_by_all`` (by all processes that share the limit that
+        refused; None for other reasons), ``largest_free`` (contiguous); ``pressure_calls`` (callbacks that ran) and
         ``callback_error`` (the exception that a pressure callback raised, its id if the exception is not kept any more
         or carried a tensor, or None).
     """
@@ -181,6 +182,7 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
     info: dict[str, Any] = dict(matches[-1].groupdict())
     for key in _NUMBERS:
         info[key] = int(info[key])
+    info["outside"] = int(info["outside"] or 0)
     if info["held_by_all"] is not None:
         info["held_by_all"] = int(info["held_by_all"])
     info["limit"] = None if info["limit"] == "none" else int(info["limit"])

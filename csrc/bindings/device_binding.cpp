@@ -41,9 +41,11 @@ ByPool<Stat> pick(const ByPool<BlockStats>& blocks, Stat BlockStats::*member) {
 // The statistics under the keys of torch.cuda.memory_stats.
 py::dict device_stats(CachingAllocator& device) {
   DeviceStats stats;
+  std::size_t outside = 0;
   {
     const py::gil_scoped_release release;
     stats = device.stats();
+    outside = device.outside_bytes();
   }
   py::dict out;
   put(out, "allocation", pick(stats.blocks, &BlockStats::count));
@@ -67,6 +69,7 @@ py::dict device_stats(CachingAllocator& device) {
   out["num_pressure_calls"] = stats.pressure_calls;
   out["num_moves"] = stats.moves;
   out["moved_bytes"] = stats.moved_bytes;
+  out["outside_bytes"] = outside;
   return out;
 }
 

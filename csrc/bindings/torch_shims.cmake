@@ -88,9 +88,10 @@ endfunction()
 # runtime's own symbols come from what torch has loaded.
 function(mempool_torch_cuda)
   mempool_shim(_torch_cuda torch_cuda_module.cpp
-    ../torch/cuda_allocator.cpp ../torch/cuda_foreign.cpp ../torch/cuda_functions.cpp ../torch/cuda_graphs.cpp
-    ../torch/cuda_history.cpp ../torch/cuda_ipc.cpp ../torch/cuda_pools.cpp ../torch/cuda_reports.cpp
-    ../torch/cuda_settings.cpp ../torch/cuda_source_calls.cpp ../torch/pinned_allocator.cpp ../torch/pinned_graphs.cpp)
+    ../torch/cuda_allocator.cpp ../torch/cuda_capture.cpp ../torch/cuda_earlier.cpp ../torch/cuda_foreign.cpp
+    ../torch/cuda_fronts.cpp ../torch/cuda_functions.cpp ../torch/cuda_graphs.cpp ../torch/cuda_history.cpp
+    ../torch/cuda_ipc.cpp ../torch/cuda_pools.cpp ../torch/cuda_reports.cpp ../torch/cuda_settings.cpp
+    ../torch/cuda_source_calls.cpp ../torch/cuda_switch.cpp ../torch/pinned_allocator.cpp ../torch/pinned_graphs.cpp)
   # In torch 2.11 the function that hears of settings at run time is a static of an inline function in a header (from 2.13 on it
   # is not). It is one for the process where each library that has it marks it as unique; link-time optimization drops the mark.
   set_source_files_properties(../torch/cuda_settings.cpp PROPERTIES COMPILE_OPTIONS -fno-lto)

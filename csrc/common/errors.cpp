@@ -50,6 +50,7 @@ std::string fields(const OomInfo& info) {
                     " held=" + std::to_string(info.held) + " largest_free=" + std::to_string(info.largest_free) +
                     " pressure_calls=" + std::to_string(info.pressure_calls);
   if (info.reason == OomReason::shared_limit) out += " held_by_all=" + std::to_string(info.held_by_all);
+  if (info.outside > 0) out += " outside=" + std::to_string(info.outside);
   if (info.callback_error_id != 0) out += " callback_error=" + std::to_string(info.callback_error_id);
   return out + " pool=" + quoted(info.pool) + "]";
 }
@@ -64,8 +65,9 @@ std::string describe(const OomInfo& info) {
     out += format_bytes(info.limit);
   }
   if (info.reason == OomReason::shared_limit) out += ", of which they hold " + format_bytes(info.held_by_all);
-  out += "; the device holds " + format_bytes(info.held) + ", largest free range " + format_bytes(info.largest_free) +
-         ". ";
+  out += "; the device holds " + format_bytes(info.held);
+  if (info.outside > 0) out += " and torch's other allocator " + format_bytes(info.outside) + ", which counts as well";
+  out += ", largest free range " + format_bytes(info.largest_free) + ". ";
   if (!info.device_failure.empty()) {
     out += "The device has failed: " + info.device_failure +
            ". What it was using is never handed out again: end this process.";

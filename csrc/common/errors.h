@@ -56,6 +56,7 @@ struct OomInfo {
   std::size_t allocated = 0;          // rounded bytes live in that pool
   std::size_t limit = kNoLimit;       // the limit that refused
   std::size_t held = 0;               // physical memory of the whole device, in this process
+  std::size_t outside = 0;            // held there by another allocator of this process: it counts in the limit
   std::size_t held_by_all = 0;        // of shared_limit: in all processes that share it
   std::size_t largest_free = 0;       // largest contiguous free range in the pool's arena
   std::size_t pressure_calls = 0;     // callbacks that ran before giving up

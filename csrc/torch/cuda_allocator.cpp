@@ -8,13 +8,14 @@
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/Exception.h>
 #include <pthread.h>
-#include <torch/csrc/cuda/CUDAPluggableAllocator.h>
 
 #include <algorithm>
 
 #include "backend/cuda_memory.h"
 #include "common/errors.h"
 #include "core/allocator/found_block.h"
+#include "torch/cuda_capture.h"
+#include "torch/cuda_settings.h"
 #include "torch/cuda_source_calls.h"
 
 namespace mempool::torch_cuda {
@@ -34,7 +35,7 @@ int current_device() {
 }
 
 // What torch's own callbacks free: memory that it keeps for other processes, say.
-bool run_free_memory_callbacks(CachingAllocator&) noexcept {
+bool run_free_memory_callbacks() noexcept {
   bool freed = false;
   for (const auto& name : c10::FreeCudaMemoryCallbacksRegistry()->Keys()) {
     try {
@@ -43,13 +44,6 @@ bool run_free_memory_callbacks(CachingAllocator&) noexcept {
     }
   }
   return freed;
-}
-
-bool is_captured(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;
-  (void)cudaGetLastError();
-  return true;  // the default stream cannot be asked while another one is captured
 }
 
 [[noreturn]] void refuse_in_child() {
@@ -77,26 +71,9 @@ void observe_mapping(int device, bool mapped, void* address, std::size_t bytes) 
   if (CudaAllocator* const allocator = installed()) allocator->note_mapping(device, mapped, address, bytes);
 }
 
-void install(const std::string& conf, const SettingsListener& on_settings) {
-  static std::mutex installing;
-  const std::lock_guard guard(installing);
-  if (installed() != nullptr) return;
-  Options checked;
-  parse_conf(checked, conf, 1 << 20);
-  // Immortal: tensors may outlive static destruction.
-  static const auto* const allocator = new std::shared_ptr<CudaAllocator>(std::make_shared<CudaAllocator>(conf));
-  if (c10::cuda::CUDACachingAllocator::get()->initialized()) {
-    throw PoolStateError(
-        "mempool: torch has initialized CUDA already, and its allocator cannot be changed any more. Call "
-        "mempool.enable(\"cuda\") before anything uses CUDA: right after `import torch`.");
-  }
-  if (const std::string earlier = read_settings(); !earlier.empty()) on_settings(earlier);
-  torch::cuda::CUDAPluggableAllocator::changeCurrentAllocator(*allocator);
-  g_installed.store(allocator->get(), std::memory_order_release);
-  // What torch.accelerator asks is another place.
-  c10::SetAllocator(c10::DeviceType::CUDA, allocator->get(), /*priority=*/255);
+void set_installed(CudaAllocator& allocator) {
+  g_installed.store(&allocator, std::memory_order_release);
   CudaMemory::set_observer(observe_mapping);
-  follow_settings(on_settings);
   // A parent that has not used CUDA leaves it to its children.
   pthread_atfork(nullptr, nullptr, [] { g_is_child.store(g_is_child.load() || installed()->initialized()); });
 }
@@ -123,7 +100,7 @@ CudaAllocator::Device& CudaAllocator::device_at(int device) {
     Options options;
     parse_conf(options, conf_, cuda_device_bytes(device));
     CachingAllocator& core = cuda_device(device, options);
-    core.set_relief_hook(run_free_memory_callbacks);
+    core.set_relief_hook(relieve);
     const auto [share, replaces] = memory_fraction();
     if (share < 1 || replaces) {
       const std::size_t allowed = limit_of_fraction(device, share);
@@ -132,10 +109,61 @@ CudaAllocator::Device& CudaAllocator::device_at(int device) {
     auto* const made = new Device(core, history_, device);
     if (history_.is_on()) core.observers().listen(&made->listener);
     entry.store(made, std::memory_order_release);
+    if (earlier_.has_served()) adopt_device(device, *made);
     return *made;
   } catch (const ConfigError& error) {
     TORCH_CHECK(false, "mempool: ", error.what());
   }
+}
+
+// ---- beside the earlier allocator --------------------------------------------------------------------------------
+
+void CudaAllocator::adopt_devices() {
+  const std::lock_guard guard(making_);
+  for_each_device([this](int i, Device& device) { adopt_device(i, device); });
+}
+
+void CudaAllocator::recount() noexcept {
+  for_each_device([](int, Device& device) { (void)device.core.outside_bytes(); });
+}
+
+// Expects that the earlier allocator has served: it may hold memory there, and other devices may have been let in by it
+// alone.
+void CudaAllocator::adopt_device(int index, Device& device) {
+  device.core.set_outside_hook(earlier_bytes);
+  (void)device.core.outside_bytes();
+  for (int other = 0; other < device_count_.load(); ++other) {
+    int can_access = 0;
+    if (other != index && cudaDeviceCanAccessPeer(&can_access, other, index) == cudaSuccess && can_access != 0) {
+      cuda_let_in(index, other);
+    }
+  }
+}
+
+std::size_t CudaAllocator::earlier_bytes(CachingAllocator& core) noexcept {
+  const int i = installed()->number_of(&core);
+  return i < 0 || is_forked_child() ? 0 : installed()->earlier_.held_bytes(i);
+}
+
+bool CudaAllocator::relieve(CachingAllocator& core) noexcept {
+  const bool is_relieved = run_free_memory_callbacks();
+  int captured_device = 0;
+  if (installed()->number_of(&core) >= 0 && !installed()->is_capturing(captured_device)) {
+    installed()->earlier_.try_empty_cache();
+  }
+  return is_relieved;
+}
+
+bool CudaAllocator::is_capturing(int& device) {
+  bool found = false;
+  for_each_device([&](int i, Device& each) {
+    for (cudaStream_t stream : each.pools.routed_streams()) {
+      if (found || !is_captured(stream)) continue;
+      found = true;
+      device = i;
+    }
+  });
+  return found;
 }
 
 // ---- allocate ----------------------------------------------------------------------------------------------------
@@ -184,11 +212,22 @@ void* CudaAllocator::allocate_any(Device& device, std::size_t bytes, cudaStream_
   return device.core.allocate_from(*pool->family, bytes, id_of(stream));
 }
 
+bool CudaAllocator::is_routed(cudaStream_t stream) {
+  Device* const device = find_device(current_device());
+  return device != nullptr && device->pools.is_routing() && device->pools.route(stream).pool != nullptr;
+}
+
 void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t stream) {
   if (is_forked_child()) refuse_in_child();
   Device& device = device_at(index);
   free_postponed();
-  const PoolPointer pool = device.pools.is_routing() ? device.pools.route(stream) : nullptr;
+  const auto [pool, is_elsewhere] =
+      device.pools.is_routing() ? device.pools.route(stream) : PrivatePools::Destination{};
+  if (is_elsewhere) {
+    void* const given = earlier_->raw_alloc_with_stream(bytes, stream);
+    (void)device.core.outside_bytes();  // counts it
+    return given;
+  }
   void* address = nullptr;
   try {
     address = allocate_any(device, bytes, stream, pool.get());
@@ -286,6 +325,7 @@ void CudaAllocator::free_postponed() {
 
 void CudaAllocator::free_now(void* address) {
   CachingAllocator* const core = owner_of(address);
+  if (core == nullptr && earlier_.has_served()) return earlier_->raw_delete(address);
   if (const c10::impl::PyInterpreter* const interpreter = c10::impl::GPUTrace::get_trace()) [[unlikely]] {
     (*interpreter)->trace_gpu_memory_deallocation(c10::kCUDA, reinterpret_cast<std::uintptr_t>(address));
   }
@@ -303,14 +343,16 @@ void CudaAllocator::free_now(void* address) {
 void CudaAllocator::recordStream(const c10::DataPtr& block, c10::cuda::CUDAStream stream) {
   // Empty, or somebody else's memory: an imported one, or a view that the user has made.
   if (block.get() == nullptr || block.get_deleter() != &deleter) return;
-  use_on(block.get(), stream.device_index(), stream.stream());
+  use_on(block.get(), stream);
 }
 
-void CudaAllocator::use_on(void* address, int device, cudaStream_t stream) {
+void CudaAllocator::use_on(void* address, c10::cuda::CUDAStream stream) {
   CachingAllocator* const core = owner_of(address);
+  if (core == nullptr && earlier_.has_served()) return earlier_.record_stream(address, stream);
   // A copy between devices may be on a stream of either: the clock is that of the stream's own device.
-  TORCH_CHECK(core != nullptr && core->add_use(address, device_at(device).core.clock_of(id_of(stream))),
-              "invalid device pointer: ", address);
+  TORCH_CHECK(
+      core != nullptr && core->add_use(address, device_at(stream.device_index()).core.clock_of(id_of(stream.stream()))),
+      "invalid device pointer: ", address);
 }
 
 // ---- copies ------------------------------------------------------------------------------------------------------

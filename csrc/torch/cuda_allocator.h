@@ -12,17 +12,18 @@
 
 #include "backend/cuda_device.h"
 #include "core/allocator/caching_allocator.h"
+#include "torch/cuda_earlier.h"
 #include "torch/cuda_history.h"
 #include "torch/cuda_interface.h"
 #include "torch/cuda_pools.h"
-#include "torch/cuda_settings.h"
 
 namespace mempool::torch_cuda {
 
 class CudaAllocator final : public CudaInterface {
  public:
-  // `conf`: options of every device, as in MEMPOOL_CONF; percentages are of what the device has.
-  explicit CudaAllocator(std::string conf) : conf_(std::move(conf)) {}
+  // `conf`: options of every device, as in MEMPOOL_CONF; percentages are of what the device has. `earlier`: whose is
+  // what is not mempool's.
+  CudaAllocator(std::string conf, Earlier& earlier) : conf_(std::move(conf)), earlier_(earlier) {}
 
   // ---- blocks
   c10::DataPtr allocate(std::size_t bytes) override;
@@ -33,10 +34,12 @@ class CudaAllocator final : public CudaInterface {
   void raw_delete(void* address) override;
   void* allocate_on(int device, std::size_t bytes, cudaStream_t stream);
   void recordStream(const c10::DataPtr& block, c10::cuda::CUDAStream stream) override;
-  void use_on(void* address, int device, cudaStream_t stream);
+  void use_on(void* address, c10::cuda::CUDAStream stream);
   void copy_data(void* to, const void* from, std::size_t bytes) const override;
   cudaError_t memcpyAsync(void* to, int to_device, const void* from, int from_device, std::size_t bytes,
                           cudaStream_t stream, bool p2p_enabled) override;
+  // Whether a block of the stream, of the device that is current, would go to a private pool of mempool's.
+  bool is_routed(cudaStream_t stream);
 
   // ---- the devices
   void init(int device_count) override;
@@ -62,6 +65,8 @@ class CudaAllocator final : public CudaInterface {
   // ---- private pools and captured graphs
   void beginAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool,
                            std::function<bool(cudaStream_t)> filter) override;
+  void markCaptureBegin(c10::DeviceIndex) override {}
+  void markCaptureEnd(c10::DeviceIndex) override {}
   void endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t pool) override;
   void releasePool(c10::DeviceIndex device, c10::MempoolId_t pool) override;
   int getPoolUseCount(c10::DeviceIndex device, c10::MempoolId_t pool) override;
@@ -74,10 +79,13 @@ class CudaAllocator final : public CudaInterface {
   std::shared_ptr<cca::AllocatorState> getCheckpointState(c10::DeviceIndex device, c10::MempoolId_t pool) override;
   cca::CheckpointDelta setCheckpointPoolState(c10::DeviceIndex device,
                                               std::shared_ptr<cca::AllocatorState> state) override;
+  static bool is_state(const cca::AllocatorState* state);  // that getCheckpointState returned
+  bool knows(c10::DeviceIndex device, c10::MempoolId_t pool);
 
   // ---- other processes
   cca::ShareableHandle shareIpcHandle(void* address) override;
   std::shared_ptr<void> getIpcDevPtr(std::string handle) override;
+  static bool is_handle(const std::string& text);  // that shareIpcHandle has made, in whichever process
 
   // ---- history
   bool isHistoryEnabled() override { return history_.is_recording(); }
@@ -94,6 +102,8 @@ class CudaAllocator final : public CudaInterface {
   void attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer) override;
   void attachOomRejectionObserver(OomRejectionObserver observer) override;
   void attachAllocatorTraceTracker(cca::AllocatorTraceTracker tracker) override;
+  // Attaches to another allocator what was attached here, and has it record a history if this one does.
+  void tell_observers(TorchAllocator& to);
 
   // What the rest of mempool knows a torch device by. Throws c10::Error for one that does not exist.
   struct Device {
@@ -111,11 +121,17 @@ class CudaAllocator final : public CudaInterface {
   };
   // Made at its first use.
   Device& device_at(int device);
-
- private:
   Device* find_device(int device) const noexcept {
     return device >= 0 && device < kMaxCudaDevices ? devices_[static_cast<std::size_t>(device)].load() : nullptr;
   }
+  int device_count() const noexcept { return device_count_.load(); }  // that torch sees; 0: it has not looked yet
+  // What the earlier allocator holds counts from now on: it has served.
+  void adopt_devices();
+  void recount() noexcept;  // as it is now
+  // Whether a graph is being captured into any private pool, or in a stream whose blocks go to one. `device`: where.
+  bool is_capturing(int& device);
+
+ private:
   // Each device that is made, with its number.
   template <typename Action>
   void for_each_device(Action action) const {
@@ -129,6 +145,9 @@ class CudaAllocator final : public CudaInterface {
     for_each_device([&](int i, const Device& device) { found = &device.core == core ? i : found; });
     return found;
   }
+  static bool relieve(CachingAllocator& core) noexcept;
+  static std::size_t earlier_bytes(CachingAllocator& core) noexcept;
+  void adopt_device(int index, Device& device);
   void* allocate_any(Device& device, std::size_t bytes, cudaStream_t stream, const PrivatePool* pool);
   void* allocate_slow(int index, std::size_t bytes, cudaStream_t stream);
   // `pool`: that was asked; nullptr: none of torch's.
@@ -144,6 +163,7 @@ class CudaAllocator final : public CudaInterface {
   friend void observe_mapping(int, bool, void*, std::size_t) noexcept;
 
   const std::string conf_;
+  Earlier& earlier_;
   std::mutex making_;
   std::array<std::atomic<Device*>, kMaxCudaDevices> devices_{};  // immortal
   std::atomic<int> device_count_{0};                             // that torch sees
@@ -153,11 +173,10 @@ class CudaAllocator final : public CudaInterface {
   std::vector<cca::OutOfMemoryObserver> oom_observers_;
 };
 
-// The process's CudaAllocator, which lives to its end; nullptr before install().
+// The process's CudaAllocator, which lives to its end; nullptr before mempool was enabled for the first time.
 CudaAllocator* installed() noexcept;
-// Puts it under torch's CUDA tensors; `on_settings` hears of torch's settings at run time. Throws PoolStateError when
-// torch has used CUDA memory already, ConfigError for options or settings that do not parse.
-void install(const std::string& conf, const SettingsListener& on_settings);
+// Once, of an immortal one.
+void set_installed(CudaAllocator& allocator);
 // What a fraction of a device's memory comes to as a limit; 1: none.
 std::size_t limit_of_fraction(int device, double fraction);
 // Throws c10::Error where the calling thread is in a call of the allocator of a MemPool: mempool's locks are held.

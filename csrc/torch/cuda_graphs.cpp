@@ -8,7 +8,6 @@
 #include <algorithm>
 
 #include "torch/cuda_allocator.h"
-#include "torch/cuda_functions.h"
 #include "torch/cuda_source_calls.h"
 
 namespace mempool::torch_cuda {
@@ -41,7 +40,6 @@ int CudaAllocator::getPoolUseCount(c10::DeviceIndex device, c10::MempoolId_t poo
 
 void CudaAllocator::createOrIncrefPool(c10::DeviceIndex device, c10::MempoolId_t pool,
                                        std::shared_ptr<cca::CUDAAllocator> allocator) {
-  if (allocator.get() == this || (allocator != nullptr && is_of_functions(*allocator))) allocator = nullptr;
   device_at(device).pools.use(pool, std::move(allocator));
 }
 
@@ -66,6 +64,15 @@ void CudaAllocator::emptyCache(c10::MempoolId_t pool) {
       device.core.arenas().release_closed();  // torch asks when a MemPool is gone
     }
   });
+}
+
+bool CudaAllocator::knows(c10::DeviceIndex index, c10::MempoolId_t pool) {
+  Device* const device = find_device(index);
+  return device != nullptr && device->pools.find(pool) != nullptr;
+}
+
+bool CudaAllocator::is_state(const cca::AllocatorState* state) {
+  return dynamic_cast<const PoolState*>(state) != nullptr;
 }
 
 bool CudaAllocator::checkPoolLiveAllocations(c10::DeviceIndex index, c10::MempoolId_t pool,

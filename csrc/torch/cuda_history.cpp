@@ -26,6 +26,7 @@ void CudaHistory::record(bool enabled, CreateContextFn recorder, std::size_t mos
   when_.store(enabled ? when : RecordContext::NEVER);
   most_ = std::max<std::size_t>(1, most_entries);
   skipped_ = std::move(skip);
+  skipped_names_ = skipped;
   recording_.store(enabled);
   if (!enabled || clear) {
     entries_.clear();
@@ -42,6 +43,12 @@ void CudaHistory::attach(c10::CachingDeviceAllocator::AllocatorTraceTracker trac
   const std::lock_guard guard(mutex_);
   trackers_.push_back(std::move(tracker));
   update();
+}
+
+void CudaHistory::tell(c10::cuda::CUDACachingAllocator::CUDAAllocator& to) {
+  const std::lock_guard guard(mutex_);
+  for (const auto& tracker : trackers_) to.attachAllocatorTraceTracker(tracker);
+  if (is_recording()) to.recordHistory(true, recorder_.load(), most_, when_.load(), false, skipped_names_);
 }
 
 Context CudaHistory::gather(RecordContext level) const {

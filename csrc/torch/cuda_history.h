@@ -34,6 +34,8 @@ class CudaHistory {
   void record(bool enabled, CreateContextFn recorder, std::size_t most_entries, RecordContext when, bool clear,
               const std::vector<std::string>& skipped);
   void attach(c10::CachingDeviceAllocator::AllocatorTraceTracker tracker);
+  // Another allocator gets the same trackers, and records as this one does.
+  void tell(c10::cuda::CUDACachingAllocator::CUDAAllocator& to);
 
   // The caller's stack if entries of that level want it. Takes no lock of the allocator's.
   Context gather(RecordContext level) const;
@@ -70,6 +72,7 @@ class CudaHistory {
   std::mutex mutex_;
   std::size_t most_ = 1;  // entries a device
   std::unordered_set<int> skipped_;
+  std::vector<std::string> skipped_names_;
   std::map<int, std::deque<TraceEntry>> entries_;  // by device
   std::vector<AnnotationEntry> annotations_;
   std::unordered_map<const void*, Context> contexts_;  // of live blocks, and of those that wait for other streams

@@ -89,6 +89,10 @@ cca::ShareableHandle CudaAllocator::shareIpcHandle(void* address) {
   return {static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(address) - base), std::move(text)};
 }
 
+bool CudaAllocator::is_handle(const std::string& text) {
+  return text.size() >= sizeof(Header) && std::memcmp(text.data(), kMagic, sizeof(kMagic)) == 0;
+}
+
 std::shared_ptr<void> CudaAllocator::getIpcDevPtr(std::string text) {
   Header header{};
   TORCH_CHECK(text.size() >= sizeof(header), "mempool: this is no handle of shared memory");

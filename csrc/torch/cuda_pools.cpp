@@ -1,5 +1,7 @@
 #include "torch/cuda_pools.h"
 
+#include <c10/cuda/CUDAStream.h>
+
 #include <algorithm>
 
 namespace mempool::torch_cuda {
@@ -83,24 +85,52 @@ void PrivatePools::begin(c10::MempoolId_t id, std::function<bool(cudaStream_t)> 
       std::any_of(routing_.begin(), routing_.end(), [&](const Route& route) { return route.id == id; });
   TORCH_CHECK(!is_routed, "mempool: blocks go to the memory pool ", text_of(id), " already");
   use(id, nullptr);  // torch calls releasePool for it
-  routing_.insert(routing_.begin(), {id, std::move(filter)});
-  routes_.fetch_add(1);
+  add_route(id, std::move(filter), false);
 }
 
 void PrivatePools::end(c10::MempoolId_t id) {
-  const Guard guard(mutex_);
-  const auto found = std::find_if(routing_.begin(), routing_.end(), [&](const Route& route) { return route.id == id; });
-  TORCH_CHECK(found != routing_.end(), "mempool: no blocks go to the memory pool ", text_of(id));
-  routing_.erase(found);
-  routes_.fetch_sub(1);
+  TORCH_CHECK(end_route(id, false), "mempool: no blocks go to the memory pool ", text_of(id));
 }
 
-PoolPointer PrivatePools::route(cudaStream_t stream) {
+void PrivatePools::begin_elsewhere(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter) {
+  add_route(id, std::move(filter), true);
+}
+
+void PrivatePools::end_elsewhere(c10::MempoolId_t id) { end_route(id, true); }
+
+void PrivatePools::add_route(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter, bool is_elsewhere) {
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(index_));
+  const Guard guard(mutex_);
+  routing_.insert(routing_.begin(), {id, std::move(filter), is_elsewhere, stream});
+  routes_.fetch_add(1);
+}
+
+// False: there is none.
+bool PrivatePools::end_route(c10::MempoolId_t id, bool is_elsewhere) {
+  const Guard guard(mutex_);
+  const auto found = std::find_if(routing_.begin(), routing_.end(), [&](const Route& route) {
+    return route.id == id && route.is_elsewhere == is_elsewhere;
+  });
+  if (found == routing_.end()) return false;
+  routing_.erase(found);
+  routes_.fetch_sub(1);
+  return true;
+}
+
+PrivatePools::Destination PrivatePools::route(cudaStream_t stream) {
   const Guard guard(mutex_);
   for (const Route& route : routing_) {
-    if (route.filter(stream)) return at(route.id);
+    if (!route.filter(stream)) continue;
+    return route.is_elsewhere ? Destination{nullptr, true} : Destination{at(route.id), false};
   }
-  return nullptr;
+  return {};
+}
+
+std::vector<cudaStream_t> PrivatePools::routed_streams() {
+  std::vector<cudaStream_t> out;
+  const Guard guard(mutex_);
+  for (const Route& route : routing_) out.push_back(route.begun_on);
+  return out;
 }
 
 }  // namespace mempool::torch_cuda

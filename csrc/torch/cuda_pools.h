@@ -50,8 +50,12 @@ class PrivatePools {
 
   // Whether any allocation may have to go to a pool: read on the way of each.
   bool is_routing() const noexcept { return routes_.load(std::memory_order_relaxed) != 0; }
-  // The pool that blocks of the stream go to at this moment; nullptr: none.
-  PoolPointer route(cudaStream_t stream);
+  struct Destination {
+    PoolPointer pool;
+    bool is_elsewhere = false;  // to a pool of the allocator before mempool's
+  };
+  // Where blocks of the stream go at this moment: the latest begin() wins.
+  Destination route(cudaStream_t stream);
 
   // `source`: whence the memory of a new pool comes; nullptr: from the device.
   void use(c10::MempoolId_t id, std::shared_ptr<TorchAllocator> source);
@@ -65,12 +69,22 @@ class PrivatePools {
 
   void begin(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter);
   void end(c10::MempoolId_t id);
+  // The same of a pool of the allocator before mempool's, which is told as well. What began before mempool was in place
+  // is not known here, and its end no error.
+  void begin_elsewhere(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter);
+  void end_elsewhere(c10::MempoolId_t id);
+  // The streams that were current where anything began that has not ended: those of captures among them.
+  std::vector<cudaStream_t> routed_streams();
 
  private:
   struct Route {
     c10::MempoolId_t id;
     std::function<bool(cudaStream_t)> filter;
+    bool is_elsewhere;
+    cudaStream_t begun_on;
   };
+  void add_route(c10::MempoolId_t id, std::function<bool(cudaStream_t)> filter, bool is_elsewhere);
+  bool end_route(c10::MempoolId_t id, bool is_elsewhere);
 
   CachingAllocator& device_;
   const int index_;  // torch's, of the device

@@ -214,6 +214,12 @@ void CudaAllocator::attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer)
   oom_observers_.push_back(std::move(observer));
 }
 
+void CudaAllocator::tell_observers(TorchAllocator& to) {
+  const std::lock_guard guard(observers_mutex_);
+  for (const auto& observer : oom_observers_) to.attachOutOfMemoryObserver(observer);
+  history_.tell(to);
+}
+
 // For a policy of torch's own that rejects requests before they are tried. mempool has none: it is never called.
 void CudaAllocator::attachOomRejectionObserver(OomRejectionObserver) {}
 

@@ -38,10 +38,9 @@ std::optional<std::string> settings_of_environment() {
 }
 
 // What torch's own allocator was given last; empty: nothing, or another allocator is in place.
-std::string settings_at_run_time() {
-  auto* const torchs = c10::cuda::CUDACachingAllocator::get();
-  if (torchs->name() != "native") return "";
-  return torchs->snapshot({0, 0}, false).config_metadata.last_allocator_settings;
+std::string settings_at_run_time(c10::cuda::CUDACachingAllocator::CUDAAllocator& torchs) {
+  if (torchs.name() != "native") return "";
+  return torchs.snapshot({0, 0}, false).config_metadata.last_allocator_settings;
 }
 
 void set_fraction(const MemoryFraction& fraction) {
@@ -51,12 +50,12 @@ void set_fraction(const MemoryFraction& fraction) {
 
 }  // namespace
 
-std::string read_settings() {
+std::string read_settings(c10::cuda::CUDACachingAllocator::CUDAAllocator& torchs) {
   const std::optional<std::string> text = settings_of_environment();
   try {
     AcceleratorAllocatorConfig::instance();
     if (text.has_value()) AcceleratorAllocatorConfig::callDeviceConfigParserHook(*text);
-    const std::string at_run_time = settings_at_run_time();
+    const std::string at_run_time = settings_at_run_time(torchs);
     set_fraction({fraction_in(at_run_time.empty() ? text.value_or("") : at_run_time).value_or(1.0), false});
     return at_run_time == text ? "" : at_run_time;
   } catch (const c10::Error& error) {

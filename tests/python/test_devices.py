@@ -42,7 +42,7 @@ class Third(DeviceKind):
             raise self.error
         self.limits.append((limit, soft_limit))
 
-    def disable(self, is_named: bool) -> None:
+    def disable(self) -> None:
         self.limits.clear()
 
     def allocator(self, index: int | None) -> _core.Device:

@@ -226,6 +226,21 @@ void Ledger::unhold(std::size_t bytes) {
   if (shared != nullptr) shared->unhold(bytes);
 }
 
+bool Ledger::set_outside(std::size_t bytes) {
+  const std::lock_guard turn(budget_turn_);
+  if (Budget* const shared = budget()) {
+    if (bytes < outside_in_budget_) shared->unhold(outside_in_budget_ - bytes);
+    if (bytes <= outside_in_budget_ || shared->try_hold(bytes - outside_in_budget_)) outside_in_budget_ = bytes;
+  }
+  const Guard guard(lock_);
+  return std::exchange(outside_, bytes) > bytes;
+}
+
+std::size_t Ledger::outside() const {
+  const Guard guard(lock_);
+  return outside_;
+}
+
 bool Ledger::join(Budget& budget) {
   const std::lock_guard turn(budget_turn_);
   MEMPOOL_EXPECTS(this->budget() == nullptr);
@@ -244,6 +259,7 @@ bool Ledger::join(Budget& budget) {
 }
 
 void Ledger::after_fork_in_child() noexcept {
+  outside_ = outside_in_budget_ = 0;
   if (budget() != nullptr) counted_since_ = fork_generation().load();
 }
 
@@ -254,7 +270,11 @@ std::size_t Ledger::most_held() const {
 
 std::size_t Ledger::room() const {
   const auto left = [](std::size_t limit, std::size_t held) { return limit > held ? limit - held : 0; };
-  const std::size_t own = left(limit(), held());
+  std::size_t own = 0;
+  {
+    const Guard guard(lock_);
+    own = left(limit_, held_ + outside_);
+  }
   Budget* const shared = budget();
   return shared != nullptr ? std::min(own, left(shared->limit(), shared->held())) : own;
 }
@@ -344,7 +364,7 @@ std::size_t Ledger::soft_limit() const {
 bool Ledger::set_limit(std::size_t limit) {
   const std::lock_guard turn(budget_turn_);
   const Guard guard(lock_);
-  if (limit < held_) return false;
+  if (limit < held_ + outside_) return false;
   limit_ = limit;
   return true;
 }

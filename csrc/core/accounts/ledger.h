@@ -75,11 +75,16 @@ class Ledger {
   enum class Hold : std::uint8_t { counted, over_limit, over_budget };
   Hold try_hold(std::size_t bytes);
   void unhold(std::size_t bytes);
+  // What another allocator of this process holds on the device: it counts in the limit and, as far as there is room, in
+  // the budget. Of the figures of this ledger it is in none. Whether it is less than it was.
+  bool set_outside(std::size_t bytes);
+  std::size_t outside() const;
   // What is held from now on counts in `budget` as well, and what is held already. False, and nothing changed, when
   // that is more than it has room for. Once; `budget` is immortal.
   bool join(Budget& budget);
   Budget* budget() const { return budget_.load(std::memory_order_acquire); }
-  // In the child of a fork, with both locks held: what is held now stays counted for the parent alone.
+  // In the child of a fork, with both locks held: what is held now stays counted for the parent alone, outside
+  // included.
   void after_fork_in_child() noexcept;
   // The most that can be held, and what of that is not held yet, by the device's limit and the budget's.
   std::size_t most_held() const;
@@ -114,7 +119,7 @@ class Ledger {
   std::size_t held() const;
   std::size_t limit() const;
   std::size_t soft_limit() const;
-  // False, and nothing changed, when more than `limit` is held.
+  // False, and nothing changed, when more than `limit` is held, outside included.
   bool set_limit(std::size_t limit);
   // Also below what is held: then nothing more is, until memory went back.
   void force_limit(std::size_t limit);
@@ -131,7 +136,10 @@ class Ledger {
 
  private:
   void fold_locked(Shards& shards);
-  bool fits_locked(std::size_t bytes) const { return held_ <= limit_ && bytes <= limit_ - held_; }
+  bool fits_locked(std::size_t bytes) const {
+    const std::size_t counted = held_ + outside_;
+    return counted <= limit_ && bytes <= limit_ - counted;
+  }
   void hold_locked(std::size_t bytes);
   Budget* unhold_locked(std::size_t bytes);  // returns the budget, which is to be told without a lock
   bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
@@ -154,6 +162,8 @@ class Ledger {
   std::int64_t forgotten_allocations_ = 0;  // counted before the sums were reset
   int lease_refusals_ = 0;                  // still to come, after suspend_leases()
   std::size_t held_ = 0;
+  std::size_t outside_ = 0;
+  std::size_t outside_in_budget_ = 0;     // guarded by budget_turn_
   std::mutex budget_turn_;                // whoever asks the budget: what it grants is then counted here without a gap
   std::atomic<Budget*> budget_{nullptr};  // written with both locks
   std::uint32_t counted_since_ = 0;       // memory of earlier generations of forks does not count in the budget

@@ -360,7 +360,9 @@ void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutc
   parts_.ledger.count_oom(account_, refuser);
   info.device = parts_.device;
   info.requested = size_.asked;
+  parts_.count_outside();
   info.held = parts_.ledger.held();
+  info.outside = parts_.ledger.outside();
   if (refuser == nullptr) {
     if (account_ != nullptr) {
       const Account account = parts_.accounts.read(*account_);

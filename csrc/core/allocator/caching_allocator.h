@@ -97,6 +97,10 @@ class CachingAllocator final {
   void set_growth_hook(void (*hook)(CachingAllocator&) noexcept) noexcept { parts_.growth_hook.store(hook); }
   // Called, with no lock held, for a request that would be refused: true when it has freed memory.
   void set_relief_hook(bool (*hook)(CachingAllocator&) noexcept) noexcept { parts_.relief_hook.store(hook); }
+  // Called, with no lock held, before a request is refused, a limit set or outside_bytes() told: the bytes that another
+  // allocator of this process holds on the device, which count in its limit.
+  void set_outside_hook(std::size_t (*hook)(CachingAllocator&) noexcept) noexcept { parts_.outside_hook.store(hook); }
+  std::size_t outside_bytes() noexcept;  // as of now
   // Moves the free memory of each arena together, so that it can serve one large block. Returns what that did.
   Gathering defragment() noexcept { return parts_.reclaimer.gather(); }
 

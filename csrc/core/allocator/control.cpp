@@ -7,15 +7,27 @@
 
 namespace mempool {
 
+std::size_t CachingAllocator::outside_bytes() noexcept {
+  parts_.count_outside();
+  return parts_.ledger.outside();
+}
+
 void CachingAllocator::set_limit(std::size_t limit) {
+  std::size_t outside = outside_bytes();
   if (parts_.ledger.set_limit(limit)) return;
-  trim(limit);
+  if (outside > 0) {
+    parts_.relieve();
+    outside = parts_.ledger.outside();
+  }
+  trim(limit > outside ? limit - outside : 0);
   if (parts_.ledger.set_limit(limit)) return;
+  const std::string others =
+      outside > 0 ? " and the " + std::to_string(outside) + " bytes that torch's other allocator holds there" : "";
   const std::size_t kept = parts_.arenas.floors();
   throw ConfigError(
       "a limit of " + format_bytes(limit) + " (" + std::to_string(limit) + " bytes) for device " + device() +
-      " is below the " + std::to_string(parts_.ledger.held()) +
-      " bytes that it holds even after a trim: free tensors first" +
+      " is below the " + std::to_string(parts_.ledger.held()) + " bytes that it holds even after a trim" + others +
+      ": free tensors first" +
       (kept > 0 ? ", or reserve less than the " + std::to_string(kept) + " bytes that are reserved" : "") +
       ". The limit is unchanged.");
 }

@@ -61,10 +61,17 @@ struct DeviceParts {
   void tell_growth() const {
     if (const auto hook = growth_hook.load(std::memory_order_relaxed)) hook(owner);
   }
+  // Asks what another allocator of this process holds on the device. Whether it is less than it was. Called with no
+  // lock held.
+  bool count_outside() noexcept {
+    const auto hook = outside_hook.load(std::memory_order_relaxed);
+    return hook != nullptr && ledger.set_outside(hook(owner));
+  }
   // Asks the framework above to free what it keeps for later. Whether it freed anything. Called with no lock held.
-  bool relieve() const noexcept {
+  bool relieve() noexcept {
     const auto hook = relief_hook.load(std::memory_order_relaxed);
-    return hook != nullptr && hook(owner);
+    const bool is_relieved = hook != nullptr && hook(owner);
+    return count_outside() || is_relieved;
   }
 
   CachingAllocator& owner;
@@ -83,6 +90,7 @@ struct DeviceParts {
   Reclaimer reclaimer;
   std::atomic<void (*)(CachingAllocator&) noexcept> growth_hook{nullptr};
   std::atomic<bool (*)(CachingAllocator&) noexcept> relief_hook{nullptr};
+  std::atomic<std::size_t (*)(CachingAllocator&) noexcept> outside_hook{nullptr};
 };
 
 }  // namespace mempool

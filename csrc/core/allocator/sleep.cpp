@@ -221,6 +221,7 @@ void CachingAllocator::wake_pool(Account& pool) {
   info.requested = needed;
   info.allocated = static_cast<std::size_t>(account.blocks.bytes.current);
   info.held = parts_.ledger.held();
+  info.outside = parts_.ledger.outside();
   throw OutOfMemory(std::move(info));
 }
 

@@ -138,6 +138,44 @@ TEST(a_family_that_lends_serves_the_default_ones_last_resort) {
   }
 }
 
+TEST(what_another_allocator_holds_is_asked_for_before_a_refusal) {
+  static std::size_t outside = 0;
+  static std::size_t kept = 0;  // of that, what it frees when it is asked
+  outside = 40 * kMiB;
+  kept = 0;
+  const FakeDevice device = device_with_streams(256 * kMiB);
+  CachingAllocator& allocator = *device.allocator;
+  allocator.set_outside_hook([](CachingAllocator&) noexcept { return outside; });
+  allocator.set_relief_hook([](CachingAllocator&) noexcept {
+    outside -= std::exchange(kept, 0);
+    return false;
+  });
+  CHECK_THROWS(mempool::ConfigError, allocator.set_limit(39 * kMiB));
+  allocator.set_limit(100 * kMiB);
+  bool refused = false;
+  try {
+    allocator.allocate(70 * kMiB);
+  } catch (const OutOfMemory& error) {
+    refused = true;
+    CHECK_EQ(error.info().outside, 40 * kMiB);
+    CHECK_EQ(error.info().held, 0u);
+  }
+  CHECK(refused);
+  outside = 30 * kMiB;  // unseen
+  void* const block = allocator.allocate(70 * kMiB);
+  CHECK_EQ(allocator.outside_bytes(), 30 * kMiB);
+  kept = 20 * kMiB;
+  void* const more = allocator.allocate(20 * kMiB);
+  CHECK_EQ(allocator.outside_bytes(), 10 * kMiB);
+  CHECK_EQ(allocator.stats().reserved_bytes.all.current, static_cast<std::int64_t>(90 * kMiB));
+  allocator.deallocate(more);
+  kept = 10 * kMiB;
+  allocator.set_limit(70 * kMiB);
+  CHECK_THROWS(mempool::ConfigError, allocator.set_limit(69 * kMiB));
+  allocator.deallocate(block);
+  device.check_empty();
+}
+
 TEST(the_framework_is_asked_once_to_free_what_it_keeps) {
   static void* kept = nullptr;
   static int asked = 0;

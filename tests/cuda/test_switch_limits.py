@@ -1,0 +1,106 @@
+"""What torch's own allocator holds counts in mempool's limit, as it is now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import control
+import pytest
+from switch_script import PRELUDE, STANDIN
+
+Run = Callable[..., str]
+
+
+def test_the_limit_counts_what_torch_holds(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+theirs = [filled(20 * MIB, i) for i in range(3)]
+cached = filled(40 * MIB, 9)
+del cached
+refused(lambda: mempool.enable("cuda", limit="50MiB"), mempool.ConfigError, "torch's own allocator", "Nothing was")
+assert not mempool.is_enabled("cuda")
+mempool.enable("cuda", limit="100MiB")
+assert outside() == 60 * MIB  # its cache is gone
+refused(lambda: mempool.set_limit("59MiB", "cuda"), mempool.ConfigError, "torch's other allocator")
+try:
+    block(50 * MIB)
+except mempool.OutOfMemoryError as error:
+    info = mempool.oom_info(error)
+    assert info["reason"] == "device_limit" and info["outside"] == 60 * MIB, info
+    assert info["held"] == 0 and "torch's other allocator 60.00 MiB" in str(error), str(error)
+else:
+    raise AssertionError("the limit was passed")
+theirs.pop()  # by its own deleter, which mempool does not see
+ours = block(50 * MIB)
+assert outside() == 40 * MIB
+refused(lambda: block(20 * MIB), mempool.OutOfMemoryError, "device_limit")
+mempool.set_limit("90MiB", "cuda")
+theirs.clear()
+more = block(40 * MIB)
+assert outside() == 0
+"""
+    )
+
+
+def test_what_goes_to_torchs_pools_meanwhile_counts(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+pool = torch.cuda.MemPool()
+with torch.cuda.use_mem_pool(pool):
+    kept = block(10 * MIB)
+mempool.enable("cuda", limit="100MiB")
+with torch.cuda.use_mem_pool(pool):
+    more = block(60 * MIB)
+refused(lambda: block(40 * MIB), mempool.OutOfMemoryError, "device_limit")
+ours = block(28 * MIB)
+mempool.disable("cuda")
+again = block(60 * MIB)
+mempool.enable("cuda")
+del ours
+let_go()
+refused(lambda: block(2 * MIB), mempool.OutOfMemoryError, "device_limit")
+refused(lambda: mempool.set_limit("120MiB", "cuda"), mempool.ConfigError, "torch's other allocator")
+del more, kept, again, pool
+let_go()
+assert outside() == 0
+block(90 * MIB)
+"""
+    )
+
+
+@pytest.mark.stand_in
+def test_a_full_device_gets_torchs_cache(run_on_device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch's own allocator has cached since serves mempool before it refuses."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(control.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    run_on_device(
+        PRELUDE
+        + STANDIN
+        + """
+theirs = block(60 * MIB)
+mempool.enable("cuda")
+standin.set_capacity(100 * MIB + standin.used())
+del theirs
+ours = block(150 * MIB)
+assert outside() == 0
+"""
+    )
+
+
+def test_many_processes_count_it_in_their_limit(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+theirs = filled(60 * MIB, 1)
+mempool.enable("cuda", limit="100MiB", shared=True)
+report = mempool.shared_report("cuda")
+assert outside() == 60 * MIB
+refused(lambda: block(50 * MIB), mempool.OutOfMemoryError, "limit")
+ours = block(30 * MIB)
+del theirs
+more = block(60 * MIB)
+"""
+    )
