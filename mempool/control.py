@@ -38,8 +38,8 @@ def enable(
             environment names. Where it names none, a new one is made for this process and its children, and both
             variables are set in ``os.environ``, so that children enable mempool, too. The first process that sets a
             limit turns a percentage into bytes, once for all. :func:`shared_report` has the figures.
-        reserve: bytes that the device holds from now on, as for :func:`reserve`: of each CUDA device if CUDA is named,
-            else of the CPU. None changes nothing.
+        reserve: bytes that the device holds from now on, as for :func:`reserve`: of the devices that ``limit`` is
+            for. None changes nothing.
 
     ``MEMPOOL_ENABLE=cpu=75%,cuda`` in the environment does this at the end of ``import torch``, in children, too;
     with ``MEMPOOL_DISABLE=1`` neither it nor this function does anything.

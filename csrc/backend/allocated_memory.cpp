@@ -68,7 +68,7 @@ GivenMemory& given_memory() {
 
 }  // namespace
 
-void* AllocatedMemory::reserve(std::size_t bytes) noexcept {
+void* AllocatedMemory::reserve_addresses(std::size_t bytes) noexcept {
   MEMPOOL_EXPECTS(is_on_granules(nullptr, bytes));
   Given given{nullptr, bytes + slack_.load(std::memory_order_relaxed)};
   given.address = ask(given.bytes);
@@ -95,7 +95,7 @@ bool AllocatedMemory::overlaps(void* address, std::size_t bytes) noexcept {
 }
 
 // For memory that was never committed. What does not go back stays known.
-void AllocatedMemory::unreserve(void* address, std::size_t) noexcept { return_given(address); }
+void AllocatedMemory::free_addresses(void* address, std::size_t) noexcept { return_given(address); }
 
 // The entry goes first: once the memory is back, another thread may be given it.
 bool AllocatedMemory::return_given(const void* address) noexcept {

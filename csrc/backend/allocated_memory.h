@@ -13,9 +13,9 @@ namespace mempool {
 class AllocatedMemory : public PhysicalMemory {
  public:
   std::size_t granule_bytes() const noexcept override { return kGranule; }
-  Capabilities capabilities() const noexcept override { return {.reserves_memory = true, .decommit_waits = true}; }
-  void* reserve(std::size_t bytes) noexcept override;
-  void unreserve(void* address, std::size_t bytes) noexcept override;
+  Capabilities capabilities() const noexcept override { return {.backs_addresses = true, .decommit_waits = true}; }
+  void* reserve_addresses(std::size_t bytes) noexcept override;
+  void free_addresses(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
   bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }

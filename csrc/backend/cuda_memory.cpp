@@ -160,7 +160,7 @@ int CudaMemory::export_handle(const Handle& handle) noexcept {
   return descriptor;
 }
 
-void* CudaMemory::reserve(std::size_t bytes) noexcept {
+void* CudaMemory::reserve_addresses(std::size_t bytes) noexcept {
   MEMPOOL_EXPECTS(is_on_granules(nullptr, bytes));
   const CudaScope scope(driver_, context_);
   CudaDriver::Address address = 0;
@@ -168,7 +168,7 @@ void* CudaMemory::reserve(std::size_t bytes) noexcept {
   return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr)
 }
 
-void CudaMemory::unreserve(void* address, std::size_t bytes) noexcept {
+void CudaMemory::free_addresses(void* address, std::size_t bytes) noexcept {
   MEMPOOL_EXPECTS(address != nullptr && is_on_granules(address, bytes));
   const CudaScope scope(driver_, context_);
   if (!CudaDriver::is_forked()) driver_.unreserve(number_of(address), bytes);

@@ -38,8 +38,8 @@ class CudaMemory final : public PhysicalMemory {
   Capabilities capabilities() const noexcept override {
     return {.can_cut = false, .can_alias = true, .can_move = true};
   }
-  void* reserve(std::size_t bytes) noexcept override;
-  void unreserve(void* address, std::size_t bytes) noexcept override;
+  void* reserve_addresses(std::size_t bytes) noexcept override;
+  void free_addresses(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
   // Computed from the device's total, and once the driver has refused, from what this process had by then.

@@ -49,9 +49,9 @@ PhysicalMemory::Capabilities FakeMemory::capabilities() const noexcept {
     case Personality::device:
       return {.can_alias = true, .can_move = true};
     case Personality::exact:
-      return {.reserves_memory = true, .takes_exactly = true};
+      return {.backs_addresses = true, .takes_exactly = true};
     default:
-      return {.reserves_memory = true, .decommit_waits = true};
+      return {.backs_addresses = true, .decommit_waits = true};
   }
 }
 
@@ -59,7 +59,7 @@ PhysicalMemory::Capabilities FakeMemory::capabilities() const noexcept {
 
 bool FakeMemory::enter(Call call) noexcept {
   ++calls_[static_cast<std::size_t>(call)];
-  if (call == Call::unreserve || fail_after_ == 0) return true;
+  if (call == Call::free_addresses || fail_after_ == 0) return true;
   return --fail_after_ != 0;
 }
 
@@ -93,14 +93,14 @@ bool FakeMemory::is_mapped_exactly(const Handle& handle) const noexcept {
 
 // ---- the contract ------------------------------------------------------------------------------------------------
 
-void* FakeMemory::reserve(std::size_t bytes) noexcept {
+void* FakeMemory::reserve_addresses(std::size_t bytes) noexcept {
   const Guard guard(mutex_);
-  if (!enter(Call::reserve)) return nullptr;
+  if (!enter(Call::reserve_addresses)) return nullptr;
   if (bytes == 0 || bytes % settings_.granule_bytes != 0) {
     broken("reserve: odd size");
     return nullptr;
   }
-  if (capabilities().reserves_memory && bytes > settings_.capacity_bytes - reserved_total()) return nullptr;
+  if (capabilities().backs_addresses && bytes > settings_.capacity_bytes - reserved_total()) return nullptr;
   std::uintptr_t start = 0;
   if (settings_.accessible) {
     start = number(map_space(bytes, settings_.granule_bytes));
@@ -113,13 +113,13 @@ void* FakeMemory::reserve(std::size_t bytes) noexcept {
   return reinterpret_cast<void*>(start);  // NOLINT(performance-no-int-to-ptr)
 }
 
-void FakeMemory::unreserve(void* address, std::size_t bytes) noexcept {
+void FakeMemory::free_addresses(void* address, std::size_t bytes) noexcept {
   const Guard guard(mutex_);
-  enter(Call::unreserve);
+  enter(Call::free_addresses);
   const auto it = reserved_.find(number(address));
   if (it == reserved_.end() || it->second != bytes || touches(mapped_, number(address), bytes) ||
       touches(left_, number(address), bytes)) {
-    broken("unreserve: not a whole reservation, or something is mapped in it");
+    broken("free_addresses: not a whole reservation, or something is mapped in it");
     return;
   }
   if (settings_.accessible) unmap_space(address, bytes);
@@ -131,7 +131,7 @@ bool FakeMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept 
   if (!enter(Call::commit)) return false;
   if (!is_free_space(number(address), bytes)) return broken("commit: not free reserved space on granules");
   if (bytes > settings_.capacity_bytes - committed_) return false;
-  if (capabilities().reserves_memory) {
+  if (capabilities().backs_addresses) {
     const auto it = reserved_.find(number(address));
     if (it == reserved_.end() || it->second != bytes) return broken("commit: not a whole reservation");
   }
@@ -164,7 +164,7 @@ bool FakeMemory::decommit(const Handle& handle) noexcept {
   mapped_.erase(number(handle.address));
   closed_.erase(number(handle.address));
   committed_ -= handle.bytes;
-  if (capabilities().reserves_memory) {
+  if (capabilities().backs_addresses) {
     if (settings_.accessible) unmap_space(handle.address, handle.bytes);
     reserved_.erase(number(handle.address));
   }
@@ -265,7 +265,7 @@ std::uint64_t FakeMemory::calls(Call call) const noexcept {
 std::uint64_t FakeMemory::fallible_calls() const noexcept {
   const Guard guard(mutex_);
   return std::accumulate(calls_.begin(), calls_.end(), std::uint64_t{0}) -
-         calls_[static_cast<std::size_t>(Call::unreserve)];
+         calls_[static_cast<std::size_t>(Call::free_addresses)];
 }
 
 std::size_t FakeMemory::committed_bytes() const noexcept {

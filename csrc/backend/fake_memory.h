@@ -17,8 +17,8 @@ namespace mempool {
 class FakeMemory final : public PhysicalMemory {
  public:
   enum class Call : std::uint8_t {
-    reserve,
-    unreserve,
+    reserve_addresses,
+    free_addresses,
     commit,
     open,
     decommit,
@@ -50,8 +50,8 @@ class FakeMemory final : public PhysicalMemory {
 
   std::size_t granule_bytes() const noexcept override { return settings_.granule_bytes; }
   Capabilities capabilities() const noexcept override;
-  void* reserve(std::size_t bytes) noexcept override;
-  void unreserve(void* address, std::size_t bytes) noexcept override;
+  void* reserve_addresses(std::size_t bytes) noexcept override;
+  void free_addresses(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
   std::size_t available_bytes() noexcept override { return settings_.capacity_bytes - committed_bytes(); }
@@ -65,7 +65,7 @@ class FakeMemory final : public PhysicalMemory {
   StreamEvents* stream_events() noexcept override { return settings_.has_streams ? &streams_ : nullptr; }
   std::unique_ptr<Backup> make_backup() noexcept override;
 
-  // Makes the n-th call from now (1 = the next one) fail. unreserve() cannot fail and does not count; 0 disarms.
+  // Makes the n-th call from now (1 = the next one) fail. free_addresses() cannot fail and does not count; 0 disarms.
   void fail_call(std::uint64_t n) noexcept;
   std::uint64_t calls(Call call) const noexcept;
   std::uint64_t fallible_calls() const noexcept;

@@ -26,7 +26,7 @@ HostMemory::HostMemory(bool huge_pages, MoveSupport allowed, std::size_t huge_pa
       granule_(huge_page > 0 && huge_page <= kLargestGranule ? huge_page : kLargestGranule),
       support_(both(probe_move_pages(), allowed)) {}
 
-void* HostMemory::reserve(std::size_t bytes) noexcept {
+void* HostMemory::reserve_addresses(std::size_t bytes) noexcept {
   MEMPOOL_EXPECTS(is_on_granules(nullptr, bytes));
   void* const address = map_space(bytes, granule_);
   // A kernel without huge pages refuses the advice, and the memory works without them.
@@ -34,7 +34,7 @@ void* HostMemory::reserve(std::size_t bytes) noexcept {
   return address;
 }
 
-void HostMemory::unreserve(void* address, std::size_t bytes) noexcept {
+void HostMemory::free_addresses(void* address, std::size_t bytes) noexcept {
   MEMPOOL_EXPECTS(address != nullptr && is_on_granules(address, bytes));
   auto* at = static_cast<char*>(address);
   char* const end = at + bytes;

@@ -30,8 +30,8 @@ class HostMemory final : public PhysicalMemory {
   Capabilities capabilities() const noexcept override {
     return {.can_cut = true, .can_alias = false, .can_move = support_.moves};
   }
-  void* reserve(std::size_t bytes) noexcept override;
-  void unreserve(void* address, std::size_t bytes) noexcept override;
+  void* reserve_addresses(std::size_t bytes) noexcept override;
+  void free_addresses(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
   void populate(void* address, std::size_t bytes) noexcept override;

@@ -35,7 +35,7 @@ PinnedMemory::PinnedMemory(std::unique_ptr<HostRegistrar> registrar, std::unique
     : registrar_(std::move(registrar)), events_(std::move(events)), huge_pages_(huge_pages) {}
 
 // Locking touches every page, and so backs it.
-void* PinnedMemory::reserve(std::size_t bytes) noexcept {
+void* PinnedMemory::reserve_addresses(std::size_t bytes) noexcept {
   MEMPOOL_EXPECTS(is_on_granules(nullptr, bytes));
   if (registrar_->is_cut_off()) return nullptr;
   void* const address = map_space(bytes, bytes >= kHugePage ? std::max(kHugePage, granule_) : granule_);
@@ -71,7 +71,7 @@ bool PinnedMemory::release(void* address, std::size_t bytes) noexcept {
 }
 
 // What the driver does not unlock stays mapped: it may write there.
-void PinnedMemory::unreserve(void* address, std::size_t bytes) noexcept { release(address, bytes); }
+void PinnedMemory::free_addresses(void* address, std::size_t bytes) noexcept { release(address, bytes); }
 
 bool PinnedMemory::commit(void* address, std::size_t bytes, Handle& out) noexcept {
   MEMPOOL_EXPECTS(address != nullptr && is_on_granules(address, bytes));

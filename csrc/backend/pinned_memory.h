@@ -40,9 +40,9 @@ class PinnedMemory final : public PhysicalMemory {
   PinnedMemory(std::unique_ptr<HostRegistrar> registrar, std::unique_ptr<StreamEvents> events, bool huge_pages);
 
   std::size_t granule_bytes() const noexcept override { return granule_; }
-  Capabilities capabilities() const noexcept override { return {.reserves_memory = true, .takes_exactly = true}; }
-  void* reserve(std::size_t bytes) noexcept override;
-  void unreserve(void* address, std::size_t bytes) noexcept override;
+  Capabilities capabilities() const noexcept override { return {.backs_addresses = true, .takes_exactly = true}; }
+  void* reserve_addresses(std::size_t bytes) noexcept override;
+  void free_addresses(void* address, std::size_t bytes) noexcept override;
   bool commit(void* address, std::size_t bytes, Handle& out) noexcept override;
   bool decommit(const Handle& handle) noexcept override;
   bool cut(Handle&, std::size_t, Handle&) noexcept override { return false; }

@@ -1,7 +1,7 @@
 // The contract between the allocator and a backend, which gives it memory: an operating system, a driver, or a test.
 //
 // Four things are kept apart:
-//   address space   reserve / unreserve      costs nothing physical, an access to it faults
+//   address space   reserve_, free_addresses costs nothing physical, an access to it faults
 //   backing         commit / decommit        one handle of physical memory, mapped whole at one address
 //   identity        cut / join / move        memory gets another address without a copy, which defragmentation needs
 //   order           stream_events            what work on the device has finished; a CPU has none to wait for
@@ -56,13 +56,13 @@ class PhysicalMemory {
     bool can_cut = false;    // one handle can become two, and neighbours one; else handles stay whole for life
     bool can_alias = false;  // move() leaves the old address mapped until the caller calls unmap()
     bool can_move = false;   // move() is implemented; without it memory is never defragmented
-    // reserve() takes the memory with the address: commit() makes one handle of a whole reservation, once, and takes
-    // nothing more; decommit() gives memory and address back for good, with nothing left to unreserve(). Excludes the
-    // three above.
-    bool reserves_memory = false;
+    // reserve_addresses() takes the memory, too: commit() makes one handle of a whole reservation, once, and takes
+    // nothing more; decommit() gives memory and addresses back for good, with nothing left for free_addresses().
+    // Excludes the three above.
+    bool backs_addresses = false;
     bool decommit_waits = false;  // decommit() may wait for all work of the device
     // A reservation is worth as much care as its bytes: none is larger than its request, and what is free goes back
-    // before more is taken than was ever live. With reserves_memory alone.
+    // before more is taken than was ever live. With backs_addresses alone.
     bool takes_exactly = false;
   };
 
@@ -76,9 +76,9 @@ class PhysicalMemory {
   virtual Capabilities capabilities() const noexcept = 0;
 
   // Address space, aligned to a granule, with nothing mapped in it. nullptr when refused.
-  virtual void* reserve(std::size_t bytes) noexcept = 0;
-  // Precondition: exactly a range that reserve() returned, with nothing mapped in it.
-  virtual void unreserve(void* address, std::size_t bytes) noexcept = 0;
+  virtual void* reserve_addresses(std::size_t bytes) noexcept = 0;
+  // Precondition: exactly a range that reserve_addresses() returned, with nothing mapped in it.
+  virtual void free_addresses(void* address, std::size_t bytes) noexcept = 0;
 
   // Makes new physical memory and maps it at `address`, inside reserved space where nothing is mapped. Fills `out`. The
   // memory may be used once open() was called for it.
@@ -127,8 +127,8 @@ class PhysicalMemory {
   // object.
   virtual StreamEvents* stream_events() noexcept { return nullptr; }
 
-  // What the source of the memory said when reserve() or commit() was refused last, for people; empty where it says
-  // nothing. May throw std::bad_alloc.
+  // What the source of the memory said when reserve_addresses() or commit() was refused last, for people; empty where
+  // it says nothing. May throw std::bad_alloc.
   virtual std::string last_refusal() const { return {}; }
 
   // An empty backup; nullptr when refused.

@@ -15,6 +15,7 @@
 #include "common/errors.h"
 #include "core/allocator/found_block.h"
 #include "torch/cuda_capture.h"
+#include "torch/cuda_functions.h"
 #include "torch/cuda_settings.h"
 #include "torch/cuda_source_calls.h"
 
@@ -46,11 +47,7 @@ bool run_free_memory_callbacks() noexcept {
   return freed;
 }
 
-[[noreturn]] void refuse_in_child() {
-  TORCH_CHECK(false,
-              "mempool: CUDA memory cannot be allocated in a forked process after its parent has used CUDA. Use the "
-              "'spawn' start method (torch.multiprocessing.set_start_method('spawn')).");
-}
+[[noreturn]] void refuse_in_child() { TORCH_CHECK(false, kRefusalInChild); }
 
 }  // namespace
 

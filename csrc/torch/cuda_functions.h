@@ -8,8 +8,7 @@ namespace mempool::torch_cuda {
 
 inline constexpr const char* kRefusalInChild =
     "mempool: CUDA memory cannot be allocated in a forked process after its parent has used CUDA. Use the 'spawn' "
-    "start "
-    "method (torch.multiprocessing.set_start_method('spawn')).";
+    "start method (torch.multiprocessing.set_start_method('spawn')).";
 
 // Whether the allocator is torch's stock one over mempool_malloc: what it gives is mempool's own memory.
 bool is_of_functions(const c10::cuda::CUDACachingAllocator::CUDAAllocator& allocator) noexcept;

@@ -23,7 +23,7 @@ void GraphBlocks::begin(c10::MempoolId_t pool, std::function<bool(c10::Stream)> 
 
 void* GraphBlocks::allocate(std::size_t bytes) {
   if (!pools_.is_routing()) return nullptr;
-  const torch_cuda::PoolPointer pool = pools_.route(nullptr);
+  const torch_cuda::PoolPointer pool = pools_.route(nullptr).pool;
   if (pool == nullptr) return nullptr;
   pool->family->captured = true;  // what is free in it may be what a replay uses
   return device_.allocate_from(*pool->family, bytes, 0);

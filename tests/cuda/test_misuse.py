@@ -46,7 +46,7 @@ def test_devices_that_do_not_exist(run_on_device: Run) -> None:
 mempool.enable("cuda")
 refused(lambda: mempool.memory_allocated("cuda:7"), mempool.DeviceError, "no such device", "sees 1")
 refused(lambda: mempool.MemoryPool("x", device="cuda:7"), mempool.DeviceError, "no such device")
-refused(lambda: mempool.memory_allocated("xpu"), mempool.ConfigError, "'cpu' and 'cuda'")
+refused(lambda: mempool.memory_allocated("xpu"), mempool.ConfigError, "'cpu', 'cuda' and 'pinned'")
 refused(lambda: torch.empty(10, device="cuda:7"), Exception, "device")
 refused(lambda: torch._C._cuda_memoryStats(7), RuntimeError, "device")
 """
@@ -225,7 +225,7 @@ def test_the_doctor_finds_both_devices_well(run_on_device: Run) -> None:
 from mempool.doctor import examine
 result = examine()
 assert result["facts"]["cuda_problem"] is None and len(result["facts"]["cuda_devices"]) == 2
-assert {check["device"] for check in result["checks"]} == {"cpu", "cuda:0", "cuda:1"}
+assert {check["device"] for check in result["checks"]} == {"cpu", "cuda:0", "cuda:1", "pinned"}
 print([check for check in result["checks"] if not check["passed"]])
 """
     )

@@ -71,7 +71,7 @@ void CachingAllocator::reserve(Account* pool, std::size_t bytes) {
 CachingAllocator::Reservation CachingAllocator::hold_at_least(Arena& arena, std::size_t wanted) noexcept {
   Reservation taken;
   // Memory that comes with its address is of use to a large request in one piece alone.
-  const std::size_t piece = parts_.memory->capabilities().reserves_memory ? SIZE_MAX : kPiece;
+  const std::size_t piece = parts_.memory->capabilities().backs_addresses ? SIZE_MAX : kPiece;
   for (bool may_release = true;;) {
     const std::size_t held = parts_.arenas.held_bytes(arena.family);
     taken.is_whole = held >= wanted;

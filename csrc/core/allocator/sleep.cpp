@@ -137,7 +137,7 @@ void CachingAllocator::sleep_pool(Account& pool, bool keep) {
     throw ConfigError("pool '" + name +
                       "' shares its memory with others and cannot sleep: make it with isolated=True.");
   }
-  if (parts_.memory->capabilities().reserves_memory) {
+  if (parts_.memory->capabilities().backs_addresses) {
     throw ConfigError("pool '" + name + "' cannot sleep: device " + device() +
                       " cannot manage virtual memory, and its memory would come back at other addresses.");
   }

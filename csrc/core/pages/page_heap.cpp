@@ -15,7 +15,7 @@ std::int64_t as_signed(std::size_t bytes) { return static_cast<std::int64_t>(byt
 // Where memory comes with its address a segment is as long as what asks for it.
 std::size_t segment_bytes(const PhysicalMemory& memory, const Options& options) {
   const std::size_t granule = memory.granule_bytes();
-  return memory.capabilities().reserves_memory ? granule : align_up(std::max(options.segment_bytes, granule), granule);
+  return memory.capabilities().backs_addresses ? granule : align_up(std::max(options.segment_bytes, granule), granule);
 }
 
 }  // namespace
@@ -108,7 +108,7 @@ Span* PageHeap::allocate_medium(std::size_t bytes, const Supply& supply, Refusal
 // Whole granules can move or make a chunk; those that cannot move are of use as a chunk alone.
 bool PageHeap::is_worth_saving(const Span& span, std::size_t chunk) const noexcept {
   const std::size_t whole = space_.free().whole().key(span);
-  return space_.capabilities.reserves_memory ? whole >= chunk : whole > 0;
+  return space_.capabilities.backs_addresses ? whole >= chunk : whole > 0;
 }
 
 Span* PageHeap::allocate_large(Request& request) noexcept {

@@ -12,7 +12,7 @@
 namespace mempool {
 
 bool PageHeap::grow(Request& request) noexcept {
-  if (space_.capabilities.reserves_memory) return grow_by_segment(request);
+  if (space_.capabilities.backs_addresses) return grow_by_segment(request);
   space_.sweep(request.supply.may_wait);
   Growth growth = plan_growth_of(request);
   const Segment* const newest = first_segment();
@@ -157,7 +157,7 @@ PageHeap::Range PageHeap::extend(std::size_t bytes, Refusal& why) noexcept {
     why = Refusal::metadata;
     return {};
   }
-  const Range range = space_.capabilities.reserves_memory ? extend_by_segment(bytes, why) : extend_hole(bytes, why);
+  const Range range = space_.capabilities.backs_addresses ? extend_by_segment(bytes, why) : extend_hole(bytes, why);
   space_.segments.remove_empty();
   space_.segments.free().settle();
   return range;

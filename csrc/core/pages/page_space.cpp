@@ -48,7 +48,7 @@ std::size_t PageSpace::release_from(Span* span, std::size_t bytes, std::size_t m
     if (handle_bytes > most - given) break;
     const std::uint32_t generation = handle->generation;
     if (!handles.decommit(start)) break;
-    rest->segment->is_given_back = capabilities.reserves_memory;
+    rest->segment->is_given_back = capabilities.backs_addresses;
     given += handle_bytes;
     ledger.count_decommit(handle_bytes, 0, generation, reserved);
     rest = segments.make_hole(rest, start, handle_bytes);

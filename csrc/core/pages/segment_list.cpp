@@ -22,10 +22,10 @@ bool SegmentList::add(std::size_t bytes, Refusal& why) noexcept {
     why = Refusal::metadata;
     return false;
   }
-  void* address = memory_.reserve(size);
+  void* address = memory_.reserve_addresses(size);
   if (address == nullptr && size > least) {  // address space may be limited: take no more than is needed
     size = least;
-    address = memory_.reserve(size);
+    address = memory_.reserve_addresses(size);
   }
   if (address == nullptr) {
     delete segment;
@@ -54,7 +54,7 @@ void SegmentList::remove(Segment* segment) noexcept {
   (segment->previous != nullptr ? segment->previous->next : first_) = segment->next;
   if (segment->next != nullptr) segment->next->previous = segment->previous;
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
-  if (!segment->is_given_back) memory_.unreserve(reinterpret_cast<void*>(segment->start), segment->bytes);
+  if (!segment->is_given_back) memory_.free_addresses(reinterpret_cast<void*>(segment->start), segment->bytes);
   delete segment;
 }
 

@@ -86,8 +86,8 @@ TEST(reserved_space_is_aligned_and_commits_are_writable) {
   for_each_backend([](PhysicalMemory& memory) {
     const std::size_t granule = memory.granule_bytes();
     CHECK(granule % page_bytes() == 0 && (granule & (granule - 1)) == 0);
-    if (memory.capabilities().reserves_memory) return;
-    void* const space = memory.reserve(4 * granule);
+    if (memory.capabilities().backs_addresses) return;
+    void* const space = memory.reserve_addresses(4 * granule);
     CHECK(space != nullptr);
     CHECK_EQ(reinterpret_cast<std::uintptr_t>(space) % granule, 0u);
     Handle handle;
@@ -97,18 +97,18 @@ TEST(reserved_space_is_aligned_and_commits_are_writable) {
     CHECK(memory.open(handle.address, handle.bytes));
     std::memset(handle.address, 7, handle.bytes);
     CHECK(memory.decommit(handle));
-    memory.unreserve(space, 4 * granule);
+    memory.free_addresses(space, 4 * granule);
   });
 }
 
 TEST(memory_that_comes_with_its_address_goes_with_it) {
   for_each_backend([](PhysicalMemory& memory) {
     const PhysicalMemory::Capabilities can = memory.capabilities();
-    if (!can.reserves_memory) return;
+    if (!can.backs_addresses) return;
     CHECK(!can.can_cut && !can.can_move && !can.can_alias);
     const std::size_t granule = memory.granule_bytes();
     for (const std::size_t granules : {1, 3, 700}) {
-      void* const space = memory.reserve(granules * granule);
+      void* const space = memory.reserve_addresses(granules * granule);
       CHECK(space != nullptr);
       CHECK_EQ(reinterpret_cast<std::uintptr_t>(space) % granule, 0u);
       Handle handle;
@@ -119,9 +119,9 @@ TEST(memory_that_comes_with_its_address_goes_with_it) {
       std::memset(handle.address, 7, handle.bytes);
       CHECK(memory.decommit(handle));
     }
-    void* const unused = memory.reserve(granule);
+    void* const unused = memory.reserve_addresses(granule);
     CHECK(unused != nullptr);
-    memory.unreserve(unused, granule);
+    memory.free_addresses(unused, granule);
     CHECK(memory.make_backup() == nullptr || dynamic_cast<FakeMemory*>(&memory) != nullptr);
   });
 }
@@ -130,7 +130,7 @@ TEST(handles_are_cut_and_joined_where_that_is_possible) {
   for_each_backend([](PhysicalMemory& memory) {
     if (!memory.capabilities().can_cut) return;
     const std::size_t granule = memory.granule_bytes();
-    void* const space = memory.reserve(4 * granule);
+    void* const space = memory.reserve_addresses(4 * granule);
     Handle whole;
     CHECK(memory.commit(space, 4 * granule, whole));
     CHECK(memory.open(space, 4 * granule));
@@ -151,7 +151,7 @@ TEST(handles_are_cut_and_joined_where_that_is_possible) {
     CHECK_EQ(whole.bytes, 4 * granule);
     CHECK_EQ(*at(space, 3 * granule), 42);
     CHECK(memory.decommit(whole));
-    memory.unreserve(space, 4 * granule);
+    memory.free_addresses(space, 4 * granule);
   });
 }
 
@@ -159,7 +159,7 @@ TEST(moving_a_handle_carries_its_contents) {
   for_each_backend([](PhysicalMemory& memory) {
     if (!memory.capabilities().can_move) return;
     const std::size_t granule = memory.granule_bytes();
-    void* const space = memory.reserve(4 * granule);
+    void* const space = memory.reserve_addresses(4 * granule);
     Handle handle;
     CHECK(memory.commit(space, granule, handle));
     CHECK(memory.open(space, granule));
@@ -178,7 +178,7 @@ TEST(moving_a_handle_carries_its_contents) {
     *at(space, 0) = 1;
     CHECK(memory.decommit(other));
     CHECK(memory.decommit(handle));
-    memory.unreserve(space, 4 * granule);
+    memory.free_addresses(space, 4 * granule);
   });
 }
 
@@ -186,7 +186,7 @@ TEST(handles_in_a_row_are_opened_and_left_in_one_call) {
   for_each_backend([](PhysicalMemory& memory) {
     if (!memory.capabilities().can_alias) return;
     const std::size_t granule = memory.granule_bytes();
-    void* const space = memory.reserve(8 * granule);
+    void* const space = memory.reserve_addresses(8 * granule);
     Handle first;
     Handle second;
     CHECK(memory.commit(space, granule, first));
@@ -204,12 +204,12 @@ TEST(handles_in_a_row_are_opened_and_left_in_one_call) {
     CHECK_EQ(*at(space, 7 * granule - 1), 3);
     CHECK(memory.decommit(first));
     CHECK(memory.decommit(second));
-    memory.unreserve(space, 8 * granule);
+    memory.free_addresses(space, 8 * granule);
   });
 }
 
 TEST(an_impossible_reservation_is_refused) {
-  for_each_backend([](PhysicalMemory& memory) { CHECK(memory.reserve(std::size_t{1} << 60) == nullptr); });
+  for_each_backend([](PhysicalMemory& memory) { CHECK(memory.reserve_addresses(std::size_t{1} << 60) == nullptr); });
 }
 
 TEST(the_host_refuses_what_the_machine_can_never_back) {
@@ -218,19 +218,19 @@ TEST(the_host_refuses_what_the_machine_can_never_back) {
   CHECK_EQ(sysinfo(&machine), 0);
   const std::size_t backed = (machine.totalram + machine.totalswap) * machine.mem_unit;
   const std::size_t bytes = align_up(2 * backed, memory.granule_bytes());
-  void* const space = memory.reserve(bytes);
+  void* const space = memory.reserve_addresses(bytes);
   if (space == nullptr) return;  // even the address space is refused: all the better
   Handle handle;
   CHECK(!memory.commit(space, bytes, handle));
   CHECK(memory.commit(space, memory.granule_bytes(), handle));
   CHECK(memory.decommit(handle));
-  memory.unreserve(space, bytes);
+  memory.free_addresses(space, bytes);
 }
 
 TEST(the_fake_counts_fails_and_checks) {
   FakeMemory memory({.capacity_bytes = std::size_t{4} << 20});
   const std::size_t granule = memory.granule_bytes();
-  void* const space = memory.reserve(8 * granule);
+  void* const space = memory.reserve_addresses(8 * granule);
   Handle handle;
   memory.fail_call(2);
   CHECK(memory.commit(space, granule, handle));

@@ -47,7 +47,7 @@ std::unique_ptr<CudaMemory> make() { return CudaMemory::make(*CudaDriver::instan
 // One of everything. False as soon as something is refused; whatever was had goes back either way.
 bool use_all(PhysicalMemory& memory) {
   const std::size_t granule = memory.granule_bytes();
-  char* const space = static_cast<char*>(memory.reserve(4 * granule));
+  char* const space = static_cast<char*>(memory.reserve_addresses(4 * granule));
   if (space == nullptr) return false;
   Handle handle;
   bool done = memory.commit(space, granule, handle);
@@ -87,7 +87,7 @@ bool use_all(PhysicalMemory& memory) {
       done = false;
     }
   }
-  memory.unreserve(space, 4 * granule);
+  memory.free_addresses(space, 4 * granule);
   return done;
 }
 
@@ -123,10 +123,10 @@ TEST(plain_memory_is_whole_after_a_refusal) {
   const auto memory = CudaPlainMemory::make(*CudaDriver::instance(), 0);
   const std::size_t bytes = 5 * memory->granule_bytes();
   fail("cuMemAlloc", 1);
-  CHECK(memory->reserve(bytes) == nullptr);
-  void* const given_up = memory->reserve(bytes);  // the limit refuses it: it is never committed
-  memory->unreserve(given_up, bytes);
-  void* const space = memory->reserve(bytes);
+  CHECK(memory->reserve_addresses(bytes) == nullptr);
+  void* const given_up = memory->reserve_addresses(bytes);  // the limit refuses it: it is never committed
+  memory->free_addresses(given_up, bytes);
+  void* const space = memory->reserve_addresses(bytes);
   Handle handle;
   CHECK(memory->commit(space, bytes, handle));
   std::memset(space, 1, bytes);
@@ -134,7 +134,7 @@ TEST(plain_memory_is_whole_after_a_refusal) {
   CHECK(!memory->decommit(handle));
   std::memset(space, 2, bytes);
   CHECK(memory->decommit(handle));
-  memory->unreserve(space, bytes);
+  memory->free_addresses(space, bytes);
   check_nothing_is_left();
 }
 

@@ -79,10 +79,10 @@ TEST(only_huge_pages_that_fit_a_granule_are_asked_for) {
     for (const bool wanted : {true, false}) {
       HostMemory memory(wanted, all, huge_page);
       CHECK_EQ(memory.granule_bytes(), huge_page == kMiB ? kMiB : 2 * kMiB);
-      void* const space = memory.reserve(2 * kMiB);
+      void* const space = memory.reserve_addresses(2 * kMiB);
       CHECK(space != nullptr);
       CHECK_EQ(large_pages::last_advice(), wanted && huge_page <= 2 * kMiB ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-      memory.unreserve(space, 2 * kMiB);
+      memory.free_addresses(space, 2 * kMiB);
     }
   }
 }

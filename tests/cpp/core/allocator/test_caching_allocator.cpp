@@ -16,7 +16,7 @@ TEST(zero_bytes_are_null_and_free) {
   const FakeDevice device;
   CHECK(device.allocator->allocate(0) == nullptr);
   CHECK(device.allocator->deallocate(nullptr));
-  CHECK_EQ(device.memory->calls(FakeMemory::Call::reserve), 0u);
+  CHECK_EQ(device.memory->calls(FakeMemory::Call::reserve_addresses), 0u);
 }
 
 TEST(blocks_are_aligned_writable_and_counted) {

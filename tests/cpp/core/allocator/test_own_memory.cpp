@@ -48,11 +48,11 @@ TEST(a_family_with_a_source_of_its_own_splits_coalesces_and_counts) {
   for (std::size_t i = 0; i < 200; ++i) {
     with.device.allocator->deallocate(with.allocate(4 * kMiB + i * 20'000));
   }
-  CHECK_EQ(with.source->calls(FakeMemory::Call::reserve), 1u);
+  CHECK_EQ(with.source->calls(FakeMemory::Call::reserve_addresses), 1u);
   CHECK_EQ(with.held(), 20 * kMiB);
   std::vector<void*> small;
   for (int i = 0; i < 100; ++i) small.push_back(with.allocate(64));
-  CHECK_EQ(with.source->calls(FakeMemory::Call::reserve), 1u);
+  CHECK_EQ(with.source->calls(FakeMemory::Call::reserve_addresses), 1u);
   CHECK_EQ(with.device.allocated(), 6'400);
   CHECK_EQ(with.device.memory->committed_bytes(), 0u);
   void* const other = with.allocate(64, 7);

@@ -82,7 +82,7 @@ TEST(a_limit_that_a_shared_segment_passes_still_has_room_for_the_block) {
   void* const block = allocator.allocate(2 * kMiB);
   CHECK_EQ(device.memory->reserved_bytes(), 2 * kMiB);
   CHECK_THROWS(OutOfMemory, allocator.allocate(64 * kMiB));
-  CHECK_EQ(device.memory->calls(FakeMemory::Call::reserve), 1u);  // nothing was taken to be refused
+  CHECK_EQ(device.memory->calls(FakeMemory::Call::reserve_addresses), 1u);  // nothing was taken to be refused
   allocator.deallocate(block);
   device.check_empty();
 }

@@ -15,7 +15,7 @@ constexpr std::size_t kGranule = std::size_t{2} << 20;
 struct Fixture {
   explicit Fixture(FakeMemory::Personality personality = FakeMemory::Personality::host)
       : memory({.personality = personality, .accessible = false}) {
-    base = reinterpret_cast<std::uintptr_t>(memory.reserve(64 * kGranule));
+    base = reinterpret_cast<std::uintptr_t>(memory.reserve_addresses(64 * kGranule));
   }
   bool commit(std::size_t at, std::size_t granules) {
     return handles.commit(base + at * kGranule, granules * kGranule, why);

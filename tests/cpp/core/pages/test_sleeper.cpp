@@ -17,7 +17,7 @@ constexpr std::int64_t kBytes = 4 * kGranule;  // in two handles of two granules
 
 struct Fixture {
   Fixture() {
-    const auto base = reinterpret_cast<std::uintptr_t>(memory.reserve(16 * kGranule));
+    const auto base = reinterpret_cast<std::uintptr_t>(memory.reserve_addresses(16 * kGranule));
     for (const std::size_t at : {0, 2}) {
       CHECK(ledger.try_hold(2 * kGranule) == Ledger::Hold::counted);
       CHECK(handles.commit(base + at * kGranule, 2 * kGranule, why));

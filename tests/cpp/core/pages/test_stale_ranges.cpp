@@ -28,7 +28,7 @@ struct Fixture {
   std::vector<Span*> unmapped;
 
   explicit Fixture(std::initializer_list<int> busy) {
-    const auto base = reinterpret_cast<std::uintptr_t>(memory.reserve(2 * kRanges * kGranule));
+    const auto base = reinterpret_cast<std::uintptr_t>(memory.reserve_addresses(2 * kRanges * kGranule));
     Refusal why = Refusal::none;
     for (std::size_t i = 0; i < kRanges; ++i) {
       const std::uintptr_t start = base + i * kGranule;
