@@ -25,7 +25,6 @@ __path__.append(str(_build.shim_folder()))  # the modules that link torch are th
 
 from mempool._build import __version__  # noqa: E402
 from mempool._device_cuda import cuda_library_path  # noqa: E402
-from mempool.adoption import AdoptReport, adopt  # noqa: E402
 from mempool.control import (  # noqa: E402
     DefragmentReport,
     defragment,
@@ -68,6 +67,7 @@ from mempool.stats import (  # noqa: E402
 
 if TYPE_CHECKING:
     from mempool import checkpoint, compress, nn, ops
+    from mempool.adoption import AdoptReport, adopt
     from mempool.observe.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history
     from mempool.shared_memory import ProcessMemory, SharedMemoryReport, shared_report
     from mempool.traces.recording import TraceRecording, record_trace
@@ -151,6 +151,7 @@ __getattr__, __dir__ = _lazy.exports(
         **dict.fromkeys(
             ("dump_snapshot", "load_snapshot", "memory_snapshot", "record_history"), "mempool.observe.snapshot"
         ),
+        **dict.fromkeys(("AdoptReport", "adopt"), "mempool.adoption"),
         **dict.fromkeys(("ProcessMemory", "SharedMemoryReport", "shared_report"), "mempool.shared_memory"),
         **dict.fromkeys(("TraceRecording", "record_trace"), "mempool.traces.recording"),
         **dict.fromkeys(("ReplayReport", "replay"), "mempool.traces.replaying"),

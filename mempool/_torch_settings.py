@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 
-_SETTING = re.compile(r"([^\s,:\[\]]+)\s*:\s*(\[[^\]]*\]|[^\s,\[\]]*)")
+_SETTING = r"([^\s,:\[\]]+)\s*:\s*(\[[^\]]*\]|[^\s,\[\]]*)"
 
 # With these values mempool does what is asked for, or nothing is asked for.
 _HOLDS = {
@@ -37,7 +37,7 @@ _INSTEAD = {
 def ignored_settings(text: str) -> list[str]:
     """For each setting that does not hold with mempool: its name and value, and what happens instead."""
     notes = []
-    for key, value in _SETTING.findall(text):
+    for key, value in re.findall(_SETTING, text):
         if key in _HOLDS_ALWAYS or key.startswith(_PINNED) or _HOLDS.get(key) == value:
             continue
         notes.append(f"{key}:{value} ({_INSTEAD.get(key, 'mempool knows no such setting')})")
@@ -46,7 +46,7 @@ def ignored_settings(text: str) -> list[str]:
 
 def ignored_pinned_settings(text: str) -> str:
     """The settings of pinned memory that do not hold with mempool's, with their values; empty for none."""
-    pinned = ((key, value) for key, value in _SETTING.findall(text) if key.startswith(_PINNED))
+    pinned = ((key, value) for key, value in re.findall(_SETTING, text) if key.startswith(_PINNED))
     return ", ".join(f"{key}:{value}" for key, value in pinned if _PINNED_HOLDS.get(key) != value)
 
 

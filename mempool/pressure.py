@@ -150,13 +150,13 @@ atexit.register(_core.retire_hooks)
 
 
 # The facts are the last line of a message: what stands before it may quote the message of another error.
-_FIELDS = re.compile(
+_FIELDS = (  # compiled at its first use, which takes milliseconds
+    r"(?m)"
     r"^\[mempool\.oom reason=(?P<reason>\w+) device=(?P<device>\S+) requested=(?P<requested>\d+) "
     r"allocated=(?P<allocated>\d+) limit=(?P<limit>\d+|none) held=(?P<held>\d+) largest_free=(?P<largest_free>\d+) "
     r"pressure_calls=(?P<pressure_calls>\d+)(?: held_by_all=(?P<held_by_all>\d+))?(?: outside=(?P<outside>\d+))?"
     r"(?: callback_error=(?P<callback_error>\d+))? "
-    r'pool="(?P<pool>(?:[^"\\]|\\.)*)"\]',
-    re.MULTILINE,
+    r'pool="(?P<pool>(?:[^"\\]|\\.)*)"\]'
 )
 _NUMBERS = ("requested", "allocated", "held", "largest_free", "pressure_calls")
 
@@ -176,7 +176,7 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
         ``callback_error`` (the exception that a pressure callback raised, its id if the exception is not kept any more
         or carried a tensor, or None).
     """
-    matches = list(_FIELDS.finditer(str(exc)))
+    matches = list(re.finditer(_FIELDS, str(exc)))
     if not matches:
         return None
     info: dict[str, Any] = dict(matches[-1].groupdict())
