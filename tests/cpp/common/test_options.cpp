@@ -45,7 +45,7 @@ TEST(the_table_lists_what_can_be_set) {
     set_option(options, info.key, value, 0);
     CHECK(!info.help.empty());
   }
-  CHECK_EQ(mempool::option_table().size(), 8u);
+  CHECK_EQ(mempool::option_table().size(), 10u);
 }
 
 TEST(values_are_what_was_set) {
@@ -53,7 +53,7 @@ TEST(values_are_what_was_set) {
   Options options;
   CHECK(mempool::option_values(options).size() == mempool::option_table().size());
   CHECK(mempool::option_values(options)[0] == OptionValue{});  // limit
-  parse_conf(options, "limit:1KiB,stitch:false,decay_ms:never,history_events:9", 0);
+  parse_conf(options, "limit:1KiB,stitch:false,decay_ms:never,history_events:9,reserve:2KiB,growth:double", 0);
   const std::vector<OptionValue> values = mempool::option_values(options);
   for (std::size_t i = 0; i < values.size(); ++i) {
     const std::string_view key = mempool::option_table()[i].key;
@@ -61,5 +61,12 @@ TEST(values_are_what_was_set) {
     if (key == "stitch") CHECK(values[i] == OptionValue(false));
     if (key == "decay_ms") CHECK(values[i] == OptionValue{});
     if (key == "history_events") CHECK(values[i] == OptionValue(std::uint64_t{9}));
+    if (key == "reserve") CHECK(values[i] == OptionValue(std::uint64_t{2048}));
+    if (key == "growth") CHECK(values[i] == OptionValue(std::string("double")));
   }
+  parse_conf(options, "growth:1KiB", 0);
+  CHECK(mempool::option_values(options)[5] == OptionValue(std::uint64_t{1024}));
+  parse_conf(options, "growth:as_needed", 0);
+  CHECK(mempool::option_values(options)[5] == OptionValue(std::string("as_needed")));
+  CHECK_THROWS(mempool::ConfigError, parse_conf(options, "growth:triple", 0));
 }
