@@ -61,9 +61,10 @@ def test_the_page_of_commands_lists_every_option_and_command() -> None:
     options = {key: (kind, default) for key, kind, _, default, _ in _core.options()}
     assert listed.keys() == options.keys()
     for key, (kind, default) in options.items():
-        is_size = kind == "bytes" and default is not None
+        is_size = kind == "bytes" and bool(default)
+        is_word = default is None or isinstance(default, bool)
         assert (_core.parse_bytes(listed[key]) if is_size else listed[key]) == (
-            default if is_size else shown.get(default, str(default))
+            default if is_size else shown[default] if is_word else str(default)
         )
     for page in (text, (ROOT / "README.md").read_text()):
         assert set(re.findall(r"^\| `mempool (\w+)", page, re.MULTILINE)) == set(commands.commands)
