@@ -81,16 +81,18 @@ void share_guarded(CachingAllocator& device, const std::string& key, SharedLimit
 
 void join_ledger(const std::string& name, const std::string& process) {
   const std::lock_guard guard(device_making());
+  const SharedLedger* const joined = g_ledger.load();
+  if (joined != nullptr && joined->path() == name) return;  // its folder may be gone
   const Place place = place_of(name);
-  if (const SharedLedger* const joined = g_ledger.load()) {
+  if (joined != nullptr) {
     if (joined->path() == place.folder + "/" + place.name) return;
     throw PoolStateError("This process is in the shared ledger '" + joined->path() + "' already: it cannot join '" +
                          name + "'.");
   }
   SharedLedger::remove_ended(place.folder);
-  std::unique_ptr<SharedLedger> joined = SharedLedger::join(place.folder, place.name, process);
-  survive_fork(*joined);
-  g_ledger.store(joined.release());  // immortal, as allocators are
+  std::unique_ptr<SharedLedger> made = SharedLedger::join(place.folder, place.name, process);
+  survive_fork(*made);
+  g_ledger.store(made.release());  // immortal, as allocators are
 }
 
 std::string process_ledger_path() {

@@ -305,6 +305,11 @@ bool SharedLedger::try_hold(int device, std::size_t bytes) noexcept {
   return true;
 }
 
+bool SharedLedger::has_place() noexcept {
+  const Guard guard(layout());
+  return own_.load() != nullptr || take_slot();
+}
+
 void SharedLedger::unhold(int device, std::size_t bytes) noexcept {
   Slot* const own = own_.load();
   if (own == nullptr) return;  // the ledger was left

@@ -44,7 +44,8 @@ class SharedLedger {
   // As Budget's, of one device.
   bool try_hold(int device, std::size_t bytes) noexcept;
   void unhold(int device, std::size_t bytes) noexcept;
-  bool has_place() const noexcept { return own_.load() != nullptr; }
+  // Whether this process is counted; a forked child is from its first bytes, or this call on.
+  bool has_place() noexcept;
 
   // False, and nothing changed, when more is held. kNoLimit: none.
   bool set_limit(int device, std::size_t limit) noexcept;
@@ -118,7 +119,7 @@ class SharedBudget final : public Budget {
   SharedBudget(SharedLedger& ledger, int device) : ledger_(ledger), device_(device) {}
   bool try_hold(std::size_t bytes) noexcept override { return ledger_.try_hold(device_, bytes); }
   void unhold(std::size_t bytes) noexcept override { ledger_.unhold(device_, bytes); }
-  bool has_place() const noexcept override { return ledger_.has_place(); }
+  bool has_place() noexcept override { return ledger_.has_place(); }
   std::size_t limit() const noexcept override { return ledger_.limit(device_); }
   std::size_t held() noexcept override { return ledger_.held(device_); }
 

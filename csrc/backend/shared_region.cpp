@@ -179,7 +179,7 @@ void SharedRegion::touch() noexcept {
   constexpr std::time_t kHour = 3600;
   const std::time_t now = std::time(nullptr);
   std::time_t last = touched_.load(std::memory_order_relaxed);
-  if (now - last >= kHour && touched_.compare_exchange_strong(last, now) && is_open()) futimens(file_, nullptr);
+  if (now - last >= kHour && is_open() && touched_.compare_exchange_strong(last, now)) futimens(file_, nullptr);
 }
 
 void SharedRegion::unlink() noexcept {
@@ -200,7 +200,7 @@ void check_private(const std::string& folder) {
   struct stat found {};
   if (lstat(folder.c_str(), &found) != 0) fail(folder);
   if (S_ISDIR(found.st_mode) && is_private(found)) return;
-  throw std::runtime_error("The folder " + folder + " is not this user's alone: remove it, or set XDG_RUNTIME_DIR.");
+  throw std::runtime_error("The folder " + folder + " is not this user's alone (mode 0700): name another one, or set XDG_RUNTIME_DIR.");
 }
 
 }  // namespace mempool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -70,6 +71,25 @@ def test_a_pool_keeps_its_own(enabled: None) -> None:
     pool.close()
     with pytest.raises(mempool.PoolClosedError, match="no memory can be reserved for it"):
         pool.reserve("1MiB")
+
+
+def test_a_reservation_ends_with_its_pool_though_a_block_lives_on(enabled: None) -> None:
+    parent = mempool.MemoryPool("parent", device="cpu")
+    dropped, child = (mempool.MemoryPool(name, parent=parent, isolated=True) for name in ("dropped", "child"))
+    for pool in (dropped, child):
+        pool.reserve("64MiB")
+    with mempool.use_pool(dropped):
+        block = torch.empty(100)
+    mempool.trim("cpu")
+    held = mempool.memory_reserved("cpu")
+    del dropped
+    gc.collect()
+    mempool.trim("cpu")
+    assert mempool.memory_reserved("cpu") <= held - 60 * MIB
+    assert block.numel() == 100
+    parent.close()
+    with pytest.raises(mempool.PoolClosedError):
+        child.reserve("128MiB")
 
 
 def test_what_cannot_be_had_is_refused(reserved: None) -> None:

@@ -162,6 +162,26 @@ subprocess.run([sys.executable, "-c", "import torch; block = torch.ones(1 << 20)
     assert done.stdout == f"{300 * MIB} 1\n", done.stderr
 
 
+def test_a_child_that_has_taken_nothing_is_refused_by_the_limit(python: Python, tmp_path: Path) -> None:
+    done = python(
+        """
+import os, torch, mempool
+mempool.enable("cpu", limit="64MiB", shared=True)
+pid = os.fork()
+if pid == 0:
+    try:
+        torch.empty(128 << 20, dtype=torch.uint8)
+    except mempool.OutOfMemoryError as error:
+        info = mempool.oom_info(error)
+        print(info["reason"], info["limit"] >> 20, info["held_by_all"] >> 20, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+""",
+        XDG_RUNTIME_DIR=str(tmp_path),
+    )
+    assert done.stdout == "shared_limit 64 0\n", done.stderr
+
+
 def test_a_ledger_in_use_does_not_grow_old(python: Python, tmp_path: Path) -> None:
     done = python(
         """

@@ -14,7 +14,7 @@ class Budget {
   // Bytes that were counted are held no longer.
   virtual void unhold(std::size_t bytes) noexcept = 0;
   // Whether this process can be counted at all; else nothing can be held for it, whatever the limit.
-  virtual bool has_place() const noexcept { return true; }
+  virtual bool has_place() noexcept { return true; }
   // What all who share it may hold, and do.
   virtual std::size_t limit() const noexcept = 0;
   virtual std::size_t held() noexcept = 0;

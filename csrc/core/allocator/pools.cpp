@@ -31,6 +31,7 @@ void Pools::close(Account& pool) noexcept {
 void Pools::drop(Account& pool) noexcept {
   Stay stay(*this);
   stay.take(&pool);
+  if (pool.isolated) pool.family->floor.store(0);
   if (accounts_.drop(pool) == nullptr) clear_out_below(pool);
 }
 

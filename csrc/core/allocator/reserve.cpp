@@ -47,7 +47,12 @@ void CachingAllocator::reserve(Account* pool, std::size_t bytes) {
   const std::lock_guard guard(reserving_);
   const std::size_t before = family.floor.exchange(wanted);
   // Closing a pool ends its reservation: one of the two sees what the other has done.
-  const auto is_closed = [&] { return pool != nullptr && parts_.accounts.read(*pool).closed; };
+  const auto is_closed = [&] {
+    for (const Account* each = pool; each != nullptr; each = each->parent) {
+      if (parts_.accounts.read(*each).closed) return true;
+    }
+    return false;
+  };
   const Reservation taken = is_closed() ? Reservation{.why = Refusal::none} : hold_at_least(*arena, wanted);
   parts_.tell_growth();
   if (is_closed()) {

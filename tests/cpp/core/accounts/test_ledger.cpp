@@ -298,7 +298,7 @@ class SmallBudget final : public mempool::Budget {
     return true;
   }
   void unhold(std::size_t bytes) noexcept override { mine -= bytes; }
-  bool has_place() const noexcept override { return is_counted; }
+  bool has_place() noexcept override { return is_counted; }
   std::size_t limit() const noexcept override { return 100; }
   std::size_t held() noexcept override { return mine + others; }
 
