@@ -200,7 +200,8 @@ void check_private(const std::string& folder) {
   struct stat found {};
   if (lstat(folder.c_str(), &found) != 0) fail(folder);
   if (S_ISDIR(found.st_mode) && is_private(found)) return;
-  throw std::runtime_error("The folder " + folder + " is not this user's alone (mode 0700): name another one, or set XDG_RUNTIME_DIR.");
+  throw std::runtime_error("The folder " + folder +
+                           " is not this user's alone (mode 0700): name another one, or set XDG_RUNTIME_DIR.");
 }
 
 }  // namespace mempool
