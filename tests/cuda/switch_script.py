@@ -1,6 +1,10 @@
 """What the scripts of the tests of switching begin with: each runs in a process in which CUDA is up first."""
 
-PRELUDE = """
+from refusing import REFUSED
+
+PRELUDE = (
+    REFUSED
+    + """
 import gc, os, random, sys, threading
 import torch, mempool
 torch.backends.cudnn.enabled = False
@@ -18,14 +22,6 @@ def holds(tensor, value):
 def outside(device="cuda"):
     return mempool.memory_stats(device)["outside_bytes"]
 
-def refused(call, kind, *words):
-    try:
-        call()
-    except kind as error:
-        assert all(word in str(error) for word in words), str(error)
-    else:
-        raise AssertionError("nothing was raised")
-
 def let_go():
     gc.collect()
     torch.cuda.synchronize()
@@ -34,6 +30,7 @@ def let_go():
 def check_device():
     assert mempool._device.KINDS["cuda"].allocator(0).check_invariants() == ""
 """
+)
 
 # The controls of the stand-in, for scripts that no GPU can play.
 STANDIN = """

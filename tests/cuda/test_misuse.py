@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from refusing import REFUSED
 
-PRELUDE = """
+PRELUDE = (
+    """
 import torch, mempool
 torch.backends.cudnn.enabled = False
-
-def refused(call, kind, *words):
-    try:
-        call()
-    except kind as error:
-        assert all(word in str(error) for word in words), str(error)
-    else:
-        raise AssertionError("nothing was raised")
 """
+    + REFUSED
+)
 
 Run = Callable[..., str]
 
