@@ -34,9 +34,10 @@ void CachingAllocator::reserve(Account* pool, std::size_t bytes) {
     throw ConfigError("pool '" + name + "' shares its memory with others: reserve memory for the device instead, or " +
                       "make the pool with isolated=True.");
   }
-  OomInfo info{.reason = OomReason::size_overflow, .device = device(), .pool = name, .requested = bytes};
   const std::size_t granule = parts_.memory->granule_bytes();
-  if (rounds_past_max(bytes, granule)) throw OutOfMemory(std::move(info));
+  if (rounds_past_max(bytes, granule)) {
+    throw OutOfMemory({.reason = OomReason::size_overflow, .device = device(), .pool = name, .requested = bytes});
+  }
   std::size_t wanted = align_up(bytes, granule);
   // Of a limit that is no multiple of a granule the last bytes cannot be held.
   if (const std::size_t most = parts_.ledger.most_held(); bytes <= most && wanted > most) wanted -= granule;
@@ -64,10 +65,10 @@ void CachingAllocator::reserve(Account* pool, std::size_t bytes) {
   family.floor.store(before);
   parts_.arenas.release(family, taken.bytes);
   if (taken.why == Refusal::asleep) throw PoolAsleepError("mempool: pool '" + name + "' is asleep: wake() it first.");
-  const OomInfo facts = facts_of(taken.why, parts_.ledger);
-  info.reason = facts.reason;
-  info.limit = facts.limit;
-  info.held_by_all = facts.held_by_all;
+  OomInfo info = facts_of(taken.why, parts_.ledger);
+  info.device = device();
+  info.pool = name;
+  info.requested = bytes;
   info.held = parts_.ledger.held();
   throw OutOfMemory(std::move(info));
 }
