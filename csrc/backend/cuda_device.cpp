@@ -29,11 +29,6 @@ const CudaDriver& driver() {
   return *found;
 }
 
-// A forked child has no decay thread for a device: no memory can go back to the driver there.
-void start_decay(CachingAllocator& allocator) noexcept {
-  if (!CudaDriver::is_forked()) ensure_decay_thread(allocator);
-}
-
 [[noreturn]] void refuse(int ordinal) {
   throw ConfigError("cuda:" + std::to_string(ordinal) + ": the driver has no such device, or does not let it be used.");
 }
@@ -94,8 +89,8 @@ CachingAllocator& cuda_device(int ordinal, const Options& options) {
   if (process_ledger() != nullptr) share_when_made(*made, uuid_of(ordinal), cuda_device_bytes(ordinal));
   if (own.reserve > 0) made->reserve(nullptr, own.reserve);  // refused: there is no device, and nothing knows of it
   survive_fork(*made);
-  made->set_growth_hook(start_decay);
-  if (own.reserve > 0) start_decay(*made);
+  made->set_growth_hook(ensure_decay_thread_of_driver);
+  if (own.reserve > 0) ensure_decay_thread_of_driver(*made);
   g_memory[static_cast<std::size_t>(ordinal)] = managed;
   entry.store(made.get());
   return *made.release();

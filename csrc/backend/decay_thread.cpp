@@ -9,6 +9,7 @@
 #include <chrono>
 #include <thread>
 
+#include "backend/cuda_driver.h"
 #include "backend/process_ledger.h"
 #include "common/expects.h"
 
@@ -72,6 +73,10 @@ void ensure_decay_thread(CachingAllocator& allocator) noexcept {
   if (pthread_create(&thread, &attributes, run, nullptr) != 0) g_running.store(false);
   pthread_attr_destroy(&attributes);
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void ensure_decay_thread_of_driver(CachingAllocator& allocator) noexcept {
+  if (!CudaDriver::is_forked()) ensure_decay_thread(allocator);
 }
 
 // In a forked child a CUDA device does not work, and threads that do not exist there may hold its locks.

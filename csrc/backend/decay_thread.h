@@ -9,6 +9,8 @@ namespace mempool {
 // Starts the thread unless it runs. The allocator has to be immortal. Does nothing when its memory never decays, or
 // when the system refuses a thread: then the next growth tries again.
 void ensure_decay_thread(CachingAllocator& allocator) noexcept;
+// The same for memory of the CUDA driver: in a forked child none can go back, and no thread is started.
+void ensure_decay_thread_of_driver(CachingAllocator& allocator) noexcept;
 // For a forked child, in which the thread does not run. The child's next growth starts it.
 void forget_decay_thread() noexcept;
 

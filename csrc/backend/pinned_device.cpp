@@ -16,11 +16,6 @@ namespace {
 std::atomic<CachingAllocator*> g_pinned{nullptr};
 PinnedMemory* g_memory = nullptr;  // set before it
 
-// In a forked child no page is unlocked.
-void start_decay(CachingAllocator& allocator) noexcept {
-  if (!CudaDriver::is_forked()) ensure_decay_thread(allocator);
-}
-
 }  // namespace
 
 CachingAllocator& pinned_device(const Options& options) {
@@ -31,7 +26,7 @@ CachingAllocator& pinned_device(const Options& options) {
   PinnedMemory* const backend = memory.get();
   auto made = std::make_unique<CachingAllocator>("pinned", std::move(memory), options);
   survive_fork(*made);
-  made->set_growth_hook(start_decay);
+  made->set_growth_hook(ensure_decay_thread_of_driver);
   g_memory = backend;
   g_pinned.store(made.get());
   return *made.release();

@@ -36,11 +36,11 @@ bool has_captured_segment(c10::DeviceIndex device, c10::cuda::CUDACachingAllocat
 
 }  // namespace
 
-bool is_captured(cudaStream_t stream) {
+bool is_captured(cudaStream_t stream, bool unless_told) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;
   (void)cudaGetLastError();
-  return true;  // the default stream cannot be asked while another one is captured
+  return unless_told;
 }
 
 bool is_any_captured(c10::DeviceIndex device, c10::cuda::CUDACachingAllocator::CUDAAllocator& allocator) {

@@ -14,6 +14,7 @@
 #include "backend/pinned_device.h"
 #include "common/expects.h"
 #include "core/allocator/found_block.h"
+#include "torch/cuda_capture.h"
 #include "torch/cuda_functions.h"
 #include "torch/cuda_stats.h"
 #include "torch/pinned_graphs.h"
@@ -47,19 +48,12 @@ void* allocate_block(std::size_t bytes) {
   }
 }
 
-bool is_captured(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;
-  (void)cudaGetLastError();
-  return false;  // the default stream cannot be asked while another one is captured, and is not captured itself
-}
-
 // Whether it is a block of ours that begins there, which is not reused now before the stream's work is done.
 bool use_on(void* block, const c10::cuda::CUDAStream& stream) {
   if (!is_ours(block)) return false;
   const auto handle = reinterpret_cast<std::uint64_t>(stream.stream());
   if (!g_device->add_use(block, pinned_stream(stream.device_index(), handle))) return false;
-  if (is_captured(stream.stream())) g_graphs->note_use(block);
+  if (torch_cuda::is_captured(stream.stream(), /*unless_told=*/false)) g_graphs->note_use(block);
   return true;
 }
 
