@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mempool._device import KINDS
 from mempool._device_kind import bytes_of
 from mempool.errors import ConfigError
-from mempool.ledger import LEDGER_VARIABLE, join
+from mempool.ledger import LEDGER_VARIABLE, join, tell_children
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def enable_as_asked(text: str) -> None:
             if is_shared:
                 join()
             KINDS[request.device].enable_early(request.limit, is_shared)
+            if is_shared:
+                tell_children(request.device, None)  # that ENABLE_VARIABLE names already: the ledger's path is new
         except Exception as error:
             if request.limit is not None:
                 raise ImportError(f"MEMPOOL_ENABLE={text}: {error}") from error

@@ -6,7 +6,7 @@ import os
 from typing import ClassVar
 
 from mempool import _core, _torch_cpu
-from mempool._device_kind import DeviceKind, NamesEnvironment, Size, configure, reserve_of
+from mempool._device_kind import DeviceKind, NamesEnvironment, Size, configure, reserve_of, unchanged_on_error
 
 
 class _Cpu(DeviceKind):
@@ -29,8 +29,9 @@ class _Cpu(DeviceKind):
         device = cpu()
         if reserve_bytes is None and not self.is_enabled() and device.reserved_bytes == 0:
             reserve_bytes = device.reserve_option
-        configure(device, _core.share_cpu, limit, soft_limit, shared, reserve_bytes)
-        _torch_cpu.enable()
+        with unchanged_on_error(self, [device]):
+            configure(device, _core.share_cpu, limit, soft_limit, shared, reserve_bytes)
+            _torch_cpu.enable()
 
     def disable(self) -> None:
         _torch_cpu.disable()

@@ -12,7 +12,15 @@ from typing import ClassVar
 import torch
 
 from mempool import _build, _core
-from mempool._device_kind import DeviceKind, NamesEnvironment, Size, bytes_of, reserve_of, take_reserve
+from mempool._device_kind import (
+    DeviceKind,
+    NamesEnvironment,
+    Size,
+    bytes_of,
+    reserve_of,
+    take_reserve,
+    unchanged_on_error,
+)
 from mempool._torch_settings import ignored_message, ignored_settings, warn_of_ignored
 from mempool.errors import ConfigError, DeviceError
 
@@ -62,7 +70,8 @@ class _Cuda(DeviceKind):
         if shared:
             self._share(limit)
             limit = None
-        # Devices that exist take a limit now; those that torch makes later take it with their options.
+        # Devices that exist take a limit now, before torch's own fraction is taken over, which may be lower; those that
+        # torch makes later take it with their options.
         conf = []
         for key, value in (("limit", limit), ("soft_limit", soft_limit)):
             if value is not None:
@@ -71,20 +80,20 @@ class _Cuda(DeviceKind):
         if reserve is not None:
             reserve_of(reserve, lambda: 1 << 40)
             conf.append(f"reserve:{reserve}")
-        was_enabled = self._was_enabled
-        self._install(",".join(conf))
-        if conf:
-            # Whoever asked for its statistics, say, has made a device before mempool was enabled.
-            known = (
-                [self.allocator(index) for index in range(torch.cuda.device_count())] if was_enabled else self.made()
-            )
+        # Whoever asked for its statistics, say, has made a device before mempool was enabled.
+        makes_all = bool(conf) and self._was_enabled
+        known = [self.allocator(index) for index in range(torch.cuda.device_count())] if makes_all else self.made()
+        with unchanged_on_error(self, known):
             for device in known:
                 whole = functools.partial(self.whole_bytes, _index_of(device))
                 if limit is not None:
                     device.limit = bytes_of(limit, "limit", whole)
                 if soft_limit is not None:
                     device.soft_limit = bytes_of(soft_limit, "soft_limit", whole)
-                if reserve is not None:
+            self._install(",".join(conf))
+            if reserve is not None:
+                for device in known:
+                    whole = functools.partial(self.whole_bytes, _index_of(device))
                     take_reserve(device, reserve_of(reserve, whole))
 
     def _check_room(self, limit: Size) -> None:
@@ -119,8 +128,13 @@ class _Cuda(DeviceKind):
         assert _torch_cuda is not None
         if not self._was_enabled:
             self._conf = conf
-        with NamesEnvironment():
-            note = _torch_cuda.enable(self._configuration(), warn_of_ignored)
+        try:
+            with NamesEnvironment():
+                note = _torch_cuda.enable(self._configuration(), warn_of_ignored)
+        except BaseException:
+            if not self._was_enabled:
+                self._conf = ""
+            raise
         self._was_enabled = True
         if note:
             warnings.warn(note, stacklevel=5)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -136,6 +137,23 @@ def take_reserve(of: _core.Device | _core.Pool, reserve_bytes: int) -> None:
         of.reserve(reserve_bytes)
     except MemoryError as error:
         raise OutOfMemoryError(str(error)) from error
+
+
+@contextlib.contextmanager
+def unchanged_on_error(kind: DeviceKind, devices: list[_core.Device]) -> Iterator[None]:
+    """Within it an error leaves the limits of these devices, and whether the kind is enabled, as they were."""
+    was_enabled = kind.is_enabled()
+    limits = [(device.limit, device.soft_limit) for device in devices]
+    try:
+        yield
+    except BaseException:
+        if not was_enabled:
+            kind.disable()
+        for device, (limit, soft_limit) in zip(devices, limits, strict=True):
+            device.soft_limit = soft_limit
+            with contextlib.suppress(ConfigError):  # more is held by now than a lower one allows
+                device.limit = limit
+        raise
 
 
 def configure(

@@ -9,7 +9,7 @@ import torch
 
 from mempool import _core
 from mempool._device_cuda import CUDA, extension, extension_problem
-from mempool._device_kind import DeviceKind, NamesEnvironment, Size, configure, reserve_of
+from mempool._device_kind import DeviceKind, NamesEnvironment, Size, configure, reserve_of, unchanged_on_error
 from mempool._torch_settings import ignored_pinned_settings
 from mempool.errors import DeviceError
 
@@ -34,9 +34,12 @@ class _Pinned(DeviceKind):
     def enable(
         self, limit: Size | None, soft_limit: Size | None, shared: bool = False, reserve: Size | None = None
     ) -> None:
+        """Raises PoolStateError the first time while a graph is being captured."""
         reserve_bytes = None if reserve is None else reserve_of(reserve, _core.usable_memory_bytes)
-        configure(self._device(), _core.share_pinned, limit, soft_limit, shared, reserve_bytes)
-        extension().enable_pinned()
+        device = self._device()
+        with unchanged_on_error(self, [device]):
+            configure(device, _core.share_pinned, limit, soft_limit, shared, reserve_bytes)
+            extension().enable_pinned()
 
     def disable(self) -> None:
         if self.is_enabled():

@@ -53,8 +53,9 @@ def enable(
             ``shared`` also: other processes have set another limit, or the ledger cannot be joined.
         OutOfMemoryError: the memory to reserve cannot be had; CUDA devices that torch makes later raise it then.
         DeviceError: the device that was named cannot be used.
-        PoolStateError: CUDA is named while a graph is being captured, or in ``torch.cuda.use_mem_pool`` of a pool that
-            torch's own allocator has made.
+        PoolStateError: CUDA is named while a graph is being captured, in ``torch.cuda.use_mem_pool`` of a pool that
+            torch's own allocator has made, or where another allocator has taken mempool's place; pinned memory for the
+            first time while a graph is being captured.
     """
     kinds = [each for each in KINDS.values() if not each.by_name_only] if device is None else [kind_of(device)]
     if os.environ.get("MEMPOOL_DISABLE") == "1":

@@ -252,6 +252,7 @@ void SharedLedger::end(Slot& slot) noexcept {
 
 void SharedLedger::sweep() noexcept {
   ensure_open();
+  touch();  // where nothing is held, or decays, no thread does
   for (Slot& slot : layout().slots) {
     if (&slot == own_.load() || slot.state.load() != State::live) continue;
     if (region_.is_locked(place_of(slot)) || slot.is_running()) continue;
@@ -290,6 +291,7 @@ bool SharedLedger::try_hold(int device, std::size_t bytes) noexcept {
   Layout::Device& of = layout().devices[device];
   const Guard guard(layout());
   if (own_.load() == nullptr && !take_slot()) return false;
+  touch();
   const auto fits = [&] {
     const std::size_t held = sum(device);
     return held <= of.limit.load() && bytes <= of.limit.load() - held;

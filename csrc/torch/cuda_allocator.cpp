@@ -163,6 +163,12 @@ bool CudaAllocator::is_capturing(int& device) {
   return found;
 }
 
+bool CudaAllocator::holds_memory() const {
+  bool found = false;
+  for_each_device([&](int, const Device& device) { found |= device.core.ledger().held() > 0; });
+  return found;
+}
+
 // ---- allocate ----------------------------------------------------------------------------------------------------
 
 c10::DataPtr CudaAllocator::allocate(std::size_t bytes) {
@@ -218,18 +224,18 @@ void* CudaAllocator::allocate_slow(int index, std::size_t bytes, cudaStream_t st
   if (is_forked_child()) refuse_in_child();
   Device& device = device_at(index);
   free_postponed();
-  const auto [pool, is_elsewhere] =
+  const PrivatePools::Destination to =
       device.pools.is_routing() ? device.pools.route(stream) : PrivatePools::Destination{};
-  if (is_elsewhere) {
+  if (to.is_elsewhere) {
     void* const given = earlier_->raw_alloc_with_stream(bytes, stream);
     (void)device.core.outside_bytes();  // counts it
     return given;
   }
   void* address = nullptr;
   try {
-    address = allocate_any(device, bytes, stream, pool.get());
+    address = allocate_any(device, bytes, stream, to.pool.get());
   } catch (const OutOfMemory& error) {
-    report_out_of_memory(index, bytes, stream, pool.get(), error);
+    report_out_of_memory(index, bytes, stream, to.pool.get(), error);
   } catch (const PoolStateError& error) {
     TORCH_CHECK(false, error.what());
   }

@@ -127,7 +127,8 @@ class CudaAllocator final : public CudaInterface {
   int device_count() const noexcept { return device_count_.load(); }  // that torch sees; 0: it has not looked yet
   // What the earlier allocator holds counts from now on: it has served.
   void adopt_devices();
-  void recount() noexcept;  // as it is now
+  void recount() noexcept;    // as it is now
+  bool holds_memory() const;  // of any device
   // Whether a graph is being captured into any private pool, or in a stream whose blocks go to one. `device`: where.
   bool is_capturing(int& device);
 

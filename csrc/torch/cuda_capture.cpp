@@ -1,9 +1,12 @@
 #include "torch/cuda_capture.h"
 
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <c10/util/Exception.h>
+
+#include "common/errors.h"
 
 namespace mempool::torch_cuda {
 namespace {
@@ -34,6 +37,12 @@ bool has_captured_segment(c10::DeviceIndex device, c10::cuda::CUDACachingAllocat
   return false;
 }
 
+bool is_any_captured(c10::DeviceIndex device, c10::cuda::CUDACachingAllocator::CUDAAllocator& allocator) {
+  const c10::cuda::CUDAGuard guard(device);
+  return is_captured(c10::cuda::getCurrentCUDAStream(device)) || is_pooled_captured(device) ||
+         has_captured_segment(device, allocator);
+}
+
 }  // namespace
 
 bool is_captured(cudaStream_t stream, bool unless_told) {
@@ -43,10 +52,20 @@ bool is_captured(cudaStream_t stream, bool unless_told) {
   return unless_told;
 }
 
-bool is_any_captured(c10::DeviceIndex device, c10::cuda::CUDACachingAllocator::CUDAAllocator& allocator) {
-  const c10::cuda::CUDAGuard guard(device);
-  return is_captured(c10::cuda::getCurrentCUDAStream(device)) || is_pooled_captured(device) ||
-         has_captured_segment(device, allocator);
+int captured_device(c10::cuda::CUDACachingAllocator::CUDAAllocator& allocator) {
+  const int devices = c10::cuda::device_count();
+  for (int i = 0; i < devices; ++i) {
+    const auto device = static_cast<c10::DeviceIndex>(i);
+    // Elsewhere nothing has run.
+    if (c10::cuda::hasPrimaryContext(device) && is_any_captured(device, allocator)) return i;
+  }
+  return -1;
+}
+
+void refuse_in_capture(int device, const std::string& call) {
+  throw PoolStateError("mempool: a CUDA graph is being captured on device " + std::to_string(device) +
+                       ", and torch's allocator does not change under it. Call mempool." + call +
+                       " before the capture begins, or when it has ended.");
 }
 
 }  // namespace mempool::torch_cuda

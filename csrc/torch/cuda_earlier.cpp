@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <utility>
@@ -75,7 +76,8 @@ int Earlier::uses(c10::DeviceIndex device, c10::MempoolId_t pool) {
   }
   const std::lock_guard guard(mutex_);
   const auto found = uses_.find({device, pool});
-  return found != uses_.end() ? found->second : 0;
+  const int counted = found != uses_.end() ? found->second : 0;
+  return uncounted_.contains(pool) ? std::max(counted, 1) : counted;
 }
 
 void Earlier::count_use(c10::DeviceIndex device, c10::MempoolId_t pool, int change) {

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "torch/cuda_pools.h"
+#include "torch/pool_ids.h"
 
 namespace mempool::torch_cuda {
 
@@ -38,7 +39,8 @@ class Earlier {
   void enable_peer_access(c10::DeviceIndex device, c10::DeviceIndex to_access);
 
   // ---- its private pools
-  // How many uses a pool has there; 0: it is none of its.
+  // How many uses a pool has there; 0: it is none of its. Where the allocator does not tell, one at least for a pool
+  // that it may have had before mempool could count.
   int uses(c10::DeviceIndex device, c10::MempoolId_t pool);
   // Uses begin (1) and end (-1): for an allocator that does not tell them.
   void count_use(c10::DeviceIndex device, c10::MempoolId_t pool, int change);
@@ -47,6 +49,7 @@ class Earlier {
 
  private:
   TorchAllocator& allocator_;
+  const EarlierPoolIds uncounted_;
   std::atomic<bool> has_served_;
   std::mutex mutex_;
   std::map<std::pair<c10::DeviceIndex, c10::MempoolId_t>, int> uses_;

@@ -238,6 +238,30 @@ void Front::attachAllocatorTraceTracker(cca::AllocatorTraceTracker tracker) {
 
 // ---- while the earlier one serves --------------------------------------------------------------------------------
 
+template <typename Ask>
+auto EarlierServes::with_room(TorchAllocator& source, Ask ask) {
+  try {
+    return ask(source);
+  } catch (const c10::OutOfMemoryError&) {
+    int captured_device = 0;
+    if (!ours_.holds_memory() || ours_.is_capturing(captured_device)) throw;
+  }
+  ours_.emptyCache({0, 0});
+  return ask(source);
+}
+
+c10::DataPtr EarlierServes::allocate(std::size_t bytes) {
+  return with_room(source(), [bytes](TorchAllocator& source) { return source.allocate(bytes); });
+}
+
+void* EarlierServes::raw_alloc(std::size_t bytes) {
+  return with_room(source(), [bytes](TorchAllocator& source) { return source.raw_alloc(bytes); });
+}
+
+void* EarlierServes::raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) {
+  return with_room(source(stream), [=](TorchAllocator& source) { return source.raw_alloc_with_stream(bytes, stream); });
+}
+
 TorchAllocator& EarlierServes::source() { return source(c10::cuda::getCurrentCUDAStream()); }
 
 TorchAllocator& EarlierServes::source(cudaStream_t stream) {

@@ -128,13 +128,14 @@ class MempoolServes final : public Front {
 class EarlierServes final : public Front {
  public:
   EarlierServes(CudaAllocator& ours, Earlier& earlier) : Front(ours, earlier, earlier.get()) {}
-  c10::DataPtr allocate(std::size_t bytes) override { return source().allocate(bytes); }
-  void* raw_alloc(std::size_t bytes) override { return source().raw_alloc(bytes); }
-  void* raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) override {
-    return source(stream).raw_alloc_with_stream(bytes, stream);
-  }
+  c10::DataPtr allocate(std::size_t bytes) override;
+  void* raw_alloc(std::size_t bytes) override;
+  void* raw_alloc_with_stream(std::size_t bytes, cudaStream_t stream) override;
 
  private:
+  // Asks the source; once more when there is no memory, with what mempool keeps given back to the device.
+  template <typename Ask>
+  auto with_room(TorchAllocator& source, Ask ask);
   // Threads and captures may still be in a private pool of mempool's.
   TorchAllocator& source();
   TorchAllocator& source(cudaStream_t stream);

@@ -121,7 +121,7 @@ PrivatePools::Destination PrivatePools::route(cudaStream_t stream) {
   const Guard guard(mutex_);
   for (const Route& route : routing_) {
     if (!route.filter(stream)) continue;
-    return route.is_elsewhere ? Destination{nullptr, true} : Destination{at(route.id), false};
+    return {route.is_elsewhere ? nullptr : at(route.id), route.is_elsewhere, route.id};
   }
   return {};
 }

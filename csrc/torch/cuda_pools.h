@@ -53,6 +53,7 @@ class PrivatePools {
   struct Destination {
     PoolPointer pool;
     bool is_elsewhere = false;  // to a pool of the allocator before mempool's
+    c10::MempoolId_t id{0, 0};  // of the pool; (0, 0): to none
   };
   // Where blocks of the stream go at this moment: the latest begin() wins.
   Destination route(cudaStream_t stream);

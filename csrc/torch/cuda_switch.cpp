@@ -28,32 +28,31 @@ struct Parts {
   EarlierServes earlier_serves;
 };
 
+constexpr const char* kEnable = "enable(\"cuda\")";
+
 std::atomic<Parts*> g_parts{nullptr};
-std::atomic<bool> g_is_mempool{false};
 std::mutex g_unheard_mutex;
 std::optional<std::string> g_unheard;  // settings that torch was given while mempool did not serve
 
 // A thread that has read the object before goes on with it: either object takes any call.
-void put(Front& front, bool is_mempool) {
+void put(Front& front) {
   cca::allocator.store(&front);
   c10::SetAllocator(c10::DeviceType::CUDA, &front, /*priority=*/255);  // what torch.accelerator asks is another place
-  g_is_mempool.store(is_mempool);
 }
 
-[[noreturn]] void refuse_in_capture(int device, const char* call) {
-  throw PoolStateError("mempool: a CUDA graph is being captured on device " + std::to_string(device) +
-                       ", and torch's CUDA allocator does not change under it. Call mempool." + call +
-                       "(\"cuda\") before the capture begins, or when it has ended.");
+// torch has one place for its CUDA allocator, and others may put theirs there, too.
+void check_in_place(const Parts& parts) {
+  const TorchAllocator* const there = cca::get();
+  if (there == &parts.mempool_serves || there == &parts.earlier_serves) return;
+  throw PoolStateError(
+      "mempool: another allocator (" + cca::get()->name() +
+      ") has taken mempool's place in torch since mempool was enabled for CUDA. A switch would drop it, "
+      "and with it what it knows of its blocks. Put it in place before mempool.");
 }
 
 // Captures that mempool has not seen begin, and threads that a private pool serves.
 void check_before_first(Earlier& earlier) {
-  const int devices = c10::cuda::device_count();
-  for (int i = 0; i < devices; ++i) {
-    const auto device = static_cast<c10::DeviceIndex>(i);
-    if (!c10::cuda::hasPrimaryContext(device)) continue;  // nothing has run there
-    if (is_any_captured(device, earlier.get())) refuse_in_capture(i, "enable");
-  }
+  if (const int device = captured_device(earlier.get()); device >= 0) refuse_in_capture(device, kEnable);
   if (earlier.is_routing()) {
     throw PoolStateError(
         "mempool: this thread is in torch.cuda.use_mem_pool, of a pool that torch's own allocator has made. Call "
@@ -122,18 +121,22 @@ void hear_what_was_missed(const SettingsListener& listener) {
 
 }  // namespace
 
-bool is_mempool_serving() noexcept { return g_is_mempool.load(); }
+bool is_mempool_serving() noexcept {
+  const Parts* const parts = g_parts.load();
+  return parts != nullptr && cca::get() == &parts->mempool_serves;
+}
 
 std::string serve_from_mempool(const std::string& conf, const SettingsListener& on_settings) {
   if (is_mempool_serving()) return "";
   Options checked;
   parse_conf(checked, conf, 1 << 20);
   Parts* const known = g_parts.load();
+  if (known != nullptr) check_in_place(*known);
   int device = 0;
-  if (known != nullptr && known->ours.is_capturing(device)) refuse_in_capture(device, "enable");
+  if (known != nullptr && known->ours.is_capturing(device)) refuse_in_capture(device, kEnable);
   Parts& parts = known != nullptr ? *known : install(conf, on_settings);
   take_over(parts);
-  put(parts.mempool_serves, true);
+  put(parts.mempool_serves);
   parts.ours.recount();  // what other threads have asked for until then
   hear_what_was_missed(on_settings);
   return known == nullptr && parts.earlier.has_served() ? note_on_history(parts.earlier) : "";
@@ -142,8 +145,9 @@ std::string serve_from_mempool(const std::string& conf, const SettingsListener& 
 void serve_from_earlier() {
   if (!is_mempool_serving()) return;
   Parts& parts = *g_parts.load();
+  check_in_place(parts);
   int device = 0;
-  if (parts.ours.is_capturing(device)) refuse_in_capture(device, "disable");
+  if (parts.ours.is_capturing(device)) refuse_in_capture(device, "disable(\"cuda\")");
   if (parts.earlier.begin_serving(parts.ours.device_count())) {
     try {
       parts.ours.tell_observers(parts.earlier.get());
@@ -151,7 +155,7 @@ void serve_from_earlier() {
     }
     parts.ours.adopt_devices();
   }
-  put(parts.earlier_serves, false);
+  put(parts.earlier_serves);
   parts.ours.emptyCache({0, 0});
 }
 

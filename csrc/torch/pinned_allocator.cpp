@@ -36,11 +36,10 @@ void deleter(void* block) {
 
 bool is_ours(const void* address) noexcept { return address != nullptr && owner_of(address) == g_device; }
 
-void* allocate_block(std::size_t bytes) {
+void* allocate_block(std::size_t bytes, const GraphBlocks::Destination& to) {
   TORCH_CHECK(!CudaDriver::is_forked(), torch_cuda::kRefusalInChild);
   try {
-    void* const of_graph = g_graphs->allocate(bytes);
-    return of_graph != nullptr ? of_graph : g_device->allocate(bytes);
+    return to.pool != nullptr ? g_graphs->allocate(to, bytes) : g_device->allocate(bytes);
   } catch (const OutOfMemory& error) {
     TORCH_CHECK_WITH(OutOfMemoryError, false, error.what());
   } catch (const PoolStateError& error) {
@@ -69,8 +68,10 @@ c10::CachingAllocator::DurationStat to_torch(const PinnedMemory::Times& times) {
 class PinnedAllocator final : public at::HostAllocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
-    if (!is_enabled()) return g_previous->allocate(bytes);
-    void* const block = bytes > 0 ? allocate_block(bytes) : nullptr;
+    const GraphBlocks::Destination to = g_graphs->route();
+    const bool is_ours = to.pool != nullptr || (is_enabled() && !to.is_elsewhere);
+    if (!is_ours) return g_previous->allocate(bytes);
+    void* const block = bytes > 0 ? allocate_block(bytes, to) : nullptr;
     return {block, block, &deleter, c10::Device(c10::DeviceType::CPU)};
   }
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
@@ -119,18 +120,19 @@ class PinnedAllocator final : public at::HostAllocator {
     g_device->reset_peaks();
   }
 
-  // A graph that began before enable() or under disable() is torch's to the end.
   void begin_allocate_to_pool(c10::MempoolId_t pool, std::function<bool(c10::Stream)> filter) override {
-    if (!is_enabled()) return g_previous->begin_allocate_to_pool(pool, std::move(filter));
-    g_graphs->begin(pool, std::move(filter));
+    g_graphs->begin(pool, std::move(filter), is_enabled());
   }
-  void end_allocate_to_pool(c10::MempoolId_t pool) override {
-    g_graphs->knows(pool) ? g_graphs->end(pool) : g_previous->end_allocate_to_pool(pool);
-  }
-  void release_pool(c10::MempoolId_t pool) override {
-    g_graphs->knows(pool) ? g_graphs->release(pool) : g_previous->release_pool(pool);
-  }
+  void end_allocate_to_pool(c10::MempoolId_t pool) override { g_graphs->end(pool); }
+  void release_pool(c10::MempoolId_t pool) override { g_graphs->release(pool); }
 };
+
+// A capture that mempool has not seen begin is none that it can keep blocks for.
+void check_before_first() {
+  auto* const cuda = c10::cuda::CUDACachingAllocator::get();
+  const int device = cuda != nullptr && cuda->initialized() ? torch_cuda::captured_device(*cuda) : -1;
+  if (device >= 0) torch_cuda::refuse_in_capture(device, "enable(\"pinned\")");
+}
 
 }  // namespace
 
@@ -139,9 +141,10 @@ void enable(CachingAllocator& device) {
   static std::mutex installing;
   const std::lock_guard guard(installing);
   if (g_device == nullptr) {
+    check_before_first();
     static auto* const allocator = new PinnedAllocator;  // immortal: tensors may outlive static destruction
     g_previous = at::getHostAllocator(c10::DeviceType::CUDA);
-    g_graphs = new GraphBlocks(device);
+    g_graphs = new GraphBlocks(device, *g_previous);
     g_device = &device;
     g_enabled.store(true);
     at::setHostAllocator(c10::DeviceType::CUDA, allocator, /*priority=*/255);

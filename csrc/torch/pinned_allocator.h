@@ -6,7 +6,8 @@
 namespace mempool::torch_pinned {
 
 // From now on new pinned tensors come from `device`. Idempotent; any thread may call it; live blocks keep their
-// deleters.
+// deleters. Graphs and their pools stay with the allocator that they began with. Throws PoolStateError, with nothing
+// changed, the first time while a graph is being captured.
 void enable(CachingAllocator& device);
 // From now on new pinned tensors come from the allocator that was in place before. Live blocks stay valid.
 void disable() noexcept;

@@ -2,6 +2,7 @@
 
 #include <c10/cuda/CUDAStream.h>
 
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -14,28 +15,70 @@ using Guard = std::lock_guard<std::mutex>;
 
 }  // namespace
 
+// ---- pools -------------------------------------------------------------------------------------------------------
+
+// Graphs from before mempool was in place may use an early pool: each of them will release it.
+bool GraphBlocks::is_previous(c10::MempoolId_t pool) {
+  if (knows(pool)) return false;
+  const Guard guard(mutex_);
+  return uncounted_.contains(pool) || previous_uses_.contains(pool);
+}
+
 // A pool of CUDA blocks is asked with the stream that a block is for. A pinned block is for none: the current one
 // tells.
-void GraphBlocks::begin(c10::MempoolId_t pool, std::function<bool(c10::Stream)> filter) {
-  pools_.begin(
-      pool, [filter = std::move(filter)](cudaStream_t) { return filter(c10::cuda::getCurrentCUDAStream().unwrap()); });
+void GraphBlocks::begin(c10::MempoolId_t pool, std::function<bool(c10::Stream)> filter, bool is_ours) {
+  auto of_current = [filter](cudaStream_t) { return filter(c10::cuda::getCurrentCUDAStream().unwrap()); };
+  if (knows(pool) || (is_ours && !is_previous(pool))) return pools_.begin(pool, std::move(of_current));
+  previous_.begin_allocate_to_pool(pool, std::move(filter));
+  {
+    const Guard guard(mutex_);
+    ++previous_uses_[pool];
+  }
+  pools_.begin_elsewhere(pool, std::move(of_current));
 }
 
-void* GraphBlocks::allocate(std::size_t bytes) {
-  if (!pools_.is_routing()) return nullptr;
-  const torch_cuda::PoolPointer pool = pools_.route(nullptr).pool;
-  if (pool == nullptr) return nullptr;
-  pool->family->captured = true;  // what is free in it may be what a replay uses
-  return device_.allocate_from(*pool->family, bytes, 0);
+void GraphBlocks::end(c10::MempoolId_t pool) {
+  if (knows(pool)) return pools_.end(pool);
+  pools_.end_elsewhere(pool);
+  previous_.end_allocate_to_pool(pool);
 }
 
-bool GraphBlocks::note_use(void* block) {
+// The memory itself goes back only after a wait for all work: replays may be under way.
+void GraphBlocks::release(c10::MempoolId_t pool) {
+  if (knows(pool)) {
+    if (pools_.uses(pool) == 1) release_blocks(pool);
+    return pools_.release(pool);
+  }
+  previous_.release_pool(pool);
+  bool is_last = false;
+  {
+    const Guard guard(mutex_);
+    const auto found = previous_uses_.find(pool);
+    is_last = found == previous_uses_.end() || --found->second == 0;
+    if (is_last && found != previous_uses_.end()) previous_uses_.erase(found);
+  }
+  if (is_last) release_blocks(pool);
+}
+
+// ---- blocks ------------------------------------------------------------------------------------------------------
+
+void* GraphBlocks::allocate(const Destination& to, std::size_t bytes) {
+  ArenaFamily& family = *to.pool->family;
+  family.captured = true;  // what is free in it may be what a replay uses
+  return device_.allocate_from(family, bytes, 0);
+}
+
+void GraphBlocks::note_use(void* block) {
+  std::set<c10::MempoolId_t> pools;
+  if (const c10::MempoolId_t current = route().id; current != c10::MempoolId_t{0, 0}) pools.insert(current);
   const ArenaFamily* const family = backed_range_of(block).family;
-  if (family == nullptr || family->kind != ArenaFamily::Kind::fixed) return false;
+  if (family != nullptr && family->kind == ArenaFamily::Kind::fixed && knows(family->framework_id)) {
+    pools.insert(family->framework_id);
+  }
+  if (pools.empty()) return;
   const Guard guard(mutex_);
-  used_.try_emplace(block, Use{family->framework_id});
+  used_[block].pools.merge(pools);
   count_.store(used_.size(), std::memory_order_relaxed);
-  return true;
 }
 
 bool GraphBlocks::keep(void* block) {
@@ -48,23 +91,20 @@ bool GraphBlocks::keep(void* block) {
   return true;
 }
 
-// Live blocks outlive the pool, as any block does; what was freed goes now. The memory itself goes back only after a
-// wait for all work: replays may be under way.
-void GraphBlocks::release(c10::MempoolId_t pool) {
-  if (pools_.uses(pool) == 1) {
-    std::vector<void*> freed;
-    {
-      const Guard guard(mutex_);
-      std::erase_if(used_, [&](const auto& each) {
-        if (each.second.pool != pool) return false;
-        if (each.second.is_freed) freed.push_back(each.first);
-        return true;
-      });
-      count_.store(used_.size(), std::memory_order_relaxed);
+// Live blocks outlive the pool, as any block does; what was freed goes now.
+void GraphBlocks::release_blocks(c10::MempoolId_t pool) {
+  std::vector<void*> freed;
+  {
+    const Guard guard(mutex_);
+    for (auto each = used_.begin(); each != used_.end();) {
+      Use& use = each->second;
+      const bool is_last = use.pools.erase(pool) > 0 && use.pools.empty();
+      if (is_last && use.is_freed) freed.push_back(each->first);
+      each = is_last ? used_.erase(each) : std::next(each);
     }
-    for (void* const block : freed) device_.deallocate(block);
+    count_.store(used_.size(), std::memory_order_relaxed);
   }
-  pools_.release(pool);
+  for (void* const block : freed) device_.deallocate(block);
 }
 
 }  // namespace mempool::torch_pinned

@@ -357,3 +357,22 @@ for thread in threads:
 assert mempool.is_enabled("cuda")
 """
     )
+
+
+def test_another_allocator_that_takes_the_place_is_not_dropped(
+    run_on_device: Run, compiled: Callable[[str], Path]
+) -> None:
+    run_on_device(
+        PRELUDE
+        + f"""
+mempool.enable("cuda")
+other = torch.cuda.memory.CUDAPluggableAllocator({str(compiled("source.cpp"))!r}, "source_malloc", "source_free")
+torch.cuda.memory.change_current_allocator(other)
+assert not mempool.is_enabled("cuda")
+kept = block(100)
+refused(lambda: mempool.enable("cuda"), mempool.PoolStateError, "another allocator", "before mempool")
+mempool.disable("cuda")
+assert torch.cuda.get_allocator_backend() == "pluggable"
+assert mempool.memory_allocated("cuda") == 0
+"""
+    )

@@ -104,3 +104,61 @@ del theirs
 more = block(60 * MIB)
 """
     )
+
+
+def test_the_lower_of_the_limit_and_torchs_fraction_holds(run_on_device: Run) -> None:
+    for first in ("", "mempool.memory_stats('cuda')", "block(100)"):
+        run_on_device(
+            PRELUDE
+            + f"""
+total = torch.cuda.get_device_properties(0).total_memory
+torch.cuda.set_per_process_memory_fraction(0.25)
+{first}
+mempool.enable("cuda", limit=total // 2)
+assert mempool.get_limit("cuda") == total // 4
+mempool.disable("cuda")
+mempool.enable("cuda", limit=total // 8)
+assert mempool.get_limit("cuda") == total // 8
+"""
+        )
+
+
+def test_an_enable_that_is_refused_sets_no_limit(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+block(100)
+mempool.memory_stats("cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    block(100)
+    refused(lambda: mempool.enable("cuda", limit="64MiB", soft_limit="32MiB"), mempool.PoolStateError, "captured")
+assert not mempool.is_enabled("cuda")
+assert mempool.get_limit("cuda") is mempool.get_limit("cuda", soft=True) is None
+mempool.enable("cuda")
+assert mempool.get_limit("cuda") is None
+mempool.disable("cuda")
+refused(lambda: mempool.enable("cuda", limit="64MiB", reserve="100MiB"), mempool.OutOfMemoryError, "100")
+assert not mempool.is_enabled("cuda") and mempool.get_limit("cuda") is None
+"""
+    )
+
+
+@pytest.mark.stand_in
+def test_what_mempool_keeps_serves_the_earlier_allocator(run_on_device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{Path(control.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    run_on_device(
+        PRELUDE
+        + STANDIN
+        + """
+mempool.enable("cuda")
+ours = block(60 * MIB)
+mempool.disable("cuda")
+standin.set_capacity(100 * MIB + standin.used() - 60 * MIB)
+del ours
+assert mempool.memory_reserved("cuda") >= 60 * MIB
+theirs = block(90 * MIB)
+assert mempool.memory_reserved("cuda") == 0
+refused(lambda: block(90 * MIB), torch.OutOfMemoryError, "out of memory")
+"""
+    )

@@ -269,3 +269,24 @@ for call in (mempool.enable, mempool.disable):
 assert mempool.memory_reserved("cuda") == 0
 """
     )
+
+
+def test_an_allocator_that_tells_no_uses_keeps_its_pool(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + GRAPHS
+        + """
+import warnings
+warnings.simplefilter("ignore")  # of the setting that names the backend
+theirs = captured()
+mempool.enable("cuda")
+mine = mempool.memory_allocated("cuda")
+more = captured(pool=theirs.pool())
+assert mempool.memory_allocated("cuda") == mine and mempool.memory_reserved("cuda") == 0
+del theirs
+let_go()
+again = captured(pool=more.pool())
+assert mempool.memory_allocated("cuda") == mine and mempool.memory_reserved("cuda") == 0
+""",
+        PYTORCH_ALLOC_CONF="backend:cudaMallocAsync",
+    )

@@ -207,6 +207,7 @@ def test_threads_that_end_give_their_caches_back(enabled: None) -> None:
             del kept
 
     mempool.empty_cache()
+    mempool.reset_peak_memory_stats()  # of the tests before
     for _ in range(20):
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:

@@ -119,9 +119,10 @@ import mempool
 try:
     mempool.enable("cpu", limit="50MiB", reserve="96MiB")
 except mempool.OutOfMemoryError as error:
-    print(mempool.is_enabled("cpu"), mempool.memory_reserved("cpu"), mempool.oom_info(error)["reason"])
+    print(mempool.is_enabled("cpu"), mempool.get_limit("cpu"), mempool.memory_reserved("cpu"))
+    print(mempool.oom_info(error)["reason"])
 """)
-    assert done.stdout == "False 0 device_limit\n", done.stderr
+    assert done.stdout == "False None 0\ndevice_limit\n", done.stderr
 
 
 @pytest.mark.parametrize(("growth", "value"), [("as_needed", "as_needed"), ("double", "double"), ("64MiB", 64 * MIB)])

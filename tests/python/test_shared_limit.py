@@ -182,23 +182,30 @@ os.waitpid(pid, 0)
     assert done.stdout == "shared_limit 64 0\n", done.stderr
 
 
-def test_a_ledger_in_use_does_not_grow_old(python: Python, tmp_path: Path) -> None:
+@pytest.mark.parametrize("use", ["block = torch.ones(1 << 20)", "mempool.shared_report()"])
+def test_a_ledger_in_use_does_not_grow_old(python: Python, tmp_path: Path, use: str) -> None:
     done = python(
-        """
-import os, time, torch, mempool
+        f"""
+import os, subprocess, sys, time, mempool
 mempool.enable("cpu", shared=True)
 path = os.environ["MEMPOOL_LEDGER"]
 os.utime(path, (1, 1))
-block = torch.ones(1 << 20)
-deadline = time.monotonic() + 60
-while os.stat(path).st_mtime == 1 and time.monotonic() < deadline:
-    time.sleep(0.05)
+subprocess.run([sys.executable, "-c", "import torch, mempool; {use}"], check=True)
 print(time.time() - os.stat(path).st_mtime < 3600)
 """,
         XDG_RUNTIME_DIR=str(tmp_path),
-        MEMPOOL_CONF="decay_ms:400",
+        MEMPOOL_CONF="decay_ms:never",
     )
     assert done.stdout == "True\n", done.stderr
+
+
+def test_the_path_of_a_named_ledger_is_told_to_children(python: Python, tmp_path: Path) -> None:
+    program = "import os, torch; print(os.environ['MEMPOOL_LEDGER'].endswith('/night') or os.environ['MEMPOOL_LEDGER'])"
+    named = {"MEMPOOL_LEDGER": "night", "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = python(program, MEMPOOL_ENABLE="cpu=1GiB", **named)
+    assert done.stdout == "True\n", done.stderr
+    done = python(program, MEMPOOL_ENABLE="cpu", MEMPOOL_CONF="limt:1", **named)
+    assert done.stdout == "night\n", done.stderr  # what could not be enabled has changed nothing
 
 
 def test_a_run_that_is_switched_off_says_that_there_is_no_limit(python: Python) -> None:

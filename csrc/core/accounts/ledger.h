@@ -76,8 +76,8 @@ class Ledger {
   Hold try_hold(std::size_t bytes);
   void unhold(std::size_t bytes);
   // What another allocator of this process holds on the device: it counts in the limit and, as far as there is room, in
-  // the budget. Of the figures of this ledger it is in none. Whether it is less than it was.
-  bool set_outside(std::size_t bytes);
+  // the budget. Of the figures of this ledger it is in none.
+  void set_outside(std::size_t bytes);
   std::size_t outside() const;
   // What is held from now on counts in `budget` as well, and what is held already. False, and nothing changed, when
   // that is more than it has room for. Once; `budget` is immortal.

@@ -57,14 +57,14 @@ void Ledger::unhold(std::size_t bytes) {
   if (shared != nullptr) shared->unhold(bytes);
 }
 
-bool Ledger::set_outside(std::size_t bytes) {
+void Ledger::set_outside(std::size_t bytes) {
   const std::lock_guard turn(budget_turn_);
   if (Budget* const shared = budget()) {
     if (bytes < outside_in_budget_) shared->unhold(outside_in_budget_ - bytes);
     if (bytes <= outside_in_budget_ || shared->try_hold(bytes - outside_in_budget_)) outside_in_budget_ = bytes;
   }
   const Guard guard(lock_);
-  return std::exchange(outside_, bytes) > bytes;
+  outside_ = bytes;
 }
 
 std::size_t Ledger::outside() const {

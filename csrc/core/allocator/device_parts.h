@@ -61,17 +61,19 @@ struct DeviceParts {
   void tell_growth() const {
     if (const auto hook = growth_hook.load(std::memory_order_relaxed)) hook(owner);
   }
-  // Asks what another allocator of this process holds on the device. Whether it is less than it was. Called with no
-  // lock held.
-  bool count_outside() noexcept {
+  // Asks what another allocator of this process holds on the device. Called with no lock held.
+  void count_outside() noexcept {
     const auto hook = outside_hook.load(std::memory_order_relaxed);
-    return hook != nullptr && ledger.set_outside(hook(owner));
+    if (hook != nullptr) ledger.set_outside(hook(owner));
   }
-  // Asks the framework above to free what it keeps for later. Whether it freed anything. Called with no lock held.
+  // Asks the framework above to free what it keeps for later. Whether a request may fare better now: beside another
+  // allocator it always may, as another thread can have freed and counted its memory since the request was tried.
+  // Called with no lock held.
   bool relieve() noexcept {
     const auto hook = relief_hook.load(std::memory_order_relaxed);
     const bool is_relieved = hook != nullptr && hook(owner);
-    return count_outside() || is_relieved;
+    count_outside();
+    return is_relieved || outside_hook.load(std::memory_order_relaxed) != nullptr;
   }
 
   CachingAllocator& owner;

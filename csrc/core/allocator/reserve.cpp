@@ -70,10 +70,12 @@ void CachingAllocator::reserve(Account* pool, std::size_t bytes) {
   info.pool = name;
   info.requested = bytes;
   info.held = parts_.ledger.held();
+  info.outside = parts_.ledger.outside();
   throw OutOfMemory(std::move(info));
 }
 
-// Extends the arena until its family holds `wanted`. What others have free goes back for it once.
+// Extends the arena until its family holds `wanted`. What others have free goes back for it once, and what the
+// framework keeps.
 CachingAllocator::Reservation CachingAllocator::hold_at_least(Arena& arena, std::size_t wanted) noexcept {
   Reservation taken;
   // Memory that comes with its address is of use to a large request in one piece alone.
@@ -90,7 +92,8 @@ CachingAllocator::Reservation CachingAllocator::hold_at_least(Arena& arena, std:
     }
     if (taken.why == Refusal::asleep || !std::exchange(may_release, false)) return taken;
     parts_.caches.recall();
-    if (parts_.arenas.release(wanted - held, true) == 0) return taken;
+    const bool is_released = parts_.arenas.release(wanted - held, true) > 0;
+    if (!parts_.relieve() && !is_released) return taken;
   }
 }
 

@@ -176,6 +176,30 @@ TEST(what_another_allocator_holds_is_asked_for_before_a_refusal) {
   device.check_empty();
 }
 
+TEST(memory_that_another_thread_got_back_and_counted_serves_a_request_that_saw_none) {
+  static std::size_t outside = 0;
+  outside = 60 * kMiB;
+  const FakeDevice device = device_with_streams(256 * kMiB);
+  CachingAllocator& allocator = *device.allocator;
+  allocator.set_outside_hook([](CachingAllocator&) noexcept { return outside; });
+  allocator.set_relief_hook([](CachingAllocator& of) noexcept {
+    outside = 0;  // as another thread's call would, between this one's try and its relief
+    (void)of.outside_bytes();
+    return false;
+  });
+  allocator.set_limit(100 * kMiB);
+  void* const block = allocator.allocate(70 * kMiB);
+  allocator.deallocate(block);
+  outside = 60 * kMiB;
+  (void)allocator.outside_bytes();
+  allocator.trim(0);
+  allocator.reserve(nullptr, 80 * kMiB);
+  CHECK_EQ(allocator.stats().reserved_bytes.all.current, static_cast<std::int64_t>(80 * kMiB));
+  allocator.reserve(nullptr, 0);
+  allocator.trim(0);
+  device.check_empty();
+}
+
 TEST(the_framework_is_asked_once_to_free_what_it_keeps) {
   static void* kept = nullptr;
   static int asked = 0;
