@@ -200,6 +200,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.fragmentation.traces
 	$(BIN)/python -m benchmarks.fragmentation.sleep
 	$(BIN)/python -m benchmarks.gemm.run
+	$(BIN)/python -m benchmarks.imports
 
 # With the torch that PYTHON has, and what lies on the machine; nothing is installed. On the stand-in (DEVICE=stand-in) with that
 # of .venv-cuda, after `make test-cuda`. SMALL=1: a little of each stage.
