@@ -49,7 +49,7 @@ $(STAMPS)/torch: FORCE | $(STAMPS)/venv
 $(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/torch
 	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \
 	  "pytest>=8" "pytest-timeout>=2.3" "pytest-xdist>=3.5" "matplotlib>=3.8" "safetensors>=0.4" "anyio>=4" "accelerate>=1" \
-	  "joblib>=1.3" "uvicorn>=0.30" "gunicorn>=22" \
+	  "joblib>=1.3" "uvicorn>=0.30" "gunicorn>=22" "fastapi>=0.110" "httpx>=0.27" \
 	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8" "griffelib>=2" "auditwheel>=6" "wheel>=0.40"
 	touch $@
 

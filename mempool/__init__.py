@@ -66,7 +66,7 @@ from mempool.stats import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from mempool import checkpoint, compress, nn, ops
+    from mempool import checkpoint, compress, nn, ops, serving
     from mempool.adoption import AdoptReport, adopt
     from mempool.observe.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history
     from mempool.shared_memory import ProcessMemory, SharedMemoryReport, shared_report
@@ -132,6 +132,8 @@ __all__ = [
     "compress",
     "nn",
     "ops",
+    # services
+    "serving",
     # errors
     "ConfigError",
     "DeviceError",
@@ -147,7 +149,7 @@ __all__ = [
 __getattr__, __dir__ = _lazy.exports(
     __name__,
     {
-        **{name: f"mempool.{name}" for name in ("checkpoint", "compress", "nn", "ops")},
+        **{name: f"mempool.{name}" for name in ("checkpoint", "compress", "nn", "ops", "serving")},
         **dict.fromkeys(
             ("dump_snapshot", "load_snapshot", "memory_snapshot", "record_history"), "mempool.observe.snapshot"
         ),

@@ -177,7 +177,7 @@ void Front::enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex to_access
   ours_.enablePeerAccess(device, to_access);
 }
 
-// Of both, as either may hold memory; entries of their histories by their times.
+// Of both, as either may hold memory; entries of their histories by their times, snapshots from the one that serves.
 cca::SnapshotInfo Front::snapshot(c10::MempoolId_t pool, bool include_traces) {
   cca::SnapshotInfo out = ours_.snapshot(pool, include_traces);
   tell_earlier([&](TorchAllocator& earlier) {
@@ -187,7 +187,9 @@ cca::SnapshotInfo Front::snapshot(c10::MempoolId_t pool, bool include_traces) {
     out.device_traces.resize(std::max(out.device_traces.size(), other.device_traces.size()));
     for (std::size_t i = 0; i < other.device_traces.size(); ++i) {
       auto& entries = out.device_traces[i];
-      std::move(other.device_traces[i].begin(), other.device_traces[i].end(), std::back_inserter(entries));
+      // Both have entered each snapshot, and it is one.
+      std::copy_if(other.device_traces[i].begin(), other.device_traces[i].end(), std::back_inserter(entries),
+                   [](const auto& entry) { return entry.action_ != cca::TraceEntry::SNAPSHOT; });
       std::stable_sort(entries.begin(), entries.end(),
                        [](const auto& a, const auto& b) { return a.time_.t_ < b.time_.t_; });
     }

@@ -311,6 +311,8 @@ wanted = [(tensor.data_ptr(), MIB) for tensor in (theirs, ours, again)]
 assert [each for each in made if each in wanted] == wanted
 times = [entry["time_us"] for entry in entries]
 assert times == sorted(times)
+entries = torch.cuda.memory._snapshot()["device_traces"][0]
+assert [entry["action"] for entry in entries].count("snapshot") == 1  # of the one before
 """
     )
 
