@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "tests")
-_MADE = shutil.ignore_patterns("__pycache__", "*.so", "results", "build", ".*")
+_MADE = shutil.ignore_patterns("__pycache__", "*.so", "results", ".*")
 
 
 def copy_without_package(root: Path, tree: Path) -> Path:
