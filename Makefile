@@ -72,7 +72,9 @@ build/%/build.ninja: CMakeLists.txt tests/cpp/CMakeLists.txt | $(STAMPS)/depende
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$* -G Ninja -DMEMPOOL_PYTHON=OFF -DMEMPOOL_TESTS=ON \
 	  $(OPTIONS_$*)
 
-OPTIONS_asan := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMEMPOOL_SANITIZE=address,undefined
+# Compiling is most of the time of these tests: -O1 with line tables takes 40% less of it.
+OPTIONS_asan := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1 -DNDEBUG" \
+  -DMEMPOOL_SANITIZE=address,undefined
 OPTIONS_tsan := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMEMPOOL_SANITIZE=thread
 # A debug build checks expectations; optimized, as qemu is slow.
 OPTIONS_aarch64 := --toolchain tests/aarch64/toolchain.cmake -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O2
