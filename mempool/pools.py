@@ -66,6 +66,14 @@ class MemoryPool:
             optional_size(soft_limit, "soft_limit", self._device),
         )
 
+    def _open_child(self, name: str, limit: int | None) -> MemoryPool:
+        """A child that shares its memory, of arguments that were checked: for whoever makes one for each request."""
+        child = MemoryPool.__new__(MemoryPool)
+        child._device = self._device
+        child._parent = self
+        child._handle = self._device.open_pool(name, self._handle, False, limit, None)
+        return child
+
     @property
     def name(self) -> str:
         """The name that it was given."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import CoroutineType
 from typing import Any, TypeAlias
 
 from mempool._device import Device, Size
 from mempool.coroutines import in_pool
-from mempool.following import FollowHandle, follow_context
+from mempool.following import FollowHandle, follow_context, stay
 from mempool.pools import MemoryPool
-from mempool.scopes import Entry, context, is_following, use_pool
+from mempool.scopes import Entry, is_following
 from mempool.serving.refusals import Refusal, refusal_in, untold_refusal, was_refused
 from mempool.serving.request_pools import RequestPools
 
@@ -100,18 +101,12 @@ class PoolMiddleware:
             await answer.end()
 
     async def _serve(self, pool: MemoryPool, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        work = self._app(scope, receive, send)
+        coroutine = work if isinstance(work, CoroutineType) else _coroutine(work)
         if not is_following():  # the server made this task before anybody could see to it
-            return await in_pool(pool, _coroutine(self._app(scope, receive, send)))
+            return await in_pool(pool, coroutine)
         assert self._stay is not None
-        outer = context.get()
-        context.set(
-            (*outer, self._stay.place)
-        )  # that no end of a request ends: tasks that it leaves behind go on there
-        try:
-            with use_pool(pool):
-                await self._app(scope, receive, send)
-        finally:
-            context.set(outer)
+        await stay(pool, self._stay.place, coroutine)
 
     def _follow(self) -> None:
         """Makes pools follow their context on this loop, once."""

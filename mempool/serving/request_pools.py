@@ -20,11 +20,10 @@ class RequestPools:
         self.is_active = not reasons
         if reasons:
             warnings.warn(f"requests of {name!r} have no memory limits: {reasons[0]}.", stacklevel=4)
-        self._device = device
         self._limit = optional_size(limit, "limit", allocator(device))
         self._request_name = f"{name} request"
         self.app = MemoryPool(name, device, app_limit)
 
     def open(self) -> MemoryPool:
         """A request's pool. It closes when nothing refers to it any more; what is alive then is still the app's."""
-        return MemoryPool(self._request_name, self._device, self._limit, parent=self.app)
+        return self.app._open_child(self._request_name, self._limit)
