@@ -12,6 +12,7 @@ from mempool.pools import MemoryPool
 from mempool.pressure import oom_info
 
 _RETRY_AFTER_S = 1  # what other requests hold comes back within their own time, which nobody here knows
+_IN_USE = {"device_limit": "held", "shared_limit": "held_by_all"}  # what each limit bounds; others: a pool's bytes
 # Reasons that pass when others give memory back.
 _OF_OTHERS = ("device_limit", "shared_limit", "backend_refused")
 
@@ -68,7 +69,7 @@ def refusal_in(error: BaseException, own: MemoryPool) -> Refusal | None:
             pool=info["pool"],
             requested=info["requested"],
             limit=info["limit"],
-            in_use=info["held"] if info["reason"] == "device_limit" else info["allocated"],
+            in_use=info[_IN_USE.get(info["reason"], "allocated")],
             may_pass_later=(is_of_app or info["reason"] in _OF_OTHERS) and not is_too_large,
         )
     return None

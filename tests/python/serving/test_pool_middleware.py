@@ -187,6 +187,21 @@ def test_what_others_hold_may_pass(kind: str) -> None:
     assert "retry-after" not in hopeless.headers  # the app's limit is below it at any time
 
 
+def test_the_limit_of_the_device_may_pass_too() -> None:
+    app = PoolMiddleware(make_app({}), limit="64MiB")
+    mempool.trim("cpu")
+    kept.append(block(20))
+    held = mempool.memory_reserved("cpu")
+    mempool.set_limit(held + 8 * MIB, "cpu")
+    try:
+        (refused,) = run(app, "/sync/20")
+    finally:
+        mempool.set_limit(None, "cpu")
+    told = refused.json()
+    assert (told["reason"], told["limit"], refused.headers["retry-after"]) == ("device_limit", held + 8 * MIB, "1")
+    assert 20 * MIB <= told["in_use"] <= held + 8 * MIB
+
+
 @pytest.mark.parametrize("kind", ["outside", "add_middleware"])
 def test_answers_of_the_app_stay_its_own(kind: str) -> None:
     app = wrap(kind, make_app({}), limit="16MiB")
