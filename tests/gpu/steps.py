@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as xml
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -90,33 +90,38 @@ def _bounded(step: Step, limit_s: float, log: IO[bytes]) -> dict[str, Any]:
     """Runs a command and its children in a session of their own, which ends with the limit."""
     _say(log, f"$ {' '.join(' '.join(step.command).split())}")
     begun = time.monotonic()
-    try:
-        process = subprocess.Popen(
-            step.command,
-            cwd=step.cwd,
-            env={**os.environ, **step.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return {"status": FAILED, "why": f"{step.command[0]}: {error.strerror}"}
-    assert process.stdout is not None
-    reader = threading.Thread(target=_copy, args=(process.stdout, log), daemon=True)
-    reader.start()
     row: dict[str, Any] = {"limit_s": round(limit_s, 1)}
+    process: subprocess.Popen[bytes] | None = None
+    reader: threading.Thread | None = None
     try:
+        with _signals_wait():
+            process = subprocess.Popen(
+                step.command,
+                cwd=step.cwd,
+                env={**os.environ, **step.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        reader = threading.Thread(target=_copy, args=(process.stdout, log), daemon=True)
+        reader.start()
         status = process.wait(limit_s)
         row |= {"status": PASSED if status == 0 else FAILED, "exit": status}
         if status < 0:
             row["why"] = f"ended by {signal.Signals(-status).name}"
+    except OSError as error:
+        return {"status": FAILED, "why": f"{step.command[0]}: {error.strerror}"}
     except subprocess.TimeoutExpired:
+        assert process is not None
         row |= {"status": LATE, "why": f"not done after {limit_s:.0f} s"}
         _signal(process, signal.SIGINT, _INTERRUPTED_S)
     finally:
-        _signal(process, signal.SIGKILL, _DEATH_S)  # its children, too, where it left some
-        reader.join(2)
+        if process is not None:
+            _signal(process, signal.SIGKILL, _DEATH_S)  # its children, too, where it left some
+        if reader is not None:
+            reader.join(2)
     row["seconds"] = round(time.monotonic() - begun, 1)
     if step.tests is not None:
         row["tests"] = counts(step.tests)
@@ -133,6 +138,26 @@ def counts(path: Path) -> dict[str, int] | None:
         sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")
     )
     return {"passed": total - failures - errors - skipped, "failed": failures + errors, "skipped": skipped}
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals that end this process do so at the end of the block: a child that is being made would outlive it."""
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
+        yield
+        return
+    pending: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: pending.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in pending:
+            signal.raise_signal(number)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int, wait_s: float) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import pytest
 import steps
 from steps import Stage, Step
 
@@ -81,3 +86,23 @@ def test_tests_are_counted(tmp_path: Path) -> None:
     rows, _ = run(tmp_path, Step("tests", command, tests=report))
     assert rows[0]["tests"] == {"passed": 1, "failed": 1, "skipped": 1}
     assert steps.counts(tmp_path / "none.xml") is None
+
+
+def test_whoever_is_ended_while_a_step_is_made_ends_it() -> None:
+    """The signal comes when the child is there and nobody knows of it yet."""
+    made: list[int] = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[call-overload]
+            made.append(self.pid)
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with mock.patch.object(steps.subprocess, "Popen", Interrupted), pytest.raises(SystemExit):
+            steps._bounded(Step("sleeps", ("sleep", "100")), 20, io.BytesIO())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(made) == 1
+    assert not Path(f"/proc/{made[0]}/exe").exists()
