@@ -22,7 +22,7 @@ from mempool._device_kind import (
     unchanged_on_error,
 )
 from mempool._torch_settings import ignored_message, ignored_settings, warn_of_ignored
-from mempool.errors import ConfigError, DeviceError
+from mempool.errors import ConfigError, DeviceError, OutOfMemoryError
 
 _torch_cuda: ModuleType | None = None
 _import_error: ImportError | None = None  # why there is no _torch_cuda
@@ -67,8 +67,8 @@ class _Cuda(DeviceKind):
             bytes_of(limit, "limit")  # refused here if it does not parse
             if not self.is_enabled():
                 self._check_room(limit)
+        shared_limit = limit
         if shared:
-            self._share(limit)
             limit = None
         # Devices that exist take a limit now, before torch's own fraction is taken over, which may be lower; those that
         # torch makes later take it with their options.
@@ -83,7 +83,8 @@ class _Cuda(DeviceKind):
         # Whoever asked for its statistics, say, has made a device before mempool was enabled.
         makes_all = bool(conf) and self._was_enabled
         known = [self.allocator(index) for index in range(torch.cuda.device_count())] if makes_all else self.made()
-        with unchanged_on_error(self, known):
+        was_enabled = self._was_enabled
+        with unchanged_on_error(self, known, lambda: self._forget_first_conf(was_enabled)):
             for device in known:
                 whole = functools.partial(self.whole_bytes, _index_of(device))
                 if limit is not None:
@@ -91,6 +92,8 @@ class _Cuda(DeviceKind):
                 if soft_limit is not None:
                     device.soft_limit = bytes_of(soft_limit, "soft_limit", whole)
             self._install(",".join(conf))
+            if shared:
+                self._share(shared_limit)
             if reserve is not None:
                 for device in known:
                     whole = functools.partial(self.whole_bytes, _index_of(device))
@@ -131,13 +134,17 @@ class _Cuda(DeviceKind):
         try:
             with NamesEnvironment():
                 note = _torch_cuda.enable(self._configuration(), warn_of_ignored)
-        except BaseException:
-            if not self._was_enabled:
-                self._conf = ""
-            raise
+        except MemoryError as error:
+            raise OutOfMemoryError(str(error)) from error
         self._was_enabled = True
         if note:
             warnings.warn(note, stacklevel=5)
+
+    def _forget_first_conf(self, was_enabled: bool) -> None:
+        """After an enable that has failed; `was_enabled`: an earlier one had not."""
+        if not was_enabled:
+            self._conf = ""
+            self._was_enabled = False
 
     def _configuration(self) -> str:
         return ",".join(part for part in (os.environ.get("MEMPOOL_CONF", ""), self._conf) if part)

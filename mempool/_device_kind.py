@@ -140,17 +140,26 @@ def take_reserve(of: _core.Device | _core.Pool, reserve_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def unchanged_on_error(kind: DeviceKind, devices: list[_core.Device]) -> Iterator[None]:
-    """Within it an error leaves the limits of these devices, and whether the kind is enabled, as they were."""
+def unchanged_on_error(
+    kind: DeviceKind, devices: list[_core.Device], undo: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Within it an error leaves these devices' limits and reservations, and whether the kind is enabled, as they were.
+
+    ``undo`` is called then, too. The limit of a shared ledger is not put back.
+    """
     was_enabled = kind.is_enabled()
-    limits = [(device.limit, device.soft_limit) for device in devices]
+    limits = [(device.limit, device.soft_limit, device.reserved_bytes) for device in devices]
     try:
         yield
     except BaseException:
         if not was_enabled:
             kind.disable()
-        for device, (limit, soft_limit) in zip(devices, limits, strict=True):
+        if undo is not None:
+            undo()
+        for device, (limit, soft_limit, reserved) in zip(devices, limits, strict=True):
             device.soft_limit = soft_limit
+            if device.reserved_bytes > reserved:
+                device.reserve(reserved)
             with contextlib.suppress(ConfigError):  # more is held by now than a lower one allows
                 device.limit = limit
         raise

@@ -30,7 +30,7 @@ def enable(
 
     Args:
         device: ``"cpu"``, ``"cuda"``, or None for each of the two that can be used; or ``"pinned"``, torch's pinned
-            host memory for CUDA, which only its name enables, at any time.
+            host memory for CUDA, which only its name enables.
         limit: most bytes that the device may hold from the system, as for :func:`set_limit`: of each CUDA device if
             CUDA is named, of pinned memory if that is, else of the CPU. None changes nothing.
         soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None changes nothing.

@@ -25,6 +25,12 @@ class CudaAllocator final : public CudaInterface {
   // what is not mempool's.
   CudaAllocator(std::string conf, Earlier& earlier) : conf_(std::move(conf)), earlier_(earlier) {}
 
+  // Of devices that are made from now on.
+  void set_conf(const std::string& conf) {
+    const std::lock_guard guard(making_);
+    conf_ = conf;
+  }
+
   // ---- blocks
   c10::DataPtr allocate(std::size_t bytes) override;
   c10::DataPtr allocateWithAddress(std::size_t bytes, void* address) override;
@@ -163,7 +169,7 @@ class CudaAllocator final : public CudaInterface {
   cca::SnapshotInfo picture(c10::MempoolId_t pool);
   friend void observe_mapping(int, bool, void*, std::size_t) noexcept;
 
-  const std::string conf_;
+  std::string conf_;  // guarded by making_
   Earlier& earlier_;
   std::mutex making_;
   std::array<std::atomic<Device*>, kMaxCudaDevices> devices_{};  // immortal

@@ -44,6 +44,7 @@ void put(Front& front) {
 void check_in_place(const Parts& parts) {
   const TorchAllocator* const there = cca::get();
   if (there == &parts.mempool_serves || there == &parts.earlier_serves) return;
+  if (there == &parts.earlier.get()) return;  // the first switch has failed
   throw PoolStateError(
       "mempool: another allocator (" + cca::get()->name() +
       ") has taken mempool's place in torch since mempool was enabled for CUDA. A switch would drop it, "
@@ -134,6 +135,7 @@ std::string serve_from_mempool(const std::string& conf, const SettingsListener& 
   if (known != nullptr) check_in_place(*known);
   int device = 0;
   if (known != nullptr && known->ours.is_capturing(device)) refuse_in_capture(device, kEnable);
+  if (known != nullptr) known->ours.set_conf(conf);
   Parts& parts = known != nullptr ? *known : install(conf, on_settings);
   take_over(parts);
   put(parts.mempool_serves);
@@ -145,7 +147,6 @@ std::string serve_from_mempool(const std::string& conf, const SettingsListener& 
 void serve_from_earlier() {
   if (!is_mempool_serving()) return;
   Parts& parts = *g_parts.load();
-  check_in_place(parts);
   int device = 0;
   if (parts.ours.is_capturing(device)) refuse_in_capture(device, "disable(\"cuda\")");
   if (parts.earlier.begin_serving(parts.ours.device_count())) {

@@ -14,12 +14,11 @@ namespace mempool::torch_cuda {
 // have used CUDA already. `on_settings` hears of torch's settings at run time while mempool serves: that of the first
 // call. Returns a note on what mempool could not take over; empty: none. Throws PoolStateError, with nothing changed,
 // while a graph is being captured, the thread's blocks go to a private pool of the allocator before mempool's, or
-// another allocator has taken mempool's place;
-// ConfigError for options or settings that do not parse.
+// another allocator has taken mempool's place; ConfigError for options or settings that do not parse; OutOfMemory where
+// the options reserve more than there is.
 std::string serve_from_mempool(const std::string& conf, const SettingsListener& on_settings);
 // New CUDA tensors come from the earlier allocator again, and what mempool has cached goes back to the device. Throws
-// PoolStateError, with nothing changed, while a graph is being captured, or where another allocator has taken mempool's
-// place.
+// PoolStateError, with nothing changed, while a graph is being captured.
 void serve_from_earlier();
 
 // ---- from any thread

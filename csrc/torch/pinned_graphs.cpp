@@ -1,12 +1,17 @@
 #include "torch/pinned_graphs.h"
 
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
 
 #include <iterator>
 #include <utility>
 #include <vector>
 
 #include "core/allocator/found_block.h"
+#include "torch/cuda_capture.h"
 
 namespace mempool::torch_pinned {
 namespace {
@@ -45,6 +50,7 @@ void GraphBlocks::end(c10::MempoolId_t pool) {
 
 // The memory itself goes back only after a wait for all work: replays may be under way.
 void GraphBlocks::release(c10::MempoolId_t pool) {
+  const Guard one_at_a_time(releasing_);
   if (knows(pool)) {
     if (pools_.uses(pool) == 1) release_blocks(pool);
     return pools_.release(pool);
@@ -57,7 +63,8 @@ void GraphBlocks::release(c10::MempoolId_t pool) {
     is_last = found == previous_uses_.end() || --found->second == 0;
     if (is_last && found != previous_uses_.end()) previous_uses_.erase(found);
   }
-  if (is_last) release_blocks(pool);
+  // Graphs from before mempool was in place may use an early pool still, uncounted: its blocks stay.
+  if (is_last && !uncounted_.contains(pool)) release_blocks(pool);
 }
 
 // ---- blocks ------------------------------------------------------------------------------------------------------
@@ -91,7 +98,23 @@ bool GraphBlocks::keep(void* block) {
   return true;
 }
 
-// Live blocks outlive the pool, as any block does; what was freed goes now.
+// Whether all devices have done their work. Not while a graph is captured, which forbids to wait.
+bool GraphBlocks::wait_for_replays() {
+  auto* const cuda = c10::cuda::CUDACachingAllocator::get();
+  if (torch_cuda::captured_device(*cuda) >= 0) return false;
+  for (int i = 0; i < c10::cuda::device_count(); ++i) {
+    const auto device = static_cast<c10::DeviceIndex>(i);
+    if (!c10::cuda::hasPrimaryContext(device)) continue;
+    const c10::cuda::CUDAGuard guard(device);
+    if (cudaDeviceSynchronize() == cudaSuccess) continue;
+    (void)cudaGetLastError();
+    return false;
+  }
+  return true;
+}
+
+// Live blocks outlive the pool, as any block does; what was freed goes once no replay can be under way: in whichever
+// stream one runs, a block does not know of it.
 void GraphBlocks::release_blocks(c10::MempoolId_t pool) {
   std::vector<void*> freed;
   {
@@ -103,6 +126,13 @@ void GraphBlocks::release_blocks(c10::MempoolId_t pool) {
       each = is_last ? used_.erase(each) : std::next(each);
     }
     count_.store(used_.size(), std::memory_order_relaxed);
+  }
+  freed.insert(freed.end(), parked_.begin(), parked_.end());
+  parked_.clear();
+  if (freed.empty()) return;
+  if (!wait_for_replays()) {
+    parked_ = std::move(freed);
+    return;
   }
   for (void* const block : freed) device_.deallocate(block);
 }

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <set>
 #include <unordered_map>
+#include <vector>
 
 #include "core/allocator/caching_allocator.h"
 #include "torch/cuda_pools.h"
@@ -51,12 +52,15 @@ class GraphBlocks {
   };
   bool knows(c10::MempoolId_t pool) { return pools_.find(pool) != nullptr; }
   bool is_previous(c10::MempoolId_t pool);
+  static bool wait_for_replays();
   void release_blocks(c10::MempoolId_t pool);
 
   CachingAllocator& device_;
   at::HostAllocator& previous_;
   const torch_cuda::EarlierPoolIds uncounted_;
   torch_cuda::PrivatePools pools_;
+  std::mutex releasing_;       // pools are released one at a time
+  std::vector<void*> parked_;  // freed by a release that could not wait: they go with the next; guarded by releasing_
   std::atomic<std::size_t> count_{0};  // of used_: read at each free
   std::mutex mutex_;                   // guards the rest
   std::unordered_map<void*, Use> used_;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import control
 import pytest
 import torch
 from switch_script import PRELUDE
@@ -146,3 +147,44 @@ with torch.cuda.graph(torch.cuda.CUDAGraph()):
     assert mempool.memory_allocated("pinned") > 0
 """
     )
+
+
+def test_a_graph_from_before_does_not_end_the_blocks_of_a_later_one(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+there = torch.zeros(5000, dtype=torch.uint8, device="cuda")
+first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+with torch.cuda.graph(first):
+    there.add_(0)
+mempool.enable("pinned")
+source = torch.full((5000,), 7, dtype=torch.uint8).pin_memory()
+with torch.cuda.graph(second, pool=first.pool()):
+    there.copy_(source, non_blocking=True)
+del source, first
+others = [torch.full((5000,), 9, dtype=torch.uint8).pin_memory() for _ in range(100)]
+second.replay()
+assert holds(there, 7)
+"""
+    )
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_blocks_stay_while_the_last_replay_runs(pinned: None, standin: control.Standin, before: bool) -> None:
+    there = torch.zeros(5000, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    source = torch.full((5000,), 7, dtype=torch.uint8).pin_memory() if before else None
+    with torch.cuda.graph(graph):
+        if source is None:
+            source = torch.full((5000,), 7, dtype=torch.uint8).pin_memory()
+        there.copy_(source, non_blocking=True)
+    del source
+    with standin.held(stream):
+        with torch.cuda.stream(stream):
+            graph.replay()
+        del graph
+        others = [torch.full((5000,), 9, dtype=torch.uint8).pin_memory() for _ in range(100)]
+    torch.cuda.synchronize()
+    assert len(others) == 100
+    assert int(there.cpu().max()) == 7

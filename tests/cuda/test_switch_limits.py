@@ -162,3 +162,18 @@ assert mempool.memory_reserved("cuda") == 0
 refused(lambda: block(90 * MIB), torch.OutOfMemoryError, "out of memory")
 """
     )
+
+
+def test_a_first_enable_that_cannot_reserve_leaves_the_next_one_free(run_on_device: Run) -> None:
+    run_on_device(
+        PRELUDE
+        + """
+theirs = block(100)  # mempool makes the device as it takes over
+refused(lambda: mempool.enable("cuda", limit="64MiB", reserve="100MiB"), mempool.OutOfMemoryError, "64.00 MiB")
+assert not mempool.is_enabled("cuda") and torch.cuda.get_allocator_backend() == "native"
+mempool.enable("cuda")
+assert mempool.get_limit("cuda") is None
+ours = block(80 * MIB)
+assert mempool.memory_allocated("cuda") == 80 * MIB
+"""
+    )
