@@ -78,6 +78,31 @@ def standin() -> Iterator[control.Standin]:
 
 
 @pytest.fixture
+def controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts may import the stand-in's controls."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(control.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+@pytest.fixture
+def pinned() -> Iterator[None]:
+    """Pinned memory from mempool, with nothing held afterwards."""
+    import torch
+
+    import mempool
+    from mempool import _core
+
+    torch.cuda.init()
+    mempool.enable("pinned")
+    mempool.trim("pinned")
+    yield
+    torch.cuda.synchronize()
+    assert _core.pinned_device("").check_invariants() == ""
+    mempool.trim("pinned")
+    assert mempool.memory_reserved("pinned") == 0
+    mempool.disable("pinned")
+
+
+@pytest.fixture
 def run_on_device(request: pytest.FixtureRequest) -> Callable[..., str]:
     """Runs a script in a process of its own, on the same kind of device; returns what it prints.
 

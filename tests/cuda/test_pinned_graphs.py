@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import control
 import pytest
@@ -10,22 +10,8 @@ import torch
 from switch_script import PRELUDE
 
 import mempool
-from mempool import _core
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def pinned() -> Iterator[None]:
-    torch.cuda.init()
-    mempool.enable("pinned")
-    mempool.trim("pinned")
-    yield
-    torch.cuda.synchronize()
-    assert _core.pinned_device("").check_invariants() == ""
-    mempool.trim("pinned")
-    assert mempool.memory_reserved("pinned") == 0
-    mempool.disable("pinned")
 
 
 def test_a_graph_keeps_the_blocks_that_it_copies_from(pinned: None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,28 +13,12 @@ import pytest
 import torch
 from host_allocator import Block, HostAllocator
 
-import mempool
-from mempool import _core
-
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def host(compiled: Callable[[str], Path]) -> HostAllocator:
     return HostAllocator(compiled("host_calls.cpp"))
-
-
-@pytest.fixture
-def pinned() -> Iterator[None]:
-    torch.cuda.init()
-    mempool.enable("pinned")
-    mempool.trim("pinned")
-    yield
-    torch.cuda.synchronize()
-    assert _core.pinned_device("").check_invariants() == ""
-    mempool.trim("pinned")
-    assert mempool.memory_reserved("pinned") == 0
-    mempool.disable("pinned")
 
 
 class Walk:

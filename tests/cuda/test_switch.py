@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import control
 import pytest
 from switch_script import PRELUDE, STANDIN
 
 Run = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("controls")
 
 BACKENDS = ("native", "expandable", "cudaMallocAsync")
 SETTINGS = {
@@ -18,12 +18,6 @@ SETTINGS = {
     "expandable": {"PYTORCH_ALLOC_CONF": "expandable_segments:True"},
     "cudaMallocAsync": {"PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync"},
 }
-
-
-@pytest.fixture(autouse=True)
-def controls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts may import the stand-in's controls."""
-    monkeypatch.setenv("PYTHONPATH", f"{Path(control.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

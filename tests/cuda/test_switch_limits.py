@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
-import control
 import pytest
 from switch_script import PRELUDE, STANDIN
 
@@ -73,9 +70,9 @@ block(90 * MIB)
 
 
 @pytest.mark.stand_in
-def test_a_full_device_gets_torchs_cache(run_on_device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("controls")
+def test_a_full_device_gets_torchs_cache(run_on_device: Run) -> None:
     """What torch's own allocator has cached since serves mempool before it refuses."""
-    monkeypatch.setenv("PYTHONPATH", f"{Path(control.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     run_on_device(
         PRELUDE
         + STANDIN
@@ -145,8 +142,8 @@ assert not mempool.is_enabled("cuda") and mempool.get_limit("cuda") is None
 
 
 @pytest.mark.stand_in
-def test_what_mempool_keeps_serves_the_earlier_allocator(run_on_device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{Path(control.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+@pytest.mark.usefixtures("controls")
+def test_what_mempool_keeps_serves_the_earlier_allocator(run_on_device: Run) -> None:
     run_on_device(
         PRELUDE
         + STANDIN
