@@ -252,7 +252,7 @@ void SharedLedger::end(Slot& slot) noexcept {
 
 void SharedLedger::sweep() noexcept {
   ensure_open();
-  touch();  // where nothing is held, or decays, no thread does
+  touch();  // a process that holds nothing, or whose memory does not decay, has no thread that does
   for (Slot& slot : layout().slots) {
     if (&slot == own_.load() || slot.state.load() != State::live) continue;
     if (region_.is_locked(place_of(slot)) || slot.is_running()) continue;
