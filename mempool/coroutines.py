@@ -34,7 +34,8 @@ class Held:
         return inner
 
     def __del__(self) -> None:
-        close_unstarted(self._inner)
+        if self._inner is not None:
+            close_unstarted(self._inner)
 
 
 def close_unstarted(coroutine: object) -> None:

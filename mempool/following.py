@@ -11,14 +11,17 @@ import asyncio
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Coroutine
+import types
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from mempool.coroutines import Held, drive, name_like, proceed
+from mempool import _core
+from mempool.coroutines import Held, name_like
 from mempool.errors import ConfigError
 from mempool.pools import MemoryPool
-from mempool.scopes import Entry, Place, context, run_step
+from mempool.pressure import chain_callback_error
+from mempool.scopes import Entry, Place, context, end_those_of_others, run_step
 
 T = TypeVar("T")
 
@@ -29,6 +32,8 @@ def _entries_of(places: tuple[Place, ...], task: object) -> tuple[Entry, ...]:
     A task's own stays are entered themselves, so that they end with their blocks; for inherited ones new entries stand
     in. A closed pool is entered, too, and refuses allocations.
     """
+    if not places:
+        return ()
     entries = []
     for place in places:
         entry = place.entry
@@ -49,17 +54,32 @@ def _call(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 async def _followed(held: Held) -> Any:
     """Resumes a coroutine with the pools of its context set around each step."""
-    task = asyncio.current_task()
-    inner = held.take()
+    return await _follow(held.take(), asyncio.current_task())
 
-    def resume(value: Any, error: BaseException | None) -> Any:
-        return run_step(_entries_of(context.get(), task), proceed, inner, value, error, follows=True)
 
-    return await drive(resume)
+@types.coroutine
+def _follow(inner: Coroutine[Any, Any, T], task: object) -> Generator[Any, Any, T]:
+    """``run_step`` for each step of a task's coroutine, in one frame: every request of a service goes through it."""
+    following = (asyncio._get_running_loop(),)
+    step: tuple[Callable[..., Any], tuple[Any, ...]] = (inner.send, (None,))
+    while True:
+        end_those_of_others()
+        try:  # no local holds an entry: it would keep the pool while the task waits
+            yielded = _core.call_in_pools(_entries_of(context.get(), task), following, context, None, *step)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        except BaseException as error:
+            chain_callback_error(error)
+            raise
+        try:
+            step = (inner.send, ((yield yielded),))
+        except BaseException as thrown:
+            step = (inner.throw, (thrown,))
 
 
 async def stay(pool: MemoryPool, around: Place, coroutine: Coroutine[Any, Any, T]) -> T:
-    """A coroutine in the pool, as of now: as if within ``with use_pool(pool):``, in a third of its time.
+    """A coroutine in the pool, as of now: as if within ``with use_pool(pool):``, in a fraction of its time.
 
     Expects that the task that runs this is followed. ``around``: a place that does not end with this stay, and which
     tasks that the coroutine leaves behind go on in.
@@ -68,20 +88,14 @@ async def stay(pool: MemoryPool, around: Place, coroutine: Coroutine[Any, Any, T
     entry.place.task = asyncio.current_task()
     outer = context.get()
     context.set((*outer, around, entry.place))
-    is_first = True
-
-    def resume(value: Any, error: BaseException | None) -> Any:
-        nonlocal is_first
-        if not is_first:  # the follower has entered it
-            return proceed(coroutine, value, error)
-        is_first = False
-        return run_step((entry,), proceed, coroutine, value, error, follows=True)
-
     try:
-        result: T = await drive(resume)
-        return result
+        # The end of this step of the task takes it off, should an interrupt come; the follower enters it for the next.
+        entry.enter()
+        entry.followed = True
+        return await coroutine
     finally:
         entry.place.entry = None
+        entry.leave()
         context.set(outer)
 
 

@@ -195,7 +195,7 @@ def end_suspended(running: object) -> None:
             entry.suspended = entry.leave() or entry.suspended
 
 
-def _end_those_of_others() -> None:
+def end_those_of_others() -> None:
     """Ends the watched entries of this thread that are not of the task that runs, if a loop runs."""
     if local.watched and asyncio._get_running_loop() is not None:
         end_suspended(_running_task())
@@ -237,7 +237,7 @@ def current_pool(device: Device = None) -> MemoryPool | None:
     Args:
         device: None means the pool that was entered last, whichever device it is of.
     """
-    _end_those_of_others()
+    end_those_of_others()
     name = None if device is None else allocator(device).name
     for entry in reversed(_core.pool_entries()):
         if entry is None:
@@ -280,7 +280,7 @@ def run_step(
     Everything that is opened in it is taken off at its end; what `follows` goes on in the next, without a word. Setting
     and taking off are one call of the compiled part together with the step: no interrupt can fall between.
     """
-    _end_those_of_others()
+    end_those_of_others()
     following = (asyncio._get_running_loop(),) if follows else None
     try:
         result: T = _core.call_in_pools(entries, following, context, place, function, args)
