@@ -28,7 +28,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-aarch64 aarch64-tools test-python test-ray test-imports test-releases wheel fuzz soak demo bench gpu-check instructions docs lint format clean
+.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-aarch64 aarch64-tools test-python test-ray test-serving test-imports test-releases wheel fuzz soak demo bench gpu-check instructions docs lint format clean
 
 setup: $(STAMPS)/built
 
@@ -50,6 +50,7 @@ $(STAMPS)/dependencies: pyproject.toml | $(STAMPS)/torch
 	$(BIN)/pip install -q "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.22" ninja numpy "click>=8.1" "rich>=13" \
 	  "pytest>=8" "pytest-timeout>=2.3" "pytest-xdist>=3.5" "matplotlib>=3.8" "safetensors>=0.4" "anyio>=4" "accelerate>=1" \
 	  "joblib>=1.3" "uvicorn>=0.30" "gunicorn>=22" "fastapi>=0.110" "httpx>=0.27" \
+	  "grpcio>=1.60" "prometheus-client>=0.20" "opentelemetry-sdk>=1.25" \
 	  "ruff>=0.6" "mypy>=1.11" "clang-format==18.1.8" "pre-commit>=3.8" "griffelib>=2" "auditwheel>=6" "wheel>=0.40"
 	touch $@
 
@@ -114,6 +115,11 @@ test-python: setup
 test-ray: setup
 	test -d build/ray || $(BIN)/pip install -q --target build/ray "ray>=2.40"
 	PYTHONPATH="$(abspath build/ray)" $(BIN)/python -m pytest tests/python/test_children.py -k ray
+
+# PoolMiddleware below uvicorn for 100,000 requests of each kind of server: half an hour.
+test-serving: setup
+	$(BIN)/pip install -q "uvloop>=0.19" "httptools>=0.6"
+	MEMPOOL_TEST_REQUESTS=100000 $(BIN)/python -m pytest tests/python/serving/test_servers.py
 
 # torch's CUDA build in an environment of its own, without the packages that it would bring along: tests/cuda_standin plays
 # them. The headers are those of its CUDA version.

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 from mempool._device import Device, Size
 from mempool.coroutines import in_pool
-from mempool.following import FollowHandle, follow_context, stay
+from mempool.following import stay
 from mempool.pools import MemoryPool
 from mempool.scopes import Entry, is_following
+from mempool.serving.loops import LoopFollower
 from mempool.serving.refusals import Refusal, refusal_in, untold_refusal, was_refused
 from mempool.serving.request_pools import RequestPools
 
@@ -69,8 +70,7 @@ class PoolMiddleware:
         self._app = app
         self._pools = RequestPools(limit, app_limit, device, name)
         self._stay = Entry(self.pool) if self._pools.is_active else None  # of tasks that outlive their requests
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._follow_handle: FollowHandle | None = None
+        self._follower = LoopFollower()
 
     @property
     def pool(self) -> MemoryPool:
@@ -82,12 +82,12 @@ class PoolMiddleware:
         kind = scope["type"]
         if self._stay is None or kind not in ("http", "websocket", "lifespan"):
             return await self._app(scope, receive, send)
-        self._follow()
+        self._follower.begin()
         if kind == "lifespan":
             try:
                 return await self._app(scope, receive, send)
             finally:
-                self._unfollow()
+                self._follower.end()
         pool = self._pools.open()
         answer = _Answer(send, pool) if kind == "http" else _Socket(send)
         try:
@@ -107,21 +107,6 @@ class PoolMiddleware:
             return await in_pool(pool, coroutine)
         assert self._stay is not None
         await stay(pool, self._stay.place, coroutine)
-
-    def _follow(self) -> None:
-        """Makes pools follow their context on this loop, once."""
-        loop = asyncio.get_running_loop()
-        if loop is self._loop:
-            return
-        self._unfollow()
-        self._loop = loop
-        if not is_following():
-            self._follow_handle = follow_context(loop)
-
-    def _unfollow(self) -> None:
-        handle, self._follow_handle, self._loop = self._follow_handle, None, None
-        if handle is not None:
-            handle.remove()
 
 
 class _Answer:

@@ -28,15 +28,23 @@ class Refusal:
     in_use: int | None
     may_pass_later: bool  # the request's own limit would refuse it again
 
+    def facts(self) -> dict[str, str | int | None]:
+        """What the client is told."""
+        told = ("reason", "pool", "requested", "limit", "in_use")
+        return {"error": "out_of_memory", **{name: getattr(self, name) for name in told}}
+
     def body(self) -> bytes:
         """The JSON body of the answer."""
-        facts = {name: getattr(self, name) for name in ("reason", "pool", "requested", "limit", "in_use")}
-        return json.dumps({"error": "out_of_memory", **facts}).encode()
+        return json.dumps(self.facts()).encode()
+
+    def retry_after(self) -> dict[str, str]:
+        """The header that says when to try again, where that may help."""
+        return {"retry-after": str(_RETRY_AFTER_S)} if self.may_pass_later else {}
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Those of the answer with that body."""
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(self.body())).encode())]
-        return headers + ([(b"retry-after", str(_RETRY_AFTER_S).encode())] if self.may_pass_later else [])
+        return headers + [(name.encode(), value.encode()) for name, value in self.retry_after().items()]
 
 
 def _errors_in(error: BaseException) -> Iterator[BaseException]:
