@@ -108,7 +108,13 @@ fuzz: $(STAMPS)/dependencies
 	$(ASAN_ENV) build/fuzz/tests/cpp/fuzz_operations -max_total_time=$(FUZZ_SECONDS) -max_len=1200 -timeout=60 \
 	  -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
-test-python: setup
+# A real Prometheus, where the system's packages have one; else its tests are skipped.
+build/prometheus/stamp:
+	mkdir -p build/prometheus
+	-cd build/prometheus && apt-get download -q prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+	touch $@
+
+test-python: setup build/prometheus/stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/python
 
 # Tasks of Ray as children of `mempool run`. It brings 80 packages, which are kept out of the environment.

@@ -66,7 +66,7 @@ from mempool.stats import (  # noqa: E402
 )
 
 if TYPE_CHECKING:
-    from mempool import checkpoint, compress, nn, ops, serving
+    from mempool import checkpoint, compress, nn, observe, ops, serving
     from mempool.adoption import AdoptReport, adopt
     from mempool.observe.snapshot import dump_snapshot, load_snapshot, memory_snapshot, record_history
     from mempool.shared_memory import ProcessMemory, SharedMemoryReport, shared_report
@@ -132,7 +132,8 @@ __all__ = [
     "compress",
     "nn",
     "ops",
-    # services
+    # services, and watching them
+    "observe",
     "serving",
     # errors
     "ConfigError",
@@ -149,7 +150,7 @@ __all__ = [
 __getattr__, __dir__ = _lazy.exports(
     __name__,
     {
-        **{name: f"mempool.{name}" for name in ("checkpoint", "compress", "nn", "ops", "serving")},
+        **{name: f"mempool.{name}" for name in ("checkpoint", "compress", "nn", "observe", "ops", "serving")},
         **dict.fromkeys(
             ("dump_snapshot", "load_snapshot", "memory_snapshot", "record_history"), "mempool.observe.snapshot"
         ),

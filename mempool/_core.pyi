@@ -4,6 +4,11 @@ from typing import Any, TypeAlias
 
 from typing_extensions import Buffer
 
+# (figures in the order of their table, refused requests in that of oom_reasons); a limit that is not there is -1
+Figures: TypeAlias = tuple[list[int], list[int]]
+# Those of a device, and of its pools by their label
+Metrics: TypeAlias = tuple[Figures, dict[str, Figures]]
+
 class ConfigError(ValueError):
     """An argument or option has a wrong type or value; the message says what would do."""
 
@@ -124,6 +129,7 @@ class Device:
     @soft_limit.setter
     def soft_limit(self, arg1: int | None) -> None: ...
     def stats(self) -> dict[str, int]: ...
+    def metrics(self) -> Metrics: ...
     def reset_peaks(self) -> None: ...
     def reset_sums(self) -> None: ...
     def held_bytes(self) -> int: ...
@@ -134,7 +140,13 @@ class Device:
     @property
     def reserve_option(self) -> int: ...
     def open_pool(
-        self, name: str, parent: Pool | None, isolated: bool, limit: int | None, soft_limit: int | None
+        self,
+        name: str,
+        parent: Pool | None,
+        isolated: bool,
+        limit: int | None,
+        soft_limit: int | None,
+        metrics_label: str = "",
     ) -> Pool: ...
     # (id, parent's id or 0, name, isolated, closed, used bytes, peak bytes, limit, soft limit)
     def pools(self) -> list[tuple[int, int, str, bool, bool, int, int, int | None, int | None]]: ...
@@ -148,6 +160,14 @@ class Device:
     def history_view(self) -> tuple[dict[int, Event], list[Event], int]: ...
     def check_invariants(self) -> str: ...
 
+# (name, "gauge", "peak", "limit" or "counter") of each figure
+device_figures: tuple[tuple[str, str], ...]
+pool_figures: tuple[tuple[str, str], ...]
+oom_reasons: tuple[str, ...]
+longest_metrics_label: int
+
+# (slot or -1, pid, name, [(key of the device, metrics)]) of each process; -1: the counters of those that have ended
+def shared_metrics() -> list[tuple[int, int, str, list[tuple[str, Metrics]]]]: ...
 def replay(
     ops: Buffer,
     ids: Buffer,

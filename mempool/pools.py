@@ -28,12 +28,15 @@ class MemoryPool:
         soft_limit: bytes; above them the pressure callbacks run, but nothing is refused. None for none.
         parent: a pool whose limit and statistics include this one's.
         isolated: take memory that no other pool shares.
+        metrics_label: under which :func:`mempool.observe.prometheus_collector` shows the pool; for a kind of pools,
+            as the process may have 64 of them. None for the parent's, which is ``"other"`` where none was given.
 
     It may be made before ``enable()``; entering it may not. A copy of a pool, also one that ``copy.deepcopy`` of a
     module makes, is the pool itself, and it cannot be pickled: it belongs to its process.
 
     Raises:
-        ConfigError: a size that does not parse, a name that is not text, a parent of another device.
+        ConfigError: a size that does not parse, a name or a label that is not text or too long, a label too many, a
+            parent of another device.
         PoolClosedError: the parent is closed.
     """
 
@@ -47,6 +50,7 @@ class MemoryPool:
         soft_limit: Size | None = None,
         parent: MemoryPool | None = None,
         isolated: bool = False,
+        metrics_label: str | None = None,
     ) -> None:
         if not isinstance(name, str) or not name or not name.isprintable():
             raise ConfigError(f"a pool's name must be printable text that is not empty, not {name!r}.")
@@ -54,6 +58,7 @@ class MemoryPool:
             raise ConfigError(f"parent must be a MemoryPool, not {parent!r}.")
         if not isinstance(isolated, bool):
             raise ConfigError(f"isolated is True or False, not {isolated!r}.")
+        label = "" if metrics_label is None else _checked_label(metrics_label)
         self._device = allocator(device)
         if parent is not None and parent.device != self.device:
             raise ConfigError(f"a pool of {self.device} cannot have a parent of {parent.device}.")
@@ -64,6 +69,7 @@ class MemoryPool:
             isolated,
             optional_size(limit, "limit", self._device),
             optional_size(soft_limit, "soft_limit", self._device),
+            label,
         )
 
     def _open_child(self, name: str, limit: int | None) -> MemoryPool:
@@ -253,6 +259,13 @@ class MemoryPool:
             f"limit={'none' if limit is None else _core.format_bytes(limit)}"
             f"{''.join(f', {state}' for state, holds in states.items() if holds)})"
         )
+
+
+def _checked_label(label: str) -> str:
+    most = _core.longest_metrics_label
+    if not isinstance(label, str) or not label or not label.isprintable() or len(label.encode()) > most:
+        raise ConfigError(f"metrics_label must be printable text of 1 to {most} bytes, not {label!r}.")
+    return label
 
 
 @dataclass(frozen=True)

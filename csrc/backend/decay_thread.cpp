@@ -10,11 +10,14 @@
 #include <thread>
 
 #include "backend/cuda_driver.h"
+#include "backend/metrics_board.h"
 #include "backend/process_ledger.h"
 #include "common/expects.h"
 
 namespace mempool {
 namespace {
+
+constexpr std::int64_t kTellMs = 1000;  // between two times that metrics are told
 
 std::atomic<bool> g_running{false};
 std::array<std::atomic<CachingAllocator*>, kMaxAllocators> g_allocators{};
@@ -32,7 +35,9 @@ void for_each_allocator(Action action) {
   }
 }
 
-bool is_anything_held() {
+// A process that shares a ledger goes on: it is asked for its metrics whether it holds anything or not.
+bool is_needed() {
+  if (process_ledger() != nullptr) return true;
   std::size_t held = 0;
   for_each_allocator([&held](CachingAllocator& allocator) { held += allocator.ledger().held(); });
   return held > 0;
@@ -40,23 +45,30 @@ bool is_anything_held() {
 
 void* run(void*) {
   pthread_setname_np(pthread_self(), "mempool-decay");
+  std::int64_t told_ms = INT64_MIN / 2;
   while (true) {
-    std::int64_t tick = INT64_MAX;
-    for_each_allocator([&tick](CachingAllocator& a) { tick = std::min(tick, a.decay_tick_ms()); });
+    std::int64_t tick = kTellMs;
+    for_each_allocator([&tick](CachingAllocator& a) {
+      if (a.options().decay_ms != kNeverDecays) tick = std::min(tick, a.decay_tick_ms());
+    });
     std::this_thread::sleep_for(std::chrono::milliseconds(tick));
     for_each_allocator([](CachingAllocator& allocator) { allocator.decay(now_ms()); });
-    if (SharedLedger* const ledger = process_ledger()) ledger->touch();
-    if (is_anything_held()) continue;
+    if (SharedLedger* const ledger = process_ledger(); ledger != nullptr && now_ms() - told_ms >= kTellMs) {
+      ledger->touch();
+      tell_metrics();
+      told_ms = now_ms();
+    }
+    if (is_needed()) continue;
     g_running.store(false);
     // A growth between the two steps found the thread running and started none: look again.
-    if (!is_anything_held() || g_running.exchange(true)) return nullptr;
+    if (!is_needed() || g_running.exchange(true)) return nullptr;
   }
 }
 
 }  // namespace
 
 void ensure_decay_thread(CachingAllocator& allocator) noexcept {
-  if (allocator.options().decay_ms == kNeverDecays) return;
+  if (allocator.options().decay_ms == kNeverDecays && process_ledger() == nullptr) return;
   MEMPOOL_EXPECTS(allocator.slot() < g_allocators.size());
   g_allocators[allocator.slot()].store(&allocator);
   if (g_running.load(std::memory_order_relaxed) || g_running.exchange(true)) return;

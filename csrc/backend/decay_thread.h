@@ -1,12 +1,12 @@
-// The thread that calls decay() of all allocators of the process every few milliseconds. It ends when they hold no
-// memory any more.
+// The thread that calls decay() of all allocators of the process every few milliseconds and, where the process shares a
+// ledger, tells its metrics there. Without a ledger it ends when they hold no memory any more.
 #pragma once
 
 #include "core/allocator/caching_allocator.h"
 
 namespace mempool {
 
-// Starts the thread unless it runs. The allocator has to be immortal. Does nothing when its memory never decays, or
+// Starts the thread unless it runs. The allocator has to be immortal. Does nothing when there is nothing to do, or
 // when the system refuses a thread: then the next growth tries again.
 void ensure_decay_thread(CachingAllocator& allocator) noexcept;
 // The same for memory of the CUDA driver: in a forked child none can go back, and no thread is started.

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "backend/decay_thread.h"
 #include "backend/fork_safety.h"
 #include "common/bytes.h"
 #include "common/errors.h"
@@ -65,6 +66,7 @@ void share_guarded(CachingAllocator& device, const std::string& key, SharedLimit
                    ledger.held(number) + device.ledger().held());
     }
     budget.release();  // immortal
+    ensure_decay_thread(device);
   }
   if (limit.bytes == kNoLimit) return;
   if (!with_trim(device, [&] { return ledger.set_first_limit(number, limit.bytes); })) {

@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <iterator>
 #include <new>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -25,7 +26,7 @@ namespace mempool {
 namespace {
 
 constexpr std::uint32_t kKind = 1;
-constexpr std::uint32_t kVersion = 2;
+constexpr std::uint32_t kVersion = 3;
 constexpr off_t kLocks = off_t{1} << 40;  // locks on slots lie far behind the file's end
 constexpr off_t kMembers = kLocks - 1;    // shared by all who have the ledger, those without a slot yet included
 
@@ -52,7 +53,7 @@ std::uint64_t start_time_of(pid_t pid) noexcept {
 }
 
 template <std::size_t N>
-void copy_text(char (&to)[N], const std::string& from) {
+void copy_text(char (&to)[N], std::string_view from) {
   std::size_t length = std::min(from.size(), N - 1);
   while (length > 0 && length < from.size() && (from[length] & 0xC0) == 0x80) --length;  // within a character of UTF-8
   std::memcpy(to, from.data(), length);
@@ -60,6 +61,33 @@ void copy_text(char (&to)[N], const std::string& from) {
 }
 
 }  // namespace
+
+// What a process has told of its metrics. The mutex guards it.
+struct SharedLedger::Rows {
+  struct Row {
+    std::int32_t device = -1;  // -1: it is free, and so are those that follow
+    char label[PoolGroups::kLongestLabel + 1] = {};
+    PoolMetrics metrics{};
+  };
+  bool is_told[kMostDevices] = {};
+  DeviceMetrics devices[kMostDevices]{};
+  Row pools[kMostRows]{};
+
+  // nullptr: there is no row for it, and none is free.
+  Row* row(int device, std::string_view label) noexcept {
+    for (Row& row : pools) {
+      if (row.device < 0) {
+        row.device = device;
+        copy_text(row.label, label);
+        return &row;
+      }
+      if (row.device == device && label == row.label) return &row;
+    }
+    return nullptr;
+  }
+  void add_counters(const Rows& ended) noexcept;
+  std::vector<OfDevice> read() const;
+};
 
 // Its process writes it, and whoever sweeps it after that has ended.
 struct alignas(64) SharedLedger::Slot {
@@ -85,6 +113,10 @@ struct SharedLedger::Layout {
     std::atomic<std::uint64_t> peak{0};
   } devices[kMostDevices];
   Slot slots[kMostProcesses];
+  Rows ended{};               // the counters of all processes that have ended
+  Rows rows[kMostProcesses];  // of each slot, and not in it: sums over the slots touch few pages
+
+  Rows& rows_of(const Slot& slot) noexcept { return rows[&slot - slots]; }
 };
 
 // Holds the mutex. Where its last owner died inside, nothing is half done: each change under it is one store.
@@ -143,6 +175,7 @@ SharedLedger::SharedLedger(const std::string& folder, const std::string& name, c
       device.peak.store(0);
     }
     for (Slot& slot : layout().slots) slot.state.store(State::free);
+    layout().ended = {};
   }
   if (!take_slot()) {
     throw ConfigError("The shared ledger " + region_.path() + " has " + std::to_string(kMostProcesses) +
@@ -237,6 +270,7 @@ bool SharedLedger::take_slot() noexcept {
       copy_text(slot.name, process_);
       for (auto& held : slot.held) held.store(0);
       for (auto& peak : slot.peak) peak.store(0);
+      layout().rows_of(slot) = {};
       slot.state.store(State::live);
       own_.store(&slot);
       return true;
@@ -246,6 +280,8 @@ bool SharedLedger::take_slot() noexcept {
 }
 
 void SharedLedger::end(Slot& slot) noexcept {
+  layout().ended.add_counters(layout().rows_of(slot));
+  layout().rows_of(slot) = {};
   for (auto& held : slot.held) held.store(0);
   slot.state.store(State::ended);
 }
@@ -364,6 +400,80 @@ std::vector<SharedLedger::Process> SharedLedger::processes(int device) {
     if (state == State::free) continue;
     out.push_back({slot.pid, slot.start_time, slot.name, state == State::live, slot.held[device].load(),
                    slot.peak[device].load()});
+  }
+  return out;
+}
+
+namespace {
+
+// Adds what only grows.
+template <typename Of, std::size_t N>
+void add_counters(Of& to, const Of& from, const std::array<Figure, N>& figures) noexcept {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (figures[i].kind == FigureKind::counter) to.figures[i] += from.figures[i];
+  }
+  for (std::size_t i = 0; i < to.refusals.size(); ++i) to.refusals[i] += from.refusals[i];
+}
+
+}  // namespace
+
+void SharedLedger::Rows::add_counters(const Rows& ended) noexcept {
+  for (int i = 0; i < kMostDevices; ++i) {
+    if (!ended.is_told[i]) continue;
+    is_told[i] = true;
+    mempool::add_counters(devices[i], ended.devices[i], kDeviceFigures);
+  }
+  for (const Row& each : ended.pools) {
+    if (each.device < 0) return;
+    Row* to = row(each.device, each.label);
+    if (to == nullptr) to = row(each.device, PoolGroups::kOther);  // of more labels than a process may have
+    if (to != nullptr) mempool::add_counters(to->metrics, each.metrics, kPoolFigures);
+  }
+}
+
+std::vector<SharedLedger::OfDevice> SharedLedger::Rows::read() const {
+  std::vector<OfDevice> out;
+  for (int i = 0; i < kMostDevices; ++i) {
+    if (!is_told[i]) continue;
+    OfDevice& added = out.emplace_back();
+    added.device = i;
+    added.metrics.device = devices[i];
+    for (const Row& row : pools) {
+      if (row.device == i) added.metrics.pools.push_back({row.label, row.metrics});
+    }
+  }
+  return out;
+}
+
+void SharedLedger::tell_metrics(const std::vector<OfDevice>& told) noexcept {
+  const Guard guard(layout());
+  if (own_.load() == nullptr && !take_slot()) return;
+  Rows& rows = layout().rows_of(*own_.load());
+  rows = {};
+  for (const OfDevice& each : told) {
+    rows.is_told[each.device] = true;
+    rows.devices[each.device] = each.metrics.device;
+    for (const Metrics::Labelled& pool : each.metrics.pools) {
+      if (Rows::Row* const row = rows.row(each.device, pool.label)) row->metrics = pool.metrics;
+    }
+  }
+}
+
+std::vector<SharedLedger::Worker> SharedLedger::read_metrics() {
+  std::vector<std::pair<Worker, Rows>> found;
+  {
+    const Guard guard(layout());
+    sweep();
+    found.emplace_back(Worker{}, layout().ended);
+    for (const Slot& slot : layout().slots) {
+      if (slot.state.load() != State::live) continue;
+      found.emplace_back(Worker{static_cast<int>(&slot - layout().slots), slot.pid, slot.name}, layout().rows_of(slot));
+    }
+  }
+  std::vector<Worker> out;
+  for (auto& [worker, rows] : found) {
+    worker.devices = rows.read();
+    out.push_back(std::move(worker));
   }
   return out;
 }

@@ -17,6 +17,7 @@
 #include "backend/shared_region.h"
 #include "common/bytes.h"
 #include "core/accounts/budget.h"
+#include "core/accounts/metrics.h"
 
 namespace mempool {
 
@@ -70,6 +71,22 @@ class SharedLedger {
   };
   std::vector<Process> processes(int device);
 
+  // ---- metrics: each process tells its own from time to time, and any process can read those of all.
+  static constexpr std::size_t kMostRows = PoolGroups::kMost;  // of pools' labels on devices, in each process
+  // Those of the devices that this process shares, by their numbers in the ledger; they take the place of earlier ones.
+  struct OfDevice {
+    int device = 0;
+    Metrics metrics{};
+  };
+  void tell_metrics(const std::vector<OfDevice>& devices) noexcept;
+  struct Worker {
+    int slot = -1;  // -1: all those that have ended, together: their counters alone
+    std::int32_t pid = 0;
+    std::string name{};
+    std::vector<OfDevice> devices{};
+  };
+  std::vector<Worker> read_metrics();
+
   // For a process that is about to end: takes the name away if no other is in the ledger. What it holds stays counted
   // until it has ended.
   void prepare_exit() noexcept;
@@ -90,6 +107,7 @@ class SharedLedger {
 
  private:
   SharedLedger(const std::string& folder, const std::string& name, const std::string& process);
+  struct Rows;
   struct Slot;
   struct Layout;
   class Guard;
@@ -98,7 +116,7 @@ class SharedLedger {
   // These expect that the mutex is held.
   bool take_slot() noexcept;
   void sweep() noexcept;
-  static void end(Slot& slot) noexcept;
+  void end(Slot& slot) noexcept;
   bool is_alone() const noexcept;
   void unlink_if_alone() noexcept;
   void ensure_open() noexcept;

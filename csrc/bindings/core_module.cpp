@@ -12,6 +12,7 @@
 #include "device_binding.h"
 #include "kernels/kernels.h"
 #include "ledger_binding.h"
+#include "metrics_binding.h"
 #include "python_hooks.h"
 #include "replay_binding.h"
 
@@ -55,6 +56,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("options", &options, "conf"_a = "", "whole_bytes"_a = 0);
   mempool::bindings::add_device_classes(m);
   mempool::bindings::add_shared_ledger(m);
+  mempool::bindings::add_metrics(m);
   mempool::bindings::add_replay(m);
   m.def("set_pressure_handler", &mempool::bindings::set_pressure_handler, "handler"_a.none(true));
   m.def("set_stack_capture", &mempool::bindings::set_stack_capture, "on"_a);

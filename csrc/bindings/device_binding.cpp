@@ -13,6 +13,7 @@
 #include "backend/host_info.h"
 #include "backend/pinned_device.h"
 #include "limits.h"
+#include "metrics_binding.h"
 #include "pool_scope.h"
 
 namespace py = pybind11;
@@ -62,7 +63,7 @@ py::dict device_stats(CachingAllocator& device) {
   put(out, "oversize_segments", Stat{});
   out["max_split_size"] = -1;
   out["num_alloc_retries"] = stats.alloc_retries;
-  out["num_ooms"] = stats.ooms;
+  out["num_ooms"] = stats.ooms();
   out["num_sync_all_streams"] = 0;
   out["num_device_alloc"] = stats.commits;
   out["num_device_free"] = stats.decommits;
@@ -164,13 +165,13 @@ py::tuple history_view(CachingAllocator& device) {
 }
 
 std::shared_ptr<Pool> open_pool(CachingAllocator& device, std::string name, std::shared_ptr<Pool> parent, bool isolated,
-                                Limit limit, Limit soft_limit) {
+                                Limit limit, Limit soft_limit, std::string label) {
   Account* const above = parent != nullptr ? &parent->account() : nullptr;
   if (parent != nullptr && parent->read().closed) {
     throw PoolClosedError("mempool: pool '" + parent->read().name + "' is closed: it takes no children.");
   }
-  Account* const account =
-      device.pools().open(std::move(name), above, isolated, from_limit(limit), from_limit(soft_limit));
+  Account* const account = device.pools().open(std::move(name), above, isolated, from_limit(limit),
+                                               from_limit(soft_limit), std::move(label));
   return std::make_shared<Pool>(device, account, std::move(parent));
 }
 
@@ -284,6 +285,17 @@ void add_device(py::module_& m) {
       .def_property_readonly("name", &CachingAllocator::device)
       .def_property_readonly("history_events", [](CachingAllocator& d) { return d.options().history_events; })
       .def("stats", &device_stats)
+      .def(
+          "metrics",
+          [](CachingAllocator& d) {
+            Metrics taken;
+            {
+              const py::gil_scoped_release release;
+              taken = d.metrics(false);
+            }
+            return metrics_tuple(taken);
+          },
+          "((figures, refusals) of the device, {label: (figures, refusals)}).")
       .def("reset_peaks", &CachingAllocator::reset_peaks, Release())
       .def("reset_sums", &CachingAllocator::reset_sums, Release())
       .def("held_bytes", [](CachingAllocator& d) { return d.ledger().held(); })
@@ -305,7 +317,8 @@ void add_device(py::module_& m) {
           "reserve", [](CachingAllocator& d, std::size_t bytes) { d.reserve(nullptr, bytes); }, "bytes"_a, Release())
       .def_property_readonly("reserved_bytes", [](CachingAllocator& d) { return d.reserved_for(nullptr); })
       .def_property_readonly("reserve_option", [](CachingAllocator& d) { return d.options().reserve; })
-      .def("open_pool", &open_pool, "name"_a, "parent"_a.none(true), "isolated"_a, "limit"_a, "soft_limit"_a)
+      .def("open_pool", &open_pool, "name"_a, "parent"_a.none(true), "isolated"_a, "limit"_a, "soft_limit"_a,
+           "metrics_label"_a = "")
       .def("pools", &pools)
       .def("snapshot", &snapshot)
       .def(

@@ -44,6 +44,7 @@ enum class OomReason {
   metadata_refused,  // no memory for the allocator's own records
   size_overflow,     // the size cannot be represented once rounded
 };
+inline constexpr std::size_t kOomReasons = static_cast<std::size_t>(OomReason::size_overflow) + 1;
 
 const char* to_string(OomReason reason);
 

@@ -42,7 +42,7 @@ TorchStats CudaAllocator::getDeviceStats(c10::DeviceIndex index) {
     set_reserved_by_pool(out, id, to_torch(device.core.ledger().read(*reserved)));
   }
   out.num_alloc_retries = stats.alloc_retries;
-  out.num_ooms = stats.ooms;
+  out.num_ooms = stats.ooms();
   out.num_device_alloc = stats.commits;
   out.num_device_free = stats.decommits;
   out.max_split_size = -1;

@@ -6,6 +6,7 @@ import warnings
 
 from mempool._device import Device, Size, allocator, optional_size
 from mempool.control import enable, is_enabled
+from mempool.errors import ConfigError
 from mempool.pools import MemoryPool
 
 
@@ -22,8 +23,16 @@ class RequestPools:
             warnings.warn(f"requests of {name!r} have no memory limits: {reasons[0]}.", stacklevel=4)
         self._limit = optional_size(limit, "limit", allocator(device))
         self._request_name = f"{name} request"
-        self.app = MemoryPool(name, device, app_limit)
+        self.app = _labelled(name, device, app_limit)
 
     def open(self) -> MemoryPool:
         """A request's pool. It closes when nothing refers to it any more; what is alive then is still the app's."""
         return self.app._open_child(self._request_name, self._limit)
+
+
+def _labelled(name: str, device: Device, limit: Size | None) -> MemoryPool:
+    """A pool whose label is its name, where that can be one: a process has 64 labels."""
+    try:
+        return MemoryPool(name, device, limit, metrics_label=name)
+    except ConfigError:
+        return MemoryPool(name, device, limit)

@@ -13,7 +13,7 @@ PACKAGES = ["mempool", *(m.name for m in pkgutil.walk_packages(mempool.__path__,
 
 
 # Exported as the modules that they are.
-MODULES = {"mempool": {"checkpoint", "compress", "nn", "ops", "serving"}}
+MODULES = {"mempool": {"checkpoint", "compress", "nn", "observe", "ops", "serving"}}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -26,7 +26,7 @@ def test_no_module_hides_what_its_package_exports(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["mempool", "mempool.compress", "mempool.checkpoint", "mempool.nn", "mempool.ops", "mempool.serving"]
+    "package", ["mempool", "mempool.compress", "mempool.checkpoint", "mempool.nn", "mempool.observe", "mempool.ops", "mempool.serving"]
 )
 def test_all_that_is_exported_is_there(package: str) -> None:
     whole = importlib.import_module(package)

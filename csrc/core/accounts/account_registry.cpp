@@ -3,6 +3,7 @@
 #include <mutex>
 #include <utility>
 
+#include "common/errors.h"
 #include "common/expects.h"
 
 namespace mempool {
@@ -15,7 +16,7 @@ std::size_t used_bytes(const Account& account) { return static_cast<std::size_t>
 }  // namespace
 
 Account* AccountRegistry::open(std::string name, Account* parent, ArenaFamily* family, bool isolated, std::size_t limit,
-                               std::size_t soft_limit) {
+                               std::size_t soft_limit, std::string label) {
   auto account = std::make_unique<Account>();
   account->name = std::move(name);
   account->parent = parent;
@@ -23,19 +24,51 @@ Account* AccountRegistry::open(std::string name, Account* parent, ArenaFamily* f
   account->isolated = isolated;
   account->limit = limit;
   account->soft_limit = soft_limit;
+  std::unique_ptr<PoolGroup> fresh;
+  if (!label.empty() || parent == nullptr) {
+    fresh = std::make_unique<PoolGroup>();
+    fresh->label = label.empty() ? PoolGroups::kOther : std::move(label);
+  }
   Account* const out = account.get();
-  const Guard guard(lock_);
+  {
+    const Guard guard(lock_);
+    out->group = join(parent != nullptr ? parent->group : nullptr, fresh);
+    if (out->group != nullptr) {
+      add(std::move(account));
+      return out;
+    }
+  }
+  throw ConfigError("metrics_label '" + fresh->label + "': the pools of this process have " +
+                    std::to_string(PoolGroups::kMost) +
+                    " labels already, which is the most. A label names a kind of pools, not each of them.");
+}
+
+// With the lock held. Expects a group.
+void AccountRegistry::add(std::unique_ptr<Account> account) {
+  Account& added = *account;
   if (free_ids_.empty()) {
     free_ids_.reserve(accounts_.size() + 1);  // so that erase() never allocates
-    out->id = static_cast<std::uint32_t>(accounts_.size());
+    added.id = static_cast<std::uint32_t>(accounts_.size());
     accounts_.push_back(std::move(account));
   } else {
-    out->id = free_ids_.back();
+    added.id = free_ids_.back();
     free_ids_.pop_back();
-    accounts_[out->id] = std::move(account);
+    accounts_[added.id] = std::move(account);
   }
-  if (parent != nullptr) ++parent->children;
-  return out;
+  if (added.parent != nullptr) ++added.parent->children;
+  const Account* above = added.parent;
+  while (above != nullptr && above->group != added.group) above = above->parent;
+  added.is_head = above == nullptr;
+  ++added.group->pools;
+  if (added.is_head) added.group->add_head(added.limit);
+}
+
+// The group of the label of `fresh`, which is that group if there was none; without `fresh`, the parent's. nullptr:
+// there is no room for another.
+PoolGroup* AccountRegistry::join(PoolGroup* parents, std::unique_ptr<PoolGroup>& fresh) noexcept {
+  if (fresh == nullptr) return parents;
+  PoolGroup* const known = groups_.find(fresh->label);
+  return known != nullptr ? known : groups_.add(fresh);
 }
 
 void AccountRegistry::close(Account& account) {
@@ -55,6 +88,8 @@ Account* AccountRegistry::erase(Account* account) {
   const Guard guard(lock_);
   MEMPOOL_EXPECTS(is_done(*account) && accounts_[account->id].get() == account);
   Account* const parent = account->parent;
+  --account->group->pools;
+  if (account->is_head) account->group->remove_head(account->limit);
   gone = std::move(accounts_[account->id]);
   free_ids_.push_back(account->id);
   if (parent == nullptr) return nullptr;
@@ -128,6 +163,10 @@ Account* AccountRegistry::next_idle(const Account& closed, std::uint32_t& next_i
 bool AccountRegistry::set_limit(Account& account, std::size_t limit) {
   const Guard guard(lock_);
   if (limit < used_bytes(account) + account.pending) return false;
+  if (account.is_head) {
+    account.group->remove_head(account.limit);
+    account.group->add_head(limit);
+  }
   account.limit = limit;
   return true;
 }
@@ -141,6 +180,7 @@ void AccountRegistry::set_soft_limit(Account& account, std::size_t limit) {
 void AccountRegistry::reset_peaks(Account& account) {
   const Guard guard(lock_);
   account.blocks.for_each(Stat::reset_peak);
+  if (account.is_head && account.group->heads == 1) account.group->counts.blocks.for_each(Stat::reset_peak);
 }
 
 Account AccountRegistry::read(const Account& account) const {
@@ -148,6 +188,18 @@ Account AccountRegistry::read(const Account& account) const {
   out.name.reserve(account.name.size());  // the copy below must not allocate under the lock
   const Guard guard(lock_);
   out = account;
+  return out;
+}
+
+std::vector<PoolGroup> AccountRegistry::groups() const {
+  std::vector<PoolGroup> out(PoolGroups::kMost);
+  for (PoolGroup& each : out) each.label.reserve(PoolGroups::kLongestLabel);  // nothing is allocated under the lock
+  std::size_t count = 0;
+  {
+    const Guard guard(lock_);
+    for (const auto& group : groups_.all()) out[count++] = *group;
+  }
+  out.resize(count);
   return out;
 }
 

@@ -12,6 +12,7 @@
 
 #include "common/bytes.h"
 #include "common/spin_lock.h"
+#include "core/accounts/pool_groups.h"
 #include "core/accounts/stats.h"
 
 namespace mempool {
@@ -31,6 +32,8 @@ struct Account {
   bool referenced = true;      // a handle of the user still exists
   std::uint32_t children = 0;  // accounts whose parent this is; they keep it alive
   std::uint32_t users = 0;     // threads and requests that charge it; they keep it alive
+  PoolGroup* group = nullptr;  // whose figures include this pool's
+  bool is_head = false;        // none above it counts for that group
   std::size_t pending = 0;     // bytes of blocks that are being sought: they count toward the limit and nowhere else
   BlockStats blocks;
   std::int64_t own_blocks = 0;  // of an isolated one: those in its arena, without the isolated ones below
@@ -44,9 +47,10 @@ class AccountRegistry {
   AccountRegistry(const AccountRegistry&) = delete;
   AccountRegistry& operator=(const AccountRegistry&) = delete;
 
-  // Throws std::bad_alloc.
+  // `label`: of its group; empty for that of the parent. Throws std::bad_alloc, and ConfigError where there are too
+  // many labels.
   Account* open(std::string name, Account* parent, ArenaFamily* family, bool isolated, std::size_t limit,
-                std::size_t soft_limit);
+                std::size_t soft_limit, std::string label = {});
   // No new blocks.
   void close(Account& account);
   // The user's handle is gone. Returns the account when nothing else keeps it alive: the caller retires it.
@@ -82,6 +86,7 @@ class AccountRegistry {
     Account account;              // its `parent` may be gone
     std::uint32_t parent_id = 0;  // 0: the root
   };
+  std::vector<PoolGroup> groups() const;  // as they are at one moment
   // Every account, each as it is at one moment, by id. No lock is held for longer than one takes.
   std::vector<Listed> list() const;
   std::string name_of(std::uint32_t account_id) const;
@@ -89,7 +94,11 @@ class AccountRegistry {
   // ---- for the Ledger
   // Guards every account, and the totals of the device that change in one step with them.
   SpinLock& lock() const noexcept { return lock_; }
-  // These expect that lock() is held. find(): nullptr for the root pool.
+  // In the child of a fork: what the groups have counted is the parent's.
+  void after_fork_in_child() noexcept {
+    for (const auto& group : groups_.all()) group->inherited = group->counts;
+  }
+  // These expect that lock() is held, as that does. find(): nullptr for the root pool.
   Account* find(std::uint32_t account_id) const noexcept { return accounts_[account_id].get(); }
   static Ended end_block(Account* account);
   // The pool whose own arena the blocks of `account` come from; nullptr: the device's.
@@ -105,7 +114,11 @@ class AccountRegistry {
            account.pending == 0 && account.blocks.count.current == 0;
   }
 
+  void add(std::unique_ptr<Account> account);
+  PoolGroup* join(PoolGroup* parents, std::unique_ptr<PoolGroup>& fresh) noexcept;
+
   mutable SpinLock lock_;
+  PoolGroups groups_;
   std::vector<std::unique_ptr<Account>> accounts_{1};  // by id; slot 0 is the root pool, which has no record
   std::vector<std::uint32_t> free_ids_;
 };

@@ -135,6 +135,7 @@ Ledger::Charge Ledger::confirm(Account* account, BlockSize size, Shards* shards,
     MEMPOOL_EXPECTS(a->pending >= size.rounded);  // reserve() came before
     a->pending -= size.rounded;
     a->blocks.add(size);
+    if (a->is_head) a->group->counts.blocks.add(size);
     const std::size_t used = as_size(a->blocks.bytes.current);
     // One crossing at a time: a parent that crossed too stays armed and fires at its next charge.
     if (result.soft_over == 0 && used > a->soft_limit && a->soft_armed) {
@@ -164,6 +165,7 @@ AccountRegistry::Ended Ledger::uncharge(std::uint32_t account_id, BlockSize size
   Account* const own = accounts_.find(account_id);
   for (Account* a = own; a != nullptr; a = a->parent) {
     a->blocks.subtract(size);
+    if (a->is_head) a->group->counts.blocks.subtract(size);
     if (as_size(a->blocks.bytes.current) <= a->soft_limit) a->soft_armed = true;
   }
   if (Account* const owner = AccountRegistry::arena_owner(own)) --owner->own_blocks;
@@ -246,6 +248,11 @@ DeviceStats Ledger::read_stats() const {
   return stats_;
 }
 
+DeviceMetrics Ledger::read_metrics(bool own) const {
+  const Guard guard(lock_);
+  return metrics_of(stats_, own ? inherited_ : DeviceStats{}, {limit_, soft_limit_, outside_});
+}
+
 void Ledger::reset(void (*action)(Stat&)) {
   const Guard guard(lock_);
   const std::int64_t before = stats_.blocks.all.count.allocated;
@@ -258,18 +265,38 @@ void Ledger::count_retry() {
   ++stats_.alloc_retries;
 }
 
-void Ledger::count_oom(Account* asker, const Account* refuser) {
+// Whoever asked, and whose limit refused, once where that is the same. `action` gets the account's group unless it had
+// it before.
+template <typename Action>
+void Ledger::for_both(Account* asker, const Account* refuser, Action action) {
+  if (asker != nullptr) action(*asker, asker->group);
+  if (refuser == nullptr || refuser == asker) return;
+  Account& other = *accounts_.find(refuser->id);
+  action(other, asker != nullptr && asker->group == other.group ? nullptr : other.group);
+}
+
+void Ledger::count_decay(std::size_t bytes) {
   const Guard guard(lock_);
-  ++stats_.ooms;
-  if (asker != nullptr) ++asker->ooms;
-  if (refuser != nullptr && refuser != asker) ++accounts_.find(refuser->id)->ooms;
+  stats_.decayed_bytes += as_signed(bytes);
+}
+
+void Ledger::count_oom(Account* asker, const Account* refuser, OomReason reason) {
+  const auto index = static_cast<std::size_t>(reason);
+  const Guard guard(lock_);
+  ++stats_.refusals[index];
+  for_both(asker, refuser, [index](Account& account, PoolGroup* group) {
+    ++account.ooms;
+    if (group != nullptr) ++group->counts.refusals[index];
+  });
 }
 
 void Ledger::count_pressure_call(Account* asker, const Account* refuser) {
   const Guard guard(lock_);
   ++stats_.pressure_calls;
-  if (asker != nullptr) ++asker->pressure_calls;
-  if (refuser != nullptr && refuser != asker) ++accounts_.find(refuser->id)->pressure_calls;
+  for_both(asker, refuser, [](Account& account, PoolGroup* group) {
+    ++account.pressure_calls;
+    if (group != nullptr) ++group->counts.pressure_calls;
+  });
 }
 
 }  // namespace mempool

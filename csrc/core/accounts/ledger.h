@@ -27,6 +27,7 @@
 #include "core/accounts/account_registry.h"
 #include "core/accounts/block_size.h"
 #include "core/accounts/budget.h"
+#include "core/accounts/metrics.h"
 #include "core/accounts/shards.h"
 #include "core/accounts/stats.h"
 
@@ -83,8 +84,8 @@ class Ledger {
   // that is more than it has room for. Once; `budget` is immortal.
   bool join(Budget& budget);
   Budget* budget() const { return budget_.load(std::memory_order_acquire); }
-  // In the child of a fork, with both locks held: what is held now stays counted for the parent alone, outside
-  // included.
+  // In the child of a fork, with both locks held: what is held and alive now stays counted for the parent alone,
+  // outside included. Expects that all shards were folded before the fork.
   void after_fork_in_child() noexcept;
   // The most that can be held, and what of that is not held yet, by the device's limit and the budget's.
   std::size_t most_held() const;
@@ -128,13 +129,17 @@ class Ledger {
   std::mutex& lock_for_fork() noexcept { return budget_turn_; }
 
   DeviceStats read_stats() const;
+  DeviceMetrics read_metrics(bool own) const;  // as metrics_of() has it
   void reset(void (*action)(Stat&));
   // Both count for the device, for the pool that asked, and for the pool whose limit refused. Either may be nullptr.
-  void count_oom(Account* asker, const Account* refuser);
+  void count_oom(Account* asker, const Account* refuser, OomReason reason);
   void count_pressure_call(Account* asker, const Account* refuser);
   void count_retry();
+  void count_decay(std::size_t bytes);
 
  private:
+  template <typename Action>
+  void for_both(Account* asker, const Account* refuser, Action action);
   void fold_locked(Shards& shards);
   bool fits_locked(std::size_t bytes) const {
     const std::size_t counted = held_ + outside_;
@@ -157,6 +162,7 @@ class Ledger {
   AccountRegistry& accounts_;
   SpinLock& lock_;  // the registry's
   DeviceStats stats_;
+  DeviceStats inherited_;  // from the process that this one was forked from
   Amounts leased_small_;
   Amounts leased_large_;
   std::int64_t forgotten_allocations_ = 0;  // counted before the sums were reset

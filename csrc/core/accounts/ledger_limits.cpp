@@ -91,6 +91,8 @@ bool Ledger::join(Budget& budget) {
 
 void Ledger::after_fork_in_child() noexcept {
   outside_ = outside_in_budget_ = 0;
+  inherited_ = stats_;
+  accounts_.after_fork_in_child();
   if (budget() != nullptr) counted_since_ = fork_generation().load();
 }
 

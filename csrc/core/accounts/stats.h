@@ -2,8 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <numeric>
 
+#include "common/errors.h"
 #include "core/accounts/block_size.h"
 
 namespace mempool {
@@ -144,6 +147,9 @@ struct FreeRangeStats {
   }
 };
 
+// How many requests were refused, by OomReason.
+using Refusals = std::array<std::int64_t, kOomReasons>;
+
 struct DeviceStats {
   ByPool<BlockStats> blocks;    // live blocks ("allocation", "allocated_bytes", "active…", "requested_bytes")
   ByPool<Stat> reserved_bytes;  // physical memory held
@@ -153,13 +159,16 @@ struct DeviceStats {
   ByPool<BlockStats> waiting;
   ByPool<BlockStats> active;
   // For ever: a reset of peaks or sums leaves these alone.
-  std::int64_t ooms = 0;
+  Refusals refusals{};
   std::int64_t alloc_retries = 0;  // allocations that succeeded only after memory was reclaimed
   std::int64_t pressure_calls = 0;
   std::int64_t commits = 0;  // handles taken from the backend
   std::int64_t decommits = 0;
   std::int64_t moves = 0;  // handles that were moved to make a range longer
   std::int64_t moved_bytes = 0;
+  std::int64_t decayed_bytes = 0;
+
+  std::int64_t ooms() const { return std::accumulate(refusals.begin(), refusals.end(), std::int64_t{0}); }
 };
 
 }  // namespace mempool

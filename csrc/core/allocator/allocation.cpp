@@ -357,7 +357,7 @@ void Allocation::press(const Account* refuser, std::size_t needed, bool failing,
 }
 
 void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutcome& outcome) {
-  parts_.ledger.count_oom(account_, refuser);
+  parts_.ledger.count_oom(account_, refuser, info.reason);
   info.device = parts_.device;
   info.requested = size_.asked;
   parts_.count_outside();

@@ -37,6 +37,11 @@ class CacheSet {
   // Folds the counts. Returns the bytes that have waited in the caches all the time since the last call.
   std::size_t fold_and_take_unused() noexcept;
 
+  // Folds the counts. Expects that the registry's mutex and every cache's lock are held.
+  void fold() noexcept {
+    ThreadRegistry::instance().for_each(slot_, [this](ThreadCache& cache) { ledger_.fold(cache.shards); });
+  }
+
   // The two ends of a cached block's way that has used up its lease, or is far behind the totals. They expect that the
   // cache's lock is held, and return `address` and true.
   [[gnu::noinline]] void* settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept;

@@ -114,6 +114,8 @@ class CachingAllocator final {
 
   // ---- reading
   DeviceStats stats();
+  // In a time that does not depend on how many pools there are. `own` as for metrics_of().
+  Metrics metrics(bool own);
   void reset_peaks() { reset(Stat::reset_peak); }
   void reset_sums() { reset(Stat::reset_sum); }
   Snapshot snapshot();  // of one moment; whoever allocates waits for it

@@ -49,6 +49,7 @@ void CachingAllocator::prepare_fork() {
 
 void CachingAllocator::lock_for_fork() {
   ThreadRegistry::instance().lock_caches_alone(slot());
+  parts_.caches.fold();
   parts_.arenas.lock_for_fork();
   parts_.collector.lock_for_fork();
   parts_.clocks.lock_for_fork();

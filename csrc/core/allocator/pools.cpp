@@ -9,13 +9,15 @@
 
 namespace mempool {
 
-Account* Pools::open(std::string name, Account* parent, bool isolated, std::size_t limit, std::size_t soft_limit) {
+Account* Pools::open(std::string name, Account* parent, bool isolated, std::size_t limit, std::size_t soft_limit,
+                     std::string label) {
   if (!isolated) {
-    return accounts_.open(std::move(name), parent, &arenas_.family_of(parent), false, limit, soft_limit);
+    return accounts_.open(std::move(name), parent, &arenas_.family_of(parent), false, limit, soft_limit,
+                          std::move(label));
   }
   ArenaFamily& family = arenas_.open(name, ArenaFamily::Kind::isolated);
   try {
-    return accounts_.open(std::move(name), parent, &family, true, limit, soft_limit);
+    return accounts_.open(std::move(name), parent, &family, true, limit, soft_limit, std::move(label));
   } catch (...) {
     arenas_.close(family);
     throw;

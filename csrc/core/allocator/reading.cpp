@@ -83,6 +83,18 @@ DeviceStats CachingAllocator::stats() {
   return out;
 }
 
+Metrics CachingAllocator::metrics(bool own) {
+  Metrics out;
+  {
+    const CacheSet::Folded folded(parts_.caches);
+    out.device = parts_.ledger.read_metrics(own);
+  }
+  const std::vector<PoolGroup> groups = parts_.accounts.groups();
+  out.pools.reserve(groups.size());
+  for (const PoolGroup& group : groups) out.pools.push_back({group.label, metrics_of(group, own)});
+  return out;
+}
+
 // Leases end before peaks are reset: no thread may be ahead of totals that have no room.
 void CachingAllocator::reset(void (*action)(Stat&)) {
   const CacheSet::Folded folded(parts_.caches);

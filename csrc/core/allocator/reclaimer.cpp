@@ -39,6 +39,7 @@ std::size_t Reclaimer::decay(std::int64_t now_ms) noexcept {
     if (slice == 0) break;
     given += slice;
   }
+  if (given > 0) ledger_.count_decay(given);
   return given;
 }
 

@@ -214,8 +214,8 @@ void CachingAllocator::wake_pool(Account& pool) {
     parts_.arenas.release(needed, true);
   }
   const Account account = parts_.accounts.read(pool);
-  parts_.ledger.count_oom(&pool, nullptr);
   OomInfo info = facts_of(why, parts_.ledger);
+  parts_.ledger.count_oom(&pool, nullptr, info.reason);
   info.device = device();
   info.pool = account.name;
   info.requested = needed;

@@ -14,6 +14,7 @@ using mempool::Amounts;
 using mempool::BlockSize;
 using mempool::kNoLimit;
 using mempool::Ledger;
+using mempool::OomReason;
 using mempool::Shard;
 using mempool::Shards;
 using Outcome = Ledger::Charge::Outcome;
@@ -291,9 +292,9 @@ TEST(a_refusal_counts_for_the_asker_and_for_the_pool_that_refused) {
   Ledger ledger{accounts};
   Account* const parent = accounts.open("parent", nullptr, nullptr, false, 10, kNoLimit);
   Account* const child = accounts.open("child", parent, nullptr, false, kNoLimit, kNoLimit);
-  ledger.count_oom(child, parent);
-  ledger.count_oom(parent, parent);
+  ledger.count_oom(child, parent, OomReason::pool_limit);
+  ledger.count_oom(parent, parent, OomReason::pool_limit);
   CHECK_EQ(accounts.read(*child).ooms, 1);
   CHECK_EQ(accounts.read(*parent).ooms, 2);
-  CHECK_EQ(ledger.read_stats().ooms, 2);
+  CHECK_EQ(ledger.read_stats().ooms(), 2);
 }

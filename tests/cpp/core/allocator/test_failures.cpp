@@ -119,7 +119,7 @@ TEST(ten_thousand_refusals_change_nothing) {
   for (int i = 0; i < 10000; ++i) CHECK_THROWS(OutOfMemory, device.allocator->allocate(5 * kMiB));
   CHECK_EQ(device.allocated(), static_cast<std::int64_t>(5 * kMiB));
   CHECK_EQ(device.allocator->ledger().held(), held);
-  CHECK_EQ(device.allocator->stats().ooms, 10000);
+  CHECK_EQ(device.allocator->stats().ooms(), 10000);
   device.allocator->deallocate(block);
   device.check_empty();
 }

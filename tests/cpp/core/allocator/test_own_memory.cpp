@@ -103,7 +103,7 @@ TEST(the_devices_limit_and_its_free_memory_count_for_it_too) {
   void* const given = with.allocate(60 * kMiB);  // what the device has free goes back for it
   CHECK(with.held() <= 100 * kMiB);
   CHECK(is_refused(with, 60 * kMiB));
-  CHECK_EQ(allocator.stats().ooms, 1);
+  CHECK_EQ(allocator.stats().ooms(), 1);
   allocator.deallocate(given);
   allocator.arenas().close(*with.family);
   with.device.check_empty();
@@ -119,11 +119,11 @@ TEST(a_family_that_lends_serves_the_default_ones_last_resort) {
       while (true) own.push_back(allocator.allocate(bytes));
     } catch (const OutOfMemory&) {
     }
-    const std::int64_t ooms = allocator.stats().ooms;
+    const std::int64_t ooms = allocator.stats().ooms();
     with.family->lends = true;
     void* const lent = allocator.allocate(bytes);
     CHECK_EQ(with.source->committed_bytes(), 30 * kMiB);
-    CHECK_EQ(allocator.stats().ooms, ooms);
+    CHECK_EQ(allocator.stats().ooms(), ooms);
     bool refused = false;
     try {
       allocator.allocate(bytes, 7);

@@ -44,7 +44,7 @@ TEST(a_pressure_callback_saves_an_allocation) {
   CHECK_EQ(g_pool, "default");
   CHECK(g_failing);
   CHECK_EQ(device.allocator->stats().pressure_calls, 1);
-  CHECK_EQ(device.allocator->stats().ooms, 0);
+  CHECK_EQ(device.allocator->stats().ooms(), 0);
   CHECK_THROWS(OutOfMemory, device.allocator->allocate(6 * kMiB));
   CHECK_EQ(device.allocator->stats().pressure_calls, 2);
   device.allocator->deallocate(block);

@@ -52,7 +52,7 @@ TEST(a_refused_request_holds_nothing_more) {
         const DeviceStats after = allocator.stats();
         CHECK_EQ(after.reserved_bytes.all.current, before.reserved_bytes.all.current);
         CHECK_EQ(after.reserved_bytes.all.peak, before.reserved_bytes.all.peak);
-        CHECK_EQ(after.ooms, ++refused);
+        CHECK_EQ(after.ooms(), ++refused);
         CHECK_EQ(device.memory->committed_bytes(), allocator.ledger().held());
         CHECK_EQ(device.memory->reserved_bytes(), reserved);
         CHECK_EQ(allocator.check_invariants(), "");
@@ -244,7 +244,7 @@ TEST(the_message_and_the_fields_of_a_refusal) {
     CHECK_EQ(error.info().limit, 64 * kMiB);
     CHECK_EQ(std::string(to_string(error.info().reason)), "device_limit");
   }
-  CHECK_EQ(device.allocator->stats().ooms, 2);
+  CHECK_EQ(device.allocator->stats().ooms(), 2);
   CHECK_EQ(device.allocator->accounts().read(*pool).ooms, 1);
   device.allocator->deallocate(block);
   device.allocator->pools().drop(*pool);

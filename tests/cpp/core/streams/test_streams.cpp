@@ -54,7 +54,7 @@ TEST(out_of_memory_waits_for_what_other_streams_have_freed) {
   device.allocator->deallocate(block);
   void* const other = device.allocator->allocate(10 * kMiB, 2);
   CHECK_EQ(device.memory->waits(), 1u);
-  CHECK_EQ(device.allocator->stats().ooms, 0);
+  CHECK_EQ(device.allocator->stats().ooms(), 0);
   device.allocator->deallocate(other);
   device.check_empty();
 }
