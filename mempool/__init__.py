@@ -16,6 +16,7 @@ unknown device, DeviceError for one that cannot be used, and for None when no de
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import _mempool_autoload
@@ -160,5 +161,10 @@ __getattr__, __dir__ = _lazy.exports(
         **dict.fromkeys(("ReplayReport", "replay"), "mempool.traces.replaying"),
     },
 )
+
+if os.environ.get("MEMPOOL_CAPTURE_ON_OOM"):
+    from mempool.observe import capture as _capture
+
+    _capture.start_as_asked(os.environ["MEMPOOL_CAPTURE_ON_OOM"])
 
 _mempool_autoload.finish()

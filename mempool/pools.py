@@ -73,11 +73,11 @@ class MemoryPool:
         )
 
     def _open_child(self, name: str, limit: int | None) -> MemoryPool:
-        """A child that shares its memory, of arguments that were checked: for whoever makes one for each request."""
+        """A child for one request, of arguments that were checked. It shares the memory of this pool."""
         child = MemoryPool.__new__(MemoryPool)
         child._device = self._device
         child._parent = self
-        child._handle = self._device.open_pool(name, self._handle, False, limit, None)
+        child._handle = self._device.open_pool(name, self._handle, False, limit, None, "", True)
         return child
 
     @property

@@ -155,7 +155,8 @@ _FIELDS = (  # compiled at its first use, which takes milliseconds
     r"^\[mempool\.oom reason=(?P<reason>\w+) device=(?P<device>\S+) requested=(?P<requested>\d+) "
     r"allocated=(?P<allocated>\d+) limit=(?P<limit>\d+|none) held=(?P<held>\d+) largest_free=(?P<largest_free>\d+) "
     r"pressure_calls=(?P<pressure_calls>\d+)(?: held_by_all=(?P<held_by_all>\d+))?(?: outside=(?P<outside>\d+))?"
-    r"(?: callback_error=(?P<callback_error>\d+))? "
+    r"(?: callback_error=(?P<callback_error>\d+))?"
+    r'(?: capture="(?P<capture>(?:[^"\\]|\\.)*)")? '
     r'pool="(?P<pool>(?:[^"\\]|\\.)*)"\]'
 )
 _NUMBERS = ("requested", "allocated", "held", "largest_free", "pressure_calls")
@@ -174,7 +175,8 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
         ``enable("cuda")``, say: it counts in the limit), ``held_by_all`` (by all processes that share the limit that
         refused; None for other reasons), ``largest_free`` (contiguous); ``pressure_calls`` (callbacks that ran) and
         ``callback_error`` (the exception that a pressure callback raised, its id if the exception is not kept any more
-        or carried a tensor, or None).
+        or carried a tensor, or None); ``capture`` (the file that :func:`mempool.observe.capture_on_oom` writes a
+        snapshot to, or None).
     """
     matches = list(re.finditer(_FIELDS, str(exc)))
     if not matches:
@@ -186,7 +188,9 @@ def oom_info(exc: BaseException) -> dict[str, Any] | None:
     if info["held_by_all"] is not None:
         info["held_by_all"] = int(info["held_by_all"])
     info["limit"] = None if info["limit"] == "none" else int(info["limit"])
-    info["pool"] = re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], info["pool"])
+    for key in ("pool", "capture"):
+        if info[key] is not None:
+            info[key] = re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], info[key])
     if info["callback_error"] is not None:
         error_id = int(info["callback_error"])
         info["callback_error"] = _kept_error(exc, error_id)

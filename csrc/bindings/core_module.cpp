@@ -15,6 +15,7 @@
 #include "metrics_binding.h"
 #include "python_hooks.h"
 #include "replay_binding.h"
+#include "snapshot_binding.h"
 
 namespace py = pybind11;
 
@@ -55,10 +56,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("huge_pages_available", &mempool::huge_pages_available);
   m.def("options", &options, "conf"_a = "", "whole_bytes"_a = 0);
   mempool::bindings::add_device_classes(m);
+  mempool::bindings::add_snapshots(m);
   mempool::bindings::add_shared_ledger(m);
   mempool::bindings::add_metrics(m);
   mempool::bindings::add_replay(m);
   m.def("set_pressure_handler", &mempool::bindings::set_pressure_handler, "handler"_a.none(true));
+  m.def("set_refusal_handler", &mempool::bindings::set_refusal_handler, "handler"_a.none(true));
   m.def("set_stack_capture", &mempool::bindings::set_stack_capture, "on"_a);
   m.def("stack_frames", &mempool::bindings::stack_frames, "id"_a);
   m.def("reset_after_fork", &mempool::bindings::reset_after_fork);

@@ -85,93 +85,14 @@ py::dict pool_stats(const Pool& pool) {
   return out;
 }
 
-// Releases the interpreter's lock now and then during a long loop, so that other threads of Python may run.
-class Turns {
- public:
-  void pass() {
-    if (++steps_ % 1024 == 0) const py::gil_scoped_release release;
-  }
-
- private:
-  std::size_t steps_ = 0;
-};
-
-// ([(address, bytes, arena, arena number, stream, (allocated, active, requested, is large),
-//    [(address, bytes, requested, account, live, waiting), ...]), ...],
-// {account: name}), with one entry for each contiguous backed range.
-py::tuple snapshot(CachingAllocator& device) {
-  Snapshot taken;
-  {
-    const py::gil_scoped_release release;
-    taken = device.snapshot();
-  }
-  py::list segments;
-  Turns turns;
-  for (const SnapshotSegment& segment : taken.segments) {
-    py::list blocks;
-    for (const SnapshotBlock& block : taken.blocks_of(segment)) {
-      turns.pass();
-      blocks.append(
-          py::make_tuple(block.address, block.bytes, block.requested, block.account, block.live, block.waiting));
-    }
-    const std::string arena = segment.asleep ? segment.arena + " (asleep)" : segment.arena;
-    segments.append(py::make_tuple(
-        segment.address, segment.bytes, arena, segment.arena_number, segment.stream,
-        py::make_tuple(segment.sums.allocated, segment.sums.active, segment.sums.requested, segment.sums.is_large),
-        blocks));
-  }
-  return py::make_tuple(segments, taken.pools);
-}
-
-const char* name_of(HistoryEvent::Action action) {
-  switch (action) {
-    case HistoryEvent::Action::alloc:
-      return "alloc";
-    case HistoryEvent::Action::free:
-      return "free";
-    case HistoryEvent::Action::free_requested:
-      return "free_requested";
-    case HistoryEvent::Action::free_completed:
-      return "free_completed";
-  }
-  return "";
-}
-
-py::tuple to_tuple(const HistoryEvent& event) {
-  return py::make_tuple(name_of(event.action), event.address, event.bytes, event.requested, event.stack, event.account,
-                        event.time_us, event.stream);
-}
-
-// (live events by address, events oldest first, number of dropped events); an event is
-// (action, address, bytes, requested, stack, account, time_us, stream).
-py::tuple history_view(CachingAllocator& device) {
-  History::View view;
-  {
-    const py::gil_scoped_release release;
-    view = device.observers().history().view();
-  }
-  py::dict live;
-  Turns turns;
-  for (const auto& [address, event] : view.live) {
-    turns.pass();
-    live[py::int_(address)] = to_tuple(event);
-  }
-  py::list events;
-  for (const HistoryEvent& event : view.events) {
-    turns.pass();
-    events.append(to_tuple(event));
-  }
-  return py::make_tuple(live, events, view.dropped);
-}
-
 std::shared_ptr<Pool> open_pool(CachingAllocator& device, std::string name, std::shared_ptr<Pool> parent, bool isolated,
-                                Limit limit, Limit soft_limit, std::string label) {
+                                Limit limit, Limit soft_limit, std::string label, bool for_one_request) {
   Account* const above = parent != nullptr ? &parent->account() : nullptr;
   if (parent != nullptr && parent->read().closed) {
     throw PoolClosedError("mempool: pool '" + parent->read().name + "' is closed: it takes no children.");
   }
   Account* const account = device.pools().open(std::move(name), above, isolated, from_limit(limit),
-                                               from_limit(soft_limit), std::move(label));
+                                               from_limit(soft_limit), PoolUse{std::move(label), for_one_request});
   return std::make_shared<Pool>(device, account, std::move(parent));
 }
 
@@ -318,9 +239,8 @@ void add_device(py::module_& m) {
       .def_property_readonly("reserved_bytes", [](CachingAllocator& d) { return d.reserved_for(nullptr); })
       .def_property_readonly("reserve_option", [](CachingAllocator& d) { return d.options().reserve; })
       .def("open_pool", &open_pool, "name"_a, "parent"_a.none(true), "isolated"_a, "limit"_a, "soft_limit"_a,
-           "metrics_label"_a = "")
+           "metrics_label"_a = "", "for_one_request"_a = false)
       .def("pools", &pools)
-      .def("snapshot", &snapshot)
       .def(
           "history_start", [](CachingAllocator& d, std::size_t most) { d.observers().start_history(most); },
           "most_events"_a)
@@ -331,7 +251,6 @@ void add_device(py::module_& m) {
           "mark_recording", [](CachingAllocator& d, std::uint64_t number) { d.observers().mark_recording(number); },
           "number"_a, Release())
       .def("defragment", &defragment)
-      .def("history_view", &history_view)
       .def("check_invariants", &CachingAllocator::check_invariants, Release());
 }
 

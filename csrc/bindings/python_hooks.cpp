@@ -17,6 +17,7 @@ namespace {
 // Guarded by the interpreter's lock. Never destroyed: a thread may still allocate while the interpreter shuts down.
 struct State {
   py::object pressure_handler = py::none();
+  py::object refusal_handler = py::none();
   bool capturing = false;
   // Distinct stacks, innermost frame first. Code objects are kept alive until capturing is switched off.
   using Stack = std::vector<std::pair<PyObject*, int>>;
@@ -31,6 +32,7 @@ State& state() {
 }
 
 std::atomic<bool> g_retired{false};
+std::atomic<bool> g_handles_refusals{false};  // so that a refusal takes the interpreter's lock only if it has to
 std::atomic<int> g_running{0};
 
 // Announces a hook that may take the interpreter's lock. False once the hooks are retired.
@@ -76,6 +78,38 @@ void pressure(const char* pool, std::size_t needed, bool failing, PressureOutcom
   }
 }
 
+void call_refusal_handler(RefusedRequest& request) {
+  const py::gil_scoped_acquire gil;
+  const py::object handler = state().refusal_handler;
+  if (handler.is_none()) return;
+  const py::error_scope keep;  // as above
+  try {
+    const OomInfo& info = request.info;
+    const auto told = handler(request.device.device(), to_string(info.reason), info.pool, request.label,
+                              request.is_of_request, info.requested)
+                          .cast<py::tuple>();
+    request.info.help = told[0].cast<std::string>();
+    request.info.capture = told[1].cast<std::string>();
+  } catch (py::error_already_set& error) {
+    if (error.matches(PyExc_KeyboardInterrupt)) {
+      PyErr_SetInterrupt();
+    } else {
+      error.discard_as_unraisable("mempool refusal handler");
+    }
+  }
+}
+
+void refused(RefusedRequest& request) noexcept {
+  if (!g_handles_refusals.load(std::memory_order_relaxed)) return;
+  const Running running;
+  if (!running) return;
+  try {
+    call_refusal_handler(request);
+  } catch (const std::exception&) {
+    // The request is refused without a word from the handler.
+  }
+}
+
 std::uint32_t intern(State::Stack&& stack) {
   State& s = state();
   const auto [found, fresh] =
@@ -116,7 +150,7 @@ std::uint32_t capture_stack() noexcept {
   return id;
 }
 
-const Hooks kHooks{.pressure = pressure, .capture_stack = capture_stack};
+const Hooks kHooks{.pressure = pressure, .refused = refused, .capture_stack = capture_stack};
 
 }  // namespace
 
@@ -135,6 +169,11 @@ void retire_hooks() {
 void reset_after_fork() { g_running.store(0); }
 
 void set_pressure_handler(py::object handler) { state().pressure_handler = std::move(handler); }
+
+void set_refusal_handler(py::object handler) {
+  g_handles_refusals.store(!handler.is_none());
+  state().refusal_handler = std::move(handler);
+}
 
 void set_stack_capture(bool on) {
   State& s = state();

@@ -18,6 +18,10 @@ void reset_after_fork();
 // handler(pool: str, needed_bytes: int, failing: bool) -> (calls: int, error: str, error_id: int); None removes it.
 void set_pressure_handler(pybind11::object handler);
 
+// handler(device: str, reason: str, pool: str, label: str, is_of_request: bool, requested: int) ->
+// (help: str, capture: str); None removes it.
+void set_refusal_handler(pybind11::object handler);
+
 // While on, each recorded allocation carries the id of its Python stack. Either way, stacks from before are forgotten.
 void set_stack_capture(bool on);
 // The frames behind an id, innermost first: [{"filename", "name", "line"}, ...]. Empty for 0 and unknown ids.

@@ -52,6 +52,7 @@ std::string fields(const OomInfo& info) {
   if (info.reason == OomReason::shared_limit) out += " held_by_all=" + std::to_string(info.held_by_all);
   if (info.outside > 0) out += " outside=" + std::to_string(info.outside);
   if (info.callback_error_id != 0) out += " callback_error=" + std::to_string(info.callback_error_id);
+  if (!info.capture.empty()) out += " capture=" + quoted(info.capture);
   return out + " pool=" + quoted(info.pool) + "]";
 }
 
@@ -81,6 +82,8 @@ std::string describe(const OomInfo& info) {
   // Libraries that search for a batch size that fits (accelerate, lightning) recognize a CPU's error by these words.
   if (info.device == "cpu") out += " (DefaultCPUAllocator: can't allocate memory)";
   if (!info.callback_error.empty()) out += " A pressure callback raised " + info.callback_error + ".";
+  if (!info.help.empty()) out += " " + info.help;
+  if (!info.capture.empty()) out += " A snapshot of this moment is written to " + info.capture + ".";
   return out + "\n" + fields(info);
 }
 

@@ -66,6 +66,8 @@ struct OomInfo {
   std::string device_failure{};       // what the device has failed with, or empty
   std::string source{};               // whose memory it is where it is not the device's own, or empty
   std::string source_refusal{};       // what that source, or else the device's own, said; or empty
+  std::string help{};                 // what whoever captures refusals has to say, or empty
+  std::string capture{};              // the file that a picture of this moment is written to, or empty
 };
 
 // Derives from bad_alloc, so that code which knows only the standard library treats it rightly.

@@ -59,8 +59,13 @@ def memory_snapshot(device: Device = None) -> dict[str, Any]:
         :func:`record_history` is on; ``allocator_settings``. Sizes in bytes, times in microseconds.
     """
     handle = allocator(device)
-    live, events, dropped = handle.history_view()
-    raw_segments, names = handle.snapshot()
+    return read_snapshot(_core.take_snapshot(handle), handle)
+
+
+def read_snapshot(taken: _core.TakenSnapshot, handle: _core.Device) -> dict[str, Any]:
+    """:func:`memory_snapshot` of the moment at which ``taken`` was."""
+    live, events, dropped = taken.history()
+    raw_segments, names = taken.segments()
     frames = _Frames()
     index = int(handle.name.partition(":")[2] or 0)
     with _collector_paused():

@@ -25,9 +25,7 @@ def test_no_module_hides_what_its_package_exports(package: str) -> None:
     assert exported & modules == MODULES.get(package, set())
 
 
-@pytest.mark.parametrize(
-    "package", ["mempool", "mempool.compress", "mempool.checkpoint", "mempool.nn", "mempool.observe", "mempool.ops", "mempool.serving"]
-)
+@pytest.mark.parametrize("package", ["mempool", *(f"mempool.{name}" for name in sorted(MODULES["mempool"]))])
 def test_all_that_is_exported_is_there(package: str) -> None:
     whole = importlib.import_module(package)
     assert set(whole.__all__) <= set(dir(whole))

@@ -16,7 +16,7 @@ std::size_t used_bytes(const Account& account) { return static_cast<std::size_t>
 }  // namespace
 
 Account* AccountRegistry::open(std::string name, Account* parent, ArenaFamily* family, bool isolated, std::size_t limit,
-                               std::size_t soft_limit, std::string label) {
+                               std::size_t soft_limit, PoolUse use) {
   auto account = std::make_unique<Account>();
   account->name = std::move(name);
   account->parent = parent;
@@ -24,10 +24,11 @@ Account* AccountRegistry::open(std::string name, Account* parent, ArenaFamily* f
   account->isolated = isolated;
   account->limit = limit;
   account->soft_limit = soft_limit;
+  account->for_one_request = use.for_one_request;
   std::unique_ptr<PoolGroup> fresh;
-  if (!label.empty() || parent == nullptr) {
+  if (!use.label.empty() || parent == nullptr) {
     fresh = std::make_unique<PoolGroup>();
-    fresh->label = label.empty() ? PoolGroups::kOther : std::move(label);
+    fresh->label = use.label.empty() ? PoolGroups::kOther : std::move(use.label);
   }
   Account* const out = account.get();
   {
@@ -225,6 +226,14 @@ std::vector<AccountRegistry::Listed> AccountRegistry::list() const {
     ++id;
     if (is_taken) out.push_back(next);
   }
+}
+
+std::string AccountRegistry::label_of(const Account& account) const {
+  std::string out;
+  out.reserve(PoolGroups::kLongestLabel);  // as above
+  const Guard guard(lock_);
+  out = account.group->label;
+  return out;
 }
 
 std::string AccountRegistry::name_of(std::uint32_t account_id) const {

@@ -19,12 +19,19 @@ namespace mempool {
 
 class ArenaFamily;
 
+// What a pool is for.
+struct PoolUse {
+  std::string label{};           // of its group; empty for that of the parent
+  bool for_one_request = false;  // one of many that each live for a moment: a refusal by it is no event
+};
+
 struct Account {
   std::uint32_t id = 0;
   std::string name;
   Account* parent = nullptr;      // nullptr: the root pool, which is no Account
   ArenaFamily* family = nullptr;  // where blocks come from; shared with the parent unless `isolated`
   bool isolated = false;
+  bool for_one_request = false;
   std::size_t limit = kNoLimit;
   std::size_t soft_limit = kNoLimit;
   bool soft_armed = true;      // fires once for each crossing from below
@@ -47,10 +54,9 @@ class AccountRegistry {
   AccountRegistry(const AccountRegistry&) = delete;
   AccountRegistry& operator=(const AccountRegistry&) = delete;
 
-  // `label`: of its group; empty for that of the parent. Throws std::bad_alloc, and ConfigError where there are too
-  // many labels.
+  // Throws std::bad_alloc, and ConfigError where there are too many labels.
   Account* open(std::string name, Account* parent, ArenaFamily* family, bool isolated, std::size_t limit,
-                std::size_t soft_limit, std::string label = {});
+                std::size_t soft_limit, PoolUse use = {});
   // No new blocks.
   void close(Account& account);
   // The user's handle is gone. Returns the account when nothing else keeps it alive: the caller retires it.
@@ -90,6 +96,7 @@ class AccountRegistry {
   // Every account, each as it is at one moment, by id. No lock is held for longer than one takes.
   std::vector<Listed> list() const;
   std::string name_of(std::uint32_t account_id) const;
+  std::string label_of(const Account& account) const;
 
   // ---- for the Ledger
   // Guards every account, and the totals of the device that change in one step with them.

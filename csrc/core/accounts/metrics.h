@@ -26,20 +26,23 @@ struct Figure {
 };
 
 inline constexpr std::array kPoolFigures = {
-    Figure{"allocated_bytes", FigureKind::gauge},   Figure{"allocated_peak_bytes", FigureKind::peak},
-    Figure{"requested_bytes", FigureKind::gauge},   Figure{"blocks", FigureKind::gauge},
-    Figure{"pools", FigureKind::gauge},             Figure{"limit_bytes", FigureKind::limit},
+    Figure{"allocated_bytes", FigureKind::gauge},
+    Figure{"allocated_peak_bytes", FigureKind::peak},
+    Figure{"requested_bytes", FigureKind::gauge},
+    Figure{"blocks", FigureKind::gauge},
+    Figure{"pools", FigureKind::gauge},
+    Figure{"limit_bytes", FigureKind::limit},
     Figure{"pressure_calls", FigureKind::counter},
 };
 inline constexpr std::array kDeviceFigures = {
-    Figure{"allocated_bytes", FigureKind::gauge},   Figure{"allocated_peak_bytes", FigureKind::peak},
-    Figure{"requested_bytes", FigureKind::gauge},   Figure{"blocks", FigureKind::gauge},
-    Figure{"held_bytes", FigureKind::gauge},        Figure{"held_peak_bytes", FigureKind::peak},
-    Figure{"limit_bytes", FigureKind::limit},       Figure{"soft_limit_bytes", FigureKind::limit},
-    Figure{"outside_bytes", FigureKind::gauge},     Figure{"pressure_calls", FigureKind::counter},
-    Figure{"alloc_retries", FigureKind::counter},   Figure{"moves", FigureKind::counter},
-    Figure{"moved_bytes", FigureKind::counter},     Figure{"commits", FigureKind::counter},
-    Figure{"decommits", FigureKind::counter},       Figure{"decayed_bytes", FigureKind::counter},
+    Figure{"allocated_bytes", FigureKind::gauge}, Figure{"allocated_peak_bytes", FigureKind::peak},
+    Figure{"requested_bytes", FigureKind::gauge}, Figure{"blocks", FigureKind::gauge},
+    Figure{"held_bytes", FigureKind::gauge},      Figure{"held_peak_bytes", FigureKind::peak},
+    Figure{"limit_bytes", FigureKind::limit},     Figure{"soft_limit_bytes", FigureKind::limit},
+    Figure{"outside_bytes", FigureKind::gauge},   Figure{"pressure_calls", FigureKind::counter},
+    Figure{"alloc_retries", FigureKind::counter}, Figure{"moves", FigureKind::counter},
+    Figure{"moved_bytes", FigureKind::counter},   Figure{"commits", FigureKind::counter},
+    Figure{"decommits", FigureKind::counter},     Figure{"decayed_bytes", FigureKind::counter},
 };
 
 // The figures in the order of these tables; a limit that is not there is -1.

@@ -386,7 +386,16 @@ void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutc
   info.callback_error = outcome.error;
   info.callback_error_id = outcome.error_id;
   if (StreamEvents* const events = parts_.memory->stream_events()) info.device_failure = events->failure();
+  tell_refusal(info, refuser != nullptr ? refuser : account_);
   throw OutOfMemory(std::move(info));
+}
+
+void Allocation::tell_refusal(OomInfo& info, const Account* of) {
+  const Hooks* const hooks = installed_hooks();
+  if (hooks == nullptr || hooks->refused == nullptr) return;
+  RefusedRequest request{parts_.owner, info, {}, of != nullptr && of->for_one_request};
+  if (of != nullptr) request.label = parts_.accounts.label_of(*of);
+  hooks->refused(request);
 }
 
 }  // namespace mempool

@@ -53,6 +53,7 @@ class Allocation {
 
   void after_growth();
   void press(const Account* refuser, std::size_t needed, bool failing, PressureOutcome& outcome);
+  void tell_refusal(OomInfo& info, const Account* of);
   [[noreturn]] void refuse(OomInfo info, const Account* refuser, const PressureOutcome& outcome);
 
   DeviceParts& parts_;

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "common/errors.h"
+
 namespace mempool {
 
 struct PressureOutcome {
@@ -14,10 +16,21 @@ struct PressureOutcome {
   std::size_t error_id = 0;  // the installer's key for that error; 0 = none
 };
 
+class CachingAllocator;
+
+// A request that is about to be refused.
+struct RefusedRequest {
+  CachingAllocator& device;
+  OomInfo& info;       // `capture` and `help` are the hook's to fill
+  std::string label;   // of the group of the pool whose limit refused, else of that which asked; of none: ""
+  bool is_of_request;  // that pool is one of many short-lived ones: Account::for_one_request
+};
+
 struct Hooks {
   // `failing`: the allocation is about to be refused; else a soft limit was crossed and it will succeed anyway.
   void (*pressure)(const char* pool, std::size_t needed_bytes, bool failing,
                    PressureOutcome& outcome) noexcept = nullptr;
+  void (*refused)(RefusedRequest& request) noexcept = nullptr;
   // An id for the calling thread's stack, for History; 0 = unknown.
   std::uint32_t (*capture_stack)() noexcept = nullptr;
 };

@@ -10,14 +10,14 @@
 namespace mempool {
 
 Account* Pools::open(std::string name, Account* parent, bool isolated, std::size_t limit, std::size_t soft_limit,
-                     std::string label) {
+                     PoolUse use) {
   if (!isolated) {
     return accounts_.open(std::move(name), parent, &arenas_.family_of(parent), false, limit, soft_limit,
-                          std::move(label));
+                          std::move(use));
   }
   ArenaFamily& family = arenas_.open(name, ArenaFamily::Kind::isolated);
   try {
-    return accounts_.open(std::move(name), parent, &family, true, limit, soft_limit, std::move(label));
+    return accounts_.open(std::move(name), parent, &family, true, limit, soft_limit, std::move(use));
   } catch (...) {
     arenas_.close(family);
     throw;

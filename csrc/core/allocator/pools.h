@@ -19,9 +19,8 @@ class Pools final : public ThreadCache::Owner {
       : accounts_(accounts), ledger_(ledger), arenas_(arenas), caches_(caches) {}
 
   // `isolated` gives the pool an arena of its own. Children share the arena of their parent unless isolated too.
-  // `label` as for AccountRegistry::open().
   Account* open(std::string name, Account* parent, bool isolated, std::size_t limit, std::size_t soft_limit,
-                std::string label = {});
+                PoolUse use = {});
   // No new blocks from now on; live ones stay valid and are charged until they die.
   void close(Account& pool) noexcept;
   // The last handle is gone. Closes the pool; its record goes with its last block.

@@ -21,7 +21,7 @@ using mempool::PoolGroups;
 namespace {
 
 Account* open(AccountRegistry& accounts, Account* parent, const std::string& label, std::size_t limit = kNoLimit) {
-  return accounts.open("pool", parent, nullptr, false, limit, kNoLimit, label);
+  return accounts.open("pool", parent, nullptr, false, limit, kNoLimit, {.label = label});
 }
 
 void charge(Ledger& ledger, Account* pool, std::size_t bytes) {
