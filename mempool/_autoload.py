@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 
 from mempool._device import KINDS
-from mempool._device_kind import bytes_of
+from mempool._device_kind import check_limit
 from mempool.errors import ConfigError
 from mempool.ledger import LEDGER_VARIABLE, join, tell_children
 
@@ -34,7 +34,7 @@ def parse(text: str) -> list[Request]:
                 "a limit on held bytes, such as 'cpu=75%,cuda=8GiB'."
             )
         if limit:
-            bytes_of(limit, "limit")
+            check_limit(limit, device)
         out[device] = Request(device, limit or None)
     return list(out.values())
 

@@ -17,6 +17,9 @@ from mempool.errors import ConfigError, DeviceError, OutOfMemoryError
 Size: TypeAlias = int | str
 
 
+AUTO = "auto"  # a limit that moves with what others use
+
+
 class DeviceKind(ABC):
     """A kind of memory, ``name``, whose tensors can come from mempool: of a type of torch's devices, or pinned."""
 
@@ -149,6 +152,7 @@ def unchanged_on_error(
     """
     was_enabled = kind.is_enabled()
     limits = [(device.limit, device.soft_limit, device.reserved_bytes) for device in devices]
+    was_watching = _core.is_watching_outside()
     try:
         yield
     except BaseException:
@@ -160,6 +164,7 @@ def unchanged_on_error(
             device.soft_limit = soft_limit
             if device.reserved_bytes > reserved:
                 device.reserve(reserved)
+            watch_outside(device, was_watching)
             with contextlib.suppress(ConfigError):  # more is held by now than a lower one allows
                 device.limit = limit
         raise
@@ -174,16 +179,50 @@ def configure(
     reserve_bytes: int | None,
 ) -> None:
     """Sets what is given, of a device that has no number; ``share`` puts it into the ledger with a limit as text."""
-    limit_bytes = None if limit is None else bytes_of(limit, "limit")
+    check_limit(limit, device.name)
     soft_bytes = None if soft_limit is None else bytes_of(soft_limit, "soft_limit")
     if shared:
         share("" if limit is None else str(limit))
-    elif limit_bytes is not None:
-        device.limit = limit_bytes
+        if limit is not None:
+            watch_outside(device, limit == AUTO)
+    elif limit is not None:
+        set_device_limit(device, limit, _core.usable_memory_bytes)
     if soft_bytes is not None:
         device.soft_limit = soft_bytes
     if reserve_bytes is not None:
         take_reserve(device, reserve_bytes)
+
+
+def check_limit(limit: Size | None, device: str) -> None:
+    """Raises ConfigError for what is no limit of held bytes; "auto" is one of the CPU's memory."""
+    if limit is None:
+        return
+    if limit != AUTO:
+        bytes_of(limit, "limit", lambda: 1 << 40)
+    elif device != "cpu":
+        raise ConfigError(f"limit={AUTO!r} is for the CPU's memory, not for {device}: give bytes or a percentage.")
+
+
+def set_device_limit(device: _core.Device, limit: Size | None, whole_bytes: Callable[[], int]) -> None:
+    """Of held bytes. Raises ConfigError, with nothing changed."""
+    check_limit(limit, device.name)
+    if limit == AUTO:
+        watch_outside(device, True)
+        return
+    value = None if limit is None else bytes_of(limit, "limit", whole_bytes)
+    was_watching = device.name == "cpu" and _core.is_watching_outside()
+    watch_outside(device, False)
+    try:
+        device.limit = value
+    except ConfigError:
+        watch_outside(device, was_watching)
+        raise
+
+
+def watch_outside(device: _core.Device, on: bool) -> None:
+    """Whether the limit moves with what others use of the machine."""
+    if device.name == "cpu" and (on or _core.is_watching_outside()):
+        _core.watch_outside(on)
 
 
 def bytes_of(value: Size, what: str, whole_bytes: Callable[[], int] = _core.usable_memory_bytes) -> int:

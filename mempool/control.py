@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mempool import _core, ledger
 from mempool._device import KINDS, Device, Size, allocator, kind_of, optional_size, size, whole_bytes
-from mempool._device_kind import DeviceKind, reserve_of, take_reserve
+from mempool._device_kind import DeviceKind, reserve_of, set_device_limit, take_reserve
 from mempool.errors import ConfigError, DeviceError, PoolStateError
 
 
@@ -32,7 +32,8 @@ def enable(
         device: ``"cpu"``, ``"cuda"``, or None for each of the two that can be used; or ``"pinned"``, torch's pinned
             host memory for CUDA, which only its name enables.
         limit: most bytes that the device may hold from the system, as for :func:`set_limit`: of each CUDA device if
-            CUDA is named, of pinned memory if that is, else of the CPU. None changes nothing.
+            CUDA is named, of pinned memory if that is, else of the CPU, which may have ``"auto"``. None changes
+            nothing.
         soft_limit: held bytes above which mempool trims and then calls the pressure callbacks. None changes nothing.
         shared: the limit is one for all processes that are in the same ledger, which ``MEMPOOL_LEDGER`` in the
             environment names. Where it names none, a new one is made for this process and its children, and both
@@ -111,9 +112,10 @@ def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False, 
     Free memory is given back first where the new limit needs that.
 
     Args:
-        limit: bytes, ``"8GiB"``, a percentage, or None for no limit. On CUDA ``"50%"`` is of the device's memory; on
-            the CPU and for pinned memory of the smallest of the machine's memory, every enclosing control group's limit
-            and ``ulimit -v``, read now.
+        limit: bytes, ``"8GiB"``, a percentage, ``"auto"``, or None for no limit. ``"auto"`` is for the CPU: all that
+            the process may use less a margin, and what others use counts in it (docs/limits.md). On CUDA ``"50%"`` is
+            of the device's memory; on the CPU and for pinned memory of the smallest of the machine's memory, every
+            enclosing control group's limit and ``ulimit -v``, read now.
         device: None means the only enabled one.
         soft: set the soft limit instead: above it mempool trims and calls the pressure callbacks, but refuses nothing.
         shared: set the limit of all processes of the ledger that :func:`enable` has joined.
@@ -125,13 +127,14 @@ def set_limit(limit: Size | None, device: Device = None, *, soft: bool = False, 
     if soft and shared:
         raise ConfigError("a soft limit is each process's own: set one without shared=True.")
     handle = allocator(device)
+    if not soft and not shared:
+        set_device_limit(handle, limit, lambda: whole_bytes(handle))
+        return
     bytes_or_none = optional_size(limit, "limit", handle)
     if shared:
         _core.set_shared_limit(handle, bytes_or_none)
-    elif soft:
-        handle.soft_limit = bytes_or_none
     else:
-        handle.limit = bytes_or_none
+        handle.soft_limit = bytes_or_none
 
 
 def get_limit(device: Device = None, *, soft: bool = False, shared: bool = False) -> int | None:

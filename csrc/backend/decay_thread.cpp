@@ -11,6 +11,7 @@
 
 #include "backend/cuda_driver.h"
 #include "backend/metrics_board.h"
+#include "backend/outside_watch.h"
 #include "backend/process_ledger.h"
 #include "common/expects.h"
 
@@ -35,9 +36,10 @@ void for_each_allocator(Action action) {
   }
 }
 
-// A process that shares a ledger goes on: it is asked for its metrics whether it holds anything or not.
+// A process that shares a ledger goes on: it is asked for its metrics whether it holds anything or not. So does one
+// whose limit moves.
 bool is_needed() {
-  if (process_ledger() != nullptr) return true;
+  if (process_ledger() != nullptr || is_watching_outside()) return true;
   std::size_t held = 0;
   for_each_allocator([&held](CachingAllocator& allocator) { held += allocator.ledger().held(); });
   return held > 0;
@@ -47,12 +49,13 @@ void* run(void*) {
   pthread_setname_np(pthread_self(), "mempool-decay");
   std::int64_t told_ms = INT64_MIN / 2;
   while (true) {
-    std::int64_t tick = kTellMs;
+    std::int64_t tick = is_watching_outside() ? OutsideWatch::kTickMs : kTellMs;
     for_each_allocator([&tick](CachingAllocator& a) {
       if (a.options().decay_ms != kNeverDecays) tick = std::min(tick, a.decay_tick_ms());
     });
     std::this_thread::sleep_for(std::chrono::milliseconds(tick));
     for_each_allocator([](CachingAllocator& allocator) { allocator.decay(now_ms()); });
+    tick_outside_watch(now_ms());
     if (SharedLedger* const ledger = process_ledger(); ledger != nullptr && now_ms() - told_ms >= kTellMs) {
       ledger->touch();
       tell_metrics();
@@ -68,7 +71,7 @@ void* run(void*) {
 }  // namespace
 
 void ensure_decay_thread(CachingAllocator& allocator) noexcept {
-  if (allocator.options().decay_ms == kNeverDecays && process_ledger() == nullptr) return;
+  if (allocator.options().decay_ms == kNeverDecays && process_ledger() == nullptr && !is_watching_outside()) return;
   MEMPOOL_EXPECTS(allocator.slot() < g_allocators.size());
   g_allocators[allocator.slot()].store(&allocator);
   if (g_running.load(std::memory_order_relaxed) || g_running.exchange(true)) return;

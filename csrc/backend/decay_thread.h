@@ -1,5 +1,6 @@
 // The thread that calls decay() of all allocators of the process every few milliseconds and, where the process shares a
-// ledger, tells its metrics there. Without a ledger it ends when they hold no memory any more.
+// ledger, tells its metrics there, and looks at what others use where a limit moves with that. Else it ends when they
+// hold no memory any more.
 #pragma once
 
 #include "core/allocator/caching_allocator.h"

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "backend/decay_thread.h"
+#include "backend/outside_watch.h"
 #include "common/expects.h"
 #include "common/fork_generation.h"
 
@@ -46,6 +47,7 @@ void after_fork_in_parent() {
 
 void after_fork_in_child() {
   forget_decay_thread();
+  restart_outside_watch();
   fork_generation().fetch_add(1);
   if (g_ledger != nullptr) g_ledger->after_fork_in_child();  // before anything is given back here
   unlock(true);

@@ -5,6 +5,7 @@
 
 #include "backend/decay_thread.h"
 #include "backend/fork_safety.h"
+#include "backend/outside_watch.h"
 #include "common/bytes.h"
 #include "common/errors.h"
 #include "common/expects.h"
@@ -30,12 +31,8 @@ Place place_of(const std::string& name) {
   return place;
 }
 
-const SharedBudget* budget_of(const CachingAllocator& device) noexcept {
-  return static_cast<const SharedBudget*>(const_cast<CachingAllocator&>(device).ledger().budget());
-}
-
 const SharedBudget& known_budget_of(const CachingAllocator& device) {
-  if (const SharedBudget* const budget = budget_of(device)) return *budget;
+  if (const SharedBudget* const budget = budget_of(const_cast<CachingAllocator&>(device))) return *budget;
   throw ConfigError("device " + device.device() +
                     " is in no shared ledger: call mempool.enable(..., shared=True) first.");
 }
@@ -106,6 +103,7 @@ SharedLedger* process_ledger() noexcept { return g_ledger.load(std::memory_order
 
 SharedLimit parse_shared_limit(const std::string& text, std::size_t whole_bytes) {
   if (text.empty()) return {};
+  if (text == "auto") return {auto_limit().limit, true};
   return {parse_bytes(text, whole_bytes), text.find('%') != std::string::npos};
 }
 
@@ -114,11 +112,20 @@ void share(CachingAllocator& device, const std::string& key, SharedLimit limit) 
   share_guarded(device, key, limit);
 }
 
-bool is_shared(const CachingAllocator& device) noexcept { return budget_of(device) != nullptr; }
+SharedBudget* budget_of(CachingAllocator& device) noexcept {
+  return static_cast<SharedBudget*>(device.ledger().budget());
+}
+
+bool is_shared(const CachingAllocator& device) noexcept {
+  return budget_of(const_cast<CachingAllocator&>(device)) != nullptr;
+}
 
 int shared_number(const CachingAllocator& device) { return known_budget_of(device).device(); }
 
-std::size_t shared_limit(CachingAllocator& device) { return known_budget_of(device).limit(); }
+std::size_t shared_limit(CachingAllocator& device) {
+  const SharedBudget& budget = known_budget_of(device);
+  return budget.ledger().limit(budget.device());
+}
 
 void set_shared_limit(CachingAllocator& device, std::size_t limit) {
   const SharedBudget& budget = known_budget_of(device);

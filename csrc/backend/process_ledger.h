@@ -18,7 +18,8 @@ void join_ledger(const std::string& name, const std::string& process);
 SharedLedger* process_ledger() noexcept;
 std::string process_ledger_path();
 
-// A limit that processes share. A share of the device ("75%") is turned into bytes by the first that sets it.
+// A limit that processes share. A share of the device ("75%", or "auto") is turned into bytes by the first that sets
+// it.
 struct SharedLimit {
   std::size_t bytes = kNoLimit;  // kNoLimit: none is asked for
   bool is_share = false;
@@ -32,6 +33,8 @@ void share(CachingAllocator& device, const std::string& key, SharedLimit limit);
 // Whether what it holds is counted there.
 bool is_shared(const CachingAllocator& device) noexcept;
 
+// nullptr where it is not.
+SharedBudget* budget_of(CachingAllocator& device) noexcept;
 // Its number in the ledger. Throws ConfigError for a device that is not shared, as all of these do.
 int shared_number(const CachingAllocator& device);
 // The limit in force.

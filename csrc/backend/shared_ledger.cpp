@@ -97,6 +97,7 @@ struct alignas(64) SharedLedger::Slot {
   char name[48] = {};
   std::atomic<std::uint64_t> held[kMostDevices] = {};
   std::atomic<std::uint64_t> peak[kMostDevices] = {};
+  std::atomic<std::uint64_t> resident[kMostDevices] = {};
 
   // Its process has lost its lock, but lives: it has closed all descriptors, as daemons do.
   bool is_running() const noexcept { return start_time != 0 && start_time_of(pid) == start_time; }
@@ -111,6 +112,13 @@ struct SharedLedger::Layout {
     std::atomic<std::uint64_t> first_limit{kNoLimit};
     std::atomic<bool> is_limited{false};  // somebody has set the limit, be it to none
     std::atomic<std::uint64_t> peak{0};
+    std::atomic<std::uint64_t> outside{0};
+    std::atomic<std::int64_t> looked_ms{INT64_MIN / 2};  // when somebody took the turn to look at it
+
+    std::size_t most_held() const noexcept {
+      const std::uint64_t most = limit.load();
+      return most == kNoLimit ? most : most - std::min(most, outside.load());
+    }
   } devices[kMostDevices];
   Slot slots[kMostProcesses];
   Rows ended{};               // the counters of all processes that have ended
@@ -173,6 +181,8 @@ SharedLedger::SharedLedger(const std::string& folder, const std::string& name, c
       device.first_limit.store(kNoLimit);
       device.is_limited.store(false);
       device.peak.store(0);
+      device.outside.store(0);
+      device.looked_ms.store(INT64_MIN / 2);
     }
     for (Slot& slot : layout().slots) slot.state.store(State::free);
     layout().ended = {};
@@ -270,6 +280,7 @@ bool SharedLedger::take_slot() noexcept {
       copy_text(slot.name, process_);
       for (auto& held : slot.held) held.store(0);
       for (auto& peak : slot.peak) peak.store(0);
+      for (auto& resident : slot.resident) resident.store(0);
       layout().rows_of(slot) = {};
       slot.state.store(State::live);
       own_.store(&slot);
@@ -330,7 +341,8 @@ bool SharedLedger::try_hold(int device, std::size_t bytes) noexcept {
   touch();
   const auto fits = [&] {
     const std::size_t held = sum(device);
-    return held <= of.limit.load() && bytes <= of.limit.load() - held;
+    const std::size_t most = of.most_held();
+    return held <= most && bytes <= most - held;
   };
   if (!fits()) {
     sweep();
@@ -381,6 +393,30 @@ bool SharedLedger::set_limit_locked(int device, std::size_t limit) noexcept {
 }
 
 std::size_t SharedLedger::limit(int device) const noexcept { return layout().devices[device].limit.load(); }
+
+bool SharedLedger::take_turn(int device, std::int64_t now_ms, std::int64_t since_ms) noexcept {
+  std::atomic<std::int64_t>& looked = layout().devices[device].looked_ms;
+  std::int64_t last = looked.load();
+  return last < since_ms && looked.compare_exchange_strong(last, now_ms);
+}
+
+void SharedLedger::set_outside(int device, std::size_t bytes) noexcept {
+  layout().devices[device].outside.store(bytes);
+}
+
+std::size_t SharedLedger::outside(int device) const noexcept { return layout().devices[device].outside.load(); }
+
+void SharedLedger::tell_resident(int device, std::size_t bytes) noexcept {
+  if (Slot* const own = own_.load()) own->resident[device].store(bytes);
+}
+
+std::size_t SharedLedger::resident(int device) const noexcept {
+  std::size_t out = 0;
+  for (const Slot& slot : layout().slots) {
+    if (slot.state.load(std::memory_order_relaxed) == State::live) out += slot.resident[device].load();
+  }
+  return out;
+}
 
 std::size_t SharedLedger::held(int device) noexcept {
   const Guard guard(layout());

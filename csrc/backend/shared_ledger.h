@@ -7,6 +7,7 @@
 // and takes their charge away.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -56,6 +57,14 @@ class SharedLedger {
   // What that one has asked for; kNoLimit: nobody has.
   std::size_t first_limit(int device) const noexcept;
   std::size_t limit(int device) const noexcept;
+  // What others than these processes use of the device: it counts in the limit. Whoever finds that nobody has looked
+  // since `since_ms` takes the turn, and tells it; `now_ms` is of the system's clock, which all share.
+  bool take_turn(int device, std::int64_t now_ms, std::int64_t since_ms) noexcept;
+  void set_outside(int device, std::size_t bytes) noexcept;
+  std::size_t outside(int device) const noexcept;
+  // Of what this process holds, the bytes that are in memory, and those of all processes.
+  void tell_resident(int device, std::size_t bytes) noexcept;
+  std::size_t resident(int device) const noexcept;
   // The bytes that all processes hold, and the most that they held at one moment.
   std::size_t held(int device) noexcept;
   std::size_t peak(int device) const noexcept;
@@ -138,7 +147,11 @@ class SharedBudget final : public Budget {
   bool try_hold(std::size_t bytes) noexcept override { return ledger_.try_hold(device_, bytes); }
   void unhold(std::size_t bytes) noexcept override { ledger_.unhold(device_, bytes); }
   bool has_place() noexcept override { return ledger_.has_place(); }
-  std::size_t limit() const noexcept override { return ledger_.limit(device_); }
+  // Of what these processes may hold, with what others use now.
+  std::size_t limit() const noexcept override {
+    const std::size_t limit = ledger_.limit(device_);
+    return limit == kNoLimit ? limit : limit - std::min(limit, ledger_.outside(device_));
+  }
   std::size_t held() noexcept override { return ledger_.held(device_); }
 
   SharedLedger& ledger() const noexcept { return ledger_; }

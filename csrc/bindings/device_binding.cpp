@@ -11,6 +11,7 @@
 #include "backend/cpu_device.h"
 #include "backend/cuda_device.h"
 #include "backend/host_info.h"
+#include "backend/outside_watch.h"
 #include "backend/pinned_device.h"
 #include "limits.h"
 #include "metrics_binding.h"
@@ -275,6 +276,21 @@ void add_devices_of_process(py::module_& m) {
       },
       "conf"_a, py::return_value_policy::reference,
       "The allocator of pinned host memory. Made at the first call, as the CPU's.");
+  m.def(
+      "watch_outside",
+      [](bool on, const std::string& root) {
+        if (CachingAllocator* const device = cpu_device_if_made()) watch_outside(*device, on, root);
+      },
+      "on"_a, "root"_a = "", py::call_guard<py::gil_scoped_release>(),
+      "Whether what others use counts in the CPU's limit; on: the limit is that of auto_limit().");
+  m.def("is_watching_outside", &is_watching_outside);
+  m.def(
+      "auto_limit",
+      [](const std::string& root) {
+        const AutoLimit automatic = auto_limit(root);
+        return py::make_tuple(automatic.capacity, automatic.limit);
+      },
+      "root"_a = "", "(what the process may use, the limit of held and outside bytes together).");
   m.def("pinned_device_if_made", &pinned_device_if_made, py::return_value_policy::reference);
   m.def(
       "cuda_device",

@@ -203,6 +203,7 @@ void Ledger::count_decommit(std::size_t bytes, std::size_t shared_bytes, std::ui
       change_by(*each, -as_signed(shared_bytes), -as_signed(bytes - shared_bytes));
     }
     ++stats_.decommits;
+    stats_.decommitted_bytes += as_signed(bytes);
   }
   if (shared != nullptr) shared->unhold(bytes);
 }
@@ -251,6 +252,11 @@ DeviceStats Ledger::read_stats() const {
 DeviceMetrics Ledger::read_metrics(bool own) const {
   const Guard guard(lock_);
   return metrics_of(stats_, own ? inherited_ : DeviceStats{}, {limit_, soft_limit_, outside_});
+}
+
+std::size_t Ledger::inherited_held() const {
+  const Guard guard(lock_);
+  return as_size(inherited_.reserved_bytes.all.current);
 }
 
 void Ledger::reset(void (*action)(Stat&)) {

@@ -130,6 +130,7 @@ class Ledger {
 
   DeviceStats read_stats() const;
   DeviceMetrics read_metrics(bool own) const;  // as metrics_of() has it
+  std::size_t inherited_held() const;          // what was held when this process was forked
   void reset(void (*action)(Stat&));
   // Both count for the device, for the pool that asked, and for the pool whose limit refused. Either may be nullptr.
   void count_oom(Account* asker, const Account* refuser, OomReason reason);

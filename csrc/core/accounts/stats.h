@@ -164,6 +164,7 @@ struct DeviceStats {
   std::int64_t pressure_calls = 0;
   std::int64_t commits = 0;  // handles taken from the backend
   std::int64_t decommits = 0;
+  std::int64_t decommitted_bytes = 0;
   std::int64_t moves = 0;  // handles that were moved to make a range longer
   std::int64_t moved_bytes = 0;
   std::int64_t decayed_bytes = 0;

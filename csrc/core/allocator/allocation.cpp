@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/expects.h"
+#include "core/allocator/caching_allocator.h"
 #include "core/allocator/policy.h"
 #include "core/pages/size_classes.h"
 
@@ -354,6 +355,16 @@ void Allocation::press(const Account* refuser, std::size_t needed, bool failing,
   parts_.pools.leave(root);
   parts_.accounts.release(account_);
   if (outcome.calls > before) parts_.ledger.count_pressure_call(account_, refuser);
+}
+
+void CachingAllocator::press(std::size_t needed) noexcept {
+  const Hooks* const hooks = installed_hooks();
+  if (hooks == nullptr || hooks->pressure == nullptr || t_pressing) return;
+  PressureOutcome outcome;
+  t_pressing = true;
+  hooks->pressure("default", needed, false, outcome);
+  t_pressing = false;
+  if (outcome.calls > 0) parts_.ledger.count_pressure_call(nullptr, nullptr);
 }
 
 void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutcome& outcome) {

@@ -101,6 +101,8 @@ class CachingAllocator final {
   // allocator of this process holds on the device, which count in its limit.
   void set_outside_hook(std::size_t (*hook)(CachingAllocator&) noexcept) noexcept { parts_.outside_hook.store(hook); }
   std::size_t outside_bytes() noexcept;  // as of now
+  // Calls the pressure callbacks for the device, from a thread that does not allocate: memory is short outside of it.
+  void press(std::size_t needed) noexcept;
   // Moves the free memory of each arena together, so that it can serve one large block. Returns what that did.
   Gathering defragment() noexcept { return parts_.reclaimer.gather(); }
 
@@ -118,6 +120,8 @@ class CachingAllocator final {
   Metrics metrics(bool own);
   void reset_peaks() { reset(Stat::reset_peak); }
   void reset_sums() { reset(Stat::reset_sum); }
+  // Contiguous backed ranges, [start, bytes), as they were when each arena was looked at. Throws std::bad_alloc.
+  std::vector<std::pair<std::uintptr_t, std::size_t>> backed_ranges();
   Snapshot snapshot();  // of one moment; whoever allocates waits for it
   // The first broken invariant, or an empty string. Beside those of all arenas it compares sums, and so expects that
   // every other thread is at rest.

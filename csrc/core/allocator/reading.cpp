@@ -102,6 +102,24 @@ void CachingAllocator::reset(void (*action)(Stat&)) {
   parts_.arenas.reset(action);
 }
 
+std::vector<std::pair<std::uintptr_t, std::size_t>> CachingAllocator::backed_ranges() {
+  std::vector<std::pair<std::uintptr_t, std::size_t>> out;
+  parts_.arenas.for_each([&out](const Arena& arena) {
+    if (arena.pages.asleep()) return;
+    for (const Segment* segment = arena.pages.first_segment(); segment != nullptr; segment = segment->next) {
+      for (const Span* span = segment->first; span != nullptr; span = span->next) {
+        if (!span->is_backed()) continue;
+        if (!out.empty() && out.back().first + out.back().second == span->start) {
+          out.back().second += span->bytes;
+        } else {
+          out.emplace_back(span->start, span->bytes);
+        }
+      }
+    }
+  });
+  return out;
+}
+
 Snapshot CachingAllocator::snapshot() {
   Snapshot out;
   make_room(stats(), out);
