@@ -12,7 +12,7 @@ namespace mempool {
 void ensure_decay_thread(CachingAllocator& allocator) noexcept;
 // The same for memory of the CUDA driver: in a forked child none can go back, and no thread is started.
 void ensure_decay_thread_of_driver(CachingAllocator& allocator) noexcept;
-// For a forked child, in which the thread does not run. The child's next growth starts it.
+// For a forked child, in which the thread does not run. Its next growth, pool or refusal starts it.
 void forget_decay_thread() noexcept;
 
 }  // namespace mempool

@@ -94,7 +94,9 @@ std::shared_ptr<Pool> open_pool(CachingAllocator& device, std::string name, std:
   }
   Account* const account = device.pools().open(std::move(name), above, isolated, from_limit(limit),
                                                from_limit(soft_limit), PoolUse{std::move(label), for_one_request});
-  return std::make_shared<Pool>(device, account, std::move(parent));
+  auto pool = std::make_shared<Pool>(device, account, std::move(parent));
+  device.tell_growth();
+  return pool;
 }
 
 // (bytes regained, handles moved, bytes moved, the largest free range afterwards in bytes)

@@ -397,6 +397,7 @@ void Allocation::refuse(OomInfo info, const Account* refuser, const PressureOutc
   info.callback_error = outcome.error;
   info.callback_error_id = outcome.error_id;
   if (StreamEvents* const events = parts_.memory->stream_events()) info.device_failure = events->failure();
+  parts_.tell_growth();
   tell_refusal(info, refuser != nullptr ? refuser : account_);
   throw OutOfMemory(std::move(info));
 }

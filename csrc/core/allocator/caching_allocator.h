@@ -93,8 +93,9 @@ class CachingAllocator final {
   // changed.
   void reserve(Account* pool, std::size_t bytes);
   std::size_t reserved_for(Account* pool) noexcept { return parts_.arenas.family_of(pool).floor.load(); }
-  // Called whenever memory was taken from the backend, with no lock held.
+  // Called whenever memory was taken from the backend, a pool opened or a request refused, with no lock held.
   void set_growth_hook(void (*hook)(CachingAllocator&) noexcept) noexcept { parts_.growth_hook.store(hook); }
+  void tell_growth() { parts_.tell_growth(); }
   // Called, with no lock held, for a request that would be refused: true when it has freed memory.
   void set_relief_hook(bool (*hook)(CachingAllocator&) noexcept) noexcept { parts_.relief_hook.store(hook); }
   // Called, with no lock held, before a request is refused, a limit set or outside_bytes() told: the bytes that another

@@ -57,7 +57,8 @@ struct DeviceParts {
   DeviceParts(const DeviceParts&) = delete;
   DeviceParts& operator=(const DeviceParts&) = delete;
 
-  // Memory was taken from the backend. Called with no lock held.
+  // Memory was taken from the backend, or something else is new of which the background thread tells: a forked process
+  // has none yet. Called with no lock held.
   void tell_growth() const {
     if (const auto hook = growth_hook.load(std::memory_order_relaxed)) hook(owner);
   }

@@ -1,0 +1,172 @@
+"""Each script in ``examples/serving/`` serves, refuses, and tells its metrics.
+
+Ray, LitServe and BentoML bring many packages: `make test-serving-examples` installs each apart, and names it here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "serving"
+LARGE = 100_000  # rows, of 1 KiB each: more than a request's 64 MiB
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("MEMPOOL")}
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(folder: Path, port: int, *arguments: str, seconds: int = 120, **env: str) -> Iterator[str]:
+    """A server of an example, which is stopped by its pid; its address."""
+    log = folder / "log.txt"
+    environment = {**CLEAN, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path]), "OMP_NUM_THREADS": "1", **env}
+    with open(log, "w") as output:
+        server = subprocess.Popen(
+            [sys.executable, *arguments], cwd=folder, env=environment, stdout=output, stderr=output
+        )
+    try:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def ask(url: str, body: object = None) -> tuple[int, str]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"} if data else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def check(address: str) -> None:
+    status, answer = ask(f"{address}/embed/100")
+    assert (status, len(json.loads(answer))) == (200, 2)
+    status, answer = ask(f"{address}/embed/{LARGE}")
+    assert status == 503
+    assert json.loads(answer)["reason"] == "pool_limit"
+    assert ask(f"{address}/embed/100")[0] == 200
+
+
+def test_fastapi(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ("-m", "uvicorn", "fastapi_app:app", "--host", "127.0.0.1", "--port", str(port))
+    with serving(tmp_path, port, *arguments, "--limit-max-requests", "100") as address:
+        check(address)
+        metrics = ask(f"{address}/metrics/")[1]
+    assert 'mempool_refusals_total{device="cpu",pool="requests",reason="pool_limit"} 1.0' in metrics
+    assert f'mempool_allocated_bytes{{device="cpu",pool="encoder"}} {float((256 * 256 + 256) * 4)}' in metrics
+
+
+@needs("gunicorn")
+def test_gunicorn(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ("-m", "gunicorn", "gunicorn_app:app", "--preload", "--workers", "2", "--bind", f"127.0.0.1:{port}")
+    with serving(tmp_path, port, *arguments) as address:
+        for _ in range(5):  # of either worker
+            check(address)
+        time.sleep(1.5)  # each tells its metrics once a second
+        metrics = ask(f"{address}/metrics")[1]
+    assert 'mempool_refusals_total{device="cpu",pool="requests",reason="pool_limit"} 5.0' in metrics
+    assert 'mempool_shared_processes{device="cpu"} 3.0' in metrics
+
+
+def test_torchrun(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + [str(EXAMPLES / "torchrun_train.py")],
+        cwd=tmp_path,
+        env={**CLEAN, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("torchrun_train.py: at most ")]
+    assert len(rows) == 2
+
+
+@needs("ray")
+@pytest.mark.timeout(600)
+def test_ray_serve(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(
+        "import sys, time\nfrom ray import serve\nimport ray_serve_app\n"
+        "serve.start(http_options={'host': '127.0.0.1', 'port': int(sys.argv[1])})\n"
+        "serve.run(ray_serve_app.app)\ntime.sleep(300)\n"
+    )
+    port = free_port()
+    with serving(tmp_path, port, "run.py", str(port), seconds=300) as address:
+        deadline = time.monotonic() + 120
+        while ask(f"{address}/embed/1")[0] != 200:
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(1)
+        check(address)
+
+
+@needs("litserve")
+def test_litserve(tmp_path: Path) -> None:
+    port = free_port()
+    with serving(tmp_path, port, str(EXAMPLES / "litserve_app.py"), str(port)) as address:
+        deadline = time.monotonic() + 60
+        while ask(f"{address}/health")[0] != 200:
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(1)
+        assert ask(f"{address}/predict", {"rows": 100})[0] == 200
+        assert ask(f"{address}/predict", {"rows": LARGE})[0] == 503
+        assert ask(f"{address}/predict", {"rows": 100})[0] == 200
+
+
+@needs("bentoml")
+def test_bentoml(tmp_path: Path) -> None:
+    port = free_port()
+    command = ("-m", "bentoml", "serve", "bentoml_service:Encoder", "--port", str(port), "--host", "127.0.0.1")
+    with serving(tmp_path, port, *command, BENTOML_HOME=str(tmp_path), BENTOML_DO_NOT_TRACK="True") as address:
+        deadline = time.monotonic() + 60
+        while ask(f"{address}/embed", {"rows": 1})[0] != 200:
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(1)
+        assert ask(f"{address}/embed", {"rows": LARGE})[0] == 503
+        assert ask(f"{address}/embed", {"rows": 100})[0] == 200
+
+
+def test_every_example_is_short_and_tested() -> None:
+    tested = {"fastapi_app", "gunicorn_app", "torchrun_train", "ray_serve_app", "litserve_app", "bentoml_service"}
+    scripts = list(EXAMPLES.glob("*.py"))
+    assert {path.stem for path in scripts} == tested
+    assert all(len(path.read_text().splitlines()) <= 40 for path in scripts)
