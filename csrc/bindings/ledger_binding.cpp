@@ -9,6 +9,7 @@
 #include "backend/cpu_device.h"
 #include "backend/cuda_device.h"
 #include "backend/host_info.h"
+#include "backend/metrics_board.h"
 #include "backend/pinned_device.h"
 #include "backend/process_ledger.h"
 #include "limits.h"
@@ -45,6 +46,7 @@ void add_shared_ledger(py::module_& m) {
   m.def(
       "prepare_exit",
       [] {
+        tell_metrics();
         if (SharedLedger* const ledger = process_ledger()) ledger->prepare_exit();
       },
       Release(), "For a process that is about to end: the last one in the ledger takes its name away.");

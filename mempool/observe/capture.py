@@ -192,8 +192,14 @@ def capture_on_oom(
 def _refused(device: str, reason: str, pool: str, label: str, is_of_request: bool, requested: int) -> tuple[str, str]:
     """Runs on the thread that is refused. Returns what its error says of it, and the file."""
     key = (device, label, reason)
-    with _lock:
+    # Once the interpreter shuts down no thread is waited for. A signal handler or a finalizer may run while this thread
+    # holds the lock.
+    if not threading.main_thread().is_alive() or not _lock.acquire(blocking=False):
+        return "", ""
+    try:
         begun = [(each, path) for each in _captures if (path := each._begin(key, is_of_request)) is not None]
+    finally:
+        _lock.release()
     if not begun:
         return "", ""
     try:

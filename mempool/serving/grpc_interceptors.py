@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -91,21 +92,29 @@ class PoolInterceptor(_Interceptor, grpc.ServerInterceptor):  # type: ignore[mis
         return self._within(continuation(handler_call_details))
 
     def _call(self, method: Callable[..., T]) -> Callable[..., T]:
-        def call(request: Any, context: Any) -> T:
-            pool = self._pools.open()
-            return _or_abort(pool, context, lambda: method(request, context))
-
-        return call
+        return _in_threads(self._pools, method)
 
     def _stream(self, method: Callable[..., Iterator[T]]) -> Callable[..., Iterator[T]]:
-        def stream(request: Any, context: Any) -> Iterator[T]:
-            pool = self._pools.open()
-            answers = iter(_or_abort(pool, context, lambda: method(request, context)))
-            end: Any = object()
-            while (answer := _or_abort(pool, context, lambda: next(answers, end))) is not end:
-                yield answer
+        return _in_threads_by_steps(self._pools, method)
 
-        return stream
+
+def _in_threads(pools: RequestPools, method: Callable[..., T]) -> Callable[..., T]:
+    def call(request: Any, context: Any) -> T:
+        pool = pools.open()
+        return _or_abort(pool, context, lambda: method(request, context))
+
+    return call
+
+
+def _in_threads_by_steps(pools: RequestPools, method: Callable[..., Iterator[T]]) -> Callable[..., Iterator[T]]:
+    def stream(request: Any, context: Any) -> Iterator[T]:
+        pool = pools.open()
+        answers = iter(_or_abort(pool, context, lambda: method(request, context)))
+        end: Any = object()
+        while (answer := _or_abort(pool, context, lambda: next(answers, end))) is not end:
+            yield answer
+
+    return stream
 
 
 def _or_abort(pool: MemoryPool, context: Any, step: Callable[[], T]) -> T:
@@ -132,6 +141,9 @@ class AioPoolInterceptor(_Interceptor, grpc.aio.ServerInterceptor):  # type: ign
         return self._within(await continuation(handler_call_details))
 
     def _call(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        if not inspect.iscoroutinefunction(method):
+            return _in_threads(self._pools, method)
+
         async def call(request: Any, context: Any) -> Any:
             pool = self._pools.open()
             try:
@@ -143,6 +155,11 @@ class AioPoolInterceptor(_Interceptor, grpc.aio.ServerInterceptor):  # type: ign
         return call
 
     def _stream(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(method):  # it writes its answers to the context
+            return self._call(method)
+        if not inspect.isasyncgenfunction(method):
+            return _in_threads_by_steps(self._pools, method)
+
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             pool = self._pools.open()
             try:

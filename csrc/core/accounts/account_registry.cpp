@@ -193,7 +193,7 @@ Account AccountRegistry::read(const Account& account) const {
 }
 
 std::vector<PoolGroup> AccountRegistry::groups() const {
-  std::vector<PoolGroup> out(PoolGroups::kMost);
+  std::vector<PoolGroup> out(1 + PoolGroups::kMost);
   for (PoolGroup& each : out) each.label.reserve(PoolGroups::kLongestLabel);  // nothing is allocated under the lock
   std::size_t count = 0;
   {

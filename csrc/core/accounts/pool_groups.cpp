@@ -6,7 +6,12 @@ namespace mempool {
 
 constinit std::atomic<std::size_t> PoolGroups::g_count{0};
 
-PoolGroups::~PoolGroups() { g_count.fetch_sub(count_); }
+PoolGroups::PoolGroups() : count_(1) {
+  groups_[0] = std::make_unique<PoolGroup>();
+  groups_[0]->label = kOther;
+}
+
+PoolGroups::~PoolGroups() { g_count.fetch_sub(count_ - 1); }
 
 PoolGroup* PoolGroups::find(std::string_view label) const noexcept {
   for (const auto& group : all()) {
@@ -22,9 +27,9 @@ PoolGroup* PoolGroups::add(std::unique_ptr<PoolGroup>& fresh) noexcept {
     return added;
   }
   g_count.fetch_sub(1);
-  for (std::unique_ptr<PoolGroup>& group : groups_) {
-    if (group == nullptr || group->pools > 0) continue;
-    group.swap(fresh);
+  for (std::size_t i = 1; i < count_; ++i) {
+    if (groups_[i]->pools > 0) continue;
+    groups_[i].swap(fresh);
     return added;
   }
   return nullptr;

@@ -57,7 +57,8 @@ class PoolGroups {
   static constexpr std::size_t kLongestLabel = 47;  // bytes
   static constexpr std::string_view kOther = "other";
 
-  PoolGroups() = default;
+  // With the group "other", which never makes way and is not among the kMost: a pool without a label always has a group.
+  PoolGroups();
   PoolGroups(const PoolGroups&) = delete;
   PoolGroups& operator=(const PoolGroups&) = delete;
   ~PoolGroups();
@@ -71,7 +72,7 @@ class PoolGroups {
 
  private:
   static std::atomic<std::size_t> g_count;  // of all devices
-  std::array<std::unique_ptr<PoolGroup>, kMost> groups_{};
+  std::array<std::unique_ptr<PoolGroup>, 1 + kMost> groups_{};
   std::size_t count_ = 0;
 };
 

@@ -123,14 +123,16 @@ TEST(a_process_has_so_many_labels_and_those_without_pools_make_way) {
     open(accounts, nullptr, "one more");
     CHECK(false);
   } catch (const ConfigError&) {
-    CHECK_EQ(accounts.groups().size(), PoolGroups::kMost / 2);
+    CHECK_EQ(accounts.groups().size(), 1 + PoolGroups::kMost / 2);
   }
+  open(accounts, nullptr, "");  // what has no label needs none
+  CHECK_EQ(group(accounts, "other").pools, 1);
   open(accounts, nullptr, "label 0");  // it is known
   end(accounts, pools[2]);
   CHECK_EQ(group(accounts, "label 2").pools, 0);  // it stays, with its figures
   open(accounts, nullptr, "one more");
   CHECK_EQ(group(accounts, "one more").pools, 1);
-  CHECK_EQ(accounts.groups().size(), PoolGroups::kMost / 2);
+  CHECK_EQ(accounts.groups().size(), 1 + PoolGroups::kMost / 2);
 }
 
 TEST(a_peak_of_a_group_is_reset_with_that_of_its_only_pool) {
