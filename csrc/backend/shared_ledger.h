@@ -81,7 +81,8 @@ class SharedLedger {
   std::vector<Process> processes(int device);
 
   // ---- metrics: each process tells its own from time to time, and any process can read those of all.
-  static constexpr std::size_t kMostRows = PoolGroups::kMost + kMostDevices;  // of pools' labels on devices, in each process
+  static constexpr std::size_t kMostRows =
+      PoolGroups::kMost + kMostDevices;  // of pools' labels on devices, in each process
   // Those of the devices that this process shares, by their numbers in the ledger; they take the place of earlier ones.
   struct OfDevice {
     int device = 0;

@@ -1,7 +1,7 @@
 """An embedding service of FastAPI: each request bounded, all of them too, metrics, and snapshots of refusals.
 
-    MEMPOOL_CAPTURE_ON_OOM=captures uvicorn fastapi_app:app
-    curl localhost:8000/embed/100        curl localhost:8000/embed/100000    # 503        curl localhost:8000/metrics/
+MEMPOOL_CAPTURE_ON_OOM=captures uvicorn fastapi_app:app
+curl localhost:8000/embed/100        curl localhost:8000/embed/100000    # 503        curl localhost:8000/metrics/
 """
 
 from contextlib import asynccontextmanager

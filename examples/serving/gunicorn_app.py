@@ -1,6 +1,6 @@
 """A WSGI service of several forked workers: one copy of the weights, one limit for all, metrics of all at any of them.
 
-    gunicorn gunicorn_app:app --preload --workers 4
+gunicorn gunicorn_app:app --preload --workers 4
 """
 
 import prometheus_client

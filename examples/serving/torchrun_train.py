@@ -1,6 +1,6 @@
 """Training on all processors of a machine, under one limit for all ranks.
 
-    torchrun --nproc-per-node 2 torchrun_train.py
+torchrun --nproc-per-node 2 torchrun_train.py
 """
 
 import os
@@ -19,7 +19,7 @@ if device == "cuda":
 
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(512, 512).to(device))
 optimizer = torch.optim.AdamW(model.parameters())
-for step in range(5):
+for _ in range(5):
     loss = model(torch.randn(256, 512, device=device)).square().mean()
     loss.backward()
     optimizer.step()

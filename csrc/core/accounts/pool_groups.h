@@ -57,7 +57,8 @@ class PoolGroups {
   static constexpr std::size_t kLongestLabel = 47;  // bytes
   static constexpr std::string_view kOther = "other";
 
-  // With the group "other", which never makes way and is not among the kMost: a pool without a label always has a group.
+  // With the group "other", which never makes way and is not among the kMost: a pool without a label always has a
+  // group.
   PoolGroups();
   PoolGroups(const PoolGroups&) = delete;
   PoolGroups& operator=(const PoolGroups&) = delete;

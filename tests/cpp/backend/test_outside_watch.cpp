@@ -77,8 +77,7 @@ TEST(room_of_a_group_of_version_1) {
   machine.write("proc/self/cgroup", "4:memory:/outer/inner\n0::/\n");
   machine.write(group + "memory.limit_in_bytes", std::to_string(200 * kMiB));
   machine.write(group + "memory.usage_in_bytes", std::to_string(150 * kMiB));
-  machine.write(group + "memory.stat",
-                "inactive_file 1\ntotal_inactive_file " + std::to_string(50 * kMiB) + "\n");
+  machine.write(group + "memory.stat", "inactive_file 1\ntotal_inactive_file " + std::to_string(50 * kMiB) + "\n");
   machine.write(group + "inner/memory.limit_in_bytes", "9223372036854771712\n");
   CHECK_EQ(memory_room(machine.path).capacity, 200 * kMiB);
   CHECK_EQ(memory_room(machine.path).left, 100 * kMiB);

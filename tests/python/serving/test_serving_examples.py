@@ -1,7 +1,4 @@
-"""Each script in ``examples/serving/`` serves, refuses, and tells its metrics.
-
-Ray, LitServe and BentoML bring many packages: `make test-serving-examples` installs each apart, and names it here.
-"""
+"""Each script in ``examples/serving/`` serves, refuses, and tells its metrics."""
 
 from __future__ import annotations
 
@@ -65,11 +62,9 @@ def serving(folder: Path, port: int, *arguments: str, seconds: int = 120, **env:
             server.wait()
 
 
-def ask(url: str, body: object = None) -> tuple[int, str]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"} if data else {})
+def ask(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -108,9 +103,9 @@ def test_gunicorn(tmp_path: Path) -> None:
 
 
 def test_torchrun(tmp_path: Path) -> None:
+    script = str(EXAMPLES / "torchrun_train.py")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + [str(EXAMPLES / "torchrun_train.py")],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script],
         cwd=tmp_path,
         env={**CLEAN, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -122,51 +117,8 @@ def test_torchrun(tmp_path: Path) -> None:
     assert len(rows) == 2
 
 
-@needs("ray")
-@pytest.mark.timeout(600)
-def test_ray_serve(tmp_path: Path) -> None:
-    (tmp_path / "run.py").write_text(
-        "import sys, time\nfrom ray import serve\nimport ray_serve_app\n"
-        "serve.start(http_options={'host': '127.0.0.1', 'port': int(sys.argv[1])})\n"
-        "serve.run(ray_serve_app.app)\ntime.sleep(300)\n"
-    )
-    port = free_port()
-    with serving(tmp_path, port, "run.py", str(port), seconds=300) as address:
-        deadline = time.monotonic() + 120
-        while ask(f"{address}/embed/1")[0] != 200:
-            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
-            time.sleep(1)
-        check(address)
-
-
-@needs("litserve")
-def test_litserve(tmp_path: Path) -> None:
-    port = free_port()
-    with serving(tmp_path, port, str(EXAMPLES / "litserve_app.py"), str(port)) as address:
-        deadline = time.monotonic() + 60
-        while ask(f"{address}/health")[0] != 200:
-            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
-            time.sleep(1)
-        assert ask(f"{address}/predict", {"rows": 100})[0] == 200
-        assert ask(f"{address}/predict", {"rows": LARGE})[0] == 503
-        assert ask(f"{address}/predict", {"rows": 100})[0] == 200
-
-
-@needs("bentoml")
-def test_bentoml(tmp_path: Path) -> None:
-    port = free_port()
-    command = ("-m", "bentoml", "serve", "bentoml_service:Encoder", "--port", str(port), "--host", "127.0.0.1")
-    with serving(tmp_path, port, *command, BENTOML_HOME=str(tmp_path), BENTOML_DO_NOT_TRACK="True") as address:
-        deadline = time.monotonic() + 60
-        while ask(f"{address}/embed", {"rows": 1})[0] != 200:
-            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
-            time.sleep(1)
-        assert ask(f"{address}/embed", {"rows": LARGE})[0] == 503
-        assert ask(f"{address}/embed", {"rows": 100})[0] == 200
-
-
 def test_every_example_is_short_and_tested() -> None:
-    tested = {"fastapi_app", "gunicorn_app", "torchrun_train", "ray_serve_app", "litserve_app", "bentoml_service"}
+    tested = {"fastapi_app", "gunicorn_app", "torchrun_train"}
     scripts = list(EXAMPLES.glob("*.py"))
     assert {path.stem for path in scripts} == tested
     assert all(len(path.read_text().splitlines()) <= 40 for path in scripts)
