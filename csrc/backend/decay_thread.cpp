@@ -13,6 +13,7 @@
 #include "backend/metrics_board.h"
 #include "backend/outside_watch.h"
 #include "backend/process_ledger.h"
+#include "common/clock.h"
 #include "common/expects.h"
 
 namespace mempool {
@@ -22,11 +23,6 @@ constexpr std::int64_t kTellMs = 1000;  // between two times that metrics are to
 
 std::atomic<bool> g_running{false};
 std::array<std::atomic<CachingAllocator*>, kMaxAllocators> g_allocators{};
-
-std::int64_t now_ms() {
-  using namespace std::chrono;
-  return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
-}
 
 // Visits each allocator of the process whose memory decays; they are immortal.
 template <typename Action>
@@ -54,12 +50,12 @@ void* run(void*) {
       if (a.options().decay_ms != kNeverDecays) tick = std::min(tick, a.decay_tick_ms());
     });
     std::this_thread::sleep_for(std::chrono::milliseconds(tick));
-    for_each_allocator([](CachingAllocator& allocator) { allocator.decay(now_ms()); });
-    tick_outside_watch(now_ms());
-    if (SharedLedger* const ledger = process_ledger(); ledger != nullptr && now_ms() - told_ms >= kTellMs) {
+    for_each_allocator([](CachingAllocator& allocator) { allocator.decay(monotonic_ms()); });
+    tick_outside_watch(monotonic_ms());
+    if (SharedLedger* const ledger = process_ledger(); ledger != nullptr && monotonic_ms() - told_ms >= kTellMs) {
       ledger->touch();
       tell_metrics();
-      told_ms = now_ms();
+      told_ms = monotonic_ms();
     }
     if (is_needed()) continue;
     g_running.store(false);

@@ -13,7 +13,7 @@ void tell_metrics() noexcept {
   SharedLedger* const ledger = process_ledger();
   if (ledger == nullptr) return;
   try {
-    std::vector<SharedLedger::OfDevice> told;
+    std::vector<LedgerRows::OfDevice> told;
     const auto tell = [&](CachingAllocator* device) {
       if (device != nullptr && is_shared(*device)) told.push_back({shared_number(*device), device->metrics(true)});
     };

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -14,6 +13,7 @@
 #include "backend/host_info.h"
 #include "backend/memory_room.h"
 #include "backend/process_ledger.h"
+#include "common/clock.h"
 
 namespace mempool {
 namespace {
@@ -28,11 +28,6 @@ constexpr std::int64_t kFreshLookShare = 10;
 // Tasks wait for memory for more than this part of a second.
 constexpr std::int64_t kStallMs = 1000;
 constexpr std::uint64_t kStallUs = 100'000;
-
-std::int64_t now_ms() {
-  using namespace std::chrono;
-  return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
-}
 
 std::size_t minus(std::size_t from, std::size_t what) { return from > what ? from - what : 0; }
 
@@ -96,28 +91,33 @@ OutsideWatch::OutsideWatch(CachingAllocator& device, std::size_t capacity, std::
 std::size_t OutsideWatch::resident(std::int64_t at_ms, bool fresh) {
   if (at_ms - looked_ms_ >= std::max<std::int64_t>((fresh ? kFreshLookShare : kLookShare) * took_ms_, 1)) {
     const std::int64_t before = device_.ledger().read_stats().decommitted_bytes;
-    const std::int64_t began = now_ms();
+    const std::int64_t began = monotonic_ms();
     resident_ = resident_bytes(device_.backed_ranges());
-    took_ms_ = now_ms() - began;
+    took_ms_ = monotonic_ms() - began;
     decommitted_ = before;
     looked_ms_ = at_ms;
   }
   return minus(resident_, static_cast<std::size_t>(device_.ledger().read_stats().decommitted_bytes - decommitted_));
 }
 
-std::size_t OutsideWatch::outside_now(std::int64_t at_ms, bool fresh) {
-  std::size_t own = resident(at_ms, fresh);  // first: what is touched in between counts as others'
-  if (const SharedBudget* const shared = budget_of(device_)) {
-    own = minus(own, device_.ledger().inherited_held());  // which its parent tells of
-    shared->ledger().tell_resident(shared->device(), own);
-    own = shared->ledger().resident(shared->device());
-  }
+// Of this process, and of all that share its limit, which it tells its own.
+std::size_t OutsideWatch::resident_of_all(std::int64_t at_ms, bool fresh) {
+  const std::size_t own = resident(at_ms, fresh);
+  const SharedBudget* const shared = budget_of(device_);
+  if (shared == nullptr) return own;
+  // What it has inherited its parent tells of.
+  shared->ledger().tell_resident(shared->device(), minus(own, device_.ledger().inherited_held()));
+  return shared->ledger().resident(shared->device());
+}
+
+// `resident` was read before: what is touched in between counts as others'.
+std::size_t OutsideWatch::outside_beside(std::size_t resident) const {
   const MemoryRoom room = memory_room(root_);
-  return minus(minus(capacity_, std::min(room.left, capacity_)), own);
+  return minus(minus(capacity_, std::min(room.left, capacity_)), resident);
 }
 
 std::size_t OutsideWatch::look() {
-  const std::size_t outside = outside_now(now_ms(), true);
+  const std::size_t outside = outside_beside(resident_of_all(monotonic_ms(), true));
   count(outside);
   return is_shared(device_) ? 0 : outside;
 }
@@ -132,10 +132,10 @@ void OutsideWatch::count(std::size_t outside) {
 
 std::size_t OutsideWatch::tick(std::int64_t at_ms) {
   const SharedBudget* const shared = budget_of(device_);
-  const std::size_t read = outside_now(at_ms, false);
+  const std::size_t resident = resident_of_all(at_ms, false);
   // Of processes that share a limit one looks at a time.
   if (shared == nullptr || shared->ledger().take_turn(shared->device(), at_ms, at_ms - kTickMs / 2)) {
-    count(level_.add(at_ms, read));
+    count(level_.add(at_ms, outside_beside(resident)));
   }
   return std::max(relieve_limit(), relieve_stall(at_ms));
 }

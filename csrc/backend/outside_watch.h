@@ -57,8 +57,9 @@ class OutsideWatch {
  private:
   std::size_t resident(std::int64_t now_ms, bool fresh);
   // What others use at this moment: an upper bound, as far as memory was touched since it was last looked at.
+  std::size_t outside_beside(std::size_t resident) const;
   // `fresh`: looks again, unless that takes more than a tenth of all time.
-  std::size_t outside_now(std::int64_t now_ms, bool fresh);
+  std::size_t resident_of_all(std::int64_t now_ms, bool fresh);
   void count(std::size_t outside);
   std::size_t relieve_stall(std::int64_t now_ms);
 

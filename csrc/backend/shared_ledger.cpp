@@ -15,12 +15,12 @@
 #include <filesystem>
 #include <iterator>
 #include <new>
-#include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "common/errors.h"
 #include "common/expects.h"
+#include "common/text.h"
 
 namespace mempool {
 namespace {
@@ -52,42 +52,7 @@ std::uint64_t start_time_of(pid_t pid) noexcept {
   return field != nullptr ? std::strtoull(field, nullptr, 10) : 0;
 }
 
-template <std::size_t N>
-void copy_text(char (&to)[N], std::string_view from) {
-  std::size_t length = std::min(from.size(), N - 1);
-  while (length > 0 && length < from.size() && (from[length] & 0xC0) == 0x80) --length;  // within a character of UTF-8
-  std::memcpy(to, from.data(), length);
-  to[length] = 0;
-}
-
 }  // namespace
-
-// What a process has told of its metrics. The mutex guards it.
-struct SharedLedger::Rows {
-  struct Row {
-    std::int32_t device = -1;  // -1: it is free, and so are those that follow
-    char label[PoolGroups::kLongestLabel + 1] = {};
-    PoolMetrics metrics{};
-  };
-  bool is_told[kMostDevices] = {};
-  DeviceMetrics devices[kMostDevices]{};
-  Row pools[kMostRows]{};
-
-  // nullptr: there is no row for it, and none is free.
-  Row* row(int device, std::string_view label) noexcept {
-    for (Row& row : pools) {
-      if (row.device < 0) {
-        row.device = device;
-        copy_text(row.label, label);
-        return &row;
-      }
-      if (row.device == device && label == row.label) return &row;
-    }
-    return nullptr;
-  }
-  void add_counters(const Rows& ended) noexcept;
-  std::vector<OfDevice> read() const;
-};
 
 // Its process writes it, and whoever sweeps it after that has ended.
 struct alignas(64) SharedLedger::Slot {
@@ -121,10 +86,10 @@ struct SharedLedger::Layout {
     }
   } devices[kMostDevices];
   Slot slots[kMostProcesses];
-  Rows ended{};               // the counters of all processes that have ended
-  Rows rows[kMostProcesses];  // of each slot, and not in it: sums over the slots touch few pages
+  LedgerRows ended{};               // the counters of all processes that have ended
+  LedgerRows rows[kMostProcesses];  // of each slot, and not in it: sums over the slots touch few pages
 
-  Rows& rows_of(const Slot& slot) noexcept { return rows[&slot - slots]; }
+  LedgerRows& rows_of(const Slot& slot) noexcept { return rows[&slot - slots]; }
 };
 
 // Holds the mutex. Where its last owner died inside, nothing is half done: each change under it is one store.
@@ -392,6 +357,8 @@ bool SharedLedger::set_limit_locked(int device, std::size_t limit) noexcept {
   return true;
 }
 
+std::size_t SharedLedger::most_held(int device) const noexcept { return layout().devices[device].most_held(); }
+
 std::size_t SharedLedger::limit(int device) const noexcept { return layout().devices[device].limit.load(); }
 
 bool SharedLedger::take_turn(int device, std::int64_t now_ms, std::int64_t since_ms) noexcept {
@@ -440,63 +407,14 @@ std::vector<SharedLedger::Process> SharedLedger::processes(int device) {
   return out;
 }
 
-namespace {
-
-// Adds what only grows.
-template <typename Of, std::size_t N>
-void add_counters(Of& to, const Of& from, const std::array<Figure, N>& figures) noexcept {
-  for (std::size_t i = 0; i < N; ++i) {
-    if (figures[i].kind == FigureKind::counter) to.figures[i] += from.figures[i];
-  }
-  for (std::size_t i = 0; i < to.refusals.size(); ++i) to.refusals[i] += from.refusals[i];
-}
-
-}  // namespace
-
-void SharedLedger::Rows::add_counters(const Rows& ended) noexcept {
-  for (int i = 0; i < kMostDevices; ++i) {
-    if (!ended.is_told[i]) continue;
-    is_told[i] = true;
-    mempool::add_counters(devices[i], ended.devices[i], kDeviceFigures);
-  }
-  for (const Row& each : ended.pools) {
-    if (each.device < 0) return;
-    Row* to = row(each.device, each.label);
-    if (to == nullptr) to = row(each.device, PoolGroups::kOther);  // of more labels than a process may have
-    if (to != nullptr) mempool::add_counters(to->metrics, each.metrics, kPoolFigures);
-  }
-}
-
-std::vector<SharedLedger::OfDevice> SharedLedger::Rows::read() const {
-  std::vector<OfDevice> out;
-  for (int i = 0; i < kMostDevices; ++i) {
-    if (!is_told[i]) continue;
-    OfDevice& added = out.emplace_back();
-    added.device = i;
-    added.metrics.device = devices[i];
-    for (const Row& row : pools) {
-      if (row.device == i) added.metrics.pools.push_back({row.label, row.metrics});
-    }
-  }
-  return out;
-}
-
-void SharedLedger::tell_metrics(const std::vector<OfDevice>& told) noexcept {
+void SharedLedger::tell_metrics(const std::vector<LedgerRows::OfDevice>& told) noexcept {
   const Guard guard(layout());
   if (own_.load() == nullptr && !take_slot()) return;
-  Rows& rows = layout().rows_of(*own_.load());
-  rows = {};
-  for (const OfDevice& each : told) {
-    rows.is_told[each.device] = true;
-    rows.devices[each.device] = each.metrics.device;
-    for (const Metrics::Labelled& pool : each.metrics.pools) {
-      if (Rows::Row* const row = rows.row(each.device, pool.label)) row->metrics = pool.metrics;
-    }
-  }
+  layout().rows_of(*own_.load()).tell(told);
 }
 
 std::vector<SharedLedger::Worker> SharedLedger::read_metrics() {
-  std::vector<std::pair<Worker, Rows>> found;
+  std::vector<std::pair<Worker, LedgerRows>> found;
   {
     const Guard guard(layout());
     sweep();

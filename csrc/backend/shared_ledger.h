@@ -7,7 +7,6 @@
 // and takes their charge away.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -15,17 +14,17 @@
 #include <string>
 #include <vector>
 
+#include "backend/ledger_rows.h"
 #include "backend/shared_region.h"
 #include "common/bytes.h"
 #include "core/accounts/budget.h"
-#include "core/accounts/metrics.h"
 
 namespace mempool {
 
 class SharedLedger {
  public:
   static constexpr int kMostProcesses = 256;
-  static constexpr int kMostDevices = 18;  // the CPU, pinned memory, and GPUs
+  static constexpr int kMostDevices = LedgerRows::kMostDevices;
 
   // Joins the ledger of this name, or makes it: the first process finds no limit and no figures of earlier ones. Throws
   // what SharedRegion does, and ConfigError when kMostProcesses are in it already.
@@ -57,6 +56,8 @@ class SharedLedger {
   // What that one has asked for; kNoLimit: nobody has.
   std::size_t first_limit(int device) const noexcept;
   std::size_t limit(int device) const noexcept;
+  // What of it is left for these processes, beside what others use.
+  std::size_t most_held(int device) const noexcept;
   // What others than these processes use of the device: it counts in the limit. Whoever finds that nobody has looked
   // since `since_ms` takes the turn, and tells it; `now_ms` is of the system's clock, which all share.
   bool take_turn(int device, std::int64_t now_ms, std::int64_t since_ms) noexcept;
@@ -81,19 +82,13 @@ class SharedLedger {
   std::vector<Process> processes(int device);
 
   // ---- metrics: each process tells its own from time to time, and any process can read those of all.
-  static constexpr std::size_t kMostRows =
-      PoolGroups::kMost + kMostDevices;  // of pools' labels on devices, in each process
-  // Those of the devices that this process shares, by their numbers in the ledger; they take the place of earlier ones.
-  struct OfDevice {
-    int device = 0;
-    Metrics metrics{};
-  };
-  void tell_metrics(const std::vector<OfDevice>& devices) noexcept;
+  // Those of the devices that this process shares; they take the place of earlier ones.
+  void tell_metrics(const std::vector<LedgerRows::OfDevice>& devices) noexcept;
   struct Worker {
     int slot = -1;  // -1: all those that have ended, together: their counters alone
     std::int32_t pid = 0;
     std::string name{};
-    std::vector<OfDevice> devices{};
+    std::vector<LedgerRows::OfDevice> devices{};
   };
   std::vector<Worker> read_metrics();
 
@@ -117,7 +112,6 @@ class SharedLedger {
 
  private:
   SharedLedger(const std::string& folder, const std::string& name, const std::string& process);
-  struct Rows;
   struct Slot;
   struct Layout;
   class Guard;
@@ -148,11 +142,7 @@ class SharedBudget final : public Budget {
   bool try_hold(std::size_t bytes) noexcept override { return ledger_.try_hold(device_, bytes); }
   void unhold(std::size_t bytes) noexcept override { ledger_.unhold(device_, bytes); }
   bool has_place() noexcept override { return ledger_.has_place(); }
-  // Of what these processes may hold, with what others use now.
-  std::size_t limit() const noexcept override {
-    const std::size_t limit = ledger_.limit(device_);
-    return limit == kNoLimit ? limit : limit - std::min(limit, ledger_.outside(device_));
-  }
+  std::size_t limit() const noexcept override { return ledger_.most_held(device_); }
   std::size_t held() noexcept override { return ledger_.held(device_); }
 
   SharedLedger& ledger() const noexcept { return ledger_; }

@@ -51,7 +51,7 @@ py::list shared_metrics() {
   py::list out;
   for (const SharedLedger::Worker& worker : workers) {
     py::list devices;
-    for (const SharedLedger::OfDevice& each : worker.devices) {
+    for (const LedgerRows::OfDevice& each : worker.devices) {
       devices.append(py::make_tuple(keys.at(static_cast<std::size_t>(each.device)), metrics_tuple(each.metrics)));
     }
     out.append(py::make_tuple(worker.slot, worker.pid, worker.name, devices));

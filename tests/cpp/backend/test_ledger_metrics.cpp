@@ -12,6 +12,7 @@
 using ledger_fixtures::ended_well;
 using ledger_fixtures::Folder;
 using ledger_fixtures::in_child;
+using mempool::LedgerRows;
 using mempool::Metrics;
 using mempool::SharedLedger;
 
@@ -21,8 +22,8 @@ constexpr std::size_t kAllocated = 0;      // of both tables
 constexpr std::size_t kPressureCalls = 6;  // of pools
 
 // Figures that differ: `n` blocks' bytes, and as many calls and refusals.
-std::vector<SharedLedger::OfDevice> told(int device, std::int64_t n, std::size_t labels) {
-  SharedLedger::OfDevice of{device, {}};
+std::vector<LedgerRows::OfDevice> told(int device, std::int64_t n, std::size_t labels) {
+  LedgerRows::OfDevice of{device, {}};
   of.metrics.device.figures[kAllocated] = n;
   of.metrics.device.refusals[1] = n;
   for (std::size_t i = 0; i < labels; ++i) {
@@ -43,7 +44,7 @@ TEST(each_process_tells_its_metrics_and_any_can_read_them) {
   ledger->tell_metrics(told(cpu, 10, 2));
   const auto other = folder.join("worker");
   other->tell_metrics(told(cpu, 30, 1));
-  other->tell_metrics(told(cpu, 20, SharedLedger::kMostRows));  // it takes their place
+  other->tell_metrics(told(cpu, 20, LedgerRows::kMost));  // it takes their place
   const auto workers = ledger->read_metrics();
   CHECK_EQ(workers.size(), 3u);
   CHECK_EQ(workers[0].slot, -1);
@@ -57,7 +58,7 @@ TEST(each_process_tells_its_metrics_and_any_can_read_them) {
   CHECK_EQ(mine.pools.size(), 2u);
   CHECK_EQ(mine.pools[1].label, "label 1");
   CHECK_EQ(mine.pools[1].metrics.figures[kAllocated], 11);
-  CHECK_EQ(workers[2].devices.at(0).metrics.pools.size(), SharedLedger::kMostRows);
+  CHECK_EQ(workers[2].devices.at(0).metrics.pools.size(), LedgerRows::kMost);
 }
 
 TEST(counters_of_processes_that_have_ended_stay) {

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import free_port, running
 
 from mempool.observe.metrics import Metrics
 
@@ -52,32 +51,6 @@ def program(name: str) -> str:
     if found is None:
         pytest.skip(f"there is no {name}")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-@contextmanager
-def running(command: list[str], port: int, folder: Path) -> Iterator[None]:
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, f"{command[0]} has ended"
-                    assert time.monotonic() < deadline, f"{command[0]} has not started"
-                    time.sleep(0.1)
-            yield
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 def get(url: str) -> Any:

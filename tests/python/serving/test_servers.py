@@ -6,7 +6,6 @@ import json
 import os
 import random
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from servers import free_port, running
 
 pytest.importorskip("uvicorn")
 
@@ -74,29 +74,11 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         if name in ("uvloop", "httptools"):
             pytest.importorskip(name)
     (tmp_path / "app.py").write_text(APP)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "uvicorn", "app:served", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--loop", loop, "--http", http, "--log-level", "critical", "--limit-max-requests", "10000000"]
-    with subprocess.Popen(command, cwd=tmp_path) as server:
-        try:
-            await_server(port)
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def await_server(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "the server has not started"
-            time.sleep(0.1)
+    with running(command, port, tmp_path) as served:
+        yield served
 
 
 def get(address: str, path: str) -> tuple[int, bytes]:

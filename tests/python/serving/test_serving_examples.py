@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from servers import free_port, running
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "serving"
 LARGE = 100_000  # rows, of 1 KiB each: more than a request's 64 MiB
@@ -26,40 +25,10 @@ def needs(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-@contextmanager
-def serving(folder: Path, port: int, *arguments: str, seconds: int = 120, **env: str) -> Iterator[str]:
-    """A server of an example, which is stopped by its pid; its address."""
-    log = folder / "log.txt"
-    environment = {**CLEAN, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path]), "OMP_NUM_THREADS": "1", **env}
-    with open(log, "w") as output:
-        server = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=environment, stdout=output, stderr=output
-        )
-    try:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+def serving(folder: Path, *arguments: str, port: int) -> AbstractContextManager[str]:
+    """A server of an example; its address."""
+    env = {**CLEAN, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path]), "OMP_NUM_THREADS": "1"}
+    return running([sys.executable, *arguments], port, folder, env)
 
 
 def ask(url: str) -> tuple[int, str]:
@@ -71,20 +40,20 @@ def ask(url: str) -> tuple[int, str]:
 
 
 def check(address: str) -> None:
-    status, answer = ask(f"{address}/embed/100")
+    status, answer = ask(f"http://{address}/embed/100")
     assert (status, len(json.loads(answer))) == (200, 2)
-    status, answer = ask(f"{address}/embed/{LARGE}")
+    status, answer = ask(f"http://{address}/embed/{LARGE}")
     assert status == 503
     assert json.loads(answer)["reason"] == "pool_limit"
-    assert ask(f"{address}/embed/100")[0] == 200
+    assert ask(f"http://{address}/embed/100")[0] == 200
 
 
 def test_fastapi(tmp_path: Path) -> None:
     port = free_port()
     arguments = ("-m", "uvicorn", "fastapi_app:app", "--host", "127.0.0.1", "--port", str(port))
-    with serving(tmp_path, port, *arguments, "--limit-max-requests", "100") as address:
+    with serving(tmp_path, *arguments, "--limit-max-requests", "100", port=port) as address:
         check(address)
-        metrics = ask(f"{address}/metrics/")[1]
+        metrics = ask(f"http://{address}/metrics/")[1]
     assert 'mempool_refusals_total{device="cpu",pool="requests",reason="pool_limit"} 1.0' in metrics
     assert f'mempool_allocated_bytes{{device="cpu",pool="encoder"}} {float((256 * 256 + 256) * 4)}' in metrics
 
@@ -93,11 +62,11 @@ def test_fastapi(tmp_path: Path) -> None:
 def test_gunicorn(tmp_path: Path) -> None:
     port = free_port()
     arguments = ("-m", "gunicorn", "gunicorn_app:app", "--preload", "--workers", "2", "--bind", f"127.0.0.1:{port}")
-    with serving(tmp_path, port, *arguments) as address:
+    with serving(tmp_path, *arguments, port=port) as address:
         for _ in range(5):  # of either worker
             check(address)
         time.sleep(1.5)  # each tells its metrics once a second
-        metrics = ask(f"{address}/metrics")[1]
+        metrics = ask(f"http://{address}/metrics")[1]
     assert 'mempool_refusals_total{device="cpu",pool="requests",reason="pool_limit"} 5.0' in metrics
     assert 'mempool_shared_processes{device="cpu"} 3.0' in metrics
 
