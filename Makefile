@@ -232,7 +232,7 @@ instructions: setup
 docs: $(STAMPS)/dependencies
 	$(BIN)/python docs/generate_api.py >docs/api.md
 
-CPP_FILES := $(shell git ls-files '*.h' '*.cpp' '*.cu')
+CPP_FILES := $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cu')
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

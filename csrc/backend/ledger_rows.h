@@ -13,7 +13,7 @@ namespace mempool {
 // Not thread-safe.
 class LedgerRows {
  public:
-  static constexpr int kMostDevices = 18;  // the CPU, pinned memory, and GPUs
+  static constexpr int kMostDevices = 18;                                 // the CPU, pinned memory, and GPUs
   static constexpr std::size_t kMost = PoolGroups::kMost + kMostDevices;  // of labels on devices, "other" on each
 
   // `device`: its number in the ledger.
