@@ -45,7 +45,7 @@ def scraped(workers: str | None = None) -> Samples:
 
 
 def test_every_figure_of_a_labelled_pool_equals_its_statistics(enabled: None) -> None:
-    model = mempool.MemoryPool("a model", limit="64MiB", metrics_label="model")
+    model = mempool.MemoryPool("a measured model", limit="64MiB", metrics_label="measured")
     request = mempool.MemoryPool("request", parent=model, limit="16MiB")
     mempool.on_pressure(lambda pool, needed: None).remove()
     with mempool.use_pool(model):
@@ -57,8 +57,8 @@ def test_every_figure_of_a_labelled_pool_equals_its_statistics(enabled: None) ->
             block(20)
     found = scraped()
     stats = model.stats()
-    info = next(each for each in mempool.list_pools("cpu") if each.name == "a model")
-    own = ("cpu", "model")
+    info = next(each for each in mempool.list_pools("cpu") if each.name == "a measured model")
+    own = ("cpu", "measured")
     assert found[("mempool_allocated_bytes", *own)] == info.used_bytes == stats["allocated_bytes.current"]
     assert found[("mempool_allocated_peak_bytes", *own)] == info.peak_bytes == stats["allocated_bytes.peak"]
     assert found[("mempool_requested_bytes", *own)] == stats["requested_bytes.current"] < info.used_bytes
