@@ -209,6 +209,7 @@ demo: setup $(STAMPS)/demo
 
 bench: setup
 	$(BIN)/python -m benchmarks.alloc.run
+	$(BIN)/python -m benchmarks.alloc.scaling
 	$(BIN)/python -m benchmarks.models.run
 	$(BIN)/python -m benchmarks.fragmentation.run
 	$(BIN)/python -m benchmarks.fragmentation.traces

@@ -9,5 +9,8 @@ _MIB = 2**20
 SIZES: dict[int, tuple[int, ...]] = {
     1: (0, 64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB),
     64: (64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB),
-    256: (64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB),  # more blocks than mempool's thread caches keep
+    256: (64, 4 * _KIB, 32 * _KIB, 256 * _KIB, _MIB),
 }
+
+# The same for threads that each have many blocks: 0 live is a loop that shares nothing.
+MANY_LIVE: dict[int, tuple[int, ...]] = {0: (0,), 256: tuple(size * _KIB for size in (32, 64, 128, 256, 512, 1024))}

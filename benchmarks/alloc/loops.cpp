@@ -29,4 +29,14 @@ void allocate_batches(std::size_t bytes, std::int64_t pairs, std::int64_t live) 
     for (c10::DataPtr& block : blocks) block.clear();
   }
 }
+
+// As many turns of a loop that writes to the thread's own stack alone.
+void share_nothing(std::int64_t turns) {
+  std::uint64_t words[64] = {};
+  std::uint64_t number = 1;
+  for (std::int64_t i = 0; i < turns; ++i) {
+    for (int step = 0; step < 8; ++step) words[(number >> 58) & 63] += number = number * 6364136223846793005 + 1;
+    asm volatile("" ::"r"(words) : "memory");
+  }
+}
 }

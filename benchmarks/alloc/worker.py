@@ -1,6 +1,6 @@
 """One process of the allocation benchmark: times torch's CPU allocator for each size, prints one line of JSON.
 
-    python -m benchmarks.alloc.worker --allocator mempool --loops loops.so --threads 2 --pairs 20000 --batches 5
+    python -m benchmarks.alloc.worker --allocator mempool --loops loops.so --threads 2 --pairs 20000 --batches 5 [--many]
 
 The loops are C++ (`loops.cpp`) and call the allocator as torch does, through `c10::Allocator`; they hold no GIL, so two
 threads do allocate at once.
@@ -13,17 +13,17 @@ import ctypes
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.alloc import SIZES
+from benchmarks.alloc import MANY_LIVE, SIZES
 from benchmarks.common import Json, allocator_stats, use_allocator
 from benchmarks.peers import NAMES
 
 WARMUP_PAIRS = 512  # in each thread and size, before the first batch
 
 Loop = Callable[[int, int, int], None]  # (pairs, size in bytes, blocks that are live at once)
-Case = tuple[int, int]  # (size in bytes, blocks that are live at once)
+Case = tuple[int, int]  # (size in bytes, blocks that are live at once; 0: a loop that shares nothing, of no block)
 Mark = tuple[float, float]  # when a batch started and ended in one thread, seconds of perf_counter
 
 
@@ -34,9 +34,12 @@ def compiled_loop(library: Path) -> Loop:
     loops = ctypes.CDLL(str(library))
     loops.allocate_pairs.argtypes = [ctypes.c_size_t, ctypes.c_int64]
     loops.allocate_batches.argtypes = [ctypes.c_size_t, ctypes.c_int64, ctypes.c_int64]
+    loops.share_nothing.argtypes = [ctypes.c_int64]
 
     def run(pairs: int, size: int, live: int) -> None:
-        if live == 1:
+        if live == 0:
+            loops.share_nothing(pairs)
+        elif live == 1:
             loops.allocate_pairs(size, pairs)
         else:
             loops.allocate_batches(size, pairs, live)
@@ -71,22 +74,30 @@ def timed_batches(loop: Loop, cases: Sequence[Case], threads: int, pairs: int, b
     return marks
 
 
-def measure(side: str, loop: Loop, threads: int, pairs: int, batches: int) -> Json:
-    """Nanoseconds that a thread waits for a pair, by case, a number for each batch: from first start to last end."""
-    cases: list[Case] = [(size, live) for live, sizes in SIZES.items() for size in sizes]
-    before = allocator_stats(side).get("allocation.all.allocated", 0)
+def measure(
+    side: str, loop: Loop, sizes_by_live: Mapping[int, Sequence[int]], threads: int, pairs: int, batches: int
+) -> Json:
+    """Nanoseconds that a thread waits for a pair, by case, a number for each batch: from first start to last end.
+
+    Of mempool also how often a pair took an arena's lock, on the average of all of them.
+    """
+    cases: list[Case] = [(size, live) for live, sizes in sizes_by_live.items() for size in sizes]
+    before = allocator_stats(side)
     marks = timed_batches(loop, cases, threads, pairs, batches)
-    made = allocator_stats(side).get("allocation.all.allocated", 0) - before
+    after = allocator_stats(side)
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    made = grown.get("allocation.all.allocated", 0)
     # The statistics prove that the loops ran on this allocator. Pairs of zero bytes allocate nothing, and do not count.
     wanted = sum(1 for size, _ in cases if size) * threads * (WARMUP_PAIRS + pairs * batches)
-    if allocator_stats(side) and made != wanted:
+    if after and made != wanted:
         raise SystemExit(f"mempool counted {made} allocations, but {wanted} were asked for")
     seconds = [max(end for _, end in batch) - min(start for start, _ in batch) for batch in zip(*marks, strict=True)]
     nanoseconds = [each / pairs * 1e9 for each in seconds]
-    found: dict[int, dict[int, list[float]]] = {live: {} for live in SIZES}
+    found: dict[int, dict[int, list[float]]] = {live: {} for live in sizes_by_live}
     for index, (size, live) in enumerate(cases):
         found[live][size] = nanoseconds[index :: len(cases)]
-    return {"allocator": side, "nanoseconds_a_pair": found}
+    locks = {name: grown.get(f"num_arena_{name}", 0) / wanted for name in ("locks", "lock_waits")}
+    return {"allocator": side, "nanoseconds_a_pair": found, "a_pair": locks}
 
 
 def main() -> None:
@@ -97,11 +108,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--batches", type=int, required=True)
+    parser.add_argument("--many", action="store_true", help="the cases of benchmarks.alloc.scaling")
     options = parser.parse_args()
 
     use_allocator(options.allocator)
     loop = compiled_loop(options.loops)
-    print(json.dumps(measure(options.allocator, loop, options.threads, options.pairs, options.batches)))
+    sizes = MANY_LIVE if options.many else SIZES
+    print(json.dumps(measure(options.allocator, loop, sizes, options.threads, options.pairs, options.batches)))
 
 
 if __name__ == "__main__":

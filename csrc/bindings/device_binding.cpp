@@ -71,6 +71,8 @@ py::dict device_stats(CachingAllocator& device) {
   out["num_pressure_calls"] = stats.pressure_calls;
   out["num_moves"] = stats.moves;
   out["moved_bytes"] = stats.moved_bytes;
+  out["num_arena_locks"] = stats.arena_locks.taken;
+  out["num_arena_lock_waits"] = stats.arena_locks.waits;
   out["outside_bytes"] = outside;
   return out;
 }

@@ -83,12 +83,12 @@ TraceEvent::Op op_of(std::int64_t number) {
   }
 }
 
-// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: the bytes of a fake backend; 0 for no limit. `progress` is
+// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: the bytes of a fake backend; 0 for no limit. `threads`: at least 1. `progress` is
 // called with the number of events that are done; there a pending signal, the user's interrupt for one, ends the
 // replay.
 py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& bytes, const py::buffer& streams,
                 const py::buffer& times, const std::string& backend, const std::string& conf, std::size_t capacity,
-                const py::object& progress) {
+                std::size_t threads, const py::object& progress) {
   const Columns columns{ops.request(), ids.request(), bytes.request(), streams.request(), times.request()};
   const std::int64_t* const op_column = column(columns.ops);
   const std::int64_t* const id_column = column(columns.ids);
@@ -106,7 +106,7 @@ py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& 
   ReplayReport report;
   {
     const py::gil_scoped_release release;
-    report = replay_trace(events, make_backend(backend, capacity), options, [&progress](std::size_t done) {
+    report = replay_trace(events, make_backend(backend, capacity), options, threads, [&progress](std::size_t done) {
       const py::gil_scoped_acquire gil;
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
       if (!progress.is_none()) progress(done);
@@ -120,7 +120,7 @@ py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& 
 void add_replay(py::module_& m) {
   using namespace pybind11::literals;
   m.def("replay", &replay, "ops"_a, "ids"_a, "bytes"_a, "streams"_a, "times"_a, "backend"_a, "conf"_a = "",
-        "capacity"_a = 0, "progress"_a = py::none());
+        "capacity"_a = 0, "threads"_a = 1, "progress"_a = py::none());
 }
 
 }  // namespace mempool::bindings

@@ -31,7 +31,7 @@ struct Options {
   // Above this many held bytes the allocator trims and calls pressure callbacks; kNoLimit = never.
   std::size_t soft_limit = kNoLimit;
   // Free bytes in blocks of up to 32 KiB that one thread may keep for itself. 0 turns thread caches off.
-  std::size_t thread_cache_bytes = 4u << 20;
+  std::size_t thread_cache_bytes = 16u << 20;
   // Address space (not memory) that is reserved at once. A larger block gets a reservation of its own size.
   std::size_t segment_bytes = std::size_t{1} << 30;
   // Memory (not address space) that is held from the start, and never goes back by itself. 0: none.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <thread>
 
 #include "common/expects.h"
@@ -83,6 +84,38 @@ class AdaptiveMutex {
   }
 
   std::atomic<int> state_{kFree};
+};
+
+// An AdaptiveMutex that counts how often it was taken, and how often a thread waited for it.
+class CountedMutex {
+ public:
+  struct Counts {
+    std::uint64_t taken = 0;
+    std::uint64_t waits = 0;
+
+    void add(const Counts& other) {
+      taken += other.taken;
+      waits += other.waits;
+    }
+  };
+
+  void lock() noexcept {
+    if (try_lock()) return;
+    mutex_.lock();
+    ++counts_.taken;
+    ++counts_.waits;
+  }
+  bool try_lock() noexcept {
+    const bool is_taken = mutex_.try_lock();
+    if (is_taken) ++counts_.taken;
+    return is_taken;
+  }
+  void unlock() noexcept { mutex_.unlock(); }
+  const Counts& counts() const noexcept { return counts_; }  // expects that it is held
+
+ private:
+  AdaptiveMutex mutex_;
+  Counts counts_;  // the mutex guards it
 };
 
 }  // namespace mempool

@@ -1,20 +1,14 @@
 #include "replay/trace_replay.h"
 
 #include <algorithm>
-#include <ctime>
 #include <utility>
 
 #include "common/expects.h"
 #include "core/allocator/caching_allocator.h"
+#include "replay/turns.h"
 
 namespace mempool {
 namespace {
-
-double thread_cpu_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
-}
 
 // The live blocks of a replay, by id. Its end frees them, also after an error.
 class LiveBlocks {
@@ -94,7 +88,8 @@ class TraceClock {
 }  // namespace
 
 ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr<PhysicalMemory> memory,
-                          const Options& options, const std::function<void(std::size_t)>& on_progress) {
+                          const Options& options, std::size_t threads,
+                          const std::function<void(std::size_t)>& on_progress) {
   ReplayReport report;
   report.events = events.size();
   add_live_bytes(events, report);
@@ -105,20 +100,25 @@ ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr
   TraceClock clock(allocator);
   const std::size_t half = events.size() / 2;
   std::uint64_t calls_at_half = 0;
-  double start = thread_cpu_seconds();
   auto sample = report.timeline.begin();
-  for (std::size_t i = 0; i < events.size(); ++i) {
-    if (i == half) calls_at_half = map_calls(allocator.ledger().read_stats());
-    if (events[i].time_ns != TraceEvent::kNoTime) clock.advance(events[i].time_ns);
-    live.apply(events[i]);
-    if (sample == report.timeline.end() || sample->event != i) continue;
-    (sample++)->held_bytes = allocator.ledger().held();
-    if (!on_progress) continue;
+  auto told = sample;
+  double telling = 0;
+  const auto tell = [&](std::size_t done) {
     const double before = thread_cpu_seconds();
-    on_progress(i + 1);
-    start += thread_cpu_seconds() - before;
-  }
-  report.seconds = thread_cpu_seconds() - start;
+    on_progress(done);
+    telling += thread_cpu_seconds() - before;
+    told = sample;
+  };
+  report.seconds = do_in_turns(events.size(), threads, [&](std::size_t first, std::size_t last, std::size_t thread) {
+    for (std::size_t i = first; i < last; ++i) {
+      if (i == half) calls_at_half = map_calls(allocator.ledger().read_stats());
+      if (events[i].time_ns != TraceEvent::kNoTime) clock.advance(events[i].time_ns);
+      live.apply(events[i]);
+      if (sample != report.timeline.end() && sample->event == i) (sample++)->held_bytes = allocator.ledger().held();
+    }
+    if (thread == 0 && told != sample && on_progress) tell(last);
+  });
+  report.seconds -= telling;
   const DeviceStats stats = allocator.stats();
   report.peak_held_bytes = static_cast<std::size_t>(stats.reserved_bytes.all.peak);
   report.commits = static_cast<std::uint64_t>(stats.commits);

@@ -40,14 +40,16 @@ struct ReplayReport {
   };
   static constexpr std::size_t kSamples = 256;
   std::vector<Sample> timeline;
-  double seconds = 0;  // CPU time of the calling thread, without reading the trace and on_progress
+  double seconds = 0;  // CPU time of all threads that played, without reading the trace and on_progress
 };
 
-// Memory decays by the clock of the trace, and not at all where the trace has no times. Precondition: each alloc has an
-// id that is not live, each free and record_stream one that is. `on_progress` gets the number of events that are done,
-// some kSamples times; an exception from it ends the replay. Throws OutOfMemory when the trace does not fit; nothing
-// stays allocated.
+// Memory decays by the clock of the trace, and not at all where the trace has no times. `threads` play the events in
+// their order, some in a row each, so that most blocks are freed by another thread than had them. Precondition: each
+// alloc has an id that is not live, each free and record_stream one that is. `on_progress` gets, on the calling thread,
+// the number of events that are done, at most kSamples times; an exception from it ends the replay. Throws OutOfMemory
+// when the trace does not fit; nothing stays allocated. Throws std::system_error where no thread can be started.
 ReplayReport replay_trace(const std::vector<TraceEvent>& events, std::unique_ptr<PhysicalMemory> memory,
-                          const Options& options, const std::function<void(std::size_t)>& on_progress = {});
+                          const Options& options, std::size_t threads = 1,
+                          const std::function<void(std::size_t)>& on_progress = {});
 
 }  // namespace mempool

@@ -22,8 +22,18 @@ from mempool.cli.common import console, format_size, json_option, print_json, pr
 @click.option("--capacity", help="Bytes that the device has: '16GiB'.")
 @click.option("--scale", default="1", show_default=True, help="Multiply each size: '0.5', '1/16'.")
 @click.option("--conf", default="", help="Options, 'key:value,key:value' (`mempool options` lists them).")
+@click.option("--threads", default=1, show_default=True, help="Threads that play the events, 64 in a row each.")
 @json_option
-def command(trace: Path, backend: str, device: str, capacity: str | None, scale: str, conf: str, as_json: bool) -> None:
+def command(
+    trace: Path,
+    backend: str,
+    device: str,
+    capacity: str | None,
+    scale: str,
+    conf: str,
+    threads: int,
+    as_json: bool,
+) -> None:
     """Replay a TRACE of allocations (CSV, plain or gzipped) and print what it took."""
     factor = _number(scale)
     with progress("replay") as advance, reading(trace):
@@ -35,6 +45,7 @@ def command(trace: Path, backend: str, device: str, capacity: str | None, scale:
             conf=conf,
             capacity=capacity,
             progress=lambda done: advance(done, ""),
+            threads=threads,
         )
     if as_json:
         print_json({**dataclasses.asdict(result), "map_calls": result.map_calls, "ns_per_event": result.ns_per_event})

@@ -15,6 +15,8 @@ from mempool.traces.format import OPS, Columns, read_columns
 # The share of a replay's time that reading the trace takes, for the progress.
 _READING = 0.9
 
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class ReplayReport:
@@ -30,7 +32,7 @@ class ReplayReport:
     moved_bytes: int
     map_calls_in_last_half: int  # map calls in the second half of the events: a workload in its steady state makes none
     timeline: list[tuple[int, int, int]]  # (event, live bytes, held bytes) at about 256 moments, evenly spread
-    seconds: float  # CPU time of the replaying thread
+    seconds: float  # CPU time of the threads that replay
 
     @property
     def map_calls(self) -> int:
@@ -56,8 +58,9 @@ def replay(
     conf: str = "",
     capacity: Size | None = None,
     progress: Callable[[float], object] | None = None,
+    threads: int = 1,
 ) -> ReplayReport:
-    """Replays a trace on one thread, and reports the memory, calls and time that it took.
+    """Replays a trace, and reports the memory, calls and time that it took.
 
     Free memory decays by the clock of the trace, if it has times.
 
@@ -72,12 +75,14 @@ def replay(
         capacity: the memory of the device in bytes; None for no limit. With ``"fake"`` only.
         conf: options as in MEMPOOL_CONF, ``"key:value,key:value"``; MEMPOOL_CONF itself is not read.
         progress: called now and then with the share that is done, from 0 to 1. An exception from it ends the replay.
+        threads: how many play the events, in their order, 64 in a row each: most blocks are then freed by another
+            thread than allocated them. What the trace says of its threads is not read.
 
     Raises:
         OSError: the file cannot be read.
         TraceError: the file is no trace, or names a block that is not live; the message has the line.
         ConfigError: a scale that is not positive or makes a size of more than 63 bits, an unknown backend or device,
-            options that do not parse.
+            options that do not parse, less than one thread or more than 1,024.
         OutOfMemoryError: the trace needs more than the machine, or ``capacity``, has.
     """
     if device not in KINDS:
@@ -89,6 +94,8 @@ def replay(
         raise ConfigError("the capacity of the host is what it is: leave it out, or use the backend 'fake'.")
     if not 0 < scale < float("inf"):
         raise ConfigError(f"scale must be a positive number, not {scale!r}.")
+    if not 1 <= threads <= _MOST_THREADS:
+        raise ConfigError(f"a trace is played by 1 to {_MOST_THREADS:,} threads, not {threads!r}.")
     room = optional_size(capacity, "capacity") or 0
     try:
         _core.options(conf)
@@ -105,7 +112,7 @@ def replay(
             progress(_READING + (1 - _READING) * done / events)
 
     try:
-        report = ReplayReport(**_core.replay(*columns, name, conf, room, on_progress))
+        report = ReplayReport(**_core.replay(*columns, name, conf, room, threads, on_progress))
     except MemoryError as error:
         raise OutOfMemoryError(str(error)) from error
     on_progress(events)

@@ -1,5 +1,7 @@
 #include "core/accounts/ledger.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <mutex>
 #include <utility>
 
@@ -34,8 +36,8 @@ void Ledger::fold_locked(Shards& shards) {
   Amounts ups;
   Amounts downs;
   for (const bool is_small : {true, false}) {
-    const Shard& shard = shards.of(is_small);
-    leased_of(is_small).subtract(shard.lease);
+    Shard& shard = shards.of(is_small);
+    set_lease(shard, is_small, {});
     fold_in(stats_.blocks.of(is_small), shard.ups, shard.downs);
     fold_in(stats_.active.of(is_small), shard.ups, shard.downs);
     ups.add(shard.ups);
@@ -43,7 +45,7 @@ void Ledger::fold_locked(Shards& shards) {
   }
   fold_in(stats_.blocks.all, ups, downs);
   fold_in(stats_.active.all, ups, downs);
-  shards = {};
+  shards.clear();
   rearm_soft();
 }
 
@@ -52,40 +54,78 @@ void Ledger::fold(Shards& shards) {
   fold_locked(shards);
 }
 
+void Ledger::forget(Shards& shards) {
+  const Guard guard(lock_);
+  fold_locked(shards);
+  for (const bool is_small : {true, false}) {
+    if (std::exchange(shards.of(is_small).has_leased, false)) --leasers_of(is_small);
+  }
+}
+
 void Ledger::suspend_leases() {
   const Guard guard(lock_);
   lease_refusals_ = kLeaseRefusals;
+  eases_.store(kEases, std::memory_order_relaxed);
 }
 
-// Whether the totals, all leases but `returned`, and `more` together stay within the peaks: those of live blocks, and
-// those of active ones.
-bool Ledger::has_room(bool is_small, const Amounts& more, const Amounts& returned) const {
-  const auto fits = [&](const BlockStats& blocks, const Amounts& leased) {
-    const auto within = [](const Stat& stat, std::int64_t extra) { return stat.current + extra <= stat.peak; };
-    return within(blocks.count, leased.count - returned.count + more.count) &&
-           within(blocks.bytes, leased.bytes - returned.bytes + more.bytes) &&
-           within(blocks.requested, leased.requested - returned.requested + more.requested);
+// What the totals and all leases but `returned` leave below the peaks: those of live blocks, and those of active ones.
+Amounts Ledger::room_below_peaks(bool is_small, const Amounts& returned) const {
+  Amounts room{INT64_MAX, INT64_MAX, INT64_MAX};
+  const auto bound_by = [&](const BlockStats& blocks, const Amounts& leased) {
+    const auto below = [](const Stat& stat) { return stat.peak - stat.current; };
+    room.count = std::min(room.count, below(blocks.count) - leased.count + returned.count);
+    room.bytes = std::min(room.bytes, below(blocks.bytes) - leased.bytes + returned.bytes);
+    room.requested = std::min(room.requested, below(blocks.requested) - leased.requested + returned.requested);
   };
-  const auto all_fit = [&](const ByPool<BlockStats>& pools) {
-    return fits(pools.all, leased()) &&
-           (is_small ? fits(pools.small, leased_small_) : fits(pools.large, leased_large_));
-  };
-  return all_fit(stats_.blocks) && all_fit(stats_.active);
+  for (const ByPool<BlockStats>* const pools : {&stats_.blocks, &stats_.active}) {
+    bound_by(pools->all, leased());
+    is_small ? bound_by(pools->small, leased_small_) : bound_by(pools->large, leased_large_);
+  }
+  return room;
+}
+
+// What the thread has, and a part of the room that is left: a small one beyond the thread's share of all that there is,
+// so that threads which go up and down together stay below their common peak.
+Amounts Ledger::lease_within(const Amounts& room, const Shard& shard, bool is_small) const {
+  const Amounts wanted = shard.balance().at_least({});
+  const Amounts of_others = (is_small ? leased_small_ : leased_large_).plus(shard.lease, -1);
+  const std::int64_t leasers = (is_small ? leasers_small_ : leasers_large_) + (shard.has_leased ? 0 : 1);
+  const Amounts share = room.plus(of_others, 1).part(leasers).plus(wanted, -1);
+  const Amounts left = room.plus(wanted, -1);
+  const Amounts advance = left.part(kLeasePart).at_most(share.at_least(left.part(kLeasePartBeyondShare)));
+  // Without room for one more block it would only stand in the way of other threads.
+  const bool is_of_use = advance.count > 0 && advance.bytes > 0 && advance.requested > 0;
+  return is_of_use ? wanted.plus(advance, 1) : wanted;
+}
+
+void Ledger::set_lease(Shard& shard, bool is_small, const Amounts& lease) {
+  leased_of(is_small).subtract(shard.lease);
+  leased_of(is_small).add(lease);
+  shard.lease = lease;
+  if (lease.exceeds({}) && !std::exchange(shard.has_leased, true)) ++leasers_of(is_small);
+  shard.lower_least();
+}
+
+void Ledger::ease(Shards& shards, bool is_small) {
+  Shard& shard = shards.of(is_small);
+  const bool is_behind = kLeastOfNone.exceeds(shard.balance());
+  if (!is_behind && eases_.load(std::memory_order_relaxed) == 0) return shard.lower_least();
+  const Guard guard(lock_);
+  if (is_behind) return fold_locked(shards);
+  eases_.store(std::max(0, eases_.load(std::memory_order_relaxed) - 1), std::memory_order_relaxed);
+  const Amounts wanted = shard.balance().at_least({});
+  const Amounts room = room_below_peaks(is_small, shard.lease);
+  const bool may_lease = lease_refusals_ == 0 && !wanted.exceeds(room);
+  set_lease(shard, is_small, (may_lease ? lease_within(room, shard, is_small) : wanted).at_most(shard.lease));
 }
 
 bool Ledger::settle(Shards& shards, bool is_small) {
-  constexpr Amounts kAdvance{kAdvanceBlocks, kAdvanceBytes, kAdvanceBytes};
   Shard& shard = shards.of(is_small);
-  Amounts wanted = shard.balance().at_least_zero();
   const Guard guard(lock_);
-  if (has_room(is_small, wanted, shard.lease)) {
+  const Amounts room = room_below_peaks(is_small, shard.lease);
+  if (!shard.balance().at_least({}).exceeds(room)) {
     if (lease_refusals_ == 0) {
-      if (is_small && has_room(true, wanted.plus(kAdvance, kLeasingThreads), shard.lease)) {
-        wanted = wanted.plus(kAdvance, 1);
-      }
-      leased_of(is_small).subtract(shard.lease);
-      leased_of(is_small).add(wanted);
-      shard.lease = wanted;
+      set_lease(shard, is_small, lease_within(room, shard, is_small));
       return true;
     }
     --lease_refusals_;
@@ -127,7 +167,7 @@ Ledger::Charge Ledger::confirm(Account* account, BlockSize size, Shards* shards,
   const Guard guard(lock_);
   if (shards != nullptr) fold_locked(*shards);
   const bool leases_are_out = leased().exceeds({});
-  if (leases_are_out && !force && !has_room(size.is_small(), Amounts::of(size), {})) {
+  if (leases_are_out && !force && Amounts::of(size).exceeds(room_below_peaks(size.is_small(), {}))) {
     result.outcome = Charge::Outcome::unsettled;
     return result;
   }

@@ -63,7 +63,11 @@ class Ledger {
   // Shards that are ahead get a longer lease or are folded. False when other threads' leases stand against that: all
   // threads' must be folded, these last.
   bool settle(Shards& shards, bool is_small);
+  // Shards that are behind are folded, or give up what they do not need of their lease now: for some time after threads
+  // have stood in each other's way.
+  void ease(Shards& shards, bool is_small);
   void fold(Shards& shards);
+  void forget(Shards& shards);  // the same, of a thread that ends
   // After all shards were folded for the sake of a peak: for some time no thread gets a lease, so that threads at their
   // common peak share a lock and do not take each other's leases away in turn.
   void suspend_leases();
@@ -148,11 +152,14 @@ class Ledger {
   }
   void hold_locked(std::size_t bytes);
   Budget* unhold_locked(std::size_t bytes);  // returns the budget, which is to be told without a lock
-  bool has_room(bool is_small, const Amounts& more, const Amounts& returned) const;
+  Amounts room_below_peaks(bool is_small, const Amounts& returned) const;
+  Amounts lease_within(const Amounts& room, const Shard& shard, bool is_small) const;
+  void set_lease(Shard& shard, bool is_small, const Amounts& lease);
   Amounts leased() const { return leased_small_.plus(leased_large_, 1); }
   Amounts& leased_of(bool is_small) { return is_small ? leased_small_ : leased_large_; }
+  std::int64_t& leasers_of(bool is_small) { return is_small ? leasers_small_ : leasers_large_; }
   void rearm_soft() {
-    above_soft_.store(held_ > soft_limit_, std::memory_order_relaxed);
+    if (const bool above = held_ > soft_limit_; above != above_soft_.load(std::memory_order_relaxed)) above_soft_.store(above, std::memory_order_relaxed);
     // Between the folds of two threads the totals may stand below zero.
     const std::int64_t allocated = std::max<std::int64_t>(stats_.blocks.all.bytes.current, 0);
     if (held_ <= soft_limit_ || static_cast<std::size_t>(allocated) <= soft_limit_) {
@@ -166,8 +173,11 @@ class Ledger {
   DeviceStats inherited_;  // from the process that this one was forked from
   Amounts leased_small_;
   Amounts leased_large_;
+  std::int64_t leasers_small_ = 0;  // threads that live and have a lease, or had one
+  std::int64_t leasers_large_ = 0;
   std::int64_t forgotten_allocations_ = 0;  // counted before the sums were reset
   int lease_refusals_ = 0;                  // still to come, after suspend_leases()
+  std::atomic<int> eases_{0};               // likewise; written with the lock
   std::size_t held_ = 0;
   std::size_t outside_ = 0;
   std::size_t outside_in_budget_ = 0;     // guarded by budget_turn_
@@ -177,7 +187,7 @@ class Ledger {
   std::size_t limit_ = kNoLimit;
   std::size_t soft_limit_ = kNoLimit;
   bool soft_armed_ = true;
-  std::atomic<bool> above_soft_{false};
+  alignas(128) std::atomic<bool> above_soft_{false};
   std::atomic<bool> soft_crossed_{false};  // read without the lock on the way of every large block
 };
 

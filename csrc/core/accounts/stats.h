@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "common/errors.h"
+#include "common/spin_lock.h"
 #include "core/accounts/block_size.h"
 
 namespace mempool {
@@ -155,6 +156,7 @@ struct DeviceStats {
   ByPool<Stat> reserved_bytes;  // physical memory held
   ByPool<Stat> segments;        // contiguous backed ranges
   FreeRangeStats free_ranges;   // "inactive_split": summed over arenas, so its peaks are upper bounds
+  CountedMutex::Counts arena_locks;
   // Blocks that are freed and wait for other streams; and these together with the live ones ("active").
   ByPool<BlockStats> waiting;
   ByPool<BlockStats> active;

@@ -235,7 +235,19 @@ void* Allocation::take_from(Arena& arena, const Supply& supply, ThreadCache* kee
   Span* const span = arena.pages.allocate(size_.rounded, supply, why);
   if (span == nullptr) return nullptr;
   span->hand_out(size_.asked, account_id(), keeper);
+  if (keeper != nullptr && size_.is_small()) refill(arena, *keeper);
   return span->address();
+}
+
+// Medium blocks: out of what lies ready alone. Both locks are held.
+void Allocation::refill(Arena& arena, ThreadCache& keeper) noexcept {
+  for (std::size_t more = keeper.more_medium(size_.rounded); more > 0; --more) {
+    Refusal why = Refusal::none;
+    Span* const span = arena.pages.allocate(size_.rounded, {.may_grow = false}, why);
+    if (span == nullptr) return;
+    span->tag = {kFreeTag, 0};
+    keeper.push_medium(span);
+  }
 }
 
 // More than there can ever be, or than a limit: whatever else is given up for it would be for nothing.

@@ -45,6 +45,7 @@ class Allocation {
   void* borrow(Refusal& why) noexcept;
   [[gnu::always_inline]] void* take_cached(ThreadCache& keeper) noexcept;
   void* take_from(Arena& arena, const Supply& supply, ThreadCache* keeper, Refusal& why) noexcept;
+  void refill(Arena& arena, ThreadCache& keeper) noexcept;
   bool is_hopeless(Refusal& why) const noexcept;
   bool may_fit() noexcept;
   void make_room(Refusal why);

@@ -146,7 +146,11 @@ void ArenaSet::forget_retired() noexcept {
   };
   std::erase_if(families_, [&](const std::unique_ptr<ArenaFamily>& family) {
     if (!is_done(*family)) return false;
-    for (Arena* const arena : family->arenas) retired_ranges_.absorb_retired(arena->pages.free_ranges());
+    for (Arena* const arena : family->arenas) {
+      const ArenaGuard guard(arena->mutex);
+      retired_ranges_.absorb_retired(arena->pages.free_ranges());
+      retired_locks_.add(arena->mutex.counts());
+    }
     std::erase_if(arenas_, [&](const std::unique_ptr<Arena>& arena) { return &arena->family == family.get(); });
     return true;
   });
@@ -165,7 +169,7 @@ ArenaSet::Lenders::Lenders(ArenaSet& set, const Arena& own, bool wanted) {
   for (const auto& arena : set.arenas_) {
     if (arena.get() == &own || arena->family.kind == ArenaFamily::Kind::fixed) continue;
     if (arena->family.floor.load() > 0 && &arena->family != &own.family) continue;  // it is kept for that family
-    std::unique_lock<AdaptiveMutex> guard(arena->mutex);
+    std::unique_lock<CountedMutex> guard(arena->mutex);
     if (arena->pages.whole_free_bytes() == 0) continue;
     heaps_.push_back(&arena->pages);
     locks_.push_back(std::move(guard));
@@ -268,6 +272,13 @@ FreeRangeStats ArenaSet::free_ranges() noexcept {
     sum.absorb(ranges);
   });
   sum.absorb(retired_ranges_);
+  return sum;
+}
+
+CountedMutex::Counts ArenaSet::lock_counts() noexcept {
+  const std::lock_guard guard(mutex_);
+  CountedMutex::Counts sum = retired_locks_;
+  visit(arenas_, [&sum](Arena& arena) { sum.add(arena.mutex.counts()); });
   return sum;
 }
 

@@ -18,7 +18,7 @@
 
 namespace mempool {
 
-using ArenaGuard = std::lock_guard<AdaptiveMutex>;
+using ArenaGuard = std::lock_guard<CountedMutex>;
 
 class ArenaSet {
  public:
@@ -71,7 +71,7 @@ class ArenaSet {
    private:
     std::unique_lock<std::mutex> registry_;
     std::vector<PageHeap*> heaps_;
-    std::vector<std::unique_lock<AdaptiveMutex>> locks_;
+    std::vector<std::unique_lock<CountedMutex>> locks_;
   };
 
   // Sets the access rights of all mapped memory again, after the set of devices that may use it has changed.
@@ -90,6 +90,7 @@ class ArenaSet {
   std::size_t take_need() noexcept;     // and marks what is free, so that it is known at the next call what is idle
   std::size_t largest_free() noexcept;  // the largest contiguous free range
   FreeRangeStats free_ranges() noexcept;
+  CountedMutex::Counts lock_counts() noexcept;  // of all arenas that there were; never reset
   void reset(void (*action)(Stat&)) noexcept;
   // The first broken invariant, or an empty string.
   std::string check_invariants();
@@ -142,6 +143,7 @@ class ArenaSet {
   std::vector<std::unique_ptr<ArenaFamily>> families_;
   std::vector<std::unique_ptr<Arena>> arenas_;
   FreeRangeStats retired_ranges_;        // of arenas that are gone
+  CountedMutex::Counts retired_locks_;   // likewise
   std::atomic<bool> has_others_{false};  // beside the default family's first
   ArenaFamily* const default_family_;
 };

@@ -24,21 +24,27 @@ void CacheSet::recall() noexcept {
   caches.for_each([](ThreadCache& cache) { cache.flush(); });
 }
 
+void CacheSet::flush_for_growth(ThreadCache& cache) noexcept {
+  if (cache.small_bytes() >= kSmallBytesWorthwhile) cache.flush_small();
+  cache.flush_spans();
+}
+
 void CacheSet::recall_for_growth(ThreadCache* mine) noexcept {
   if (mine != nullptr) {
     const std::lock_guard guard(mine->lock);
-    if (mine->small_bytes() >= kSmallBytesWorthwhile) mine->flush_small();
-    mine->flush_spans();
+    flush_for_growth(*mine);
   }
   ThreadRegistry& registry = ThreadRegistry::instance();
   bool others = false;
   {
     const std::lock_guard guard(registry.mutex);
-    registry.for_each(slot_, [&others](const ThreadCache& cache) { others |= cache.span_bytes() > 0; });
+    registry.for_each(slot_, [&others](const ThreadCache& cache) {
+      others |= cache.span_bytes() > 0 || cache.small_bytes() >= kSmallBytesWorthwhile;
+    });
   }
   if (!others) return;
   AllCaches caches(slot_);
-  caches.for_each([](ThreadCache& cache) { cache.flush_spans(); });
+  caches.for_each(flush_for_growth);
 }
 
 // `mine` comes last: its block is the one that may pass the peak.
@@ -58,20 +64,22 @@ void* CacheSet::settle_and_unlock(ThreadCache& mine, bool is_small, void* addres
   return address;
 }
 
-bool CacheSet::fold_and_unlock(ThreadCache& mine) noexcept {
-  ledger_.fold(mine.shards);
+bool CacheSet::ease_and_unlock(ThreadCache& mine, bool is_small) noexcept {
+  ledger_.ease(mine.shards, is_small);
   mine.lock.unlock();
   return true;
 }
 
-std::size_t CacheSet::fold_and_take_unused() noexcept {
-  std::size_t unused = 0;
+ThreadCache::Unused CacheSet::fold_and_take_unused() noexcept {
+  ThreadCache::Unused sum;
   AllCaches caches(slot_);
-  caches.for_each([this, &unused](ThreadCache& cache) {
+  caches.for_each([this, &sum](ThreadCache& cache) {
     ledger_.fold(cache.shards);
-    unused += cache.take_unused_bytes();
+    const ThreadCache::Unused unused = cache.take_unused();
+    sum.small_bytes += unused.small_bytes;
+    sum.span_bytes += unused.span_bytes;
   });
-  return unused;
+  return sum;
 }
 
 }  // namespace mempool

@@ -28,14 +28,14 @@ class CacheSet {
 
   // Takes the free blocks out of every thread's cache.
   void recall() noexcept;
-  // Returns blocks in caches to the arena, which coalesces them: medium and large blocks of all threads, and of `mine`
-  // (nullptr: none) the small blocks, too, if they are at least kSmallBytesWorthwhile.
+  // Returns blocks in caches to the arena, which coalesces them: medium and large blocks of all threads, and small ones
+  // where a thread has at least kSmallBytesWorthwhile. `mine` (nullptr: none) is the calling thread's.
   void recall_for_growth(ThreadCache* mine) noexcept;
   // Folds every thread's counts into the ledger and suspends leases, where a block of `mine` (nullptr: of a thread
   // without a cache) could be a new peak.
   void fold_for_peak(ThreadCache* mine) noexcept;
   // Folds the counts. Returns the bytes that have waited in the caches all the time since the last call.
-  std::size_t fold_and_take_unused() noexcept;
+  ThreadCache::Unused fold_and_take_unused() noexcept;
 
   // Folds the counts. Expects that the registry's mutex and every cache's lock are held.
   void fold() noexcept {
@@ -45,7 +45,7 @@ class CacheSet {
   // The two ends of a cached block's way that has used up its lease, or is far behind the totals. They expect that the
   // cache's lock is held, and return `address` and true.
   [[gnu::noinline]] void* settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept;
-  [[gnu::noinline]] bool fold_and_unlock(ThreadCache& mine) noexcept;
+  [[gnu::noinline]] bool ease_and_unlock(ThreadCache& mine, bool is_small) noexcept;
 
   // Holds every thread's cache, with its counts folded: the totals are of one moment as long as this exists.
   class Folded {
@@ -60,6 +60,7 @@ class CacheSet {
 
  private:
   ThreadCache* make() noexcept;
+  static void flush_for_growth(ThreadCache& cache) noexcept;
 
   Ledger& ledger_;
   ThreadCache::Owner& owner_;

@@ -130,7 +130,7 @@ bool CachingAllocator::deallocate(void* address) noexcept {
   Shard& shard = mine->shards.small;
   shard.subtract({info.block_bytes, asked});
   if (shard.is_behind()) [[unlikely]]
-    return parts_.caches.fold_and_unlock(*mine);
+    return parts_.caches.ease_and_unlock(*mine, true);
   mine->lock.unlock();
   return true;
 }
@@ -157,7 +157,7 @@ bool CachingAllocator::free_span(Span* span, void* address) noexcept {
   shard.subtract(size);
   mine->push_span(span, size);
   if (shard.is_behind()) [[unlikely]]
-    return parts_.caches.fold_and_unlock(*mine);
+    return parts_.caches.ease_and_unlock(*mine, size.is_small());
   mine->lock.unlock();
   return true;
 }

@@ -16,7 +16,6 @@ std::int64_t Decay::tick_ms() const noexcept {
 
 bool Decay::tick(std::int64_t now_ms, std::size_t need, std::size_t unused) noexcept {
   now_ms_ = now_ms;
-  unused_ = unused;
   try {
     const std::lock_guard guard(mutex_);
     demand_.add(now_ms, static_cast<std::int64_t>(need - std::min(unused, need)));
@@ -26,8 +25,8 @@ bool Decay::tick(std::int64_t now_ms, std::size_t need, std::size_t unused) noex
   }
 }
 
-bool Decay::should_recall() noexcept {
-  if (unused_ < granule_bytes_) {
+bool Decay::should_recall(std::size_t unused) noexcept {
+  if (unused < granule_bytes_) {
     unused_since_ms_ = kNotUnused;
     return false;
   }

@@ -21,11 +21,13 @@ class Decay {
   bool is_on() const noexcept;
   std::int64_t tick_ms() const noexcept;
 
-  // Of the time since the last tick: the most bytes that were needed, those in thread caches included, and how many
-  // bytes in the caches no thread has used. `now_ms` never goes back. False without memory to remember it.
+  // Of the time since the last tick: the most bytes that were needed, those in thread caches included, and how many of
+  // these no thread has used: of whole pages, for a slab is needed for its other blocks, too. `now_ms` never goes back.
+  // False without memory to remember it.
   bool tick(std::int64_t now_ms, std::size_t need, std::size_t unused) noexcept;
   // Whether blocks have waited in thread caches for all of the span: the caller recalls them. Asked once after a tick.
-  bool should_recall() noexcept;
+  // `unused`: bytes of any blocks there that no thread has used since the last tick.
+  bool should_recall(std::size_t unused) noexcept;
   // How many bytes more than demand justifies are held, if they are worth a step. `overcounted`: what the need of the
   // span was taken for too high because of blocks that were then recalled.
   std::size_t surplus(std::size_t held, std::size_t overcounted) const noexcept;
@@ -40,7 +42,6 @@ class Decay {
   std::mutex mutex_;  // guards the window against a fork
   DemandWindow demand_;
   std::int64_t now_ms_ = 0;
-  std::size_t unused_ = 0;
   std::int64_t unused_since_ms_ = kNotUnused;  // more than a granule waits in caches
 };
 

@@ -85,7 +85,7 @@ void Pools::uncharge(std::uint32_t account_id, BlockSize size, ThreadCache* mine
     if (account_id == 0 && !waits) {
       Shard& shard = mine->shards.of(size.is_small());
       shard.subtract(size);
-      if (shard.is_behind()) ledger_.fold(mine->shards);
+      if (shard.is_behind()) ledger_.ease(mine->shards, size.is_small());
     } else {
       ended = ledger_.uncharge(account_id, size, &mine->shards, waits);
     }
@@ -105,7 +105,7 @@ void Pools::take_back(ThreadCache& ended) noexcept {
       is_last = entry == nullptr;
       if (is_last) {
         ended.flush();
-        ledger_.fold(ended.shards);
+        ledger_.forget(ended.shards);
       } else {
         left = ended.pools.pop(*entry);
       }

@@ -80,6 +80,7 @@ DeviceStats CachingAllocator::stats() {
   const CacheSet::Folded folded(parts_.caches);
   DeviceStats out = parts_.ledger.read_stats();
   out.free_ranges = parts_.arenas.free_ranges();
+  out.arena_locks = parts_.arenas.lock_counts();
   return out;
 }
 

@@ -27,11 +27,12 @@ Gathering Reclaimer::gather() noexcept {
 
 std::size_t Reclaimer::decay(std::int64_t now_ms) noexcept {
   if (!decay_.is_on()) return 0;
-  const std::size_t unused = caches_.fold_and_take_unused();
+  const ThreadCache::Unused unused = caches_.fold_and_take_unused();
   clocks_.wait_for_gone();
   collector_.collect();
-  if (!decay_.tick(now_ms, arenas_.take_need(), unused)) return 0;
-  const std::size_t overcounted = decay_.should_recall() ? recall_unused(unused) : 0;
+  if (!decay_.tick(now_ms, arenas_.take_need(), unused.span_bytes)) return 0;
+  const bool is_recalled = decay_.should_recall(unused.small_bytes + unused.span_bytes);
+  const std::size_t overcounted = is_recalled ? recall_unused(unused.span_bytes) : 0;
   const std::size_t surplus = decay_.surplus(ledger_.held(), overcounted);
   std::size_t given = 0;
   while (given < surplus) {

@@ -33,7 +33,7 @@ class Arena {
   PhysicalMemory& memory_;
 
  public:
-  AdaptiveMutex mutex;  // guards what follows
+  CountedMutex mutex;  // guards what follows
   PageHeap pages;
   SlabHeap slabs;
 

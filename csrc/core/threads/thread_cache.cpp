@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <mutex>
+#include <new>
+#include <utility>
 
 namespace mempool {
 namespace {
 
-using Guard = std::lock_guard<AdaptiveMutex>;
+using Guard = std::lock_guard<CountedMutex>;
 
 }  // namespace
 
@@ -17,24 +19,18 @@ ThreadCache::ThreadCache(Owner& owner_in, Arena& arena, std::size_t most_small_b
       served_(arena.family.is_thread_cached ? &arena : nullptr),
       most_small_bytes_(most_small_bytes),
       keeps_many_(arena.pages.handles_can_cut()),
+      most_in_bin_(most_small_bytes == 0 ? 0 : keeps_many_ ? kMostInBin : kFirstBinCapacity),
       most_medium_(keeps_many_ ? kMostMedium : 1),
       most_large_(keeps_many_ ? kMostLarge : 1) {
-  std::size_t slots = 0;
-  for (std::size_t i = 0; i < kSmallClasses; ++i) {
-    bins_[i].block_bytes = kSizeClasses[i].block_bytes;
-    if (most_small_bytes > 0) bins_[i].capacity = kBinCapacity;
-    slots += bins_[i].capacity;
-  }
-  slots_ = std::make_unique<SmallBlock[]>(slots);
-  SmallBlock* next = slots_.get();
-  for (Bin& bin : bins_) next = (bin.slots = next) + bin.capacity;
+  for (std::size_t i = 0; i < kSmallClasses; ++i) bins_[i].block_bytes = kSizeClasses[i].block_bytes;
 }
 
 bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& supply, Refusal& why) noexcept {
   Bin& bin = bins_[size_class];
-  const std::size_t size = kSizeClasses[size_class].block_bytes;
+  if (bin.capacity == 0 && !enlarge(size_class)) return arena_->slabs.allocate(size_class, &out, 1, supply, why) == 1;
+  const std::size_t size = bin.block_bytes;
   // Half of the bin, so that frees which follow find room.
-  const std::size_t room = most_small_bytes_ > small_bytes_ ? (most_small_bytes_ - small_bytes_) / size : 0;
+  const std::size_t room = most_small_bytes_ > small_bytes() ? (most_small_bytes_ - small_bytes()) / size : 0;
   const std::size_t batch = std::clamp<std::size_t>(room, 1, bin.capacity / 2);
   const std::size_t filled = arena_->slabs.allocate(size_class, bin.slots, batch, supply, why);
   if (filled == 0) return false;
@@ -42,7 +38,21 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& 
   std::reverse(bin.slots, bin.slots + filled);
   out = bin.slots[filled - 1];
   bin.count = static_cast<std::uint16_t>(filled - 1);
-  small_bytes_ += (filled - 1) * size;
+  set_small_bytes(small_bytes() + (filled - 1) * size);
+  return true;
+}
+
+// False: it is as large as it may be, or there is no memory for more.
+bool ThreadCache::enlarge(std::size_t size_class) noexcept {
+  Bin& bin = bins_[size_class];
+  if (bin.capacity == most_in_bin_) return false;
+  const auto capacity = static_cast<std::uint16_t>(std::max<int>(kFirstBinCapacity, bin.capacity * 2));
+  std::unique_ptr<SmallBlock[]> slots(new (std::nothrow) SmallBlock[capacity]);
+  if (slots == nullptr) return false;
+  std::copy(bin.slots, bin.slots + bin.count, slots.get());
+  slots_[size_class] = std::move(slots);
+  bin.slots = slots_[size_class].get();
+  bin.capacity = capacity;
   return true;
 }
 
@@ -53,13 +63,14 @@ void ThreadCache::serve(Arena& arena) noexcept {
   served_ = arena.family.is_thread_cached ? &arena : nullptr;
 }
 
-// The bin or the whole cache is full: the older half of the bin goes, or everything.
+// The whole cache is full, and everything goes; or the bin is, and becomes larger, or its older half goes.
 void ThreadCache::make_room(std::size_t size_class) noexcept {
   Bin& bin = bins_[size_class];
   if (bin.count < bin.capacity) {
     flush_small();
     return;
   }
+  if (enlarge(size_class)) return;
   const std::uint16_t leave = bin.count / 2;
   SmallBlock* const first = bin.slots;
   {
@@ -68,7 +79,7 @@ void ThreadCache::make_room(std::size_t size_class) noexcept {
   }
   std::copy(first + leave, first + bin.count, first);
   bin.count = static_cast<std::uint16_t>(bin.count - leave);
-  small_bytes_ -= std::size_t{leave} * kSizeClasses[size_class].block_bytes;
+  set_small_bytes(small_bytes() - std::size_t{leave} * bin.block_bytes);
 }
 
 void ThreadCache::push_or_give_back(std::size_t size_class, const SmallBlock& block) noexcept {
@@ -84,7 +95,7 @@ void ThreadCache::flush_small() noexcept {
   for (Bin& bin : bins_) {
     for (; bin.count > 0; --bin.count) arena_->slabs.free(bin.slots[bin.count - 1]);
   }
-  small_bytes_ = 0;
+  set_small_bytes(0);
 }
 
 void ThreadCache::evict_medium(std::size_t count) noexcept {

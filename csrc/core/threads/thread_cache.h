@@ -6,13 +6,14 @@
 // others take it to recall the blocks (a limit was reached, trim, a pool closes), to read statistics, at fork and at
 // thread exit. core/allocator/device_parts.h has the order of locks.
 //
-// Small blocks are kept up to a number of bytes. Larger ones are kept by number: they return to the arena, from all
-// threads, before it asks for memory, so that nothing more is held because of them. Yet a block that waits in a cache
-// has not coalesced with its free neighbours, so later blocks are placed worse. Where any granule can move, moving free
-// memory makes up for that; elsewhere a cache keeps one block of each kind, and only until the thread asks for another
-// size.
+// Small blocks are kept up to a number of bytes, larger ones by number: enough of both that threads hardly meet at the
+// arena's lock. They return to the arena, from all threads, before it asks for memory, so that nothing more is held
+// because of them. Yet a block that waits in a cache has not coalesced with its free neighbours, so later blocks are
+// placed worse. Where any granule can move, moving free memory makes up for that; elsewhere a cache keeps one block of
+// each larger kind, and only until the thread asks for another size.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -56,16 +57,16 @@ class ThreadCache {
     if (bin.count == 0) [[unlikely]]
       return false;
     out = bin.slots[--bin.count];
-    small_bytes_ -= bin.block_bytes;
+    set_small_bytes(small_bytes() - bin.block_bytes);
     return true;
   }
   bool push(std::size_t size_class, const SmallBlock& block) noexcept {
     Bin& bin = bins_[size_class];
-    const std::size_t bytes = small_bytes_ + bin.block_bytes;
+    const std::size_t bytes = small_bytes() + bin.block_bytes;
     if (bin.count == bin.capacity || bytes > most_small_bytes_) [[unlikely]]
       return false;
     bin.slots[bin.count++] = block;
-    small_bytes_ = bytes;
+    set_small_bytes(bytes);
     return true;
   }
   bool refill(std::size_t size_class, SmallBlock& out, const Supply& supply, Refusal& why) noexcept;
@@ -90,6 +91,14 @@ class ThreadCache {
     head = span;
     ++medium_count_;
     set_span_bytes(span_bytes() + span->bytes);
+  }
+
+  // A block of that size came from the arena: how many more should, for the requests that follow.
+  std::size_t more_medium(std::size_t bytes) noexcept {
+    const std::size_t bin = medium_bin(bytes);
+    refill_ = bin == refilled_bin_ ? std::min(2 * refill_, kMostRefilled) : 1;
+    refilled_bin_ = bin;
+    return keeps_many_ && medium_count_ + refill_ <= most_medium_ ? refill_ - 1 : 0;
   }
 
   // Large blocks of this thread's own that were freed last, found by their exact size.
@@ -128,11 +137,19 @@ class ThreadCache {
     size.is_small() ? push_medium(span) : push_large(span);
   }
 
-  std::size_t small_bytes() const noexcept { return small_bytes_; }
-  // Medium and large ones. May be read without the lock.
+  // Both may be read without the lock; the second is of medium and large ones.
+  std::size_t small_bytes() const noexcept { return small_bytes_.load(std::memory_order_relaxed); }
   std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
-  // The minimum of span_bytes() since the last call: bytes that no request took.
-  std::size_t take_unused_bytes() noexcept { return std::exchange(least_span_bytes_, span_bytes()); }
+  // What has waited since the last call. `span_bytes`: the minimum, which no request took. `small_bytes`: of the two
+  // moments alone, as more would cost the way of each small block.
+  struct Unused {
+    std::size_t small_bytes = 0;
+    std::size_t span_bytes = 0;
+  };
+  Unused take_unused() noexcept {
+    const std::size_t before = std::exchange(small_bytes_before_, small_bytes());
+    return {std::min(before, small_bytes()), std::exchange(least_span_bytes_, span_bytes())};
+  }
 
   // Returns every block, or the small ones, or the medium and large ones, to the arena.
   void flush() noexcept {
@@ -155,13 +172,14 @@ class ThreadCache {
   struct Bin {
     SmallBlock* slots = nullptr;
     std::uint16_t count = 0;
-    std::uint16_t capacity = 0;  // 0: this thread keeps none
+    std::uint16_t capacity = 0;
     std::uint32_t block_bytes = 0;
   };
   static constexpr std::size_t kMediumBins = (kMediumMax - kSmallMax) / kPageBytes;
   static std::size_t medium_bin(std::size_t bytes) { return (bytes - kSmallMax) / kPageBytes - 1; }
 
   // Only the holder of the lock writes, so that no read-modify-write is needed.
+  void set_small_bytes(std::size_t bytes) noexcept { small_bytes_.store(bytes, std::memory_order_relaxed); }
   void set_span_bytes(std::size_t bytes) noexcept {
     span_bytes_.store(bytes, std::memory_order_relaxed);
     least_span_bytes_ = least_span_bytes_ < bytes ? least_span_bytes_ : bytes;
@@ -169,25 +187,30 @@ class ThreadCache {
   void evict_medium(std::size_t count) noexcept;  // the largest
   void evict_large(std::size_t count) noexcept;   // the oldest
   void make_room(std::size_t size_class) noexcept;
+  bool enlarge(std::size_t size_class) noexcept;
 
   Arena* arena_;
   StreamId stream_;
   const void* served_;  // the arena; nullptr where no block may wait
   const std::size_t most_small_bytes_;
   const bool keeps_many_;  // blocks of each kind, else one
+  const std::uint16_t most_in_bin_;
   const std::size_t most_medium_;
   const std::size_t most_large_;
-  std::size_t small_bytes_ = 0;
+  std::atomic<std::size_t> small_bytes_{0};
+  std::size_t small_bytes_before_ = 0;  // at take_unused()
   std::array<Bin, kSmallClasses> bins_{};
   std::array<Span*, kMediumBins> medium_{};
   std::size_t medium_count_ = 0;
   std::size_t newest_bin_ = 0;                         // of medium_
+  std::size_t refilled_bin_ = 0;                       // that of the last refill
+  std::size_t refill_ = 0;                             // blocks that it took
   std::array<std::size_t, kMostLarge> large_sizes_{};  // the oldest first
   std::array<Span*, kMostLarge> large_{};
   std::size_t large_count_ = 0;
   std::atomic<std::size_t> span_bytes_{0};
-  std::size_t least_span_bytes_ = 0;  // since take_unused_bytes()
-  std::unique_ptr<SmallBlock[]> slots_;
+  std::size_t least_span_bytes_ = 0;  // since take_unused()
+  std::array<std::unique_ptr<SmallBlock[]>, kSmallClasses> slots_;  // of the bins
 };
 
 }  // namespace mempool

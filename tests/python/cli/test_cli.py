@@ -143,7 +143,7 @@ def test_options_show_what_they_are_set_to(monkeypatch: pytest.MonkeyPatch, comm
         "stitch": (True, False),
         "huge_pages": (True, False),
     }
-    assert rows["thread_cache_bytes"]["value"] == 4 << 20
+    assert rows["thread_cache_bytes"]["value"] == 16 << 20
     assert "3.00 MiB" in command("options").stdout
     monkeypatch.setenv("MEMPOOL_CONF", "limt:3MiB")
     assert "MEMPOOL_CONF: unknown option 'limt'" in command("options").stderr

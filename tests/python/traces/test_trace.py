@@ -125,6 +125,35 @@ def test_progress_goes_from_start_to_end_and_can_end_it(tmp_path: Path) -> None:
         mempool.replay(path, progress=stop)
 
 
+def test_several_threads_play_a_trace_in_its_order(tmp_path: Path) -> None:
+    lines = []
+    for i in range(3000):
+        lines.append(f"0,alloc,{i},{4096 * (1 + i % 50)},0")
+        if i >= 100:
+            lines.append(f"0,free,{i - 100},,0")
+    path = write(tmp_path / "t.csv", "\n".join(lines))
+    alone, *others = (mempool.replay(path, threads=threads, conf="thread_cache_bytes:0") for threads in (1, 2, 7))
+    # Without caches it does not matter whose thread it is, as long as the order is kept.
+    for report in others:
+        assert report.timeline == alone.timeline
+        assert report.peak_held_bytes == alone.peak_held_bytes
+        assert report.commits == alone.commits
+    assert mempool.replay(path, threads=3).peak_live_bytes == alone.peak_live_bytes
+
+
+def test_what_ends_one_of_several_threads_ends_the_replay(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "\n".join(f"0,alloc,{i},1048576,0" for i in range(200)))
+    with pytest.raises(mempool.OutOfMemoryError):  # in the second thread's turn
+        mempool.replay(path, threads=2, capacity="100MiB")
+
+    def stop(share: float) -> None:
+        if share > 0.95:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mempool.replay(path, threads=2, progress=stop)
+
+
 def test_times_may_count_from_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     epoch = 1_790_000_000_000_000_000
@@ -136,6 +165,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "0,alloc,0,1099511627776,0\n")
     wrong: list[dict[str, object]] = [
         *({"scale": scale} for scale in (0, -1, float("nan"))),
+        *({"threads": threads} for threads in (0, -1, 1025)),
         *(
             {"backend": "gpu"},
             {"device": "xpu"},
@@ -166,6 +196,7 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
         ((str(path), "--backend", "gpu"), "unknown backend"),
         ((str(path), "--capacity", "4MiB"), "out of memory"),
         ((str(path), "--capacity", "many"), "'many'"),
+        ((str(path), "--threads", "0"), "1 to 1,024 threads"),
         (("/no/such/trace",), "cannot read '/no/such/trace'"),
         ((__file__,), "not a trace"),
     ):
@@ -174,7 +205,7 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
         assert words in done.stderr
         assert "Traceback" not in done.stderr
         assert "[mempool.oom" not in done.stderr
-    done = command("replay", str(path), "--json")
+    done = command("replay", str(path), "--json", "--threads", "2")
     assert json.loads(done.stdout)["peak_live_bytes"] == 32 << 20
 
 

@@ -124,7 +124,7 @@ struct Threads {
     Shard& shard = shards[thread].of(size.is_small());
     shard.subtract(size);
     now.subtract({1, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(asked)});
-    if (shard.is_behind()) ledger.fold(shards[thread]);
+    if (shard.is_behind()) ledger.ease(shards[thread], size.is_small());
   }
 
   AccountRegistry accounts;
@@ -258,6 +258,38 @@ TEST(two_threads_at_their_common_peak_lease_and_touch_nothing_shared) {
     }
   }
   CHECK_EQ(threads.recalls, recalls);
+}
+
+// Each thread goes up and down by itself, now together and now in turn: it asks the ledger a number of times that grows
+// with the logarithm of the way, and hardly ever all threads are folded.
+TEST(threads_that_go_up_and_down_hardly_meet_at_the_ledger) {
+  Threads threads;
+  constexpr std::size_t kBlock = std::size_t{1} << 20;
+  constexpr int kHigh = 256;
+  const auto turn = [&](int lag, auto count) {
+    for (int step = 0; step < 2 * kHigh + 3 * lag; ++step) {
+      for (std::size_t thread = 0; thread < Threads::kCount; ++thread) {
+        const int at = step - static_cast<int>(thread) * lag;
+        if (at < 0 || at >= 2 * kHigh) continue;
+        const Amounts before = threads.shards[thread].small.lease;
+        at < kHigh ? threads.add(thread, kBlock) : threads.subtract(thread, kBlock);
+        count(before, threads.shards[thread].small.lease);
+      }
+    }
+  };
+  const auto no_count = [](const Amounts&, const Amounts&) {};
+  turn(0, no_count);
+  turn(0, no_count);
+  int changes = 0;
+  const int recalls = threads.recalls;
+  for (const int lag : {0, 32, 64, 128, 256}) {
+    turn(lag, [&changes](const Amounts& before, const Amounts& after) { changes += before.bytes != after.bytes; });
+  }
+  CHECK(threads.recalls - recalls <= 8);
+  CHECK(changes < static_cast<int>(5 * Threads::kCount) * 40);  // of 512 steps
+  CHECK_EQ(threads.high.count, static_cast<std::int64_t>(Threads::kCount) * kHigh);
+  for (Shards& shards : threads.shards) threads.ledger.fold(shards);
+  CHECK_EQ(threads.ledger.read_stats().blocks.all.count.peak, threads.high.count);
 }
 
 TEST(a_soft_limit_fires_once_for_each_crossing) {

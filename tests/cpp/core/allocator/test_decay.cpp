@@ -67,7 +67,7 @@ TEST(caches_are_recalled_once_blocks_have_waited_in_them_for_all_of_the_span) {
   Decay decay(1000, 2 * kMiB);
   const auto recalls = [&decay](std::int64_t now_ms, std::size_t unused) {
     CHECK(decay.tick(now_ms, 64 * kMiB, unused));
-    return decay.should_recall();
+    return decay.should_recall(unused);
   };
   CHECK(!recalls(0, 4 * kMiB));
   CHECK(!recalls(999, 2 * kMiB));

@@ -2,10 +2,13 @@
 #include <random>
 
 #include "core/current_pool.h"
+#include "core/failing_new.h"
 #include "core/fixtures.h"
+#include "core/in_threads.h"
 
 using namespace mempool;
 using fixtures::FakeDevice;
+using fixtures::in_threads;
 using fixtures::kMiB;
 
 namespace {
@@ -121,5 +124,40 @@ TEST(ten_thousand_refusals_change_nothing) {
   CHECK_EQ(device.allocator->ledger().held(), held);
   CHECK_EQ(device.allocator->stats().ooms(), 10000);
   device.allocator->deallocate(block);
+  device.check_empty();
+}
+
+TEST(without_memory_for_a_larger_bin_a_cache_gives_blocks_back) {
+  const FakeDevice device;
+  CachingAllocator& allocator = *device.allocator;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 128; ++i) blocks.push_back(allocator.allocate(4096));
+  const std::int64_t in_use = allocator.stats().free_ranges.bytes.all.current;
+  int failed = 0;
+  for (void* block : blocks) {
+    fixtures::fail_new(1);  // whichever of them needs some
+    CHECK(allocator.deallocate(block));
+    if (fixtures::fail_new(0) == 0) ++failed;
+  }
+  CHECK(failed > 0);
+  CHECK(allocator.stats().free_ranges.bytes.all.current > in_use);  // slabs that became empty
+  device.check_empty();
+}
+
+TEST(without_memory_for_a_bin_blocks_come_one_by_one) {
+  const FakeDevice device;
+  CachingAllocator& allocator = *device.allocator;
+  void* const first = allocator.allocate(4096);  // makes the thread's cache, its bin, the segment and the slab
+  std::vector<void*> blocks;
+  in_threads(1, [&](int) {
+    allocator.deallocate(allocator.allocate(64));  // a cache that has no bin for 4 KiB
+    for (int i = 0; i < 8; ++i) {
+      fixtures::fail_new(1);
+      blocks.push_back(allocator.allocate(4096));
+      CHECK_EQ(fixtures::fail_new(0), 0);
+    }
+  });
+  blocks.push_back(first);
+  for (void* block : blocks) CHECK(allocator.deallocate(block));
   device.check_empty();
 }
