@@ -1,6 +1,6 @@
 """One process of the allocation benchmark: times torch's CPU allocator for each size, prints one line of JSON.
 
-    python -m benchmarks.alloc.worker --allocator mempool --loops loops.so --threads 2 --pairs 20000 --batches 5 [--many]
+    python -m benchmarks.alloc.worker --allocator mempool --loops loops.so --threads 2 --pairs 2560 --batches 5 [--many]
 
 The loops are C++ (`loops.cpp`) and call the allocator as torch does, through `c10::Allocator`; they hold no GIL, so two
 threads do allocate at once.

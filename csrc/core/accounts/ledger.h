@@ -7,7 +7,7 @@
 //   - Peaks: a thread may be ahead of the totals by what it has leased from the room between them and their peaks. As
 //     totals and leases together never pass a peak, nothing that happens inside a lease can be a new peak, and only
 //     sums need counting. When that room is used up, the leases of all threads are folded back before the next block is
-//     counted.
+//     counted. After that, threads that free many blocks give up a part of their leases, so that it happens rarely.
 //   - A thread that frees what another one allocated is behind until it is folded, by at most kFoldBytes and
 //     kFoldBlocks. Meanwhile the totals are too high by that much for each of these threads, and so may be a peak:
 //     never too low, and exact when each thread frees what it allocated.

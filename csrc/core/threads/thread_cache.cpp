@@ -98,13 +98,24 @@ void ThreadCache::flush_small() noexcept {
   set_small_bytes(0);
 }
 
-void ThreadCache::evict_medium(std::size_t count) noexcept {
+// Half of all go, other sizes first: those that the thread used before would else keep out the ones that it uses now.
+void ThreadCache::make_room_for_medium(std::size_t bin) noexcept {
+  const std::size_t count = (most_medium_ + 1) / 2;
+  std::size_t same = 0;
+  for (const Span* span = medium_[bin]; span != nullptr; span = span->cached_next) ++same;
+  const std::size_t others = std::min(count, medium_count_ - same);
+  evict_medium(others, bin);
+  evict_medium(count - others);
+}
+
+void ThreadCache::evict_medium(std::size_t count, std::size_t but) noexcept {
   if (count == 0) return;
   std::size_t bytes = 0;
   std::size_t left = count;
   {
     const Guard guard(arena_->mutex);
     for (Span** head = &medium_[keeps_many_ ? kMediumBins - 1 : newest_bin_]; left > 0; --head) {
+      if (head == medium_.data() + but) continue;
       for (; *head != nullptr && left > 0; --left) {
         Span* const span = *head;
         *head = span->cached_next;

@@ -84,7 +84,7 @@ class ThreadCache {
   }
   void push_medium(Span* span) noexcept {
     if (medium_count_ == most_medium_) [[unlikely]]
-      evict_medium((most_medium_ + 1) / 2);
+      make_room_for_medium(medium_bin(span->bytes));
     newest_bin_ = medium_bin(span->bytes);
     Span*& head = medium_[newest_bin_];
     span->cached_next = head;
@@ -184,7 +184,8 @@ class ThreadCache {
     span_bytes_.store(bytes, std::memory_order_relaxed);
     least_span_bytes_ = least_span_bytes_ < bytes ? least_span_bytes_ : bytes;
   }
-  void evict_medium(std::size_t count) noexcept;  // the largest
+  void make_room_for_medium(std::size_t bin) noexcept;
+  void evict_medium(std::size_t count, std::size_t but = kMediumBins) noexcept;  // the largest, and none of that bin
   void evict_large(std::size_t count) noexcept;   // the oldest
   void make_room(std::size_t size_class) noexcept;
   bool enlarge(std::size_t size_class) noexcept;
