@@ -186,6 +186,7 @@ def replay(
     backend: str,
     conf: str = "",
     capacity: int = 0,
+    threads: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]: ...
 def cpu_device(conf: str) -> Device: ...
