@@ -83,9 +83,9 @@ TraceEvent::Op op_of(std::int64_t number) {
   }
 }
 
-// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: the bytes of a fake backend; 0 for no limit. `threads`: at least 1. `progress` is
-// called with the number of events that are done; there a pending signal, the user's interrupt for one, ends the
-// replay.
+// `ops`: 0 free, 1 alloc, 2 record_stream. `capacity`: the bytes of a fake backend; 0 for no limit. `threads`: at
+// least 1. `progress` is called with the number of events that are done; there a pending signal, the user's interrupt
+// for one, ends the replay.
 py::dict replay(const py::buffer& ops, const py::buffer& ids, const py::buffer& bytes, const py::buffer& streams,
                 const py::buffer& times, const std::string& backend, const std::string& conf, std::size_t capacity,
                 std::size_t threads, const py::object& progress) {

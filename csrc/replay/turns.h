@@ -1,5 +1,5 @@
-// Does one list of steps in its order, by several threads in turn: so that what happens is the same each time, while each
-// thread has its own cache.
+// Does one list of steps in its order, by several threads in turn: so that what happens is the same each time, while
+// each thread has its own cache.
 #pragma once
 
 #include <cstddef>

@@ -159,7 +159,8 @@ class Ledger {
   Amounts& leased_of(bool is_small) { return is_small ? leased_small_ : leased_large_; }
   std::int64_t& leasers_of(bool is_small) { return is_small ? leasers_small_ : leasers_large_; }
   void rearm_soft() {
-    if (const bool above = held_ > soft_limit_; above != above_soft_.load(std::memory_order_relaxed)) above_soft_.store(above, std::memory_order_relaxed);
+    if (const bool above = held_ > soft_limit_; above != above_soft_.load(std::memory_order_relaxed))
+      above_soft_.store(above, std::memory_order_relaxed);
     // Between the folds of two threads the totals may stand below zero.
     const std::int64_t allocated = std::max<std::int64_t>(stats_.blocks.all.bytes.current, 0);
     if (held_ <= soft_limit_ || static_cast<std::size_t>(allocated) <= soft_limit_) {

@@ -57,8 +57,8 @@ struct Shard {
   // look too high to others. Ledger::ease() comes next.
   bool is_behind() const { return least.exceeds(balance()); }
 
-  // Half of what the thread has, if that is many blocks: it is behind a number of times that grows with the logarithm of
-  // its way down, and not at all where a few blocks come and go.
+  // Half of what the thread has, if that is many blocks: it is behind a number of times that grows with the logarithm
+  // of its way down, and not at all where a few blocks come and go.
   void lower_least() {
     const Amounts has = balance().at_least({});
     least = has.count < kBlocksToEase ? kLeastOfNone : has.part(2).plus(kLeastOfNone, 1);

@@ -26,8 +26,8 @@ inline constexpr std::uint16_t kFirstBinCapacity = 64;
 inline constexpr std::uint16_t kMostInBin = 512;
 
 // Medium and large blocks that a thread may keep where any granule can move: nothing more is held because of them, for
-// the arena takes all of them back before it grows. Medium, 128: two threads with 256 blocks of 256 KiB live took 680 ns
-// for a pair, not 70, and the five recorded traces held 1.0084 of what was live, not 1.0091. Large: not measured.
+// the arena takes all of them back before it grows. Medium, 128: two threads with 256 blocks of 256 KiB live took 680
+// ns for a pair, not 70, and the five recorded traces held 1.0084 of what was live, not 1.0091. Large: not measured.
 inline constexpr std::size_t kMostMedium = 512;
 inline constexpr std::size_t kMostLarge = 16;
 
@@ -47,9 +47,9 @@ inline constexpr std::size_t kSmallBytesWorthwhile = std::size_t{1} << 20;
 inline constexpr std::int64_t kFoldBytes = 256 << 10;
 inline constexpr std::int64_t kFoldBlocks = 4096;
 
-// The parts of the room below the peaks that one lease takes beyond the need of the moment, within the thread's share of
-// the room and beyond it. As each takes a part of what is left, any number of threads get theirs, and a thread on its
-// way up asks a number of times that grows with the logarithm of the way. Not measured.
+// The parts of the room below the peaks that one lease takes beyond the need of the moment, within the thread's share
+// of the room and beyond it. As each takes a part of what is left, any number of threads get theirs, and a thread on
+// its way up asks a number of times that grows with the logarithm of the way. Not measured.
 inline constexpr std::int64_t kLeasePart = 2;
 inline constexpr std::int64_t kLeasePartBeyondShare = 8;
 

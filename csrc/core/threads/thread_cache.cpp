@@ -19,7 +19,9 @@ ThreadCache::ThreadCache(Owner& owner_in, Arena& arena, std::size_t most_small_b
       served_(arena.family.is_thread_cached ? &arena : nullptr),
       most_small_bytes_(most_small_bytes),
       keeps_many_(arena.pages.handles_can_cut()),
-      most_in_bin_(most_small_bytes == 0 ? 0 : keeps_many_ ? kMostInBin : kFirstBinCapacity),
+      most_in_bin_(most_small_bytes == 0 ? 0
+                   : keeps_many_         ? kMostInBin
+                                         : kFirstBinCapacity),
       most_medium_(keeps_many_ ? kMostMedium : 1),
       most_large_(keeps_many_ ? kMostLarge : 1) {
   for (std::size_t i = 0; i < kSmallClasses; ++i) bins_[i].block_bytes = kSizeClasses[i].block_bytes;

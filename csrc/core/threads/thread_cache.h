@@ -186,7 +186,7 @@ class ThreadCache {
   }
   void make_room_for_medium(std::size_t bin) noexcept;
   void evict_medium(std::size_t count, std::size_t but = kMediumBins) noexcept;  // the largest, and none of that bin
-  void evict_large(std::size_t count) noexcept;   // the oldest
+  void evict_large(std::size_t count) noexcept;                                  // the oldest
   void make_room(std::size_t size_class) noexcept;
   bool enlarge(std::size_t size_class) noexcept;
 
@@ -210,7 +210,7 @@ class ThreadCache {
   std::array<Span*, kMostLarge> large_{};
   std::size_t large_count_ = 0;
   std::atomic<std::size_t> span_bytes_{0};
-  std::size_t least_span_bytes_ = 0;  // since take_unused()
+  std::size_t least_span_bytes_ = 0;                                // since take_unused()
   std::array<std::unique_ptr<SmallBlock[]>, kSmallClasses> slots_;  // of the bins
 };
 
