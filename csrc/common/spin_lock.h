@@ -111,6 +111,8 @@ class CountedMutex {
     return is_taken;
   }
   void unlock() noexcept { mutex_.unlock(); }
+  // The same mutex for who is not to be counted.
+  AdaptiveMutex& uncounted() noexcept { return mutex_; }
   const Counts& counts() const noexcept { return counts_; }  // expects that it is held
 
  private:

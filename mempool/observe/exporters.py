@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -96,17 +95,15 @@ def register_opentelemetry(meter: Meter, workers: Workers | None = None) -> None
 
 
 class _Reading:
-    """One reading for the metrics that are asked for together."""
+    """One reading for the metrics that are asked for together. It has no lock, which a fork could leave taken."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._lock = threading.Lock()
-        self._read_at = float("-inf")
-        self._families: dict[str, Family] = {}
+        self._last: tuple[float, dict[str, Family]] = (float("-inf"), {})
 
     def family(self, name: str) -> Family:
-        with self._lock:
-            if time.monotonic() - self._read_at > _ONE_READING_S:
-                self._families = {each.name: each for each in self._metrics.families()}
-                self._read_at = time.monotonic()
-            return self._families[name]
+        read_at, families = self._last
+        if time.monotonic() - read_at > _ONE_READING_S:
+            families = {each.name: each for each in self._metrics.families()}
+            self._last = (time.monotonic(), families)
+        return families[name]

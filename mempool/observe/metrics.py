@@ -95,8 +95,8 @@ def _together(rows: list[Values], kinds: dict[str, str]) -> Values:
     for name in {name: None for row in rows for name in row}:
         values = [row[name] for row in rows if name in row]
         kind = kinds.get(name, "counter")
-        if kind == "limit" and len(values) < len(rows):
-            continue  # somebody has none
+        if kind == "limit" and any(name not in row and row.get("pools") != 0 for row in rows):
+            continue  # somebody has pools of this label without a limit, or a device without one
         out[name] = max(values) if kind == "peak" else sum(values)
     return out
 

@@ -306,11 +306,11 @@ std::size_t ArenaSet::number_of(const ArenaFamily& family) const noexcept {
 
 void ArenaSet::lock_for_fork() {
   mutex_.lock();
-  for (const auto& arena : arenas_) arena->mutex.lock();
+  for (const auto& arena : arenas_) arena->mutex.uncounted().lock();
 }
 
 void ArenaSet::unlock_after_fork() noexcept {
-  for (const auto& arena : arenas_) arena->mutex.unlock();
+  for (const auto& arena : arenas_) arena->mutex.uncounted().unlock();
   mutex_.unlock();
 }
 

@@ -90,7 +90,7 @@ class ArenaSet {
   std::size_t take_need() noexcept;     // and marks what is free, so that it is known at the next call what is idle
   std::size_t largest_free() noexcept;  // the largest contiguous free range
   FreeRangeStats free_ranges() noexcept;
-  CountedMutex::Counts lock_counts() noexcept;  // of all arenas that there were; never reset
+  CountedMutex::Counts lock_counts() noexcept;  // by single blocks, of all arenas that there were; never reset
   void reset(void (*action)(Stat&)) noexcept;
   // The first broken invariant, or an empty string.
   std::string check_invariants();
@@ -120,11 +120,12 @@ class ArenaSet {
   void unlock_after_fork() noexcept;
 
  private:
-  // Each of these arenas under its lock, one after the other. Expects that the mutex is held.
+  // Each of these arenas under its lock, one after the other. That is no block's way, and not counted. Expects that the
+  // mutex is held.
   template <typename Arenas, typename Action>
   static void visit(const Arenas& arenas, Action action) {
     for (const auto& arena : arenas) {
-      const ArenaGuard guard(arena->mutex);
+      const std::lock_guard guard(arena->mutex.uncounted());
       action(*arena);
     }
   }

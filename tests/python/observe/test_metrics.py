@@ -155,6 +155,7 @@ def block(mib):
 
 mempool.enable("cpu", limit="1GiB", shared=True)
 app = mempool.MemoryPool("app", limit="32MiB", metrics_label="app")
+once = mempool.MemoryPool("once", limit="8MiB", metrics_label="once")
 with mempool.use_pool(app):
     loaded = block(20)  # before the fork: it is the parent's
 ready, go = os.pipe(), os.pipe()
@@ -162,6 +163,9 @@ children = []
 for i in range(3):
     pid = os.fork()
     if pid == 0:
+        if i == 0:
+            once.close()
+            del once
         with mempool.use_pool(app):
             own = block(4)
             for _ in range(i + 1):
@@ -192,6 +196,8 @@ def test_any_worker_tells_of_all_and_those_that_end_leave_their_counters(python:
     assert together[f"mempool_allocated_bytes{allocated}"] == (20 + 3 * 4) * MIB
     assert together[f"mempool_allocated_peak_bytes{allocated}"] == 20 * MIB
     assert together[f"mempool_limit_bytes{allocated}"] == 4 * 32 * MIB
+    # A worker without such a pool is no worker without a limit.
+    assert together['mempool_limit_bytes{device="cpu",pool="once"}'] == 3 * 8 * MIB
     assert together[f"mempool_refusals_total{refused}"] == 1 + 2 + 3
     assert together['mempool_shared_processes{device="cpu"}'] == 4
     assert together['mempool_shared_limit_bytes{device="cpu"}'] == 1 << 30
