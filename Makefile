@@ -3,6 +3,7 @@
 # make wheel   one file for all releases of torch, in dist/;  make test-releases  the tests with each of them (an hour)
 # make demo    the sentence-embedding service: torch's allocator beside mempool
 # make test-aarch64  the C++ tests cross-built for aarch64, under qemu-user
+# make test-frameworks  the examples of Ray Serve, LitServe and BentoML;  make test-serving  100,000 requests of each kind
 # make fuzz    operation sequences under libFuzzer;  make soak  mixed torch workloads for ten minutes
 # make bench   the benchmarks;  make instructions  those of the hot path, counted;  make lint  the checks of style and types
 # make docs    docs/api.md from the docstrings
@@ -28,7 +29,7 @@ CPP_TESTS := $(SOURCES) $(shell find tests/cpp -type f)
 # Sanitizers slow the threads down enough for the default to be kind to a small machine.
 ASAN_ENV := ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-aarch64 aarch64-tools test-python test-ray test-serving test-imports test-releases wheel fuzz soak demo bench gpu-check instructions docs lint format clean
+.PHONY: FORCE setup test test-cpu test-cuda test-kernels standin test-cpp test-tsan test-aarch64 aarch64-tools test-python test-ray test-frameworks test-serving test-imports test-releases wheel fuzz soak demo bench gpu-check instructions docs lint format clean
 
 setup: $(STAMPS)/built
 
@@ -121,6 +122,15 @@ test-python: setup build/prometheus/stamp
 test-ray: setup
 	test -d build/ray || $(BIN)/pip install -q --target build/ray "ray>=2.40"
 	PYTHONPATH="$(abspath build/ray)" $(BIN)/python -m pytest tests/python/test_children.py -k ray
+
+# The examples of serving frameworks, each of which is installed by itself in build/.
+test-frameworks: setup
+	for each in "ray[serve]>=2.40" "litserve>=0.2" "bentoml>=1.4"; do \
+	  folder=build/frameworks/$${each%%[\[>]*}; \
+	  test -d $$folder || $(BIN)/pip install -q --target $$folder "$$each" || exit 1; \
+	  PYTHONPATH="$(CURDIR)/$$folder" $(BIN)/python -m pytest tests/python/serving/test_serving_examples.py \
+	    -k "$${folder##*/}" || exit 1; \
+	done
 
 # PoolMiddleware below uvicorn for 100,000 requests of each kind of server: half an hour.
 test-serving: setup

@@ -1,4 +1,7 @@
-"""Each script in ``examples/serving/`` serves, refuses, and tells its metrics."""
+"""Each script in ``examples/serving/`` serves, refuses, and tells its metrics.
+
+Those of frameworks that are not installed are skipped; ``make test-frameworks`` installs each by itself, and runs them.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +29,28 @@ def needs(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
 
 
-def serving(folder: Path, *arguments: str, port: int) -> AbstractContextManager[str]:
-    """A server of an example; its address."""
-    env = {**CLEAN, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path]), "OMP_NUM_THREADS": "1"}
+def serving(folder: Path, *arguments: str, port: int, **more: str) -> AbstractContextManager[str]:
+    """A server of an example; its address. ``more``: of its environment."""
+    env = {**CLEAN, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path]), "OMP_NUM_THREADS": "1", **more}
     return running([sys.executable, *arguments], port, folder, env)
 
 
-def ask(url: str) -> tuple[int, str]:
+def ask(url: str, body: object = None) -> tuple[int, str]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"} if data else {})
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def await_answer(url: str, body: object = None) -> None:
+    """Until it is 200: some servers listen before their workers serve."""
+    deadline = time.monotonic() + 120
+    while (answer := ask(url, body))[0] != 200:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.5)
 
 
 def check(address: str) -> None:
@@ -93,8 +106,51 @@ def test_torchrun(tmp_path: Path) -> None:
     assert len(rows) == 2
 
 
+@needs("ray")
+@pytest.mark.timeout(600)
+def test_ray_serve(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(
+        "import signal, sys\n"
+        "from ray import serve\n"
+        "import ray_serve_app\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "serve.start(http_options={'host': '127.0.0.1', 'port': int(sys.argv[1])})\n"
+        "serve.run(ray_serve_app.app)\n"
+        "signal.sigtimedwait([signal.SIGUSR1], 300)\n"
+    )
+    port = free_port()
+    with serving(tmp_path, "run.py", str(port), port=port) as address:
+        await_answer(f"http://{address}/embed/1")
+        check(address)
+
+
+@needs("litserve")
+def test_litserve(tmp_path: Path) -> None:
+    port = free_port()
+    with serving(tmp_path, str(EXAMPLES / "litserve_app.py"), str(port), port=port) as address:
+        await_answer(f"http://{address}/health")
+        assert ask(f"http://{address}/predict", {"rows": 100})[0] == 200
+        status, answer = ask(f"http://{address}/predict", {"rows": LARGE})
+        assert status == 503
+        assert "pool_limit" in answer
+        assert ask(f"http://{address}/predict", {"rows": 100})[0] == 200
+
+
+@needs("bentoml")
+def test_bentoml(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ("-m", "bentoml", "serve", "bentoml_service:Encoder", "--port", str(port), "--host", "127.0.0.1")
+    settings = {"BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "True"}
+    with serving(tmp_path, *arguments, port=port, **settings) as address:
+        await_answer(f"http://{address}/embed", {"rows": 1})
+        status, answer = ask(f"http://{address}/embed", {"rows": LARGE})
+        assert status == 503
+        assert json.loads(answer)["error"] == "out_of_memory"  # BentoML has caught the error, which alone knows more
+        assert ask(f"http://{address}/embed", {"rows": 100})[0] == 200
+
+
 def test_every_example_is_short_and_tested() -> None:
-    tested = {"fastapi_app", "gunicorn_app", "torchrun_train"}
+    tested = {"fastapi_app", "gunicorn_app", "torchrun_train", "ray_serve_app", "litserve_app", "bentoml_service"}
     scripts = list(EXAMPLES.glob("*.py"))
     assert {path.stem for path in scripts} == tested
     assert all(len(path.read_text().splitlines()) <= 40 for path in scripts)
