@@ -28,10 +28,11 @@ def memory_stats(device: Device = None) -> OrderedDict[str, int]:
     ``segment`` counts contiguous backed ranges, ``inactive_split`` free ranges of the arenas (free blocks in thread
     caches and slabs are not in it). On the CPU a block is active exactly while it is allocated. ``num_moves`` and
     ``moved_bytes`` count free memory that was remapped. ``num_arena_locks`` counts how often a thread has gone
-    beyond its own cache, to what all threads share, and ``num_arena_lock_waits`` how often it waited for another there.
+    beyond its own cache, to what all threads share, and ``num_arena_lock_waits`` how often it waited for another there;
+    whatever takes blocks back counts, too.
 
-    Current values are exact, and so are a pool's peaks. A device's peak is never too low. It is exact while each thread
-    frees what it allocated; it can be too high by at most 256 KiB for each thread that frees what others allocated.
+    Current values are exact, and so are a pool's peaks. A device's peak is never too low. It can be too high by at most
+    256 KiB in each of the two pools for each thread that has freed blocks.
     """
     return OrderedDict(sorted(allocator(device).stats().items()))
 

@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "common/expects.h"
+
 namespace mempool {
 namespace {
 
@@ -17,19 +19,19 @@ class Turns {
 
   // The part of the thread of that number; returns when all is done.
   void play(std::size_t number) {
-    const double start = thread_cpu_seconds();
     while (await_turn(number)) {
+      const double start = thread_cpu_seconds();
+      std::exception_ptr error;
       try {
         const std::size_t first = next_;
         next_ = std::min(steps_, first + kStepsInARow);
         run_(first, next_, number);
-        give_turn(nullptr);
       } catch (...) {
-        give_turn(std::current_exception());
+        error = std::current_exception();
       }
+      seconds_ += thread_cpu_seconds() - start;
+      give_turn(error);
     }
-    const std::lock_guard guard(mutex_);
-    seconds_ += thread_cpu_seconds() - start;
   }
   // What is not done yet is not done any more.
   void stop() { give_turn(nullptr, true); }
@@ -62,7 +64,7 @@ class Turns {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::size_t turn_ = 0;  // whose it is
-  std::size_t next_ = 0;  // step; written by the thread whose turn it is, alone
+  std::size_t next_ = 0;  // step; like seconds_ written by the thread whose turn it is, alone
   bool is_over_ = false;
   std::exception_ptr error_;
   double seconds_ = 0;
@@ -77,6 +79,7 @@ double thread_cpu_seconds() {
 }
 
 double do_in_turns(std::size_t steps, std::size_t threads, const Run& run) {
+  MEMPOOL_EXPECTS(threads > 0);
   if (steps == 0) return 0;
   Turns turns(steps, threads, run);
   std::vector<std::thread> others;

@@ -121,17 +121,15 @@ inline void Allocation::confirm() {
 }
 
 Ledger::Charge Allocation::charge() noexcept {
-  const Ledger::Charge result = charge_once(false);
-  if (result.outcome != Outcome::unsettled) [[likely]]
-    return result;
-  parts_.caches.fold_for_peak(nullptr);
-  return charge_once(true);
-}
-
-inline Ledger::Charge Allocation::charge_once(bool force) noexcept {
-  std::unique_lock<OwnerLock> guard;
-  if (cache_ != nullptr) guard = std::unique_lock(cache_->lock);
-  return parts_.ledger.confirm(account_, size_, cache_ != nullptr ? &cache_->shards : nullptr, force);
+  {
+    std::unique_lock<OwnerLock> guard;
+    if (cache_ != nullptr) guard = std::unique_lock(cache_->lock);
+    const Ledger::Charge result =
+        parts_.ledger.confirm(account_, size_, cache_ != nullptr ? &cache_->shards : nullptr, false);
+    if (result.outcome != Outcome::unsettled) [[likely]]
+      return result;
+  }
+  return parts_.caches.confirm_for_peak(account_, size_, cache_);
 }
 
 void* Allocation::hand_over(void* address) {
@@ -235,7 +233,7 @@ void* Allocation::take_from(Arena& arena, const Supply& supply, ThreadCache* kee
   Span* const span = arena.pages.allocate(size_.rounded, supply, why);
   if (span == nullptr) return nullptr;
   span->hand_out(size_.asked, account_id(), keeper);
-  if (keeper != nullptr && size_.is_small()) refill(arena, *keeper);
+  if (keeper != nullptr && size_.is_small() && !parts_.ledger.above_soft_limit()) refill(arena, *keeper);
   return span->address();
 }
 

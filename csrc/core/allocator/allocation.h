@@ -37,7 +37,6 @@ class Allocation {
   void let_go(const Ledger::Charge& charge);
   [[gnu::always_inline]] void confirm();
   Ledger::Charge charge() noexcept;
-  Ledger::Charge charge_once(bool force) noexcept;
   void serve_stream() noexcept;
 
   void* obtain(Refusal& why) noexcept;

@@ -57,6 +57,13 @@ void CacheSet::fold_for_peak(ThreadCache* mine) noexcept {
   ledger_.suspend_leases();
 }
 
+Ledger::Charge CacheSet::confirm_for_peak(Account* account, BlockSize size, ThreadCache* mine) noexcept {
+  AllCaches caches(slot_);
+  caches.for_each([this](ThreadCache& cache) { ledger_.fold(cache.shards); });
+  ledger_.suspend_leases();
+  return ledger_.confirm(account, size, mine != nullptr ? &mine->shards : nullptr, true);
+}
+
 void* CacheSet::settle_and_unlock(ThreadCache& mine, bool is_small, void* address) noexcept {
   const bool settled = ledger_.settle(mine.shards, is_small);
   mine.lock.unlock();
@@ -76,7 +83,7 @@ ThreadCache::Unused CacheSet::fold_and_take_unused() noexcept {
   caches.for_each([this, &sum](ThreadCache& cache) {
     ledger_.fold(cache.shards);
     const ThreadCache::Unused unused = cache.take_unused();
-    sum.small_bytes += unused.small_bytes;
+    sum.small_blocks += unused.small_blocks;
     sum.span_bytes += unused.span_bytes;
   });
   return sum;

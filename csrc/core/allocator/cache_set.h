@@ -34,7 +34,9 @@ class CacheSet {
   // Folds every thread's counts into the ledger and suspends leases, where a block of `mine` (nullptr: of a thread
   // without a cache) could be a new peak.
   void fold_for_peak(ThreadCache* mine) noexcept;
-  // Folds the counts. Returns the bytes that have waited in the caches all the time since the last call.
+  // The same, and confirms a block of `account` before any thread can go on: see Ledger::confirm().
+  Ledger::Charge confirm_for_peak(Account* account, BlockSize size, ThreadCache* mine) noexcept;
+  // Folds the counts. Returns what has waited in the caches all the time since the last call.
   ThreadCache::Unused fold_and_take_unused() noexcept;
 
   // Folds the counts. Expects that the registry's mutex and every cache's lock are held.

@@ -26,7 +26,7 @@ class Decay {
   // False without memory to remember it.
   bool tick(std::int64_t now_ms, std::size_t need, std::size_t unused) noexcept;
   // Whether blocks have waited in thread caches for all of the span: the caller recalls them. Asked once after a tick.
-  // `unused`: bytes of any blocks there that no thread has used since the last tick.
+  // `unused`: bytes that blocks may keep there which no thread has used since the last tick.
   bool should_recall(std::size_t unused) noexcept;
   // How many bytes more than demand justifies are held, if they are worth a step. `overcounted`: what the need of the
   // span was taken for too high because of blocks that were then recalled.

@@ -36,9 +36,9 @@ inline constexpr std::size_t kMostLarge = 16;
 // core fetches ahead what the other one writes. Not measured.
 inline constexpr std::size_t kMostRefilled = 16;
 
-// Bytes of small blocks in a thread's cache from which on the arena takes them back before it grows: a few of them
-// would only cost their slabs. Not measured.
-inline constexpr std::size_t kSmallBytesWorthwhile = std::size_t{1} << 20;
+// Bytes of small blocks in a thread's cache from which on the arena takes them back before it grows. They may be of
+// 512 of the smallest blocks, each of which keeps a slab: 32 MiB. Not measured.
+inline constexpr std::size_t kSmallBytesWorthwhile = std::size_t{32} << 10;
 
 // ---- ledger
 

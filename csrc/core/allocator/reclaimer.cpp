@@ -31,7 +31,8 @@ std::size_t Reclaimer::decay(std::int64_t now_ms) noexcept {
   clocks_.wait_for_gone();
   collector_.collect();
   if (!decay_.tick(now_ms, arenas_.take_need(), unused.span_bytes)) return 0;
-  const bool is_recalled = decay_.should_recall(unused.small_bytes + unused.span_bytes);
+  // Each small block may keep a slab.
+  const bool is_recalled = decay_.should_recall(unused.small_blocks * kSlabBytes + unused.span_bytes);
   const std::size_t overcounted = is_recalled ? recall_unused(unused.span_bytes) : 0;
   const std::size_t surplus = decay_.surplus(ledger_.held(), overcounted);
   std::size_t given = 0;

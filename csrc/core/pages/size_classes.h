@@ -17,9 +17,11 @@ namespace mempool {
 inline constexpr std::size_t kMinAlignment = 64;
 inline constexpr std::size_t kSmallClasses = 56;
 
+inline constexpr std::size_t kSlabBytes = std::size_t{64} << 10;  // at least
+
 struct SizeClass {
   std::uint32_t block_bytes;
-  std::uint32_t slab_bytes;  // a multiple of kPageBytes, 64 to 128 KiB, chosen for the least tail
+  std::uint32_t slab_bytes;  // a multiple of kPageBytes, kSlabBytes to twice that, chosen for the least tail
   std::uint32_t blocks;      // in one slab
   std::uint32_t reciprocal;  // ceil(2^32 / block_bytes): index_in_slab() divides by multiplying
 };
@@ -33,8 +35,8 @@ constexpr std::array<SizeClass, kSmallClasses> make_size_classes() {
     std::size_t step = 64;
     while (step * 16 <= block) step *= 2;
     block += step;
-    std::size_t best = std::size_t{64} << 10;
-    for (std::size_t slab = best; slab <= (std::size_t{128} << 10); slab += kPageBytes) {
+    std::size_t best = kSlabBytes;
+    for (std::size_t slab = best; slab <= 2 * kSlabBytes; slab += kPageBytes) {
       if ((slab % block) * best < (best % block) * slab) best = slab;
     }
     out.block_bytes = static_cast<std::uint32_t>(block);

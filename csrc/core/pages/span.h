@@ -26,6 +26,8 @@ struct BlockTag {
   std::uint32_t account = 0;    // id of the pool that is charged; 0 is the device's root pool
 };
 inline constexpr std::uint32_t kFreeTag = UINT32_MAX;
+// In `account`, with kFreeTag: the block waits in a thread's cache since a moment that the cache knows.
+inline constexpr std::uint32_t kMarkedTag = 1;
 // Added to `account`: other streams than its own use the block, too. With kFreeTag: it is freed and waits for them.
 inline constexpr std::uint32_t kUsedElsewhere = std::uint32_t{1} << 31;
 // The same: other processes have the live block's memory.

@@ -31,6 +31,7 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& 
   Bin& bin = bins_[size_class];
   if (bin.capacity == 0 && !enlarge(size_class)) return arena_->slabs.allocate(size_class, &out, 1, supply, why) == 1;
   const std::size_t size = bin.block_bytes;
+  if (small_bytes() + size > most_small_bytes_) give_back_others(bin);
   // Half of the bin, so that frees which follow find room.
   const std::size_t room = most_small_bytes_ > small_bytes() ? (most_small_bytes_ - small_bytes()) / size : 0;
   const std::size_t batch = std::clamp<std::size_t>(room, 1, bin.capacity / 2);
@@ -42,6 +43,28 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& 
   bin.count = static_cast<std::uint16_t>(filled - 1);
   set_small_bytes(small_bytes() + (filled - 1) * size);
   return true;
+}
+
+// What the thread has used before gives way to what it uses now. Expects that the arena's lock is held.
+void ThreadCache::give_back_others(const Bin& but) noexcept {
+  for (Bin& bin : bins_) {
+    if (&bin == &but) continue;
+    set_small_bytes(small_bytes() - std::size_t{bin.count} * bin.block_bytes);
+    for (; bin.count > 0; --bin.count) arena_->slabs.free(bin.slots[bin.count - 1]);
+  }
+}
+
+// A block that was handed out since has lost its mark, also if it is back: then all of the bin counts as used, which
+// costs the way of a small block nothing.
+std::size_t ThreadCache::take_unused_small() noexcept {
+  std::size_t unused = 0;
+  for (Bin& bin : bins_) {
+    const bool is_there = bin.marked > 0 && bin.marked <= bin.count;
+    if (is_there && bin.slots[bin.marked - 1].tag->account == kMarkedTag) unused += bin.marked;
+    bin.marked = bin.count;
+    if (bin.count > 0) bin.slots[bin.count - 1].tag->account = kMarkedTag;
+  }
+  return unused;
 }
 
 // False: it is as large as it may be, or there is no memory for more.
@@ -93,6 +116,7 @@ void ThreadCache::push_or_give_back(std::size_t size_class, const SmallBlock& bl
 }
 
 void ThreadCache::flush_small() noexcept {
+  if (small_bytes() == 0) return;
   const Guard guard(arena_->mutex);
   for (Bin& bin : bins_) {
     for (; bin.count > 0; --bin.count) arena_->slabs.free(bin.slots[bin.count - 1]);

@@ -21,6 +21,7 @@
 #include <memory>
 #include <utility>
 
+#include "common/expects.h"
 #include "common/owner_lock.h"
 #include "core/accounts/block_size.h"
 #include "core/accounts/shards.h"
@@ -98,6 +99,7 @@ class ThreadCache {
     const std::size_t bin = medium_bin(bytes);
     refill_ = bin == refilled_bin_ ? std::min(2 * refill_, kMostRefilled) : 1;
     refilled_bin_ = bin;
+    MEMPOOL_EXPECTS(refill_ > 0);
     return keeps_many_ && medium_count_ + refill_ <= most_medium_ ? refill_ - 1 : 0;
   }
 
@@ -140,16 +142,12 @@ class ThreadCache {
   // Both may be read without the lock; the second is of medium and large ones.
   std::size_t small_bytes() const noexcept { return small_bytes_.load(std::memory_order_relaxed); }
   std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
-  // What has waited since the last call. `span_bytes`: the minimum, which no request took. `small_bytes`: of the two
-  // moments alone, as more would cost the way of each small block.
+  // What has waited since the last call, with no request for it.
   struct Unused {
-    std::size_t small_bytes = 0;
+    std::size_t small_blocks = 0;
     std::size_t span_bytes = 0;
   };
-  Unused take_unused() noexcept {
-    const std::size_t before = std::exchange(small_bytes_before_, small_bytes());
-    return {std::min(before, small_bytes()), std::exchange(least_span_bytes_, span_bytes())};
-  }
+  Unused take_unused() noexcept { return {take_unused_small(), std::exchange(least_span_bytes_, span_bytes())}; }
 
   // Returns every block, or the small ones, or the medium and large ones, to the arena.
   void flush() noexcept {
@@ -174,6 +172,7 @@ class ThreadCache {
     std::uint16_t count = 0;
     std::uint16_t capacity = 0;
     std::uint32_t block_bytes = 0;
+    std::uint16_t marked = 0;  // blocks that were there at take_unused(); the last of them has kMarkedTag
   };
   static constexpr std::size_t kMediumBins = (kMediumMax - kSmallMax) / kPageBytes;
   static std::size_t medium_bin(std::size_t bytes) { return (bytes - kSmallMax) / kPageBytes - 1; }
@@ -189,6 +188,8 @@ class ThreadCache {
   void evict_large(std::size_t count) noexcept;                                  // the oldest
   void make_room(std::size_t size_class) noexcept;
   bool enlarge(std::size_t size_class) noexcept;
+  void give_back_others(const Bin& but) noexcept;
+  std::size_t take_unused_small() noexcept;
 
   Arena* arena_;
   StreamId stream_;
@@ -199,12 +200,11 @@ class ThreadCache {
   const std::size_t most_medium_;
   const std::size_t most_large_;
   std::atomic<std::size_t> small_bytes_{0};
-  std::size_t small_bytes_before_ = 0;  // at take_unused()
   std::array<Bin, kSmallClasses> bins_{};
   std::array<Span*, kMediumBins> medium_{};
   std::size_t medium_count_ = 0;
   std::size_t newest_bin_ = 0;                         // of medium_
-  std::size_t refilled_bin_ = 0;                       // that of the last refill
+  std::size_t refilled_bin_ = kMediumBins;             // that of the last refill; kMediumBins: there was none
   std::size_t refill_ = 0;                             // blocks that it took
   std::array<std::size_t, kMostLarge> large_sizes_{};  // the oldest first
   std::array<Span*, kMostLarge> large_{};

@@ -124,3 +124,93 @@ TEST(a_thread_may_be_given_no_cache) {
   CHECK_EQ(allocator.stats().free_ranges.bytes.all.current, static_cast<std::int64_t>(allocator.ledger().held()));
   device.check_empty();
 }
+
+// The smallest medium size is the first one that the thread's cache is asked for.
+TEST(a_first_medium_block_takes_no_others_along) {
+  for (const std::size_t bytes : {33 * kKiB, 36 * kKiB, 40 * kKiB, kMiB}) {
+    const FakeDevice device;
+    CachingAllocator& allocator = *device.allocator;
+    CHECK(allocator.deallocate(allocator.allocate(64 * kMiB)));
+    allocator.trim(0);
+    void* const large = allocator.allocate(64 * kMiB);
+    CHECK(allocator.deallocate(large));
+    in_threads(1, [&](int) {
+      void* const block = allocator.allocate(bytes);
+      CHECK(allocator.stats().free_ranges.bytes.all.current > static_cast<std::int64_t>(62 * kMiB));
+      CHECK(allocator.deallocate(block));
+    });
+    device.check_empty();
+  }
+}
+
+TEST(small_blocks_that_are_used_all_the_time_do_not_decay) {
+  const FakeDevice device({.decay_ms = 1000});
+  CachingAllocator& allocator = *device.allocator;
+  const auto round = [&] {
+    const std::vector<void*> four = allocate_many(allocator, 400, 4 * kKiB);
+    const std::vector<void*> eight = allocate_many(allocator, 400, 8 * kKiB);
+    free_all(allocator, four);
+    free_all(allocator, eight);
+  };
+  round();
+  std::int64_t now_ms = 0;
+  for (; now_ms < 2000; now_ms += allocator.decay_tick_ms()) {
+    round();
+    allocator.decay(now_ms);
+  }
+  const std::int64_t commits = allocator.stats().commits;
+  for (; now_ms < 20000; now_ms += allocator.decay_tick_ms()) {
+    round();
+    allocator.decay(now_ms);
+  }
+  CHECK_EQ(allocator.stats().commits, commits);
+  CHECK_EQ(allocator.stats().decayed_bytes, 0);
+  for (; now_ms < 24000; now_ms += allocator.decay_tick_ms()) allocator.decay(now_ms);  // and none uses them
+  CHECK_EQ(allocator.ledger().held(), 0u);
+  device.check_empty();
+}
+
+// One block of each slab waits in a thread's cache, and keeps it.
+TEST(slabs_that_few_cached_blocks_keep_go_back_too) {
+  for (const bool decays : {false, true}) {
+    const FakeDevice device({.decay_ms = 1000});
+    CachingAllocator& allocator = *device.allocator;
+    const std::vector<void*> blocks = allocate_many(allocator, 512 * 64, kKiB);  // 64 of each slab
+    in_threads(1, [&](int) {
+      std::vector<void*> one_of_each;
+      for (std::size_t i = 0; i < blocks.size(); ++i) {
+        if (i % 64 == 0) one_of_each.push_back(blocks[i]);
+      }
+      in_threads(1, [&](int) {
+        for (std::size_t i = 0; i < blocks.size(); ++i) {
+          if (i % 64 != 0) CHECK(allocator.deallocate(blocks[i]));
+        }
+      });
+      free_all(allocator, one_of_each);
+      const std::size_t held = allocator.ledger().held();
+      CHECK(held >= 32 * kMiB);
+      in_threads(1, [&](int) {  // while the first one, and its cache, are there
+        if (decays) {
+          for (std::int64_t now_ms = 0; now_ms <= 3000; now_ms += allocator.decay_tick_ms()) allocator.decay(now_ms);
+          CHECK_EQ(allocator.ledger().held(), 0u);
+        } else {
+          CHECK(allocator.deallocate(allocator.allocate(30 * kMiB)));
+          CHECK_EQ(allocator.ledger().held(), held);
+        }
+      });
+    });
+    device.check_empty();
+  }
+}
+
+TEST(a_full_cache_of_small_blocks_makes_way_for_another_size) {
+  const FakeDevice device;
+  CachingAllocator& allocator = *device.allocator;
+  free_all(allocator, allocate_many(allocator, 2000, 4 * kKiB));
+  free_all(allocator, allocate_many(allocator, 512, 32 * kKiB));  // all that a cache may keep
+  const CountedMutex::Counts before = allocator.arenas().lock_counts();
+  const std::vector<void*> blocks = allocate_many(allocator, 2000, 4 * kKiB);
+  CHECK(allocator.arenas().lock_counts().taken - before.taken < 1000);
+  free_all(allocator, blocks);
+  device.check_empty();
+}
