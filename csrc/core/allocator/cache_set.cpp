@@ -25,7 +25,7 @@ void CacheSet::recall() noexcept {
 }
 
 void CacheSet::flush_for_growth(ThreadCache& cache) noexcept {
-  if (cache.small_bytes() >= kSmallBytesWorthwhile) cache.flush_small();
+  if (cache.is_worth_recalling()) cache.flush_small();
   cache.flush_spans();
 }
 
@@ -38,9 +38,8 @@ void CacheSet::recall_for_growth(ThreadCache* mine) noexcept {
   bool others = false;
   {
     const std::lock_guard guard(registry.mutex);
-    registry.for_each(slot_, [&others](const ThreadCache& cache) {
-      others |= cache.span_bytes() > 0 || cache.small_bytes() >= kSmallBytesWorthwhile;
-    });
+    registry.for_each(
+        slot_, [&others](const ThreadCache& cache) { others |= cache.span_bytes() > 0 || cache.is_worth_recalling(); });
   }
   if (!others) return;
   AllCaches caches(slot_);

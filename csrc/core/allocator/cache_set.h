@@ -29,7 +29,7 @@ class CacheSet {
   // Takes the free blocks out of every thread's cache.
   void recall() noexcept;
   // Returns blocks in caches to the arena, which coalesces them: medium and large blocks of all threads, and small ones
-  // where a thread has at least kSmallBytesWorthwhile. `mine` (nullptr: none) is the calling thread's.
+  // where that is worthwhile. `mine` (nullptr: none) is the calling thread's.
   void recall_for_growth(ThreadCache* mine) noexcept;
   // Folds every thread's counts into the ledger and suspends leases, where a block of `mine` (nullptr: of a thread
   // without a cache) could be a new peak.

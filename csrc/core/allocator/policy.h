@@ -39,6 +39,9 @@ inline constexpr std::size_t kMostRefilled = 16;
 // Bytes of small blocks in a thread's cache from which on the arena takes them back before it grows. They may be of
 // 512 of the smallest blocks, each of which keeps a slab: 32 MiB. Not measured.
 inline constexpr std::size_t kSmallBytesWorthwhile = std::size_t{32} << 10;
+// The same where handles stay whole and a thread keeps few of a size: there training of a fixed shape comes to rest
+// later if its small blocks move.
+inline constexpr std::size_t kSmallBytesWorthwhileOfWhole = std::size_t{1} << 20;
 
 // ---- ledger
 

@@ -139,6 +139,10 @@ class ThreadCache {
     size.is_small() ? push_medium(span) : push_large(span);
   }
 
+  // Whether the arena takes the small blocks back before it grows. May be called without the lock.
+  bool is_worth_recalling() const noexcept {
+    return small_bytes() >= (keeps_many_ ? kSmallBytesWorthwhile : kSmallBytesWorthwhileOfWhole);
+  }
   // Both may be read without the lock; the second is of medium and large ones.
   std::size_t small_bytes() const noexcept { return small_bytes_.load(std::memory_order_relaxed); }
   std::size_t span_bytes() const noexcept { return span_bytes_.load(std::memory_order_relaxed); }
