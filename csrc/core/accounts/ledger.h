@@ -9,9 +9,8 @@
 //     sums need counting. When that room is used up, the leases of all threads are folded back before the next block is
 //     counted. After that, threads that free many blocks give up a part of their leases, so that it happens rarely.
 //   - A thread that frees what the totals have already, its own blocks or another thread's, is behind until it is
-//   folded,
-//     by at most kFoldBytes and kFoldBlocks of small and of large blocks each. Meanwhile the totals are too high by
-//     that much for each of these threads, and so may be a peak: never too low.
+//     folded, by at most kFoldBytes and kFoldBlocks of small and of large blocks each. Meanwhile the totals are too
+//     high by that much for each of these threads, and so may be a peak: never too low.
 //   - Every other pool may have a limit, so its blocks are counted in its Account. The registry's spin lock is held for
 //     the whole chain of parents: a check and all its charges are one step, a limit is never passed by a byte, and the
 //     half-finished charge of one thread never makes another thread's request fail.
