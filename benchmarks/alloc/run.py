@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +41,9 @@ from benchmarks.common import (
 from benchmarks.peers import NAMES, chosen, missing
 
 WORKER = "benchmarks.alloc.worker"
+
+Result = TypeVar("Result")
+Measure = Callable[[argparse.Namespace, Sequence[str], Path], Result]  # of the options, the sides, the loops
 
 
 def size_text(size: int) -> str:
@@ -118,19 +122,22 @@ def measure(options: argparse.Namespace, sides: Sequence[str], loops: Path) -> l
     return results
 
 
+def on_all_sides(options: argparse.Namespace, console: Console, measure: Measure[Result]) -> Result:
+    """What `measure` returns, given the sides that can be run here and the compiled loops."""
+    for sentence in missing(options.peers):
+        console.print(sentence, highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
+        loops = compile_loops(Path(__file__).with_name("loops.cpp"), Path(folder), ["-lc10"])
+        return measure(options, chosen(options.peers), loops)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns its exit status."""
     options = parse(arguments)
     console = table_console()
     facts = {threads: environment_facts(threads) for threads in options.threads}
     try:
-        sides = chosen(options.peers)
-        for sentence in missing(options.peers):
-            console.print(sentence, highlight=False)
-        with tempfile.TemporaryDirectory() as folder:
-            results = measure(
-                options, sides, compile_loops(Path(__file__).with_name("loops.cpp"), Path(folder), ["-lc10"])
-            )
+        results = on_all_sides(options, console, measure)
     except BenchmarkError as error:
         console.print(f"[bold red]failed:[/] {error}", highlight=False)
         return 2

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.alloc import MANY_LIVE
-from benchmarks.alloc.run import WORKER, fastest, size_text
+from benchmarks.alloc.run import WORKER, fastest, on_all_sides, size_text
 from benchmarks.common import (
     DEFAULT_OUT,
     OURS,
@@ -27,7 +26,6 @@ from benchmarks.common import (
     Json,
     Spread,
     caption,
-    compile_loops,
     environment_facts,
     in_turn,
     paired_ratio,
@@ -37,7 +35,7 @@ from benchmarks.common import (
     table_console,
     write_report,
 )
-from benchmarks.peers import NAMES, chosen, missing
+from benchmarks.peers import NAMES
 
 (LIVE,) = (live for live in MANY_LIVE if live)
 Runs = Mapping[str, list[Json]]  # of each side, one for each repeat
@@ -118,12 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = table_console()
     facts = environment_facts(max(options.threads))
     try:
-        sides = chosen(options.peers)
-        for sentence in missing(options.peers):
-            console.print(sentence, highlight=False)
-        with tempfile.TemporaryDirectory() as folder:
-            loops = compile_loops(Path(__file__).with_name("loops.cpp"), Path(folder), ["-lc10"])
-            by_threads = measure(options, sides, loops)
+        by_threads = on_all_sides(options, console, measure)
     except BenchmarkError as error:
         console.print(f"[bold red]failed:[/] {error}", highlight=False)
         return 2

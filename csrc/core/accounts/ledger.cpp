@@ -108,10 +108,10 @@ void Ledger::set_lease(Shard& shard, bool is_small, const Amounts& lease) {
 
 void Ledger::ease(Shards& shards, bool is_small) {
   Shard& shard = shards.of(is_small);
-  const bool is_behind = kLeastOfNone.exceeds(shard.balance());
-  if (!is_behind && eases_.load(std::memory_order_relaxed) == 0) return shard.lower_least();
+  const bool must_fold = kLeastOfNone.exceeds(shard.balance());
+  if (!must_fold && eases_.load(std::memory_order_relaxed) == 0) return shard.lower_least();
   const Guard guard(lock_);
-  if (is_behind) return fold_locked(shards);
+  if (must_fold) return fold_locked(shards);
   eases_.store(std::max(0, eases_.load(std::memory_order_relaxed) - 1), std::memory_order_relaxed);
   const Amounts wanted = shard.balance().at_least({});
   const Amounts room = room_below_peaks(is_small, shard.lease);

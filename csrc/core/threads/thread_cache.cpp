@@ -31,7 +31,8 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& 
   Bin& bin = bins_[size_class];
   if (bin.capacity == 0 && !enlarge(size_class)) return arena_->slabs.allocate(size_class, &out, 1, supply, why) == 1;
   const std::size_t size = bin.block_bytes;
-  if (small_bytes() + size > most_small_bytes_) give_back_others(bin);
+  // What the thread has used before gives way to what it uses now.
+  if (small_bytes() + size > most_small_bytes_) give_back_small(&bin);
   // Half of the bin, so that frees which follow find room.
   const std::size_t room = most_small_bytes_ > small_bytes() ? (most_small_bytes_ - small_bytes()) / size : 0;
   const std::size_t batch = std::clamp<std::size_t>(room, 1, bin.capacity / 2);
@@ -45,10 +46,10 @@ bool ThreadCache::refill(std::size_t size_class, SmallBlock& out, const Supply& 
   return true;
 }
 
-// What the thread has used before gives way to what it uses now. Expects that the arena's lock is held.
-void ThreadCache::give_back_others(const Bin& but) noexcept {
+// All but those of that bin. Expects that the arena's lock is held.
+void ThreadCache::give_back_small(const Bin* but) noexcept {
   for (Bin& bin : bins_) {
-    if (&bin == &but) continue;
+    if (&bin == but) continue;
     set_small_bytes(small_bytes() - std::size_t{bin.count} * bin.block_bytes);
     for (; bin.count > 0; --bin.count) arena_->slabs.free(bin.slots[bin.count - 1]);
   }
@@ -118,10 +119,7 @@ void ThreadCache::push_or_give_back(std::size_t size_class, const SmallBlock& bl
 void ThreadCache::flush_small() noexcept {
   if (small_bytes() == 0) return;
   const Guard guard(arena_->mutex);
-  for (Bin& bin : bins_) {
-    for (; bin.count > 0; --bin.count) arena_->slabs.free(bin.slots[bin.count - 1]);
-  }
-  set_small_bytes(0);
+  give_back_small(nullptr);
 }
 
 // Half of all go, other sizes first: those that the thread used before would else keep out the ones that it uses now.

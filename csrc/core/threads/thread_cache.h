@@ -192,7 +192,7 @@ class ThreadCache {
   void evict_large(std::size_t count) noexcept;                                  // the oldest
   void make_room(std::size_t size_class) noexcept;
   bool enlarge(std::size_t size_class) noexcept;
-  void give_back_others(const Bin& but) noexcept;
+  void give_back_small(const Bin* but) noexcept;
   std::size_t take_unused_small() noexcept;
 
   Arena* arena_;
